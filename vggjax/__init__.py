@@ -1,0 +1,1 @@
+"""VGG transfer learning in JAX."""

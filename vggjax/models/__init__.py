@@ -1,0 +1,1 @@
+"""What is computed: the table of networks, the module, its head."""

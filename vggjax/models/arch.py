@@ -1,0 +1,106 @@
+"""The table of VGG networks: convolutions per block, widths, and the ordered names of their layers.
+
+Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
+(arXiv:1409.1556), table 1: A, B, D and E are VGG11, 13, 16 and 19. The names are Keras'
+(`block1_conv1` ... `block5_pool`); a batch normalisation that follows `block1_conv1` is `block1_bn1`.
+Everything else in the package speaks of layers by these names. No jax here.
+"""
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vggjax.errors import ConfigError, unknown
+
+CONVS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+"""Convolutions in each of the five blocks; a 2x2 max pooling ends each block."""
+
+WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of each block's convolutions."""
+
+MIN_SIZE_PX = 32
+"""Five poolings halve the picture five times: below 32 px nothing is left of it."""
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One row of the table: which layers there are before the head, and how wide they are."""
+
+    name: str
+    convs: tuple[int, ...]
+    widths: tuple[int, ...] = WIDTHS
+    batch_norm: bool = False
+
+    def conv_channels(self) -> dict[str, tuple[int, int]]:
+        """Maps each convolution's name, in order, to (channels in, channels out)."""
+        channels, width_in = {}, 3
+        for block, (count, width) in enumerate(zip(self.convs, self.widths, strict=True), 1):
+            for i in range(1, count + 1):
+                channels[f"block{block}_conv{i}"] = (width_in, width)
+                width_in = width
+        return channels
+
+    def layers(self) -> tuple[str, ...]:
+        """Names every layer of the convolutional base in the order in which it runs."""
+        names = []
+        for block, count in enumerate(self.convs, 1):
+            for i in range(1, count + 1):
+                names.append(f"block{block}_conv{i}")
+                if self.batch_norm:
+                    names.append(f"block{block}_bn{i}")
+            names.append(f"block{block}_pool")
+        return tuple(names)
+
+
+ARCHS = {
+    name + suffix: Arch(name + suffix, convs, batch_norm=bool(suffix))
+    for suffix in ("", "_bn")
+    for name, convs in CONVS.items()
+}
+
+
+def get_arch(name: str) -> Arch:
+    """Looks a network up by name (`vgg16`, `vgg11_bn` ...).
+
+    Raises:
+        ConfigError: no such network; the message names the nearest one.
+    """
+    if name not in ARCHS:
+        raise ConfigError(unknown("model", name, ARCHS))
+    return ARCHS[name]
+
+
+def match_layers(
+    patterns: Iterable[str], layers: Iterable[str], *, flag: str = "--unfreeze"
+) -> tuple[str, ...]:
+    """Resolves patterns to the layers that they name, in the order of `layers`.
+
+    A pattern is `none`, `all`, a block (`block5`), a layer (`block5_conv3`) or a glob
+    (`block?_conv1`). `layers` are all the names to choose from; `flag` is named in the error.
+
+    Raises:
+        ConfigError: a pattern that names no layer, or `none` beside another pattern.
+    """
+    patterns, layers = tuple(patterns), tuple(layers)
+    if "none" in patterns and len(patterns) > 1:
+        raise ConfigError(f"{flag} none cannot stand beside other names; got {' '.join(patterns)}.")
+    blocks = tuple(dict.fromkeys(name.split("_")[0] for name in layers if "_" in name))
+    chosen: set[str] = set()
+    for pattern in patterns:
+        if pattern == "none":
+            continue
+        if pattern == "all":
+            chosen.update(layers)
+        elif pattern in blocks:
+            chosen.update(name for name in layers if name.startswith(f"{pattern}_"))
+        elif matched := fnmatch.filter(layers, pattern):
+            chosen.update(matched)
+        else:
+            choices = ("none", "all", *blocks, *layers)
+            raise ConfigError(unknown(f"layer in {flag}", pattern, choices))
+    return tuple(name for name in layers if name in chosen)

@@ -1,0 +1,1 @@
+"""Where numbers come from and go to; readers and writers, no jax in them."""
