@@ -6,6 +6,7 @@ escapes is a bug and exits with 1 and its traceback.
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -31,3 +32,11 @@ def unknown(what: str, received: object, choices: Iterable[str], *, hint: str = 
     near = difflib.get_close_matches(str(received), choices, n=1, cutoff=0.5)
     meant = f" Did you mean {near[0]!r}?" if near else ""
     return f"Unknown {what} {str(received)!r}.{meant} Choices: {', '.join(choices)}.{hint}"
+
+
+def shown(path: object) -> str:
+    """Makes a file name safe to print, control characters and non-UTF-8 bytes escaped."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )

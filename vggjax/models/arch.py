@@ -2,7 +2,7 @@
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
 (arXiv:1409.1556), table 1: A, B, D and E are VGG11, 13, 16 and 19. The names are Keras'
-(`block1_conv1` ... `block5_pool`); a batch normalisation that follows `block1_conv1` is `block1_bn1`.
+(`block1_conv1` ... `block5_pool`); the batch normalisation behind `block1_conv1` is `block1_bn1`.
 Everything else in the package speaks of layers by these names. No jax here.
 """
 

@@ -72,7 +72,11 @@ def assign(
     ]
     problems = [
         f"{label}: {', '.join(names)}"
-        for label, names in [("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong)]
+        for label, names in [
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", wrong),
+        ]
         if names
     ]
     if problems:

@@ -16,7 +16,7 @@ POOLINGS = {"flatten": ("flatten",), "avg2": ("avg2", "flatten"), "gap": ("gap",
 
 @dataclass(frozen=True)
 class Head:
-    """What stands on the last pooling: `outputs` None waits for the data set's number of classes."""
+    """What stands on the last pooling; `outputs` None waits for the number of classes."""
 
     pooling: str = "gap"
     hidden: tuple[int, ...] = ()
@@ -28,7 +28,9 @@ class Head:
         text = f"pooling={self.pooling!r}, hidden={self.hidden}, outputs={self.outputs}"
         if self.pooling not in POOLINGS:
             raise ConfigError(f"A head pools by {', '.join(POOLINGS)}; got {text}.")
-        if any(width < 1 for width in self.hidden) or (self.outputs is not None and self.outputs < 1):
+        if any(width < 1 for width in self.hidden) or (
+            self.outputs is not None and self.outputs < 1
+        ):
             raise ConfigError(f"A head's widths and outputs are whole numbers from 1; got {text}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"A head's dropout lies in [0, 1); got {self.dropout}.")
@@ -75,8 +77,8 @@ class Head:
         if self.outputs == num_classes or (self.outputs == 1 and num_classes == 2):
             return self
         raise ConfigError(
-            f"The head {str(self)!r} has {self.outputs} outputs, but the data has {num_classes} classes. "
-            f"Write it as {str(replace(self, outputs=None))!r}, which takes the number from the data."
+            f"The head {str(self)!r} has {self.outputs} outputs, but the data has {num_classes} "
+            f"classes. Write it as {str(replace(self, outputs=None))!r}, and the data decides."
         )
 
     def layers(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from vggjax.errors import ConfigError, unknown
 from vggjax.models.arch import MIN_SIZE_PX, Arch, get_arch
 from vggjax.models.head import PUBLISHED_TOP, Head
 
-# He et al. (arXiv:1502.01852): the variance that relu networks keep, so that VGG trains from scratch.
+# He et al. (arXiv:1502.01852): relu networks keep this variance, so VGG trains from scratch.
 _he = nnx.initializers.he_normal()
 # A small last layer starts the loss at ln(classes), whatever the features' scale.
 _small = nnx.initializers.normal(0.01)
@@ -49,9 +49,13 @@ class VGG(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         if include_top and head is not None:
-            raise ConfigError(f"include_top=True is Keras' own head; got head={str(head)!r} as well.")
+            raise ConfigError(
+                f"include_top=True is Keras' own head; got head={str(head)!r} as well."
+            )
         if head is not None and head.outputs is None:
-            raise ConfigError(f"The head {str(head)!r} lacks its number of outputs; use for_classes.")
+            raise ConfigError(
+                f"The head {str(head)!r} lacks its number of outputs; use for_classes."
+            )
         self.arch = get_arch(arch) if isinstance(arch, str) else arch
         self.head = PUBLISHED_TOP if include_top else head
         self.image_size = check_size(image_size)
@@ -68,7 +72,9 @@ class VGG(nnx.Module):
         if self.head is not None:
             width_in = self.head.num_features(self.image_size // 32, self.arch.widths[-1])
             if width_in == 0:
-                raise ConfigError(f"The head {str(self.head)!r} needs 64 px or more; got {image_size}.")
+                raise ConfigError(
+                    f"The head {str(self.head)!r} needs 64 px or more; got {image_size}."
+                )
             for i, width in enumerate(self.head.hidden, 1):
                 kwargs = dict(dtype=dtype, kernel_init=_he, rngs=rngs)
                 setattr(self, f"fc{i}", nnx.Linear(width_in, width, **kwargs))
@@ -164,7 +170,11 @@ class VGG(nnx.Module):
                 f"VGG halves the picture five times and needs {MIN_SIZE_PX} px or more; "
                 f"got {shape[1]}x{shape[2]} px. Enlarge the pictures."
             )
-        if self.head is None or self.head.pooling == "gap" or not set(names) & {"fc1", "predictions"}:
+        if (
+            self.head is None
+            or self.head.pooling == "gap"
+            or not set(names) & {"fc1", "predictions"}
+        ):
             return
         side = self.image_size // 32
         if (shape[1] // 32, shape[2] // 32) != (side, side):
