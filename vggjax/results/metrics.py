@@ -1,0 +1,126 @@
+"""Turns probabilities and true labels into the figures that a person judges a classifier by.
+
+In: probs (N, C), each row summing to 1, and labels (N,) in 0..C-1. Out: plain Python numbers, ready
+for JSON. A class without examples, or one that is never guessed, counts as 0 and not as an error,
+as in scikit-learn with `zero_division=0`. numpy only: no model, no file and no plot here.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+TOP_K = 5
+"""Top-5 accuracy is told apart from accuracy only where there are more classes than this."""
+
+Z_95 = 1.959963984540054
+"""The normal distribution's 97.5 % point: 95 % lie within this many deviations of the mean."""
+
+
+def summarize(probs: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict:
+    """Gives every figure of one evaluation.
+
+    Returns:
+        num_examples, loss (nats), accuracy, accuracy_interval [low, high] (95 %), top5 (only with
+        more than five classes), per_class [{name, precision, recall, f1, support}], macro
+        {precision, recall, f1} (plain means over the classes), and confusion (C lists of C counts,
+        rows are the truth).
+    """
+    probs, labels = np.asarray(probs), np.asarray(labels)
+    num_classes = len(class_names)
+    if labels.ndim != 1 or probs.shape != (len(labels), num_classes) or not len(labels):
+        raise ValueError(
+            f"probs must be (N, {num_classes}) and labels (N,) with N from 1; got {probs.shape} "
+            f"and {labels.shape}."
+        )
+    confusion = confusion_matrix(labels, probs.argmax(1), num_classes)
+    correct = int(np.trace(confusion))
+    result = {
+        "num_examples": len(labels),
+        "loss": log_loss(probs, labels),
+        "accuracy": correct / len(labels),
+        "accuracy_interval": list(wilson_interval(correct, len(labels))),
+    }
+    if num_classes > TOP_K:
+        result["top5"] = top_k_accuracy(probs, labels, k=TOP_K)
+    scores = class_scores(confusion)
+    result["per_class"] = [
+        {"name": name, **{key: values[i].item() for key, values in scores.items()}}
+        for i, name in enumerate(class_names)
+    ]
+    result["macro"] = {key: float(scores[key].mean()) for key in ("precision", "recall", "f1")}
+    result["confusion"] = confusion.tolist()
+    return result
+
+
+def confusion_matrix(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts each (truth, guess): int64 (C, C), rows are the truth."""
+    cells = np.asarray(labels, np.int64) * num_classes + np.asarray(guesses, np.int64)
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Gives precision, recall, f1 (float, (C,)) and support (int, (C,)) of each class."""
+    confusion = np.asarray(confusion)
+    hits, support, guessed = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    return {
+        "precision": _ratio(hits, guessed),
+        "recall": _ratio(hits, support),
+        "f1": _ratio(2 * hits, support + guessed),
+        "support": support,
+    }
+
+
+def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Gives the mean cross-entropy in nats.
+
+    A probability is taken as at least the spacing of its type at 1 (1.2e-7 for float32), where
+    softmax has rounded it to 0 and the true loss is lost.
+    """
+    eps = np.finfo(probs.dtype).eps
+    truth = np.clip(probs[np.arange(len(labels)), labels], eps, 1 - eps)
+    return float(-np.log(truth.astype(np.float64)).mean())
+
+
+def top_k_accuracy(probs: np.ndarray, labels: np.ndarray, *, k: int = TOP_K) -> float:
+    """Gives the share of examples whose truth is among the k most probable classes."""
+    return float((top_classes(probs, k) == np.asarray(labels)[:, None]).any(1).mean())
+
+
+def top_classes(probs: np.ndarray, k: int = TOP_K) -> np.ndarray:
+    """Gives the k most probable classes, best first (N, min(k, C)); the first is the argmax."""
+    return np.argsort(-np.asarray(probs), axis=1, kind="stable")[:, :k]
+
+
+def wilson_interval(correct: int, total: int, *, z: float = Z_95) -> tuple[float, float]:
+    """Gives Wilson's interval of a share, 95 % by default.
+
+    It stays inside [0, 1] and says something even where all or none are correct, which the usual
+    plus-minus of the normal approximation does not (Wilson 1927, J. Am. Stat. Assoc. 22:209).
+    """
+    share = correct / total
+    middle = share + z**2 / (2 * total)
+    reach = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    low, high = (middle - reach) / scale, (middle + reach) / scale
+    # At 0 and 1 rounding would leave the share itself just outside its own interval.
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
+
+
+def most_confused(
+    confusion: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], *, top: int = 10
+) -> list[tuple[str, str, int]]:
+    """Lists (truth, guess, count) of the commonest mistakes, most frequent first."""
+    wrong = np.array(confusion)
+    np.fill_diagonal(wrong, 0)
+    cells = np.argsort(-wrong, axis=None, kind="stable")[:top]
+    truths, guesses = np.unravel_index(cells, wrong.shape)
+    return [
+        (class_names[t], class_names[g], int(wrong[t, g]))
+        for t, g in zip(truths, guesses, strict=True)
+        if wrong[t, g]
+    ]
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
