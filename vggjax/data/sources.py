@@ -1,0 +1,52 @@
+"""Names a data set and opens it: `digits`, a folder of pictures, or any tfds name.
+
+Out: a `Source` (source.py). Folders are scanned in folder.py, tfds is in tfds_source.py. Splitting
+(splits.py), resizing and batching (pipeline.py) are not here.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from vggjax.data.folder import looks_like_path, open_folder
+from vggjax.data.source import Source as Source
+from vggjax.data.source import fingerprint
+from vggjax.data.tfds_source import open_tfds
+
+
+def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
+    """Opens a data set by what the user calls it.
+
+    `digits` is always scikit-learn's; then comes a folder that exists (`./digits` is one), then a
+    tfds name (`tf_flowers`, `cifar10`, `name/config`, `name:1.2.3`). `data_dir` is where tfds keeps
+    its data sets, None for its own choice.
+
+    Raises:
+        DataError: no such data set, with the nearest name, or one that cannot be used.
+    """
+    if dataset == "digits":
+        return open_digits()
+    if Path(dataset).exists() or looks_like_path(dataset):
+        return open_folder(dataset)
+    return open_tfds(dataset, data_dir=data_dir)
+
+
+def open_digits() -> Source:
+    """Opens scikit-learn's 1,797 handwritten digits, 8x8 px, ten classes; no network."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    gray = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0..16
+    images = np.repeat(gray[..., None], 3, axis=-1)
+    labels = digits.target.astype(np.int32)
+    ids = [f"digits/{i}" for i in range(len(labels))]
+    class_names = tuple(str(name) for name in digits.target_names)
+    return Source(
+        name="digits",
+        class_names=class_names,
+        labels=labels,
+        ids=ids,
+        splits=None,
+        read=lambda i: images[i],
+        fingerprint=fingerprint(class_names, ids, labels, None, ()),
+    )
