@@ -1,0 +1,194 @@
+"""Judges a finished run on one of its splits and writes the figures beside the model.
+
+In: a run folder (config.json, data.json, model.safetensors). Out: eval.json, everything that
+metrics.summarize gives, and predictions.csv, one line a picture; for a split other than test
+eval-<split>.json and predictions-<split>.csv, so that the test's figures stay. Both appear whole or
+not at all. Pictures that cannot be read are counted and named, never guessed at.
+"""
+
+import csv
+import io
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from vggjax.data.pipeline import Examples, prefetch
+from vggjax.data.preprocess import Preprocessing
+from vggjax.data.sources import Source, open_source
+from vggjax.data.splits import SPLITS, make_splits, parse_split
+from vggjax.errors import ConfigError, DataError, shown, unknown
+from vggjax.models.vgg import VGG
+from vggjax.results.metrics import TOP_K, summarize, top_classes
+from vggjax.training.checkpoint import load_model, write_text
+from vggjax.training.config import Config, read_config
+from vggjax.training.step import make_predict_step
+
+MAX_ROWS = 20
+"""Classes that the printed table shows, the worst first."""
+
+
+def evaluate(
+    workdir: str | Path, *, split: str = "test", batch_size: int | None = None
+) -> dict[str, Any]:
+    """Runs the best model over a split, prints the figures and writes them into the run folder.
+
+    Returns:
+        What eval.json holds: split, summarize's figures, class_names, unreadable [{id, reason}],
+        evaluated_at and seconds.
+
+    Raises:
+        ConfigError: no run there, or an unknown split.
+        WeightsError: the run has not finished, or its model is damaged.
+        DataError: the data set is gone or is no longer the one that the run was trained on.
+    """
+    workdir = Path(workdir)
+    if split not in SPLITS:
+        raise ConfigError(unknown("split", split, SPLITS))
+    config = read_config(workdir)
+    model, info = load_model(workdir)
+    source = open_data(workdir, config)
+    indices = make_splits(source, parse_split(config.split), config.seed)[split]
+    examples = Examples(
+        source,
+        indices,
+        info.preprocessing,
+        cache_mb=0,  # one pass only
+        num_threads=config.num_threads,
+        max_unreadable=config.max_unreadable,
+    )
+    start = time.monotonic()
+    batch_size = batch_size or config.batch_size
+    index, labels, probs = run_model(model, info.preprocessing, examples, batch_size)
+    result = {
+        "split": split,
+        **summarize(probs, labels, info.class_names),
+        "class_names": list(info.class_names),
+        "unreadable": [
+            {"id": source.ids[i], "reason": reason}
+            for i, reason in sorted(examples.unreadable.items())
+        ],
+        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - start, 3),
+    }
+    suffix = "" if split == "test" else f"-{split}"
+    ids = [source.ids[i] for i in index]
+    text = _predictions_csv(ids, split, labels, probs, info.class_names)
+    write_text(workdir / f"predictions{suffix}.csv", text)
+    write_text(workdir / f"eval{suffix}.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    print_summary(result)
+    return result
+
+
+def run_model(
+    model: VGG, preprocessing: Preprocessing, examples: Examples, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gives (index into the source, label, probabilities (N, C)) of all readable examples.
+
+    Raises:
+        DataError: the model gives probabilities that are no numbers.
+    """
+    predict_step = make_predict_step(model, preprocessing.mode)
+    batches = prefetch(examples.batches(batch_size), lambda batch: batch)
+    console = Console(stderr=True)
+    total = examples.num_batches(batch_size)
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for batch in track(
+        batches,
+        "Evaluating",
+        total=total,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        real = batch["mask"] > 0  # neither padding nor unreadable
+        probs = np.asarray(predict_step(batch["images"]))
+        kept.append((batch["index"][real], batch["label"][real], probs[real]))
+    index, labels, probs = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    broken = int((~np.isfinite(probs)).any(1).sum())
+    if broken:
+        raise DataError(
+            f"The model gives no numbers (NaN) for {broken} of {len(probs)} pictures: its training "
+            "diverged. Train again with a lower --learning-rate."
+        )
+    return index, labels, probs
+
+
+def open_data(workdir: Path, config: Config) -> Source:
+    """Opens the data set that the run was trained on, and no other.
+
+    Raises:
+        ConfigError: the run folder does not say which it was.
+        DataError: it is gone, or another one lies in its place.
+    """
+    path = workdir / "data.json"
+    try:
+        expected = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{shown(path)} is missing or damaged, so nobody can tell whether the data set is "
+            "still the one that the model was trained on. Train again with another --workdir."
+        ) from None
+    source = open_source(config.dataset, data_dir=config.data_dir)
+    if source.fingerprint != expected:
+        raise DataError(
+            f"The data set {shown(config.dataset)!r} is not the one that {shown(workdir)} was "
+            "trained on: pictures, labels or names were changed, so its splits would be others. "
+            "Restore it, or train again with another --workdir."
+        )
+    return source
+
+
+def print_summary(result: dict[str, Any]) -> None:
+    """Prints the figures and the classes, worst first."""
+    console = Console()
+    low, high = result["accuracy_interval"]
+    console.print(
+        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {result['split']} "
+        f"pictures are right (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
+        + (f", top-5 {result['top5']:.1%}" if "top5" in result else ""),
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("class", overflow="fold")
+    for name in ("precision", "recall", "F1", "pictures"):
+        table.add_column(name, justify="right")
+    worst = sorted(result["per_class"], key=lambda row: row["f1"])
+    # One row more costs less room than the line that would speak of it.
+    shown_rows = worst if len(worst) <= MAX_ROWS + 1 else worst[:MAX_ROWS]
+    for row in shown_rows:
+        figures = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
+        table.add_row(escape(shown(row["name"])), *figures, f"{row['support']:,}")
+    console.print(table)
+    if len(shown_rows) < len(worst):
+        console.print(f"... {len(worst) - len(shown_rows)} more, all better", highlight=False)
+    for entry in result["unreadable"][:5]:
+        line = f"unreadable: {shown(entry['id'])}: {shown(entry['reason'])}"
+        console.print(escape(line), highlight=False)
+    if len(result["unreadable"]) > 5:
+        console.print(f"... {len(result['unreadable'])} unreadable in all", highlight=False)
+
+
+def _predictions_csv(
+    ids: list[str], split: str, labels: np.ndarray, probs: np.ndarray, class_names: tuple[str, ...]
+) -> str:
+    best = top_classes(probs)
+    columns = ["id", "split", "truth", "guess", "probability", "truth_probability", "correct"]
+    with_top = len(class_names) > TOP_K
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*columns, f"top{TOP_K}"] if with_top else columns)
+    for name, label, row, top in zip(ids, labels, probs, best, strict=True):
+        truth, guess = class_names[label], class_names[top[0]]
+        figures = [f"{row[top[0]]:.6f}", f"{row[label]:.6f}", int(label == top[0])]
+        names = ["; ".join(class_names[i] for i in top)] if with_top else []
+        # Names may hold any byte but a slash: escaped, the file is UTF-8, a line a picture.
+        writer.writerow([shown(name), split, truth, guess, *figures, *names])
+    return file.getvalue()
