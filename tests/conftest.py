@@ -1,0 +1,27 @@
+"""What every test shares: four simulated CPU devices, strict shapes, no GPU, no window.
+
+The environment is set before jax, Keras or matplotlib is imported anywhere.
+"""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["KERAS_BACKEND"] = "tensorflow"  # arithmetic of another library than ours
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+os.environ["MPLBACKEND"] = "Agg"
+
+import jax
+import pytest
+
+from vggjax.models.arch import Arch
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def tiny_arch() -> Arch:
+    """VGG11's layers at widths that run in milliseconds."""
+    return Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8))
