@@ -9,11 +9,14 @@ not at all. Pictures that cannot be read are counted and named, never guessed at
 import csv
 import io
 import json
+import platform
 import time
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -41,8 +44,8 @@ def evaluate(
     """Runs the best model over a split, prints the figures and writes them into the run folder.
 
     Returns:
-        What eval.json holds: split, summarize's figures, class_names, unreadable [{id, reason}],
-        evaluated_at and seconds.
+        What eval.json holds: split, summarize's figures, class_names, unreadable {id: reason},
+        evaluated_at, seconds, device and versions.
 
     Raises:
         ConfigError: no run there, or an unknown split.
@@ -71,12 +74,12 @@ def evaluate(
         "split": split,
         **summarize(probs, labels, info.class_names),
         "class_names": list(info.class_names),
-        "unreadable": [
-            {"id": source.ids[i], "reason": reason}
-            for i, reason in sorted(examples.unreadable.items())
-        ],
+        "unreadable": {source.ids[i]: reason for i, reason in sorted(examples.unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 3),
+        "device": _device(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("vggjax", "jax", "flax", "numpy", "pillow")},
     }
     suffix = "" if split == "test" else f"-{split}"
     ids = [source.ids[i] for i in index]
@@ -169,11 +172,16 @@ def print_summary(result: dict[str, Any]) -> None:
     console.print(table)
     if len(shown_rows) < len(worst):
         console.print(f"... {len(worst) - len(shown_rows)} more, all better", highlight=False)
-    for entry in result["unreadable"][:5]:
-        line = f"unreadable: {shown(entry['id'])}: {shown(entry['reason'])}"
+    for name, reason in list(result["unreadable"].items())[:5]:
+        line = f"unreadable: {shown(name)}: {shown(reason)}"
         console.print(escape(line), highlight=False)
     if len(result["unreadable"]) > 5:
         console.print(f"... {len(result['unreadable'])} unreadable in all", highlight=False)
+
+
+def _device() -> str:
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
 def _predictions_csv(

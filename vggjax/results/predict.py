@@ -206,6 +206,8 @@ def _open_model(
         raise ConfigError("--workdir and --weights both name a model; give one of them.")
     if model is None:
         raise ConfigError(f"--weights needs --model, one of {', '.join(ARCHS)}.")
+    if weights == "none":
+        raise ConfigError("--weights none is an untrained network; give a file, or imagenet.")
     from vggjax.weights.load import load_pretrained
 
     try:
@@ -218,7 +220,7 @@ def _open_model(
 
 def _other_classes(weights: str) -> str | None:
     """Words the refusal of a readable file whose head is not ImageNet's; None for any other."""
-    from vggjax.weights.read import read_weights
+    from vggjax.weights.files import read_weights
 
     try:
         kernel = read_weights(weights).get("predictions", {}).get("kernel")
