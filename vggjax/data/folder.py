@@ -36,6 +36,17 @@ def looks_like_path(dataset: str) -> bool:
     return dataset.startswith((".", "~", "/", os.sep)) or "\\" in dataset
 
 
+def nearest_folder(folder: str | os.PathLike[str]) -> list[str]:
+    """Finds the folder beside a missing one whose name is most like its own; none or one."""
+    path = Path(folder)
+    try:
+        siblings = _folders(path.parent)
+    except DataError:
+        return []
+    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
+    return [str(path.with_name(name)) for name in near]
+
+
 def open_folder(folder: str | os.PathLike[str]) -> Source:
     """Scans a folder of pictures; reads none of them yet.
 
@@ -49,7 +60,7 @@ def open_folder(folder: str | os.PathLike[str]) -> Source:
     split_of = {name: SPLIT_FOLDERS.get(name.lower()) for name in names}
     found = [split for split in split_of.values() if split]
     if "train" in found and len(found) > 1 and len(found) < len(names):
-        others = ", ".join(repr(shown(name)) for name in names if not split_of[name])
+        others = ", ".join(repr(name) for name in names if not split_of[name])
         raise DataError(
             f"{shown(root)} has split folders and others beside them: {others}. Take these out, "
             f"or give one of the folders alone."
@@ -86,7 +97,7 @@ def _make_source(
 ) -> Source:
     if len(class_names) < 2:
         raise DataError(
-            f"{shown(root)} has only one class, {shown(class_names[0])!r}; a classifier needs two "
+            f"{shown(root)} has only one class, {class_names[0]!r}; a classifier needs two "
             f"or more. {_LAYOUT}"
         )
     ids, sizes, labels, parts = [], [], [], {}
@@ -118,7 +129,9 @@ def _scan_classes(root: Path, below: str) -> dict[str, _Files]:
     names = _folders(top)
     classes = {name: _scan_files(top, name, f"{below}/{name}" if below else name) for name in names}
     if not names:
-        if any(entry.name.lower().endswith(ENDINGS) for entry in os.scandir(top)):
+        with _scandir(top) as entries:
+            pictures = any(entry.name.lower().endswith(ENDINGS) for entry in entries)
+        if pictures:
             raise DataError(f"{shown(top)} has pictures but no class folders. {_LAYOUT}")
         raise DataError(f"{shown(top)} has no class folders in it. {_LAYOUT}")
     if empty := [name for name, files in classes.items() if not files]:
@@ -182,15 +195,11 @@ def _describe_missing(root: Path) -> str:
             f"{shown(root)} is a file, not a folder. Unpack it if it is an archive, and give the "
             f"folder. {_LAYOUT}"
         )
-    parent = root.parent
-    siblings = (
-        [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-    )
-    near = difflib.get_close_matches(root.name, siblings, n=1, cutoff=0.5)
-    meant = f" Did you mean {shown(parent / near[0])}?" if near else ""
-    return f"There is no folder {shown(root)}.{meant} {_LAYOUT}"
+    near = nearest_folder(root)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"There is no folder '{shown(root)}'.{meant} {_LAYOUT}"
 
 
 def _listed(names, most: int = 10) -> str:
-    text = ", ".join(repr(shown(name)) for name in list(names)[:most])
+    text = ", ".join(repr(name) for name in list(names)[:most])
     return text + (f" and {len(names) - most} more" if len(names) > most else "")

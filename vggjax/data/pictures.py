@@ -66,14 +66,16 @@ def load_image(source: str | os.PathLike[str] | bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(_too_large(f"{image.width}x{image.height}"))
+                raise DataError(
+                    f"too large: {image.width}x{image.height}, at most {MAX_PIXELS:,} pixels"
+                )
             if image.format in ("JPEG", "MPO") and count_scans(data) > MAX_SCANS:
                 raise DataError(f"too slow to decode: more than {MAX_SCANS} progressive scans")
             return _to_rgb(image)
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(_too_large("its header")) from None
+        raise DataError(f"too large: over {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise DataError(_name_unidentified(data)) from None
     except MemoryError:
@@ -170,10 +172,6 @@ def _name_unidentified(data: bytes) -> str:
     if data.startswith(_OURS):
         return "corrupt: its header cannot be read"
     return "not an image"
-
-
-def _too_large(what: str) -> str:
-    return f"too large: {what} of at most {MAX_PIXELS // 10**6} million pixels"
 
 
 def _silence_pillow() -> None:

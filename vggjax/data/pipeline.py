@@ -184,7 +184,7 @@ class Examples:
         lost = np.bincount(self.source.labels[bad], minlength=classes)
         for label in np.flatnonzero((here >= 2) & (lost == here)):
             raise DataError(
-                f"No picture of class {shown(self.source.class_names[label])!r} can be read: "
+                f"No picture of class {self.source.class_names[label]!r} can be read: "
                 f"{here[label]} of {here[label]} ({some}). Mend them, or take the class out."
             )
 

@@ -4,14 +4,16 @@ Out: a `Source` (source.py). Folders are scanned in folder.py, tfds is in tfds_s
 (splits.py), resizing and batching (pipeline.py) are not here.
 """
 
-from pathlib import Path
+import difflib
+import os
 
 import numpy as np
 
-from vggjax.data.folder import looks_like_path, open_folder
+from vggjax.data.folder import looks_like_path, nearest_folder, open_folder
 from vggjax.data.source import Source as Source
 from vggjax.data.source import fingerprint
-from vggjax.data.tfds_source import open_tfds
+from vggjax.data.tfds_source import is_tfds_name, open_tfds, tfds_names
+from vggjax.errors import DataError
 
 
 def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
@@ -26,9 +28,17 @@ def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
     """
     if dataset == "digits":
         return open_digits()
-    if Path(dataset).exists() or looks_like_path(dataset):
+    if os.path.exists(dataset) or looks_like_path(dataset):
         return open_folder(dataset)
-    return open_tfds(dataset, data_dir=data_dir)
+    if is_tfds_name(dataset):
+        return open_tfds(dataset, data_dir=data_dir)
+    known = [*nearest_folder(dataset), "digits", *tfds_names()]
+    near = difflib.get_close_matches(dataset, known, n=1, cutoff=0.6)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"There is no folder {dataset!r}, and no tfds data set of that name.{meant} "
+        f"--dataset takes digits, a folder (FOLDER/<class>/*.jpg) or a tfds name (tf_flowers)."
+    )
 
 
 def open_digits() -> Source:

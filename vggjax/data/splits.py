@@ -9,7 +9,7 @@ from its train split.
 import numpy as np
 
 from vggjax.data.source import Source
-from vggjax.errors import ConfigError, DataError, shown
+from vggjax.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -66,7 +66,7 @@ def _cut(
         members = indices[labels == label]
         if len(members) < len(shares):
             raise DataError(
-                f"Class {shown(class_name)!r} has {len(members)} example"
+                f"Class {class_name!r} has {len(members)} example"
                 f"{'' if len(members) == 1 else 's'}, too few for one in each of "
                 f"{', '.join(shares)}. Add some, or take the class out."
             )
@@ -113,6 +113,6 @@ def _check_classes(source: Source, splits: dict[str, np.ndarray]) -> None:
         if not all(here.values()):
             listed = ", ".join(f"{name} {count}" for name, count in here.items())
             raise DataError(
-                f"Class {shown(class_name)!r} is not in every split: {listed}. "
+                f"Class {class_name!r} is not in every split: {listed}. "
                 f"Each split needs at least one example of each class."
             )
