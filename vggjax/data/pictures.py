@@ -42,7 +42,8 @@ _FOREIGN = (
     (b"\xff\x0a", "JPEG XL"),
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
 )
-_OURS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_OURS = (_JPEG, b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 _IGNORE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """What `warnings.filterwarnings("ignore", module=...)` puts into the filters."""
@@ -64,6 +65,15 @@ def load_image(source: str | os.PathLike[str] | bytes) -> np.ndarray:
         raise DataError("empty file")
     _silence_pillow()
     try:
+        return _decode(data)
+    except DataError as error:
+        if str(error) == "truncated" and data.startswith(_JPEG):
+            return _without_its_end(data)
+        raise
+
+
+def _decode(data: bytes) -> np.ndarray:
+    try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
@@ -81,10 +91,21 @@ def load_image(source: str | os.PathLike[str] | bytes) -> np.ndarray:
     except MemoryError:
         raise DataError("too large for the memory") from None
     except Exception as error:  # damaged files reach every corner of the decoders
-        reason = str(error)
+        reason = " ".join(str(error).split())
         if "truncated" in reason.lower() or isinstance(error, EOFError):
             raise DataError("truncated") from None
         raise DataError(f"corrupt: {reason or type(error).__name__}") from None
+
+
+def _without_its_end(jpeg: bytes) -> np.ndarray:
+    """Decodes a JPEG that lacks its end marker and nothing else, as some cameras write them.
+
+    If nothing else is missing, then the pixels do not depend on what is put there instead.
+    """
+    image = _decode(jpeg + _JPEG_END)
+    if not np.array_equal(image, _decode(jpeg + b"\x5a" * 256 + _JPEG_END)):
+        raise DataError("truncated")
+    return image
 
 
 def count_scans(jpeg: bytes) -> int:

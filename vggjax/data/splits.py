@@ -61,6 +61,7 @@ def _cut(
     source: Source, indices: np.ndarray, shares: dict[str, float], seed: int
 ) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {name: [] for name in shares}
+    owed = dict.fromkeys(shares, 0.0)
     labels = source.labels[indices]
     for label, class_name in enumerate(source.class_names):
         members = indices[labels == label]
@@ -72,21 +73,29 @@ def _cut(
             )
         members = np.random.default_rng((seed, label)).permutation(members)
         start = 0
-        for name, count in _counts(len(members), shares).items():
+        for name, count in _counts(len(members), shares, owed).items():
+            owed[name] += len(members) * shares[name] - count
             parts[name].append(members[start : start + count])
             start += count
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _counts(total: int, shares: dict[str, float]) -> dict[str, int]:
-    """Shares `total` out by the largest remainder, at least one to each; ties go to the first."""
-    exact = {name: round(total * share, 9) for name, share in shares.items()}
-    counts = {name: max(1, int(value)) for name, value in exact.items()}
+def _counts(total: int, shares: dict[str, float], owed: dict[str, float]) -> dict[str, int]:
+    """Shares `total` out by the largest remainder, at least one to each.
+
+    Ties go to the split that the classes before have given the least of its due: without that,
+    fifteen examples in each of many classes would make val twice as large as test.
+    """
+    exact = {name: total * share for name, share in shares.items()}
+    counts = {name: max(1, int(value + 1e-9)) for name, value in exact.items()}
+
+    def due(name: str) -> tuple[float, float]:
+        return round(exact[name] - counts[name], 6), round(owed[name], 6)
+
     while sum(counts.values()) < total:
-        counts[max(counts, key=lambda name: exact[name] - counts[name])] += 1
+        counts[max(counts, key=due)] += 1
     while sum(counts.values()) > total:
-        above_one = [name for name in counts if counts[name] > 1]
-        counts[max(above_one, key=lambda name: counts[name] - exact[name])] -= 1
+        counts[min((name for name in counts if counts[name] > 1), key=due)] -= 1
     return counts
 
 
