@@ -81,7 +81,12 @@ def _open_splits(root: Path, split_of: dict[str, str]) -> Source:
             f"{shown(root)} has {', '.join(split_of)} but no train folder. {_LAYOUT} To cut one "
             f"set of pictures by --split, give the folder that holds the class folders."
         )
-    scanned = {split: _scan_classes(root, name) for name, split in split_of.items()}
+    name_of = {split: name for name, split in split_of.items()}
+    scanned = {
+        split: _scan_classes(root, name_of[split])
+        for split in ("train", "val", "test")
+        if split in name_of
+    }
     class_names = tuple(scanned["train"])
     for split, classes in scanned.items():
         if extra := [name for name in classes if name not in scanned["train"]]:

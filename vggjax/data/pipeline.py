@@ -23,7 +23,7 @@ from vggjax.errors import ConfigError, DataError, shown
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
-_CHUNK = 64  # pictures a progress report stands for
+_CHUNK = 64  # pictures between two reports of progress
 
 
 class Examples:
@@ -168,7 +168,9 @@ class Examples:
 
     def _check_unreadable(self) -> None:
         bad = np.fromiter(self.unreadable, np.int64, len(self.unreadable))
-        allowed = max(1, int(self._max_unreadable * len(self))) if self._max_unreadable else 0
+        allowed = (
+            max(1, int(self._max_unreadable * len(self) + 1e-9)) if self._max_unreadable else 0
+        )
         some = "; ".join(
             f"{shown(self.source.ids[i])}: {reason}"
             for i, reason in list(self.unreadable.items())[:3]
