@@ -28,7 +28,8 @@ READABLE = "Keras' .h5 (published layout or whole model), .weights.h5 and .keras
 WRITABLE = (".safetensors", ".weights.h5", ".h5")
 """Endings that `write_weights` takes; plain `.h5` is the layout of the published files."""
 
-_PARAMS = ("kernel", "bias", "scale", "mean", "var")
+PARAMS = ("kernel", "scale", "bias", "mean", "var")
+"""Parameters' names, in the order in which they are given."""
 
 
 def read_weights(path: str | os.PathLike) -> "Weights":
@@ -54,7 +55,11 @@ def read_weights(path: str | os.PathLike) -> "Weights":
         raise WeightsError(f"{name} cannot be read: {error.strerror}.") from None
     if not start:
         raise WeightsError(f"{name} is empty. Fetch or write it again.")
-    return _reader(path, start)(path)
+    weights = _reader(path, start)(path)
+    return {
+        layer: {param: params[param] for param in PARAMS if param in params}
+        for layer, params in weights.items()
+    }
 
 
 def _reader(path: Path, start: bytes) -> Callable[[Path], "Weights"]:
@@ -135,10 +140,10 @@ def _checked(weights: Mapping[str, Mapping[str, np.ndarray]]) -> "Weights":
         if not layer or "/" in layer or "." in layer or not layer.isprintable():
             raise WeightsError(f"A layer cannot be called {shown(layer)!r} in a weight file.")
         for param, array in params.items():
-            if param not in _PARAMS:
+            if param not in PARAMS:
                 raise WeightsError(
                     f"The layer {layer!r} has a parameter {shown(param)!r}; written are "
-                    f"{', '.join(_PARAMS)}."
+                    f"{', '.join(PARAMS)}."
                 )
             checked.setdefault(layer, {})[param] = np.ascontiguousarray(array, np.float32)
     if not checked:

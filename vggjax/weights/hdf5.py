@@ -131,7 +131,7 @@ def text(value: object) -> str:
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
-        raise WeightsError(f"a name in the file is not UTF-8: {value!r}.") from None
+        raise WeightsError(f"a name in the file is not UTF-8: {bytes(value)!r}.") from None
 
 
 def _at(node: h5py.Group | h5py.Dataset) -> str:

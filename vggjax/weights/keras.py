@@ -132,18 +132,27 @@ def _v3_layers(group: h5py.Group, *, depth: int) -> Iterator[Layer]:
         raise WeightsError(f"its groups are nested more than {_MAX_DEPTH} deep.")
     if len(group) > 10_000:
         raise WeightsError(f"{shown(group.name)} holds far too many groups: {len(group)}.")
+    before = None
     for key in sorted(group, key=_natural):
         if key in _NOT_WEIGHTS:
             continue
         node = child(group, key)
         if not isinstance(node, h5py.Group):
             continue
-        if key != "vars":
-            yield from _v3_layers(node, depth=depth + 1)
-        elif len(node):
-            own = group.name.split("/")[-1]
-            name = text(node.attrs["name"]) if "name" in node.attrs else own
-            yield _v3_layer(name, node)
+        if key == "vars":
+            if len(node):
+                own = group.name.split("/")[-1]
+                yield _v3_layer(text(node.attrs.get("name", own)), node)
+            continue
+        for layer in _v3_layers(node, depth=depth + 1):
+            # Keras itself goes by these numbers and overlooks the names: both must say the same.
+            if re.fullmatch(r"conv2d(_\d+)?", key) and TABLE_NAME.fullmatch(layer.name):
+                if before is not None and order(layer.name) < order(before):
+                    raise WeightsError(
+                        f"its numbering puts {shown(before)!r} before {shown(layer.name)!r}."
+                    )
+                before = layer.name
+            yield layer
 
 
 def _v3_layer(name: str, node: h5py.Group) -> Layer:
@@ -191,9 +200,9 @@ def write_legacy_h5(path: Path, weights: Weights) -> None:
                 "var": "moving_variance_1"}  # fmt: skip
     with h5py.File(path, "w") as file:
         layers = _with_plain_layers(weights)
-        file.attrs["layer_names"] = [layer.encode() for layer in layers]
-        file.attrs["backend"] = b"tensorflow"
-        file.attrs["keras_version"] = b"2.0.0"  # tells Keras that nothing is to be converted
+        file.attrs["layer_names"] = np.array(layers, dtype="S")
+        file.attrs["backend"] = np.bytes_("tensorflow")
+        file.attrs["keras_version"] = np.bytes_("2.0.0")  # tells Keras that nothing is to be converted
         for layer in layers:
             group, params = file.create_group(layer), weights.get(layer, {})
             bias = "b_1" if "kernel" in params else "beta_1"
@@ -201,7 +210,7 @@ def write_legacy_h5(path: Path, weights: Weights) -> None:
                 f"{layer}_{bias if param == 'bias' else suffixes[param]}:0": params[param]
                 for param in _param_order(params)
             }
-            group.attrs["weight_names"] = np.array([key.encode() for key in stored], dtype="S")
+            group.attrs["weight_names"] = np.array(list(stored), dtype="S")
             for key, array in stored.items():
                 group.create_dataset(key, data=array)
 

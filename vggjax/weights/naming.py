@@ -3,7 +3,7 @@
 Keras 3.5 numbers layers by class (`conv2d_12`), a convnet written by hand is named so in every
 version, and a head of one's own is `dense`, `dense_1`. Then the order decides:
 
-- 8, 10, 13 or 16 convolutions, none of them named as in the table, are VGG11, 13, 16 or 19,
+- 8, 10, 13 or 16 convolutions that Keras named itself (`conv2d_3`) are VGG11, 13, 16 or 19,
   provided that their channels follow one another as VGG's do; as many batch normalisations follow;
 - dense layers are `fc1`, `fc2` ... and the last one `predictions`, provided that they form a chain
   and that none of them bears one of these names already for another place.
@@ -22,6 +22,7 @@ from vggjax.models.arch import CONVS, Arch
 TABLE_NAME = re.compile(r"block[1-9]_(conv|bn)[1-9]|fc[1-9]|predictions")
 """The names that layers with weights have in the layer table."""
 
+_KERAS_NAME = re.compile(r"conv2d(_\d+)?")
 _BASE_NAME = re.compile(r"block([1-9])_(conv|bn)([1-9])")
 
 
@@ -64,7 +65,7 @@ def named(layers: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
     """
     convs = [layer for layer in layers if layer.kind == "conv"]
     names = {id(layer): layer.name for layer in layers}
-    if convs and not any(TABLE_NAME.fullmatch(layer.name) for layer in convs):
+    if convs and all(_KERAS_NAME.fullmatch(layer.name) for layer in convs):
         blocks = _block_names(convs)
         norms = [layer for layer in layers if layer.kind == "bn"]
         names |= {id(layer): name for layer, name in zip(convs, blocks, strict=False)}

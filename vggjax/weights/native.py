@@ -16,6 +16,9 @@ from vggjax.weights.naming import order
 if TYPE_CHECKING:
     from vggjax.models.assign import Weights
 
+MAX_HEADER_BYTES = 2**20
+"""The header of VGG19 with batch normalisation takes some 15 kB."""
+
 _PARAMS = {"kernel", "bias", "scale", "mean", "var"}
 
 
@@ -28,6 +31,12 @@ def read_safetensors(path: Path) -> "Weights":
     from safetensors import SafetensorError, safe_open
 
     weights: Weights = {}
+    with open(path, "rb") as start:
+        header = int.from_bytes(start.read(8), "little")
+    if header > MAX_HEADER_BYTES:
+        raise WeightsError(
+            f"{shown(path)} claims a header of {header:,} bytes; it is damaged or no weight file."
+        )
     try:
         with safe_open(path, framework="np") as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
