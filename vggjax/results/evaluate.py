@@ -155,7 +155,7 @@ def print_summary(result: dict[str, Any]) -> None:
     low, high = result["accuracy_interval"]
     console.print(
         f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {result['split']} "
-        f"pictures are right (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
+        f"pictures named correctly (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
         + (f", top-5 {result['top5']:.1%}" if "top5" in result else ""),
         highlight=False,
     )

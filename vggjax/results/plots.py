@@ -71,7 +71,7 @@ def draw_curves(
                     axes.plot([best_epoch], best, label="best, kept", **style)
             for epoch, stage in stages:
                 axes.axvline(epoch, c=theme.muted, lw=1, ls=(0, (4, 3)))
-                text = _clip(stage, 28) if stage == "head" else f"{_clip(stage, 28)} unfrozen"
+                text = f"{_clip(stage.removeprefix('head+'), 28)} unfrozen"
                 place = dict(xytext=(4, -4), textcoords="offset points", va="top", fontsize=8.5)
                 where = axes.get_xaxis_transform()
                 axes.annotate(text, (epoch, 1), xycoords=where, color=theme.muted, **place)
@@ -84,9 +84,10 @@ def draw_curves(
         names = figure.axes[1].get_legend_handles_labels()
         if names[0]:
             figure.legend(*names, loc="outside upper right", ncols=3, frameon=False)
-        if len(rows) == 1:  # one point alone would get a scale of invisible fractions of an epoch
+        if len(rows) == 1:  # one point alone would get scales of invisible fractions
             for axes in figure.axes:
                 axes.set_xlim(rows[0]["epoch"] - 1, rows[0]["epoch"] + 1)
+                axes.set_ylim(0, max(1.0, 1.1 * axes.dataLim.y1))
         return _png(figure)
 
 
@@ -231,7 +232,7 @@ def _style(theme: _Theme) -> AbstractContextManager[None]:
             "axes.spines.right": False,
             "axes.axisbelow": True,
             "figure.facecolor": theme.paper,
-            "figure.dpi": 144,
+            "figure.dpi": 132,
             "grid.color": theme.grid,
             "lines.linewidth": 2,
             "xtick.color": theme.muted,

@@ -64,7 +64,8 @@ def write_report(workdir: str | Path) -> Path:
     }.items():
         light = draw(False)
         (folder / f"{name}.png").write_bytes(light)
-        images[name] = {"light": _data_uri(light), "dark": _data_uri(draw(True))}
+        width = int.from_bytes(light[16:20]) // 3 * 2  # px, from the PNG's header; 1.5 a CSS px
+        images[name] = {"light": _data_uri(light), "dark": _data_uri(draw(True)), "width": width}
     _write_gallery(folder / "mistakes.png", mistakes, names)
 
     per_class = [row | {"shown": shown(row["name"])} for row in result["per_class"]]
@@ -193,14 +194,14 @@ def _describe_training(
     for row in rows:
         stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
     told = [
-        f"{'head alone' if stage == 'head' else stage}: epoch {_span(epochs)}"
+        f"{'head alone' if stage == 'head' else stage.replace('+', ' and ')}: epoch {_span(epochs)}"
         for stage, epochs in stages.items()
     ]
     weights = config.weights if config.pretrained else "none: from scratch, random"
     described = {
         "Network": f"{info['arch']}, head {info['head']}",
         "Started from": _short(weights),
-        "Sees": f"{size}, {seen['resize']}, {seen['interpolation']}, '{seen['mode']}' values",
+        "Input": f"{size}, {seen['resize']}, {seen['interpolation']}, '{seen['mode']}' values",
         "Unfrozen": "the head" + "".join(f", {n}" for n in config.unfreeze if n != "none"),
         "Stages": "; ".join(told) or "not logged",
         "Optimiser": f"{config.optimizer}, rate {config.learning_rate:g}, {config.schedule}",
