@@ -4,6 +4,7 @@ The environment is set before jax, Keras or matplotlib is imported anywhere.
 """
 
 import os
+import warnings
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,3 +26,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def tiny_arch() -> Arch:
     """VGG11's layers at widths that run in milliseconds."""
     return Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def keras():
+    """Keras with TensorFlow's arithmetic; a plain import, so that where it lacks the tests fail."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # their own imports warn of numpy's and protobuf's plans
+        import keras
+        import tensorflow  # noqa: F401 - all its warnings come now
+    assert keras.backend.backend() == "tensorflow"
+    return keras
