@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vggjax.data import folder as folder_module
+from vggjax.data.source import fingerprint
 from vggjax.data.sources import open_source
 from vggjax.errors import DataError
 
@@ -138,6 +139,19 @@ def test_the_fingerprint_knows_the_content_and_not_the_place(tmp_path):
     assert len(found) == len(others) and first not in found
 
 
+def test_the_fingerprint_knows_the_labels_and_the_splits():
+    names, ids, halves = ("a", "b"), ("1", "2"), {"train": np.array([0]), "test": np.array([1])}
+    swapped = {"train": halves["test"], "test": halves["train"]}
+    found = [
+        fingerprint(names, ids, np.array([0, 1]), None, ()),
+        fingerprint(names, ids, np.array([1, 0]), None, ()),
+        fingerprint(names, ids, np.array([0, 1]), halves, ()),
+        fingerprint(names, ids, np.array([0, 1]), swapped, ()),
+        fingerprint(("a",), ("b", *ids), np.array([0, 1]), None, ()),
+    ]
+    assert len(set(found)) == len(found)
+
+
 def test_a_missing_folder_names_the_nearest_one(tmp_path):
     put(tmp_path, "flowers/a/1.png")
     with pytest.raises(DataError, match=f"Did you mean '{tmp_path}/flowers'"):
@@ -172,7 +186,7 @@ def test_a_folder_wins_over_a_tfds_name_but_digits_are_always_the_digits(tmp_pat
 
 FAULTS = {
     "empty": ([], "no class folders"),
-    "pictures_alone": (["1.png", "2.png"], "pictures but no class folders"),
+    "pictures_alone": (["1.PNG", "notes.txt"], "pictures but no class folders"),
     "one_class": (["a/1.png"], "only one class, 'a'"),
     "test_alone": (["test/a/1.png", "test/b/1.png"], "test but no train folder"),
     "val_alone": (["val/a/1.png", "val/b/1.png"], "val but no train folder"),

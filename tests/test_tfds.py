@@ -191,10 +191,26 @@ def test_without_a_network_an_unprepared_set_says_where_the_archive_goes(tmp_pat
     assert time.monotonic() - start < 10
     message = str(error.value)
     assert (
-        f"flower_photos.tgz elsewhere and put it into {tmp_path / 'downloads' / 'manual'}"
+        f"flower_photos.tgz elsewhere and put what you fetched into {tmp_path / 'downloads'}"
         in message
     )
     assert "\n" not in message
+
+
+def test_of_several_archives_that_are_needed_one_is_not_enough(tmp_path, monkeypatch):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    monkeypatch.setattr(tfds_prepare, "_answers", lambda url: False)
+    with pytest.raises(DataError, match="Fetch t10k-images-idx3-ubyte.gz, t10k-labels") as error:
+        open_source("mnist", data_dir=str(tmp_path))
+    assert "train-images" not in str(error.value)
+
+
+def test_a_set_that_must_be_fetched_by_hand_gives_its_instructions(tmp_path):
+    with pytest.raises(DataError, match="imagenet2012 cannot be fetched.*manual.*ILSVRC2012") as e:
+        open_source("imagenet2012", data_dir=str(tmp_path))
+    assert "\n" not in str(e.value)
 
 
 def test_a_server_that_never_answers_counts_as_out_of_reach(monkeypatch):

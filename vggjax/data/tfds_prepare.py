@@ -43,7 +43,10 @@ def prepare(builder: Any) -> None:
             f"Preparing {builder.name} for the first time takes TensorFlow (reading it later does "
             f'not): pip install "vggjax[tfds]"'
         )
-    _check_reachable(builder)
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        _check_manual(builder)
+    else:
+        _check_reachable(builder)
     try:
         _prepare(builder)
     except Exception as error:  # whatever the builder, the network or the disk may raise
@@ -65,13 +68,25 @@ def _prepare(builder: Any) -> None:
         builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
 
 
+def _check_manual(builder: Any) -> None:
+    folder = Path(builder.data_dir_root) / "downloads" / "manual"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise DataError(
+            f"{builder.name} cannot be fetched by a program. Put its files into {shown(folder)} "
+            f"yourself, as tfds says: {instructions[:600]}"
+        )
+
+
 def _check_reachable(builder: Any) -> None:
     downloads = Path(builder.data_dir_root) / "downloads"
     missing = {
         url: info for url, info in builder.url_infos.items() if not _is_here(builder, url, info)
     }
+    if not missing:
+        return
     # A builder lists the archives of all its configurations: one that lies here may be enough.
-    if not missing or len(missing) < len(builder.url_infos):
+    if builder.BUILDER_CONFIGS and len(missing) < len(builder.url_infos):
         return
     url = next(iter(missing))
     if _answers(url):
@@ -79,8 +94,8 @@ def _check_reachable(builder: Any) -> None:
     files = ", ".join(str(info.filename or url) for url, info in missing.items())
     raise DataError(
         f"{builder.name} is not prepared yet, and {url} cannot be reached. Fetch {files} elsewhere "
-        f"and put it into {shown(downloads / 'manual')}, or give --dataset a folder of pictures, "
-        f"or --data-dir a place where it has been prepared."
+        f"and put what you fetched into {shown(downloads / 'manual')}, or give --dataset a folder "
+        f"of pictures, or --data-dir a place where it has been prepared."
     )
 
 
