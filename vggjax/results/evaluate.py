@@ -153,9 +153,10 @@ def print_summary(result: dict[str, Any]) -> None:
     """Prints the figures and the classes, worst first."""
     console = Console()
     low, high = result["accuracy_interval"]
+    loss = f"loss {result['loss']:.3f}"
     console.print(
         f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {result['split']} "
-        f"pictures named correctly (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
+        f"pictures named correctly (95 % interval {low:.1%} to {high:.1%}), {loss}"
         + (f", top-5 {result['top5']:.1%}" if "top5" in result else ""),
         highlight=False,
     )

@@ -137,9 +137,9 @@ def draw_confusion(
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set(visible=True, color=theme.grid)
-        axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
         if numbered:
+            axes.set_xticks(np.arange(num_classes + 1) - 0.5, minor=True)
+            axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
             axes.grid(which="minor", lw=1)
         axes.tick_params(which="minor", length=0)
         return _png(figure)

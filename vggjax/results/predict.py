@@ -25,7 +25,7 @@ from rich.table import Table
 from vggjax.data.pictures import ENDINGS, load_image
 from vggjax.data.preprocess import Preprocessing, resize_image
 from vggjax.errors import ConfigError, DataError, WeightsError, shown
-from vggjax.models.arch import ARCHS
+from vggjax.models.arch import ARCHS, get_arch
 from vggjax.models.head import PUBLISHED_TOP
 from vggjax.models.vgg import VGG
 from vggjax.results.imagenet import decode_predictions as decode_predictions
@@ -206,6 +206,7 @@ def _open_model(
         raise ConfigError("--workdir and --weights both name a model; give one of them.")
     if model is None:
         raise ConfigError(f"--weights needs --model, one of {', '.join(ARCHS)}.")
+    get_arch(model)
     if weights == "none":
         raise ConfigError("--weights none is an untrained network; give a file, or imagenet.")
     from vggjax.weights.load import load_pretrained
