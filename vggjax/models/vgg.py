@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from vggjax.errors import ConfigError, unknown
 from vggjax.models.arch import MIN_SIZE_PX, Arch, get_arch
+from vggjax.models.batch_norm import BatchNorm
+from vggjax.models.convolution import convolve
 from vggjax.models.head import PUBLISHED_TOP, Head
 
 # He et al. (arXiv:1502.01852): relu networks keep this variance, so VGG trains from scratch.
@@ -45,7 +46,7 @@ class VGG(nnx.Module):
         head: Head | None = None,
         image_size: int = 224,
         dtype: jax.typing.DTypeLike = jnp.float32,
-        conv: Callable[..., jax.Array] = lax.conv_general_dilated,
+        conv: Callable[..., jax.Array] = convolve,
         rngs: nnx.Rngs | None = None,
     ):
         if include_top and head is not None:
@@ -66,9 +67,7 @@ class VGG(nnx.Module):
             kwargs = dict(conv_general_dilated=conv, dtype=dtype, kernel_init=_he, rngs=rngs)
             setattr(self, name, nnx.Conv(width_in, width, (3, 3), **kwargs))
             if self.arch.batch_norm:
-                # epsilon and momentum as torchvision's vgg*_bn weights were trained with.
-                bn = nnx.BatchNorm(width, epsilon=1e-5, momentum=0.9, dtype=dtype, rngs=rngs)
-                setattr(self, name.replace("conv", "bn"), bn)
+                setattr(self, name.replace("conv", "bn"), BatchNorm(width))
         if self.head is not None:
             width_in = self.head.num_features(self.image_size // 32, self.arch.widths[-1])
             if width_in == 0:
@@ -141,8 +140,7 @@ class VGG(nnx.Module):
             x = getattr(self, name)(x)
             return x if self.arch.batch_norm else nnx.relu(x)
         if "_bn" in name:
-            keep = None if mask is None else mask.reshape(-1, 1, 1, 1) > 0
-            return nnx.relu(getattr(self, name)(x, mask=keep))
+            return nnx.relu(getattr(self, name)(x, mask=mask))
         if name.endswith("_pool"):
             return nnx.max_pool(x, (2, 2), (2, 2))
         if name == "avg2":

@@ -1,0 +1,55 @@
+"""The fast path of convolution.py against lax.conv_general_dilated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from vggjax.models import convolution
+
+
+def _layer(conv, channels):
+    return nnx.Conv(channels, 5, (3, 3), conv_general_dilated=conv, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 4), (4, 4)])
+@pytest.mark.parametrize(("batch", "channels"), [(1, 3), (2, 8)])
+def test_small_maps_give_what_lax_gives_with_the_same_gradients(size, batch, channels):
+    x = jax.random.normal(jax.random.key(0), (batch, *size, channels))
+
+    def loss(layer, x):
+        return (layer(x) ** 2).sum()
+
+    def run(conv):
+        layer = _layer(conv, channels)
+        grads = nnx.grad(loss, argnums=(0, 1))(layer, x)
+        return jax.tree.leaves((layer(x), grads))
+
+    for ours, theirs in zip(run(convolution.convolve), run(lax.conv_general_dilated), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_nnx_conv_reaches_the_fast_path_for_small_maps_only(monkeypatch):
+    calls = []
+    patches = convolution._convolve_patches
+    monkeypatch.setattr(
+        convolution, "_convolve_patches", lambda x, k: calls.append(x.shape) or patches(x, k)
+    )
+    layer = _layer(convolution.convolve, 3)
+    for side in (2, 4, 5, 8):
+        layer(jnp.ones((1, side, side, 3)))
+    assert calls == [(1, 2, 2, 3), (1, 4, 4, 3)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strides": 2}, {"kernel_dilation": 2}, {"padding": "VALID"}, {"feature_group_count": 4}],
+)
+def test_other_convolutions_are_left_to_lax(options):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
+    make = dict(kernel_size=(3, 3), rngs=nnx.Rngs(0), **options)
+    ours = nnx.Conv(4, 8, conv_general_dilated=convolution.convolve, **make)
+    make["rngs"] = nnx.Rngs(0)
+    np.testing.assert_array_equal(ours(x), nnx.Conv(4, 8, **make)(x))

@@ -1,0 +1,42 @@
+"""The whole job in one call: train, evaluate on the test split, write the report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vggjax.models.vgg import VGG
+from vggjax.results.evaluate import evaluate
+from vggjax.training.checkpoint import ModelInfo
+from vggjax.training.config import Config
+from vggjax.training.loop import train
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run leaves: its folder, the best model, and what the evaluation found."""
+
+    workdir: Path
+    model: VGG
+    info: ModelInfo
+    evaluation: dict[str, Any]
+    report: Path
+    unreadable: dict[str, str]
+    """Pictures that were left out of any split: id -> reason."""
+
+
+def fit(config: Config, *, console: Console | None = None) -> FitResult:
+    """Runs the job that the config describes, or what is left of it, in its run folder.
+
+    Raises:
+        VggjaxError: settings, data or weights that cannot be used, or a loss that is not finite.
+        Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
+    """
+    trained = train(config, console=console)
+    evaluation = evaluate(trained.workdir, split="test")
+    from vggjax.results.report import write_report
+
+    report = write_report(trained.workdir)
+    unreadable = trained.unreadable | evaluation.get("unreadable", {})
+    return FitResult(trained.workdir, trained.model, trained.info, evaluation, report, unreadable)

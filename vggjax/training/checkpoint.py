@@ -1,0 +1,163 @@
+"""What is saved: checkpoints of a running training (Orbax), and the finished model.
+
+Checkpoints live in `<workdir>/checkpoints/<step>`: the latest one, to resume from, and the one with
+the best weights. They are written while training goes on; leaving the `with` waits for the last.
+The finished model is `model.safetensors` and `model.json`, all that predict needs.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from vggjax.data.preprocess import Preprocessing
+from vggjax.errors import WeightsError
+from vggjax.models.assign import assign, extract
+from vggjax.models.head import Head
+from vggjax.models.vgg import VGG
+from vggjax.training.step import TrainState
+from vggjax.weights.files import read_weights, write_weights
+
+
+class Checkpoints:
+    """The checkpoints of one run; use it as a context manager."""
+
+    def __init__(self, workdir: str | Path):
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=lambda metrics: metrics["rank"], n=1)
+        keep = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()  # waits for the last save
+
+    def save(self, state: TrainState, position: Any, *, is_best: bool) -> None:
+        """Begins to write a checkpoint; `state` holds numpy arrays that nobody changes.
+
+        `position` is a dataclass, saved as JSON: where the run stands beside the state.
+        """
+        step = int(state.step)
+        # Each better one ranks above all before it: the one to keep is the last of them.
+        rank = float(step) if is_best else -1.0
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(_model_tree(state)),
+            optimizer=ocp.args.StandardSave(_flatten(state.opt_state)),
+            progress=ocp.args.JsonSave(dataclasses.asdict(position)),
+        )
+        self._manager.save(step, args=items, metrics={"rank": rank})
+
+    def latest_progress(self) -> dict[str, Any] | None:
+        """Reads where the run stands, or None before the first checkpoint."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return dict(self._manager.restore(step, args=args)["progress"])
+
+    def restore_model(self, model: VGG, step: int) -> None:
+        """Puts a checkpoint's parameters and running statistics into the model."""
+        _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        template = _abstract(_model_tree(TrainState(None, params, batch_stats, None)))
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(template))
+        tree = self._manager.restore(step, args=args)["model"]
+        nnx.replace_by_pure_dict(params, tree["params"])
+        nnx.replace_by_pure_dict(batch_stats, tree["batch_stats"])
+        nnx.update(model, params, batch_stats)
+
+    def restore_optimizer(self, state: TrainState, step: int) -> TrainState:
+        """Gives the state of a stage with a checkpoint's moments and step in it."""
+        template = _abstract(_flatten(state.opt_state))
+        args = ocp.args.Composite(optimizer=ocp.args.StandardRestore(template))
+        leaves = self._manager.restore(step, args=args)["optimizer"]
+        structure = jax.tree.structure(state.opt_state)
+        opt_state = jax.tree.unflatten(structure, [leaves[name] for name in template])
+        return state._replace(opt_state=opt_state, step=jnp.asarray(step, jnp.int32))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything that a saved model needs beside its weights."""
+
+    arch: str
+    head: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    dtype: str = "float32"
+    provenance: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def save_model(workdir: str | Path, model: VGG, info: ModelInfo) -> None:
+    """Writes `model.safetensors`, then `model.json`, whose presence says that both are whole."""
+    workdir = Path(workdir)
+    metadata = {"arch": info.arch, "head": info.head, **info.provenance}
+    write_weights(workdir / "model.safetensors", extract(model), metadata=metadata)
+    write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+
+
+def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
+    """Loads what save_model wrote, ready to predict.
+
+    Raises:
+        WeightsError: no finished model there, or one that is damaged.
+    """
+    path = Path(workdir) / "model.json"
+    if not path.is_file():
+        raise WeightsError(
+            f"{workdir} holds no finished model (no model.json). If its training was interrupted, "
+            "run the same train command with this --workdir again; it goes on where it stood."
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
+        fields["class_names"] = tuple(fields["class_names"])
+        info = ModelInfo(**fields)
+        head, size = Head.parse(info.head), info.preprocessing.image_size
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged: {error}.") from None
+    model = nnx.eval_shape(
+        lambda: VGG(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
+    )
+    assign(model, read_weights(path.with_name("model.safetensors")))
+    model.eval()
+    return model, info
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _model_tree(state: TrainState) -> dict[str, Any]:
+    return {
+        "params": nnx.to_pure_dict(state.params),
+        "batch_stats": nnx.to_pure_dict(state.batch_stats),
+    }
+
+
+def _flatten(tree: Any) -> dict[str, np.ndarray]:
+    # Optax's nested tuples by their paths: a checkpoint then does not depend on optax's classes.
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

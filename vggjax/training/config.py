@@ -1,0 +1,214 @@
+"""One frozen dataclass holds every setting of a run; the command line is made from it.
+
+Each field is a flag of the same name. A Config that exists can be run, as far as that can be known
+before the data is seen: construction refuses the rest with the fix. None means that the field is
+decided by others, as its docstring says; 0 switches a duration or a bound off.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vggjax.data.preprocess import Preprocessing
+from vggjax.data.splits import parse_split
+from vggjax.errors import ConfigError, unknown
+from vggjax.models.arch import get_arch, match_layers
+from vggjax.models.head import Head
+from vggjax.models.vgg import check_size
+
+HOW_NOT_WHAT = ("workdir", "data_dir", "cache_mb", "num_threads", "log_every_steps")
+"""Fields that change how a run goes and not what comes out of it: a resumed run may differ here."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run: data, model, training and bookkeeping."""
+
+    dataset: str = "digits"
+    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), or `digits`."""
+    recipe: str | None = None
+    """The recipe that set the defaults; recipes.py has them."""
+    workdir: str | None = None
+    """The run's folder; None makes runs/<time>-<dataset>-<model>. An unfinished run resumes."""
+    seed: int = 0
+    """Of the splits, the order, the initialisation and every random draw."""
+
+    data_dir: str | None = None
+    """Where tfds keeps prepared data sets; None is tfds' own place."""
+    split: str = "0.8,0.1,0.1"
+    """Shares of train,val,test, stratified by class, where the data set has no splits."""
+    image_size: int = 224
+    """Side in px of the pictures that the model sees, from 32."""
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash` the whole picture to a square, or `crop` the middle of it."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """Of the resize, as in Keras' load_img."""
+    preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto"
+    """Of the pixels: `caffe` for Keras' weights, `torch`, or `unit` for x/255. `auto` is caffe
+    with weights and torch without."""
+    augment: Literal["none", "flip"] = "flip"
+    """Random changes to the training pictures, drawn on the device."""
+    cache_mb: int = 2048
+    """Keep the decoded pictures in memory where they take no more than this; 0 switches it off."""
+    num_threads: int | None = None
+    """Threads that decode pictures; None is one for each core."""
+    max_unreadable: float = 0.05
+    """Go on while no more than this share of a split's pictures is unreadable."""
+
+    model: str = "vgg16"
+    """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ..."""
+    weights: str = "imagenet"
+    """`imagenet` (Keras' published files), `none` (from scratch), or a weight file."""
+    head: str = "gap-256-0.5-classes"
+    """POOLING[-WIDTH ...][-DROPOUT]-OUTPUTS: pooling flatten, avg2 or gap; outputs `classes`
+    or a number, 1 for one sigmoid unit."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; parameters, logits and loss are float32."""
+
+    unfreeze: tuple[str, ...] = ("none",)
+    """What trains beside the head: none, all, blocks (block5), layers (block5_conv3)."""
+    epochs: int = 10
+    """Passes over the training split in all."""
+    head_epochs: int | None = None
+    """How many of the epochs train the head alone first; None is a third of them where pretrained
+    layers are unfrozen."""
+    batch_size: int = 32
+    """Pictures in a step, over all devices."""
+    optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
+    """sgd has momentum 0.9."""
+    learning_rate: float = 1e-3
+    """Of the head, at its highest."""
+    backbone_learning_rate: float | None = None
+    """Of the unfrozen layers; None is a hundredth of the head's with pretrained weights, and the
+    head's without."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the rates do behind the warm-up, in each stage."""
+    warmup_epochs: float = 1.0
+    """The rates rise from 0 over this long, at most half of a stage."""
+    weight_decay: float = 0.0
+    """Decoupled, on the kernels of what trains."""
+    patience: int = 0
+    """Stop after this many epochs without a better `monitor`; 0 never stops early."""
+    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    """What chooses the best weights, which are the ones kept."""
+
+    parallel: Literal["jit", "pmap"] = "jit"
+    """How the step is spread over several devices."""
+    log_every_steps: int = 20
+    """How often the loss is fetched from the device and written down."""
+    checkpoint_minutes: float = 10.0
+    """Save this often inside a long epoch as well; every epoch's end is saved."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run, with the fix."""
+        if isinstance(self.unfreeze, str):
+            object.__setattr__(self, "unfreeze", (self.unfreeze,))
+        object.__setattr__(self, "unfreeze", tuple(self.unfreeze))
+        self._check_types()
+        arch = get_arch(self.model)
+        match_layers(self.unfreeze, (name for name in arch.layers() if "pool" not in name))
+        check_size(self.image_size)
+        Head.parse(self.head)
+        parse_split(self.split)
+        positive = ("batch_size", "epochs", "learning_rate", "log_every_steps")
+        for name in positive:
+            self._check(name, getattr(self, name) > 0, "above 0")
+        for name in ("seed", "cache_mb", "warmup_epochs", "weight_decay", "patience"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        self._check("max_unreadable", 0 <= self.max_unreadable < 1, "in [0, 1)")
+        self._check("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
+        self._check("num_threads", self.num_threads is None or self.num_threads > 0, "above 0")
+        rate = self.backbone_learning_rate
+        self._check("backbone_learning_rate", rate is None or rate > 0, "above 0")
+        if self.head_epochs is not None:
+            fix = f"from 0 to below --epochs {self.epochs}; the epochs count the head's as well"
+            self._check("head_epochs", 0 <= self.head_epochs < self.epochs, fix)
+
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal:
+                if value not in get_args(kind):
+                    raise ConfigError(unknown(_flag(name), value, get_args(kind)))
+                continue
+            kinds = tuple(get_origin(k) or k for k in (get_args(kind) or (kind,)) if k is not ...)
+            if get_origin(kind) is tuple:
+                kinds, value = (str,), value[0] if value else None
+            if float in kinds:
+                kinds = (*kinds, int)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                names = " or ".join(k.__name__.replace("NoneType", "None") for k in kinds)
+                raise ConfigError(f"{_flag(name)} takes {names}; got {getattr(self, name)!r}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{_flag(name)} must be a finite number; got {value}.")
+
+    def _check(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ConfigError(f"{_flag(name)} must be {wanted}; got {getattr(self, name)}.")
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the convolutional base starts from weights that were learned before."""
+        return self.weights != "none"
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What pictures go through before the model sees them."""
+        auto = "caffe" if self.pretrained else "torch"
+        mode = auto if self.preprocess == "auto" else self.preprocess
+        return Preprocessing(mode, self.image_size, self.resize, self.interpolation)
+
+    def to_json(self) -> str:
+        """Writes every field, for `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ConfigError: no JSON object, or a key that is no field.
+        """
+        try:
+            fields = json.loads(text)
+            names = [field.name for field in dataclasses.fields(cls)]
+            for name in fields:
+                if name not in names:
+                    raise ConfigError(unknown("setting", name, names))
+            return cls(**fields)
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ConfigError(f"This is no saved configuration: {error}.") from None
+
+    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """Finds the fields that would change the result: {name: (own value, other's value)}."""
+        return {
+            field.name: (mine, theirs)
+            for field in dataclasses.fields(self)
+            if field.name not in HOW_NOT_WHAT
+            and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
+        }
+
+
+def read_config(workdir: str | Path) -> Config:
+    """Reads a run folder's `config.json`.
+
+    Raises:
+        ConfigError: no such folder or file, or one that is damaged.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        return Config.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(
+            f"{workdir} is no run folder: it has no readable config.json. Give --workdir a folder "
+            "that train.py made."
+        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,265 @@
+"""The training of one run, top to bottom: step, report, evaluate, keep the best, stop.
+
+Where a run stands is one integer, its step: order is a function of (seed, epoch), randomness of
+(seed, step), so a rerun with the same settings goes on as if it had never been killed.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from rich.console import Console
+
+from vggjax.data.pipeline import prefetch
+from vggjax.errors import VggjaxError, shown
+from vggjax.models.vgg import VGG
+from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
+from vggjax.training.config import Config
+from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
+from vggjax.training.run_folder import Log
+from vggjax.training.screen import Screen, print_first_screen
+from vggjax.training.setup import Setup, set_up
+from vggjax.training.signals import Interrupted as Interrupted
+from vggjax.training.signals import Stop, stop_signals
+from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
+
+
+@dataclass
+class Position:
+    """Where a run stands, beside its state: saved with every checkpoint as JSON."""
+
+    step: int = 0
+    stage: str | None = None
+    best_value: float | None = None
+    best_step: int = 0
+    stale_epochs: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def take(self, value: float) -> bool:
+        """Takes an evaluation's value, higher is better; says whether it is the best so far."""
+        is_best = self.best_value is None or value > self.best_value
+        if is_best:
+            self.best_value, self.best_step = value, self.step
+        self.stale_epochs = 0 if is_best else self.stale_epochs + 1
+        return is_best
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves: the best weights, and the pictures that could not be read."""
+
+    workdir: Path
+    model: VGG
+    info: ModelInfo
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def train(config: Config, *, console: Console | None = None) -> Trained:
+    """Trains, or goes on training, and saves the best weights in the run folder.
+
+    Raises:
+        VggjaxError: settings, data or weights that cannot be used, or a loss that is not finite.
+        Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
+    """
+    console = console or Console()
+    run = set_up(config)
+    if (run.workdir / "model.json").exists():
+        console.print(f"{run.workdir} is trained already.", markup=False, highlight=False)
+        return Trained(run.workdir, *load_model(run.workdir))
+
+    with stop_signals() as stop, Checkpoints(run.workdir) as checkpoints:
+        position = Position(**(checkpoints.latest_progress() or {}))
+        log = Log(run.workdir, step=position.step)
+        print_first_screen(console, run, position.step)
+        with Screen(console, config.epochs) as screen:
+            _read_pictures(run, screen)
+            if position.step:
+                checkpoints.restore_model(run.model, position.step)
+            for stage in run.stages:
+                last_step = (stage.first_epoch + stage.epochs) * run.steps_per_epoch
+                if position.step < last_step:
+                    _train_stage(run, stage, last_step, position, checkpoints, log, screen, stop)
+        checkpoints.restore_model(run.model, position.best_step)
+    save_model(run.workdir, run.model, run.info)
+    return Trained(run.workdir, run.model, run.info, _unreadable(run))
+
+
+def _train_stage(
+    run: Setup,
+    stage: Stage,
+    last_step: int,
+    position: Position,
+    checkpoints: Checkpoints,
+    log: Log,
+    screen: Screen,
+    stop: Stop,
+) -> None:
+    config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
+    state, train_step, eval_step, rates = _begin_stage(run, stage, position, checkpoints)
+    saved_s = time.monotonic()
+    while position.step < last_step:
+        if stage is run.stages[-1] and 0 < config.patience <= position.stale_epochs:
+            screen.say(f"No better {config.monitor} for {config.patience} epochs: stopped.")
+            break
+        epoch, start = divmod(position.step, steps_per_epoch)
+        where = {"epoch": epoch + 1, "stage": stage.name}
+        screen.begin(f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, done=start)
+        sums, clock = dict(position.sums), _Clock()
+        batches = run.examples["train"].batches(
+            config.batch_size, seed=config.seed, epoch=epoch, shuffle=True, start=start
+        )
+        with closing(prefetch(batches, placement.put_batch)) as batches:
+            for batch in batches:
+                state, metrics = train_step(state, batch)  # 1. learn
+                position.step += 1
+                sums = _add(sums, metrics)
+                clock.tick(config.batch_size)
+                if position.step % config.log_every_steps == 0:  # 2. report; the only wait
+                    values = _means(placement.fetch(metrics), "train")
+                    _check_finite(values, position.step, config)
+                    log.write("step", position.step, **where, **values, **rates(position.step))
+                    screen.figures(values, clock.images_per_s())
+                screen.advance(position.step - epoch * steps_per_epoch)
+                is_due = time.monotonic() - saved_s > 60 * config.checkpoint_minutes
+                if (stop.signum or is_due) and position.step % steps_per_epoch:
+                    position.sums = {name: float(v) for name, v in placement.fetch(sums).items()}
+                    checkpoints.save(placement.fetch(state), position, is_best=False)
+                    saved_s = time.monotonic()
+                    stop.check(run.workdir)
+
+        values = _means(placement.fetch(sums), "train")  # 3. evaluate
+        _check_finite(values, position.step, config)
+        values |= evaluate_split(run, "val", eval_step, state)
+        values |= {"images_per_s": clock.images_per_s(), "seconds": clock.seconds()}
+        value = values[config.monitor]  # 4. keep the best
+        is_best = position.take(-value if config.monitor == "val/loss" else value)
+        position.sums = {}
+        checkpoints.save(placement.fetch(state), position, is_best=is_best)
+        saved_s = time.monotonic()
+        log.write("epoch", position.step, **where, **values)
+        screen.epoch(epoch + 1, stage.name, values, is_best=is_best)
+        stop.check(run.workdir)
+    _put_back(run.model, placement.fetch(state))
+
+
+def _begin_stage(
+    run: Setup, stage: Stage, position: Position, checkpoints: Checkpoints
+) -> tuple[TrainState, Callable, Callable, Callable[[int], dict[str, float]]]:
+    """Compiles a stage's steps and makes its state, with the checkpoint's moments if resumed."""
+    config = run.config
+    labels = label_layers(run.model, stage.unfreeze)
+    schedules = make_schedules(config, stage, run.steps_per_epoch)
+    tx = make_optimizer(config, labels, schedules)
+    mode = config.preprocessing.mode
+    train_step = make_train_step(
+        run.model,
+        tx,
+        labels,
+        placement=run.placement,
+        mode=mode,
+        augmentation=config.augment,
+        seed=config.seed,
+    )
+    eval_step = make_eval_step(run.model, placement=run.placement, mode=mode)
+    state = make_state(run.model, tx, labels, step=position.step)
+    if position.stage == stage.name:
+        state = checkpoints.restore_optimizer(state, position.step)
+    else:
+        position.stage, position.stale_epochs = stage.name, 0
+    first_step = stage.first_epoch * run.steps_per_epoch
+
+    def rates(step: int) -> dict[str, float]:
+        used = {label for label in labels.values() if label in schedules}
+        return {
+            f"learning_rate/{label}": float(schedules[label](step - 1 - first_step))
+            for label in sorted(used)
+        }
+
+    return run.placement.put_state(state), train_step, eval_step, rates
+
+
+def evaluate_split(
+    run: Setup, split: str, eval_step: Callable, state: TrainState
+) -> dict[str, float]:
+    """Scores every readable picture of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
+    sums: dict[str, jax.Array] = {}
+    batches = run.examples[split].batches(run.config.batch_size)
+    with closing(prefetch(batches, run.placement.put_batch)) as batches:
+        for batch in batches:
+            sums = _add(sums, eval_step((state.params, state.batch_stats), batch))
+    values = _means(run.placement.fetch(sums), split)
+    if len(run.source.class_names) <= 5:
+        del values[f"{split}/top5"]
+    return values
+
+
+def _read_pictures(run: Setup, screen: Screen) -> None:
+    for name, examples in run.examples.items():
+        screen.begin(f"reading {name}", len(examples))
+        examples.prepare(lambda done, _: screen.advance(done))
+    for reason in list(_unreadable(run).items())[:20]:
+        screen.say("left out: {}: {}".format(*map(shown, reason)))
+
+
+def _unreadable(run: Setup) -> dict[str, str]:
+    return {
+        run.source.ids[i]: reason
+        for examples in run.examples.values()
+        for i, reason in sorted(examples.unreadable.items())
+    }
+
+
+def _put_back(model: VGG, state: TrainState) -> None:
+    params, batch_stats = jax.tree.map(jnp.asarray, (state.params, state.batch_stats))
+    nnx.update(model, params, batch_stats)
+
+
+def _add(sums: dict[str, Any], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: value + sums.get(name, 0.0) for name, value in metrics.items()}
+
+
+def _means(sums: dict[str, Any], split: str) -> dict[str, float]:
+    count = max(float(sums["count"]), 1.0)
+    names = {"loss": "loss", "correct": "accuracy", "top5": "top5"}
+    means = {f"{split}/{name}": float(sums[key]) / count for key, name in names.items()}
+    if split == "train":
+        del means["train/top5"]
+    return means
+
+
+def _check_finite(values: dict[str, float], step: int, config: Config) -> None:
+    loss = values["train/loss"]
+    if not math.isfinite(loss):
+        raise VggjaxError(
+            f"The loss is {loss} at step {step}: training diverged. Lower --learning-rate "
+            f"(now {config.learning_rate}) or lengthen --warmup-epochs, in another --workdir."
+        )
+
+
+class _Clock:
+    """Images per second, the first step left out where others follow: it compiles."""
+
+    def __init__(self):
+        self._begin_s = self._second_s = time.monotonic()
+        self._images = self._first = 0
+
+    def tick(self, images: int) -> None:
+        self._images += images
+        if not self._first:
+            self._first, self._second_s = images, time.monotonic()
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._begin_s, 2)
+
+    def images_per_s(self) -> float:
+        images, begin_s = self._images - self._first, self._second_s
+        if not images:
+            images, begin_s = self._images, self._begin_s
+        return round(images / max(time.monotonic() - begin_s, 1e-6), 1)

@@ -1,0 +1,112 @@
+"""The run folder: which run it is, what it saw, and its log.
+
+`config.json` and `data.json` say what the run is, so that a rerun resumes this very run or is
+refused; `log.jsonl` has one JSON object a line, `kind` step, epoch or resume.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from vggjax.data.sources import Source
+from vggjax.errors import ConfigError
+from vggjax.training.checkpoint import write_text
+from vggjax.training.config import Config, read_config
+
+
+def default_workdir(config: Config) -> Path:
+    """Names a new run: runs/<time>-<dataset>-<model>."""
+    name = re.sub(r"[^\w.-]+", "-", Path(config.dataset).name) or "data"
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{config.model}"
+
+
+def open_workdir(config: Config) -> Path:
+    """Makes the run's folder, or checks that the one that is there belongs to the same run.
+
+    Raises:
+        ConfigError: the folder belongs to a run with other settings, which are listed, or holds
+            other things, or cannot be written.
+    """
+    workdir = Path(config.workdir) if config.workdir else default_workdir(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / "config.json").exists():
+            changed = read_config(workdir).differences(config)
+            if changed:
+                listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in
+                                   changed.items())  # fmt: skip
+                raise ConfigError(
+                    f"{workdir} belongs to a run with other settings: {listed}. Give the same "
+                    "settings to resume it, or another --workdir."
+                )
+        elif any(workdir.iterdir()):
+            raise ConfigError(
+                f"{workdir} holds files but no run; give --workdir a new or an empty folder."
+            )
+        else:
+            write_text(workdir / "config.json", config.to_json())
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the run folder {workdir}: {error.strerror or error}. "
+            "Give another --workdir."
+        ) from None
+    return workdir
+
+
+def check_data(workdir: Path, source: Source, splits: dict[str, Any]) -> None:
+    """Notes the data that the run sees, or refuses other data than it saw before.
+
+    Raises:
+        ConfigError: classes, files or splits differ from the run's first start.
+    """
+    seen = {
+        "fingerprint": source.fingerprint,
+        "class_names": list(source.class_names),
+        "splits": {name: len(indices) for name, indices in splits.items()},
+    }
+    path = workdir / "data.json"
+    if not path.exists():
+        write_text(path, json.dumps(seen, indent=2) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != seen:
+        key = next(
+            key for key in ("class_names", "splits", "fingerprint") if before[key] != seen[key]
+        )
+        raise ConfigError(
+            f"The data set {source.name} is not what {workdir} was trained on: its "
+            f"{key.replace('_', ' ')} differ, {before[key]} before, {seen[key]} now. "
+            "Put the files back, or start anew in another --workdir."
+        )
+
+
+class Log:
+    """Appends to `log.jsonl`; a resumed run drops what was written behind its checkpoint."""
+
+    def __init__(self, workdir: Path, *, step: int):
+        self._path = workdir / "log.jsonl"
+        lines = read_log(workdir)
+        kept = [line for line in lines if line["step"] <= step]
+        if lines:
+            kept.append({"kind": "resume", "step": step})
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Adds a line; it is on disk when this returns."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+
+def read_log(workdir: str | Path) -> list[dict[str, Any]]:
+    """Reads `log.jsonl`; a last line that a kill cut short is left out."""
+    path = Path(workdir) / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found

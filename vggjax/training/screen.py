@@ -1,0 +1,120 @@
+"""What a person sees while a run goes on: the first screen, the progress, a line per epoch."""
+
+import math
+
+import jax
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vggjax.errors import shown
+from vggjax.models.assign import shapes
+from vggjax.training.freezing import Stage, label_layers, peak_rates
+from vggjax.training.setup import Setup
+
+
+def print_first_screen(console: Console, run: Setup, step: int) -> None:
+    """Says what was found: device, data, preprocessing, model, what trains and what is frozen."""
+    config, source = run.config, run.source
+    devices = jax.devices()
+    kind = f"{len(devices)} x {devices[0].device_kind}" if len(devices) > 1 else ""
+    names = ", ".join(shown(name) for name in source.class_names[:12])
+    more = f" ... {len(source.class_names)} in all" if len(source.class_names) > 12 else ""
+    preprocessing = config.preprocessing
+    rows = [
+        ("Run", f"{run.workdir}" + (f", resumed at step {step}" if step else "")),
+        ("Device", f"{kind or devices[0].device_kind} ({devices[0].platform}), {config.dtype}"),
+        ("Data", f"{shown(source.name)}: {len(source.labels):,} pictures"),
+        ("Classes", f"{len(source.class_names)}: {names}{more}"),
+        ("Splits", ", ".join(f"{name} {len(rows):,}" for name, rows in run.splits.items())),
+        ("Pictures", f"{preprocessing.image_size} px, {preprocessing.resize}, "
+                     f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
+                     f"augmentation {config.augment}"),
+        ("Model", f"{config.model} + {run.model.head}, weights {shown(config.weights)}"),
+    ]  # fmt: skip
+    for stage in run.stages:
+        rows.append(("Stage", _describe(run, stage)))
+    if not config.pretrained and config.unfreeze != ("all",):
+        rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
+                               "--unfreeze all, will do better"))  # fmt: skip
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, escape(text))
+    console.print(table)
+
+
+def _describe(run: Setup, stage: Stage) -> str:
+    config = run.config
+    labels = label_layers(run.model, stage.unfreeze)
+    sizes = {
+        layer: sum(math.prod(shape) for name, shape in parts.items() if name not in ("mean", "var"))
+        for layer, parts in shapes(run.model).items()
+    }
+    trained = sum(sizes[layer] for layer in sizes if labels[layer] != "frozen")
+    rates = peak_rates(config)
+    rate = ", ".join(f"{label} {rates[label]:.2g}" for label in rates if label in labels.values())
+    frozen = [layer for layer in sizes if labels[layer] == "frozen"]
+    still = f"frozen {frozen[0]} ... {frozen[-1]}" if frozen else "nothing frozen"
+    first, last = stage.first_epoch + 1, stage.first_epoch + stage.epochs
+    return (
+        f"epochs {first}-{last}: {stage.name}, {trained:,} of {sum(sizes.values()):,} parameters "
+        f"train, {still}; {config.optimizer}, rate {rate}; {run.steps_per_epoch} steps an epoch"
+    )
+
+
+class Screen:
+    """Progress within an epoch on a terminal; elsewhere only the line that ends each epoch."""
+
+    def __init__(self, console: Console, epochs: int):
+        self._console, self._epochs = console, epochs
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(
+            *columns, console=console, disable=not console.is_terminal, transient=True
+        )
+        self._task = None
+
+    def __enter__(self) -> "Screen":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, title: str, total: int, *, done: int = 0) -> None:
+        """Starts a bar: an epoch's steps, or the pictures being read."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(title, total=total, completed=done, figures="")
+
+    def advance(self, done: int) -> None:
+        """Moves the bar."""
+        self._progress.update(self._task, completed=done)
+
+    def figures(self, values: dict[str, float], images_per_s: float) -> None:
+        """Shows the newest figures beside the bar."""
+        text = "loss {train/loss:.4f}  accuracy {train/accuracy:.3f}".format(**values)
+        self._progress.update(self._task, figures=f"{text}  {images_per_s:.0f} images/s")
+
+    def epoch(self, epoch: int, stage: str, values: dict[str, float], *, is_best: bool) -> None:
+        """Prints the line that ends an epoch."""
+        parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs} {stage}"]
+        for split in ("train", "val"):
+            parts.append(
+                f"{split} loss {values[f'{split}/loss']:.4f} "
+                f"accuracy {values[f'{split}/accuracy']:.4f}"
+            )
+        parts.append(f"{values['images_per_s']:.0f} images/s, {values['seconds']:.0f} s")
+        self.say("  ".join(parts) + ("  best" if is_best else ""))
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,157 @@
+"""The compiled steps: learn from a batch, score a batch, predict a batch.
+
+A batch is pipeline.py's: images uint8 (N, S, S, 3), label int32 (N,), mask float32 (N,), index.
+Randomness is a function of (seed, step, row), so a resumed run draws what it would have drawn, and
+one device draws what four draw. Metrics are masked sums: divide once, at the end.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+from vggjax.data.augment import augment
+from vggjax.data.preprocess import preprocess
+from vggjax.models.vgg import VGG
+from vggjax.training.freezing import Labels, set_training_mode, trainable
+from vggjax.training.sharding import Placement
+
+
+class TrainState(NamedTuple):
+    """All that changes while training; everything else is a function of Config."""
+
+    step: jax.Array
+    params: nnx.State
+    batch_stats: nnx.State
+    opt_state: optax.OptState
+
+
+Metrics = dict[str, jax.Array]
+"""Sums over the examples of a batch: `loss`, `correct`, `top5`, `count`."""
+
+
+def make_state(
+    model: VGG, tx: optax.GradientTransformation, labels: Labels, *, step: int = 0
+) -> TrainState:
+    """Starts a stage from the model's present parameters, at a step of the whole run."""
+    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    opt_state = tx.init(nnx.filter_state(params, trainable(labels)))
+    return TrainState(jnp.asarray(step, jnp.int32), params, batch_stats, opt_state)
+
+
+def make_train_step(
+    model: VGG,
+    tx: optax.GradientTransformation,
+    labels: Labels,
+    *,
+    placement: Placement,
+    mode: str,
+    augmentation: str = "none",
+    seed: int = 0,
+    donate: bool = True,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """Compiles one stage's step: (state, batch) -> (state, metrics); the state is overwritten.
+
+    Args:
+        model: gives the structure; its parameters are not read.
+        tx: what make_optimizer made for these labels.
+        labels: of label_layers.
+        placement: jit or pmap, and the devices.
+        mode: of preprocess.
+        augmentation: of augment.
+        seed: of augmentation and dropout.
+        donate: False keeps the old state usable, for tests.
+    """
+    set_training_mode(model, labels, axis_name=placement.axis_name)
+    graphdef = nnx.graphdef(model)
+    model.eval()
+    reduce = (
+        partial(lax.psum, axis_name=placement.axis_name) if placement.axis_name else lambda x: x
+    )
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        keys = _example_keys(seed, state.step, batch["mask"].shape[0], placement.axis_name)
+        key_augment, key_dropout = keys[:, 0], keys[:, 1]
+        images = preprocess(augment(key_augment, batch["images"], augmentation), mode)
+        count = reduce(batch["mask"].sum())
+
+        def loss_fn(model: VGG) -> tuple[jax.Array, Metrics]:
+            logits = model(images, dropout_keys=key_dropout, mask=batch["mask"])
+            metrics = _score(logits, batch)
+            return metrics["loss"] / jnp.maximum(count, 1), metrics
+
+        model = nnx.merge(graphdef, state.params, state.batch_stats)
+        learned = nnx.DiffState(0, trainable(labels))
+        (_, metrics), grads = nnx.value_and_grad(loss_fn, argnums=learned, has_aux=True)(model)
+        grads, metrics = reduce(grads), reduce(metrics)
+
+        training = nnx.filter_state(state.params, trainable(labels))
+        updates, opt_state = tx.update(grads, state.opt_state, training)
+        params = nnx.merge_state(state.params, optax.apply_updates(training, updates))
+        batch_stats = nnx.state(model, nnx.BatchStat)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return placement.compile(train_step, donate_state=donate)
+
+
+def make_eval_step(
+    model: VGG, *, placement: Placement, mode: str
+) -> Callable[[tuple[nnx.State, nnx.State], dict[str, jax.Array]], Metrics]:
+    """Compiles ((params, batch_stats), batch) -> metrics; nothing random, nothing learned."""
+    model.eval()
+    graphdef = nnx.graphdef(model)
+
+    def eval_step(state: tuple[nnx.State, nnx.State], batch: dict[str, jax.Array]) -> Metrics:
+        logits = nnx.merge(graphdef, *state)(preprocess(batch["images"], mode))
+        metrics = _score(logits, batch)
+        return lax.psum(metrics, placement.axis_name) if placement.axis_name else metrics
+
+    return placement.compile(eval_step)
+
+
+def make_predict_step(model: VGG, mode: str) -> Callable[[np.ndarray], jax.Array]:
+    """Compiles images uint8 (N, S, S, 3) -> probabilities float32 (N, C).
+
+    The model is held by reference, not copied. One sigmoid unit gives two columns, (1 - p, p).
+    """
+    model.eval()
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def predict_step(state: nnx.State, images: jax.Array) -> jax.Array:
+        logits = nnx.merge(graphdef, state)(preprocess(images, mode))
+        if logits.shape[-1] == 1:
+            return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=-1)
+        return jax.nn.softmax(logits)
+
+    return lambda images: predict_step(state, images)
+
+
+def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
+    """Gives each row of the global batch two keys of its own, (rows, 2)."""
+    first = lax.axis_index(axis_name) * rows if axis_name else 0
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
+    return jax.vmap(jax.random.split)(keys)
+
+
+def _score(logits: jax.Array, batch: dict[str, jax.Array]) -> Metrics:
+    label, mask = batch["label"], batch["mask"]
+    if logits.shape[-1] == 1:
+        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
+        guess = (logits[:, 0] > 0).astype(label.dtype)
+        top5 = jnp.ones_like(mask)
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        guess = logits.argmax(-1)
+        best = lax.top_k(logits, min(5, logits.shape[-1]))[1]
+        top5 = (best == label[:, None]).any(-1)
+    # where, not a product: a padded row may hold anything, also NaN.
+    sums = {"loss": loss, "correct": guess == label, "top5": top5, "count": jnp.ones_like(mask)}
+    return {name: jnp.where(mask > 0, values, 0.0).sum() for name, values in sums.items()}
