@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from tiny_run import add_tiny_arch, make_pictures, make_run
 
-from vggjax.data.preprocess import load_image, preprocess, resize_image
+from vggjax.data.preprocess import Preprocessing, load_image, preprocess, resize_image
 from vggjax.errors import ConfigError, DataError, WeightsError
 from vggjax.models import vgg
 from vggjax.models.assign import extract
@@ -187,16 +187,20 @@ def test_settings_that_contradict_each_other_are_refused(run):
 def test_published_weights_give_imagenet_names_by_keras_rule(run, monkeypatch, capsys):
     monkeypatch.setattr(vgg, "PUBLISHED_TOP", Head("gap", outputs=1000))  # a top of a few kB
     model = vgg.VGG("tiny", include_top=True, rngs=nnx.Rngs(2))
+    model.predictions.kernel.set_value(model.predictions.kernel.get_value() * 10)
     write_weights("top.safetensors", extract(model))
     picture = "flowers/daisy/00.png"
     command = dict(weights="top.safetensors", model="tiny", csv="out.csv")
     assert predict_command([picture], **command, top=3) == 0
     with open("out.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    image = resize_image(load_image(picture), predict.PUBLISHED_PREPROCESSING)
+    image = resize_image(load_image(picture), Preprocessing("caffe", 224, "crop", "bicubic"))
     logits = np.asarray(model(preprocess(image[None], "caffe")), np.float64)
     (best,) = predict.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=3)
     assert [row[f"class{i}"] for i in (1, 2, 3)] == [name for _, name, _ in best]
+    shares = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
+    np.testing.assert_allclose(shares, [share for _, _, share in best], atol=2e-6)
+    assert shares[0] > 0.002  # else every preprocessing would do
 
 
 def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):

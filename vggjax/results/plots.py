@@ -71,10 +71,11 @@ def draw_curves(
                     axes.plot([best_epoch], best, label="best, kept", **style)
             for epoch, stage in stages:
                 axes.axvline(epoch, c=theme.muted, lw=1, ls=(0, (4, 3)))
-                text = f"{_clip(stage.removeprefix('head+'), 28)} unfrozen"
+                text = f"{drawable(stage.removeprefix('head+'), width=28)} unfrozen"
                 place = dict(xytext=(4, -4), textcoords="offset points", va="top", fontsize=8.5)
                 where = axes.get_xaxis_transform()
-                axes.annotate(text, (epoch, 1), xycoords=where, color=theme.muted, **place)
+                note = axes.annotate(text, (epoch, 1), xycoords=where, color=theme.muted, **place)
+                note.set_parse_math(False)
             axes.set_title(metric, loc="left", fontweight="bold")
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
