@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggjax.errors import ConfigError
+from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.arch import ARCHS, Arch, get_arch, match_layers
 from vggjax.models.assign import assign, extract, shapes
 from vggjax.models.head import Head
@@ -16,16 +16,26 @@ HEAD = Head("avg2", (6, 5), 0.4, 3)
 TINY = {bn: Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8), batch_norm=bn) for bn in (False, True)}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "bn"])
-def model(request):
-    model = VGG(TINY[request.param], head=HEAD, image_size=64)
+def filled(arch, **kwargs):
+    """A model of numpy's random numbers: jax would compile its own for every shape."""
+    model = nnx.eval_shape(lambda: VGG(arch, **kwargs))
     rng = np.random.default_rng(1)
-    for _, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
-        # biases and statistics too: an identity would hide a missing term
-        noise = jnp.asarray(rng.uniform(0.05, 0.15, variable.shape), jnp.float32)
-        variable.set_value(variable.get_value() + noise)
+    weights = {
+        # biases and statistics too: zeros and ones would hide a missing term
+        layer: {name: rng.uniform(-0.1, 0.3, shape) for name, shape in params.items()}
+        for layer, params in shapes(model).items()
+    }
+    for params in weights.values():
+        if "var" in params:
+            params["var"] = params["var"] ** 2 + 0.5
+    assign(model, weights)
     model.eval()
     return model
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "bn"])
+def model(request):
+    return filled(TINY[request.param], head=HEAD, image_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -110,33 +120,32 @@ def test_heads_have_the_recipes_parameter_counts(head, image_size, parameters):
 @pytest.mark.parametrize("size", [(31, 31), (32, 16), (1, 224)])
 def test_a_picture_below_32_px_is_refused_with_the_way_out(tiny_arch, size):
     with pytest.raises(ConfigError, match=rf"32 px or more; got {size[0]}x{size[1]} px. Enlarge"):
-        VGG(tiny_arch)(np.zeros((1, *size, 3), np.float32))
+        filled(tiny_arch)(np.zeros((1, *size, 3), np.float32))
     with pytest.raises(ConfigError, match="32 px or more; got image size 31"):
         VGG(tiny_arch, image_size=31)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 96)])
 def test_any_size_from_32_px_runs_without_a_flattening_head(tiny_arch, size):
-    model = VGG(tiny_arch, head=Head("gap", outputs=2))
+    model = filled(tiny_arch, head=Head("gap", outputs=2))
     assert model(np.ones((1, *size, 3), np.float32)).shape == (1, 2)
 
 
 def test_a_flattening_head_names_the_size_that_it_was_built_for(tiny_arch):
-    model = VGG(tiny_arch, head=Head("flatten", outputs=2), image_size=64)
+    model = filled(tiny_arch, head=Head("flatten", outputs=2), image_size=64)
     with pytest.raises(ConfigError, match="built for 64 px; got 96x96 px"):
         model(np.zeros((1, 96, 96, 3), np.float32))
 
 
 def test_bfloat16_computes_in_it_and_gives_float32_logits(tiny_arch, images):
-    kwargs = dict(head=Head("gap", outputs=3), rngs=nnx.Rngs(0))
-    half = VGG(tiny_arch, dtype=jnp.bfloat16, **kwargs)
+    half = filled(tiny_arch, dtype=jnp.bfloat16, head=Head("gap", outputs=3))
     taps = half(images, taps=("block5_pool", "predictions"))
     assert (taps["block5_pool"].dtype, taps["predictions"].dtype) == (jnp.bfloat16, jnp.float32)
     assert {a.dtype for p in extract(half).values() for a in p.values()} == {np.dtype("float32")}
 
 
 def test_the_model_jits_under_strict_promotion(tiny_arch, images):
-    model = VGG(tiny_arch, head=Head("gap", outputs=3))
+    model = filled(tiny_arch, head=Head("gap", outputs=3))
     graph, state = nnx.split(model)
     with jax.numpy_dtype_promotion("strict"):
         jitted = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, images)
@@ -186,13 +195,13 @@ def test_every_network_of_the_table_has_five_pools_and_unique_names():
 
 
 def test_assign_lists_every_problem_by_name_and_changes_nothing(tiny_arch):
-    model = VGG(tiny_arch, head=Head("gap", outputs=2))
+    model = filled(tiny_arch, head=Head("gap", outputs=2))
     before, weights = extract(model), extract(model)
     weights = {layer: {n: a + 1 for n, a in params.items()} for layer, params in weights.items()}
     del weights["block3_conv1"]["bias"]
     weights["fc9"] = {"kernel": np.zeros((2, 2), np.float32)}
     weights["predictions"]["kernel"] = np.zeros((8, 7), np.float32)
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(WeightsError) as caught:
         assign(model, weights)
     for words in ("missing: block3_conv1/bias", "unexpected: fc9/kernel",
                   "predictions/kernel is (8, 7), the model has (8, 2)"):  # fmt: skip
