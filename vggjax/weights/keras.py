@@ -202,7 +202,7 @@ def write_legacy_h5(path: Path, weights: Weights) -> None:
         layers = _with_plain_layers(weights)
         file.attrs["layer_names"] = np.array(layers, dtype="S")
         file.attrs["backend"] = np.bytes_("tensorflow")
-        file.attrs["keras_version"] = np.bytes_("2.0.0")  # tells Keras that nothing is to be converted
+        file.attrs["keras_version"] = np.bytes_("2.0.0")  # Keras then converts nothing
         for layer in layers:
             group, params = file.create_group(layer), weights.get(layer, {})
             bias = "b_1" if "kernel" in params else "beta_1"
