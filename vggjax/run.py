@@ -8,6 +8,7 @@ from rich.console import Console
 
 from vggjax.models.vgg import VGG
 from vggjax.results.evaluate import evaluate
+from vggjax.results.report import write_report
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.loop import train
@@ -35,8 +36,6 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     """
     trained = train(config, console=console)
     evaluation = evaluate(trained.workdir, split="test")
-    from vggjax.results.report import write_report
-
     report = write_report(trained.workdir)
     unreadable = trained.unreadable | evaluation.get("unreadable", {})
     return FitResult(trained.workdir, trained.model, trained.info, evaluation, report, unreadable)

@@ -13,7 +13,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # VGG11 from scratch on scikit-learn's handwritten digits: the job that needs no network.
     "digits": dict(
         dataset="digits", model="vgg11", weights="none", head="flatten-classes", image_size=32,
-        unfreeze=("all",), augment="none", epochs=8, batch_size=32, learning_rate=3e-4,
+        unfreeze=("all",), augment="none", epochs=5, batch_size=32, learning_rate=3e-4,
     ),
     # The flowers lesson, first stage: the frozen base with its own head, Nadam, half for training.
     "flowers": dict(

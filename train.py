@@ -1,0 +1,8 @@
+"""`python train.py ...`, the same as `vggjax train ...`."""
+
+import sys
+
+from vggjax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
