@@ -159,6 +159,7 @@ def print_summary(result: dict[str, Any]) -> None:
         f"pictures named correctly (95 % interval {low:.1%} to {high:.1%}), {loss}"
         + (f", top-5 {result['top5']:.1%}" if "top5" in result else ""),
         highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class", overflow="fold")
@@ -172,12 +173,16 @@ def print_summary(result: dict[str, Any]) -> None:
         table.add_row(escape(shown(row["name"])), *figures, f"{row['support']:,}")
     console.print(table)
     if len(shown_rows) < len(worst):
-        console.print(f"... {len(worst) - len(shown_rows)} more, all better", highlight=False)
+        console.print(
+            f"... {len(worst) - len(shown_rows)} more, all better", highlight=False, soft_wrap=True
+        )
     for name, reason in list(result["unreadable"].items())[:5]:
         line = f"unreadable: {shown(name)}: {shown(reason)}"
-        console.print(escape(line), highlight=False)
+        console.print(escape(line), highlight=False, soft_wrap=True)
     if len(result["unreadable"]) > 5:
-        console.print(f"... {len(result['unreadable'])} unreadable in all", highlight=False)
+        console.print(
+            f"... {len(result['unreadable'])} unreadable in all", highlight=False, soft_wrap=True
+        )
 
 
 def _device() -> str:
