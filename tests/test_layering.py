@@ -1,0 +1,90 @@
+"""The rooms have an order: a module imports from rooms before its own, and never in a circle."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "vggjax"
+ROOMS = ("models", "weights", "data", "training", "results", "")  # "" is vggjax/*.py itself
+FOR_ALL = {"errors.py"}
+
+
+def room(file: str) -> int:
+    return ROOMS.index(file.rpartition("/")[0])
+
+
+def file_of(dotted: str, package: Path) -> str | None:
+    """Gives the file that `vggjax.x.y` names, None if that is no module."""
+    parts = dotted.split(".")[1:]
+    for path in (Path(*parts).with_suffix(".py") if parts else None, Path(*parts, "__init__.py")):
+        if path and (package / path).is_file():
+            return path.as_posix()
+    return None
+
+
+def imports(package: Path) -> dict[str, set[str]]:
+    """Maps each file to the package's files that it imports, inside functions too."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        file = path.relative_to(package).as_posix()
+        found[file] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file}:{node.lineno} imports relatively; name the module"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                # `from vggjax.a import b` is vggjax/a/b.py where there is such a file, else a.
+                targets = [
+                    node.module if file_of(name, package) is None else name for name in names
+                ]
+                # The version alone is no dependence on what the package re-exports.
+                if node.module == "vggjax" and names == ["vggjax.__version__"]:
+                    targets = []
+            elif isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            else:
+                continue
+            own = [name for name in targets if name.split(".")[0] == "vggjax"]
+            found[file] |= {target for name in own if (target := file_of(name, package))}
+    return found
+
+
+def broken_rules(package: Path) -> list[str]:
+    graph = {file: targets - FOR_ALL for file, targets in imports(package).items()}
+    broken = [
+        f"vggjax/{file} imports vggjax/{target}, of a later room"
+        for file, targets in graph.items()
+        for target in sorted(targets)
+        if file in FOR_ALL or room(target) > room(file)
+    ]
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        broken.append("imports in a circle: " + " <- ".join(f"vggjax/{f}" for f in error.args[1]))
+    return broken
+
+
+def test_every_module_imports_from_rooms_before_its_own_and_never_in_a_circle():
+    assert broken_rules(PACKAGE) == []
+
+
+def test_every_file_lies_in_a_room_and_errors_imports_nothing_of_the_package():
+    files = imports(PACKAGE)
+    assert all(file.rpartition("/")[0] in ROOMS for file in files)
+    assert files["errors.py"] == set()
+
+
+def test_an_import_of_a_later_room_inside_a_function_is_found_and_names_both_files(tmp_path):
+    for name in ("models", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "models/vgg.py").write_text("def f():\n    from vggjax.data import split\n")
+    (tmp_path / "data/split.py").write_text("")
+    found = broken_rules(tmp_path)
+    assert found == ["vggjax/models/vgg.py imports vggjax/data/split.py, of a later room"]
+
+
+def test_a_circle_inside_a_room_is_found_and_names_both_files(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.py").write_text("import vggjax.data.b\n")
+    (tmp_path / "data/b.py").write_text("from vggjax.data.a import x\n")
+    (found,) = broken_rules(tmp_path)
+    assert "vggjax/data/a.py" in found and "vggjax/data/b.py" in found
