@@ -1,0 +1,231 @@
+"""The house rules that ruff does not know: names, signatures, sizes, dependencies, the README."""
+
+import ast
+import inspect
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vggjax
+from vggjax import cli
+from vggjax.data import augment
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "vggjax").rglob("*.py"))
+FORBIDDEN = re.compile(r"(^|_)(utils?|common|helpers?|base|misc|managers?|handlers?)$")
+
+TWO_POSITIONAL_DEFAULTS = {
+    "make_splits": "fractions and seed are what a split is a function of",
+    "predict_command": "the command line's own settings",
+}
+"""Elsewhere one optional argument at most, the function's subject, may go without its name."""
+
+MODULES = {
+    "PIL": "pillow",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+    "tensorflow": "tensorflow-cpu",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+"""Module -> the distribution that brings it, where the names differ."""
+
+IMPORTED_BY_OTHERS = {
+    "importlib-resources": "tensorflow-datasets imports it and does not declare it",
+    "tqdm": "pooch draws its progress bar with it",
+}
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef, bool]]:
+    """Yields (where, function, is a method) of the public functions of a module."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        public_class = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        for found in node.body if public_class else [node]:
+            if isinstance(found, ast.FunctionDef) and (
+                not found.name.startswith("_") or (public_class and found.name == "__init__")
+            ):
+                where = f"{path.relative_to(ROOT)}:{found.lineno} {found.name}"
+                yield where, found, public_class
+
+
+def every_function() -> Iterator[tuple[str, ast.FunctionDef, bool]]:
+    for path in PACKAGE:
+        yield from functions(path)
+
+
+def test_a_key_is_the_first_argument_and_is_called_key():
+    for where, node, is_method in every_function():
+        names = [
+            arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        ]
+        keys = {"key", "keys"} & set(names)
+        assert not keys or names[int(is_method)] in keys, f"{where}: the key comes first"
+        assert "rng" not in names, f"{where}: it is called key (rngs is for nnx.Rngs alone)"
+
+
+def test_every_random_function_of_augment_takes_a_key_for_each_picture():
+    for name, function in inspect.getmembers(augment, inspect.isfunction):
+        if function.__module__ == augment.__name__ and not name.startswith("_"):
+            assert next(iter(inspect.signature(function).parameters)) == "keys", name
+
+
+def test_options_are_keyword_only():
+    for where, node, _ in every_function():
+        most = 1 if node.name not in TWO_POSITIONAL_DEFAULTS else 5
+        assert len(node.args.defaults) <= most, f"{where}: put options behind a *"
+    known = {node.name for _, node, _ in every_function() if len(node.args.defaults) > 1}
+    assert known == set(TWO_POSITIONAL_DEFAULTS), "an exception that is none any more"
+
+
+def test_public_signatures_are_typed():
+    for where, node, is_method in every_function():
+        arguments = [*node.args.posonlyargs, *node.args.args][int(is_method) :]
+        for arg in (*arguments, *node.args.kwonlyargs):
+            assert arg.annotation is not None, f"{where}: {arg.arg} has no type"
+        assert node.returns is not None or node.name == "__init__", f"{where}: returns what?"
+
+
+def test_no_python_file_is_over_300_lines():
+    folders = ("vggjax", "tests", "weights", "benchmarks")
+    files = [
+        *ROOT.glob("*.py"),
+        *(path for name in folders for path in (ROOT / name).rglob("*.py")),
+    ]
+    lengths = {str(f.relative_to(ROOT)): len(f.read_text("utf-8").splitlines()) for f in files}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+
+
+def test_no_module_or_class_is_called_after_no_subject():
+    for path in PACKAGE:
+        assert not FORBIDDEN.search(path.stem), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                assert not re.search(r"(Manager|Handler|Helper|Utils?)$", node.name), node.name
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    imported = {}
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                imported.setdefault(name.split(".")[0], f"{path.relative_to(ROOT)}:{node.lineno}")
+    for name in (*sys.stdlib_module_names, "vggjax"):
+        imported.pop(name, None)
+    imported = {MODULES.get(name, name): where for name, where in imported.items()}
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["tfds"]]
+    declared = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+    undeclared = {name: where for name, where in imported.items() if name not in declared}
+    assert undeclared == {}
+    assert declared - set(imported) == set(IMPORTED_BY_OTHERS)
+    assert all(">=" in line for line in lines), "each has a lower bound that was tried"
+
+
+# The README's commands, against the real parsers
+
+
+def readme_blocks(*languages: str) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [body for language, body in blocks if language in languages]
+
+
+def own_commands(text: str) -> Iterator[list[str]]:
+    """Yields the arguments of each `vggjax ...`, `python -m vggjax ...`, `python train.py ...`."""
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|")
+        lexer.whitespace_split = True
+        words = [*lexer, ";"]
+        while words:
+            end = next(i for i, word in enumerate(words) if set(word) <= set("&;|"))
+            command, words = words[:end], words[end + 1 :]
+            for i, word in enumerate(command):
+                if Path(word).name == "vggjax" and not word.endswith("/"):
+                    yield command[i + 1 :]
+                elif Path(word).name == "train.py" and "python" in command[i - 1]:
+                    yield ["train", *command[i + 1 :]]
+
+
+class Parsed(Exception):
+    """The command line was understood; the work begins here."""
+
+
+@pytest.fixture
+def parses(monkeypatch, capsys):
+    def arrived(*args, **kwargs):
+        raise Parsed
+
+    for place in (
+        "vggjax.run.fit",
+        "vggjax.results.evaluate.evaluate",
+        "vggjax.results.predict.predict_command",
+        "vggjax.weights.convert.convert",
+        "vggjax.results.summary.summarize_model",
+    ):
+        monkeypatch.setattr(place, arrived)
+
+    def check(arguments: list[str]) -> None:
+        try:
+            code = cli.main(arguments)
+        except Parsed:
+            return
+        except SystemExit as end:  # --help
+            code = end.code
+        said = capsys.readouterr().err
+        assert code == 0, f"`vggjax {shlex.join(arguments)}` is refused: {said}"
+
+    return check
+
+
+def test_every_command_of_the_readme_is_understood_by_its_parser(parses):
+    for block in readme_blocks("bash", "sh", "shell", "console"):
+        for arguments in own_commands(block):
+            parses(arguments)
+
+
+def test_every_flag_that_the_readme_speaks_of_exists(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    flags = {}
+    for command in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        flags[command] = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    text = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text("utf-8"), flags=re.M | re.S)
+    for span in re.findall(r"`([^`\n]+)`", text):
+        named = set(re.findall(r"(?<!\S)--[a-z][\w-]*", span))
+        if found := re.match(r"(?:vggjax|python -m vggjax) (\w+)", span):
+            assert found[1] in cli.COMMANDS, f"`{span}`: no such command"
+            assert named <= flags[found[1]], f"`{span}`"
+        elif span.startswith(("--", "python train.py")):
+            assert named <= set().union(*flags.values()), f"`{span}`"
+
+
+def test_a_flag_that_does_not_exist_is_found(parses):
+    for line in ("python train.py --epoch 3", "x && vggjax predict a.jpg --topp 5 | head"):
+        (arguments,) = own_commands(line)
+        with pytest.raises(AssertionError, match="is refused"):
+            parses(arguments)
+
+
+def test_the_python_of_the_readme_names_what_the_package_has():
+    for block in readme_blocks("python", "py"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "vggjax":
+                missing = [a.name for a in node.names if not hasattr(vggjax, a.name)]
+                assert not missing, f"vggjax has no {missing}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "vggjax":
+                assert hasattr(vggjax, node.attr), f"vggjax has no {node.attr}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("vggjax."):
+                called = getattr(vggjax, node.func.attr)
+                parameters = inspect.signature(called).parameters
+                given = {keyword.arg for keyword in node.keywords}
+                assert given <= set(parameters), f"{ast.unparse(node)}: no such argument"
