@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
-from tiny_run import add_tiny_arch, make_pictures, make_run
+from tiny_run import add_tiny_arch, make_pictures, make_run, random_model, spread
 
 from vggjax.data.preprocess import Preprocessing, load_image, preprocess, resize_image
 from vggjax.errors import ConfigError, DataError, WeightsError
@@ -127,7 +126,7 @@ def test_the_batch_size_and_bad_pictures_between_change_nothing(run):
     Path("bad.jpg").write_text("text")
     Path("none.png").touch()
     mixed = [paths[0], Path("bad.jpg"), *paths[1:6], Path("none.png"), paths[6]]
-    for batch_size in (1, 2, 3, 64):
+    for batch_size in (2, 64):
         rows, skipped = predict_pictures(model, info, mixed, batch_size=batch_size)
         assert skipped == [(Path("bad.jpg"), "not an image"), (Path("none.png"), "empty file")]
         assert [row.path for row in rows] == paths
@@ -186,21 +185,22 @@ def test_settings_that_contradict_each_other_are_refused(run):
 
 def test_published_weights_give_imagenet_names_by_keras_rule(run, monkeypatch, capsys):
     monkeypatch.setattr(vgg, "PUBLISHED_TOP", Head("gap", outputs=1000))  # a top of a few kB
-    model = vgg.VGG("tiny", include_top=True, rngs=nnx.Rngs(2))
-    model.predictions.kernel.set_value(model.predictions.kernel.get_value() * 10)
-    write_weights("top.safetensors", extract(model))
+    model = random_model("tiny", include_top=True)
     picture = "flowers/daisy/00.png"
+    image = resize_image(load_image(picture), Preprocessing("caffe", 224, "crop", "bicubic"))
+    image = preprocess(np.stack([image, image[::-1], image[:, ::-1]]), "caffe")
+    spread(model, image)
+    write_weights("top.safetensors", extract(model))
     command = dict(weights="top.safetensors", model="tiny", csv="out.csv")
     assert predict_command([picture], **command, top=3) == 0
     with open("out.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    image = resize_image(load_image(picture), Preprocessing("caffe", 224, "crop", "bicubic"))
-    logits = np.asarray(model(preprocess(image[None], "caffe")), np.float64)
+    logits = np.asarray(model(image[:1]), np.float64)
     (best,) = predict.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=3)
     assert [row[f"class{i}"] for i in (1, 2, 3)] == [name for _, name, _ in best]
     shares = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
     np.testing.assert_allclose(shares, [share for _, _, share in best], atol=2e-6)
-    assert shares[0] > 0.002  # else every preprocessing would do
+    assert 0.002 < shares[0] < 0.9  # else another preprocessing might do as well
 
 
 def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):
@@ -208,7 +208,7 @@ def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):
     pictures = ["flowers/daisy/00.png"]
     with pytest.raises(WeightsError, match="3 outputs, not ImageNet's 1000.*--workdir"):
         predict_command(pictures, weights=str(run / "model.safetensors"), model="tiny")
-    write_weights("base.safetensors", extract(vgg.VGG("tiny")))
+    write_weights("base.safetensors", extract(random_model("tiny")))
     with pytest.raises(WeightsError, match="no classifier"):
         predict_command(pictures, weights="base.safetensors", model="tiny")
     with pytest.raises(WeightsError, match="gone.h5"):

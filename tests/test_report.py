@@ -107,16 +107,25 @@ def run(tmp_path):
     return _evaluated(tmp_path / "run", make_pictures(tmp_path / "flowers"))
 
 
-def test_the_page_needs_no_other_file_no_network_and_no_script(run):
-    page = _page(run)
+@pytest.fixture(scope="module")
+def read_only(tmp_path_factory):
+    """A run and its page, for the tests that only look."""
+    folder = tmp_path_factory.mktemp("read_only")
+    run = _evaluated(folder / "run", make_pictures(folder / "flowers"))
+    return run, _page(run)
+
+
+def test_the_page_needs_no_other_file_no_network_and_no_script(read_only):
+    run, page = read_only
     assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
     assert not {"script", "link", "iframe", "object", "form"} & set(page.tags)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|url\(", text)
 
 
-def test_the_page_gives_the_figures_of_the_evaluation(run):
-    result, page = json.loads((run / "eval.json").read_text()), _page(run)
+def test_the_page_gives_the_figures_of_the_evaluation(read_only):
+    run, page = read_only
+    result = json.loads((run / "eval.json").read_text())
     low, high = result["accuracy_interval"]
     assert f"{result['accuracy']:.1%} correct; 95 % interval {low:.1%} to {high:.1%}" in (
         page.words.replace("\xa0", " ")
@@ -137,15 +146,15 @@ def _html(run):
     return (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_class_and_file_names_are_shown_as_they_are_and_never_run(run):
-    page = _page(run)
+def test_class_and_file_names_are_shown_as_they_are_and_never_run(read_only):
+    run, page = read_only
     assert "i" not in page.tags
     assert all(name in page.text for name in CLASSES)
     assert html.escape("<i>rose & co/") in _html(run)
 
 
-def test_the_surest_mistakes_come_first_each_with_its_picture(run):
-    page = _page(run)
+def test_the_surest_mistakes_come_first_each_with_its_picture(read_only):
+    run, page = read_only
     shares = [float(share) for share in re.findall(r"taken for <b>.*?</b> ([\d.]+)%", _html(run))]
     assert shares == sorted(shares, reverse=True) and len(shares) == 6
     assert sum(address.startswith("data:image/jpeg") for address in page.addresses) == 6

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
 
+from vggjax.data.preprocess import preprocess, resize_image
 from vggjax.data.sources import open_source
 from vggjax.data.splits import make_splits, parse_split
 from vggjax.models import arch as arch_table
 from vggjax.models.arch import Arch
+from vggjax.models.assign import assign, extract, shapes
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo, save_model
@@ -24,7 +27,7 @@ def add_tiny_arch(monkeypatch, arch: Arch) -> None:
 
 
 def make_pictures(root: Path, class_names=CLASSES, *, each: int = 10) -> Path:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(6)
     for label, name in enumerate(class_names):
         (root / name).mkdir(parents=True)
         for i in range(each):
@@ -43,8 +46,33 @@ def make_run(workdir: Path, dataset: Path | str, *, head: str = "gap-classes", *
     (workdir / "config.json").write_text(config.to_json())
     check_data(workdir, source, make_splits(source, parse_split(config.split), config.seed))
     spec = Head.parse(head).for_classes(len(source.class_names))
-    model = VGG(config.model, head=spec, image_size=config.image_size, rngs=nnx.Rngs(1))
-    model.predictions.kernel.set_value(model.predictions.kernel.get_value() * 100)
     info = ModelInfo(config.model, str(spec), source.class_names, config.preprocessing)
+    model = random_model(config.model, head=spec, image_size=config.image_size)
+    pictures = [resize_image(source.read(i), config.preprocessing) for i in range(len(source))]
+    spread(model, preprocess(np.stack(pictures), config.preprocessing.mode))
     save_model(workdir, model, info)
     return workdir
+
+
+def random_model(name: str, **settings) -> VGG:
+    """Gives a VGG with numpy's random weights: flax' own would be compiled, shape by shape."""
+    rng = np.random.default_rng(6)
+    model = nnx.eval_shape(lambda: VGG(name, **settings))
+    weights = {}
+    for layer, params in shapes(model).items():
+        kernel = params["kernel"]
+        scale = np.sqrt(2 / np.prod(kernel[:-1]))
+        weights[layer] = {"kernel": rng.normal(0, scale, kernel), "bias": np.zeros(kernel[-1])}
+    assign(model, weights)
+    model.eval()
+    return model
+
+
+def spread(model: VGG, images: jax.Array) -> None:
+    """Scales the last layer so that the model is neither sure nor of one mind on these images."""
+    logits = np.asarray(model(images))
+    scale = 2 / logits.std(0)
+    weights = extract(model)
+    weights["predictions"]["kernel"] = weights["predictions"]["kernel"] * scale
+    weights["predictions"]["bias"] = -logits.mean(0) * scale
+    assign(model, weights)
