@@ -38,6 +38,11 @@ def extract(model: nnx.Module) -> Weights:
     return {layer: arrays[layer] for layer in model.layers if layer in arrays}
 
 
+def _listed(names: list[str], *, most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def assign(
     model: nnx.Module,
     weights: Mapping[str, Mapping[str, np.ndarray]],
@@ -71,7 +76,7 @@ def assign(
         if path in given and np.shape(given[path]) != tuple(variable.shape)
     ]
     problems = [
-        f"{label}: {', '.join(names)}"
+        f"{label}: {_listed(names)}"
         for label, names in [
             ("missing", missing),
             ("unexpected", unexpected),

@@ -82,10 +82,15 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
             _read_pictures(run, screen)
             if position.step:
                 checkpoints.restore_model(run.model, position.step)
+            eval_step = make_eval_step(
+                run.model, placement=run.placement, mode=config.preprocessing.mode
+            )
             for stage in run.stages:
                 last_step = (stage.first_epoch + stage.epochs) * run.steps_per_epoch
                 if position.step < last_step:
-                    _train_stage(run, stage, last_step, position, checkpoints, log, screen, stop)
+                    _train_stage(
+                        run, stage, last_step, position, eval_step, checkpoints, log, screen, stop
+                    )
         checkpoints.restore_model(run.model, position.best_step)
     save_model(run.workdir, run.model, run.info)
     return Trained(run.workdir, run.model, run.info, _unreadable(run))
@@ -96,13 +101,14 @@ def _train_stage(
     stage: Stage,
     last_step: int,
     position: Position,
+    eval_step: Callable,
     checkpoints: Checkpoints,
     log: Log,
     screen: Screen,
     stop: Stop,
 ) -> None:
     config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
-    state, train_step, eval_step, rates = _begin_stage(run, stage, position, checkpoints)
+    state, train_step, rates = _begin_stage(run, stage, position, checkpoints)
     saved_s = time.monotonic()
     while position.step < last_step:
         if stage is run.stages[-1] and 0 < config.patience <= position.stale_epochs:
@@ -151,23 +157,21 @@ def _train_stage(
 
 def _begin_stage(
     run: Setup, stage: Stage, position: Position, checkpoints: Checkpoints
-) -> tuple[TrainState, Callable, Callable, Callable[[int], dict[str, float]]]:
-    """Compiles a stage's steps and makes its state, with the checkpoint's moments if resumed."""
+) -> tuple[TrainState, Callable, Callable[[int], dict[str, float]]]:
+    """Compiles a stage's step and makes its state, with the checkpoint's moments if resumed."""
     config = run.config
     labels = label_layers(run.model, stage.unfreeze)
     schedules = make_schedules(config, stage, run.steps_per_epoch)
     tx = make_optimizer(config, labels, schedules)
-    mode = config.preprocessing.mode
     train_step = make_train_step(
         run.model,
         tx,
         labels,
         placement=run.placement,
-        mode=mode,
+        mode=config.preprocessing.mode,
         augmentation=config.augment,
         seed=config.seed,
     )
-    eval_step = make_eval_step(run.model, placement=run.placement, mode=mode)
     state = make_state(run.model, tx, labels, step=position.step)
     if position.stage == stage.name:
         state = checkpoints.restore_optimizer(state, position.step)
@@ -182,7 +186,7 @@ def _begin_stage(
             for label in sorted(used)
         }
 
-    return run.placement.put_state(state), train_step, eval_step, rates
+    return run.placement.put_state(state), train_step, rates
 
 
 def evaluate_split(

@@ -47,9 +47,10 @@ class Placement:
     def put_state(self, tree: Any) -> Any:
         """Copies a tree of arrays to every device."""
         if self.kind == "pmap":
-            count = len(self.devices)
-            copy = jax.pmap(lambda leaf: leaf, in_axes=None, axis_size=count, devices=self.devices)
-            return jax.tree.map(copy, tree)
+            copy = jax.pmap(lambda leaf: leaf, devices=self.devices)
+            count = (len(self.devices),)
+            stacked = jax.tree.map(lambda x: np.broadcast_to(x, count + np.shape(x)), tree)
+            return copy(stacked)
         # A copy, not an alias: the step donates its state, and the caller may go on using the tree.
         replicated = NamedSharding(self._mesh, PartitionSpec())
         return jax.device_put(tree, replicated, may_alias=False)

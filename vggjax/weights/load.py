@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from vggjax.errors import ConfigError, WeightsError, shown, unknown
 from vggjax.models.arch import Arch
 from vggjax.models.assign import Weights, assign, shapes
+from vggjax.models.convolution import convolve
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.weights.files import read_weights
@@ -33,7 +33,7 @@ def load_pretrained(
     image_size: int = 224,
     base_only: bool = False,
     dtype: jax.typing.DTypeLike = jnp.float32,
-    conv: Callable[..., jax.Array] = lax.conv_general_dilated,
+    conv: Callable[..., jax.Array] = convolve,
     rngs: nnx.Rngs | None = None,
 ) -> VGG:
     """Builds a VGG in evaluation mode with the weights of a file in it.

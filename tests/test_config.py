@@ -1,0 +1,81 @@
+"""Config refuses what cannot be run, recipes set defaults, flags win."""
+
+import dataclasses
+
+import pytest
+
+from vggjax.errors import ConfigError
+from vggjax.training.config import Config, read_config
+from vggjax.training.recipes import RECIPES, make_config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "vgg61"}, "Did you mean 'vgg1"),
+        ({"unfreeze": ("blok5",)}, "Did you mean 'block5'"),
+        ({"unfreeze": ("none", "block5")}, "cannot stand beside"),
+        ({"optimizer": "adamm"}, "Did you mean 'adam'"),
+        ({"image_size": 31}, "32 px or more; got image size 31"),
+        ({"epochs": 0}, "--epochs must be above 0; got 0"),
+        ({"epochs": 2.5}, "--epochs takes int; got 2.5"),
+        ({"batch_size": True}, "--batch-size takes int"),
+        ({"learning_rate": float("nan")}, "finite"),
+        ({"head": "gap-256-0.5"}, "POOLING"),
+        ({"split": "0.5,0.5"}, "0.5,0.5"),
+        ({"head_epochs": 10, "epochs": 10}, "below --epochs 10"),
+        ({"dataset": 5}, "--dataset takes str; got 5"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_the_fix(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        Config(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_gives_back_the_same_config(tmp_path):
+    config = Config(dataset="photos", unfreeze=("block4", "block5_conv3"), workdir=str(tmp_path))
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_an_unknown_setting_in_a_saved_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"epoch": 3}')
+    with pytest.raises(ConfigError, match="config.json: Unknown setting 'epoch'. Did you mean"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "null", '{"epochs": ', '{"epochs": null}'])
+def test_a_damaged_saved_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_config_that_can_be_run(name):
+    assert make_config(name, dataset="photos").recipe == name
+
+
+def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():
+    assert Config().optimizer == "adam"
+    assert make_config("flowers", dataset="photos").optimizer == "nadam"
+    assert make_config("flowers", dataset="photos", optimizer="sgd").optimizer == "sgd"
+
+
+def test_without_settings_the_embedded_digits_are_learned_from_scratch():
+    config = make_config()
+    assert (config.dataset, config.model, config.weights) == ("digits", "vgg11", "none")
+    assert make_config(dataset="photos").weights == "imagenet"
+
+
+def test_differences_name_what_changes_the_result_and_nothing_else():
+    mine = Config(epochs=3, workdir="a", num_threads=1)
+    other = dataclasses.replace(mine, epochs=4, workdir="b", num_threads=2, cache_mb=0)
+    assert mine.differences(other) == {"epochs": (3, 4)}
+
+
+def test_keras_weights_get_caffe_pixels_and_random_ones_torch():
+    assert Config().preprocessing.mode == "caffe"
+    assert Config(weights="none").preprocessing.mode == "torch"
+    assert Config(weights="none", preprocess="unit").preprocessing.mode == "unit"

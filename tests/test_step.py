@@ -1,0 +1,154 @@
+"""The step: masks, devices, dropout and learning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vggjax.errors import ConfigError
+from vggjax.models.arch import Arch
+from vggjax.models.head import Head
+from vggjax.models.vgg import VGG
+from vggjax.training.config import Config
+from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
+from vggjax.training.sharding import Placement
+from vggjax.training.step import make_eval_step, make_predict_step, make_state, make_train_step
+
+PLAIN = Arch("tiny", (1, 1, 1, 1, 1), (4, 4, 8, 8, 8))
+BN = Arch("tiny_bn", PLAIN.convs, PLAIN.widths, batch_norm=True)
+
+
+def make_batch(rows=8, masked=0, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "images": rng.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8),
+        "label": (np.arange(rows) % 3).astype(np.int32),
+        "mask": (np.arange(rows) < rows - masked).astype(np.float32),
+    }
+
+
+def set_up(arch=PLAIN, head="gap-16-0.5-3", *, placement=None, augmentation="flip", **settings):
+    model = VGG(arch, head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
+    settings = {"weights": "none", "unfreeze": "all", "warmup_epochs": 0} | settings
+    config = Config(**settings)
+    labels = label_layers(model, config.unfreeze)
+    tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
+    placement = placement or Placement(devices=jax.devices()[:1])
+    step = make_train_step(
+        model, tx, labels, placement=placement, mode="torch", augmentation=augmentation, seed=5
+    )
+    return model, step, placement.put_state(make_state(model, tx, labels)), placement
+
+
+def run(kind, devices, arch, masked):
+    placement = Placement(kind, devices=jax.devices()[:devices])
+    _, step, state, _ = set_up(arch, placement=placement, optimizer="sgd", learning_rate=0.05)
+    losses = []
+    for seed in range(4):
+        state, metrics = step(state, placement.put_batch(make_batch(8, masked, seed)))
+        losses.append(float(placement.fetch(metrics)["loss"]))
+    return losses, placement.fetch(state)
+
+
+@pytest.mark.parametrize(("arch", "masked"), [(PLAIN, 0), (BN, 3)], ids=["plain", "batch_norm"])
+def test_four_devices_under_jit_or_pmap_learn_what_one_does(arch, masked):
+    # 3 of 8 rows masked leave one device of four without an example.
+    losses, state = run("jit", 1, arch, masked)
+    assert losses[0] > 1
+    for kind in ("jit", "pmap"):
+        losses_4, state_4 = run(kind, 4, arch, masked)
+        np.testing.assert_allclose(losses_4, losses, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(state_4), jax.tree.leaves(state), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_nothing_whatever_it_holds():
+    results = []
+    for noise in (0, 255):
+        batch = make_batch(8, masked=3)
+        batch["images"][5:] = noise
+        batch["label"][5:] = noise % 3
+        _, step, state, placement = set_up(BN)
+        state, metrics = step(state, placement.put_batch(batch))
+        results.append(jax.tree.leaves((placement.fetch(state), placement.fetch(metrics))))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_seven_images_at_batch_four_score_as_the_mean_of_seven():
+    model, _, _, placement = set_up()
+    eval_step = make_eval_step(model, placement=placement, mode="torch")
+    state = nnx.split(model, nnx.Param, nnx.BatchStat)[1:]
+    whole = make_batch(7)
+    parts = [
+        {name: rows[:4] for name, rows in whole.items()},
+        {name: np.concatenate([rows[4:], rows[:1]]) for name, rows in whole.items()},
+    ]
+    parts[1]["mask"] = np.array([1, 1, 1, 0], np.float32)
+    sums = jax.tree.map(lambda *s: float(sum(s)), *[eval_step(state, part) for part in parts])
+    expected = eval_step(state, whole)
+    assert sums["count"] == 7
+    for name, value in expected.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-5)
+
+
+def test_the_same_step_draws_the_same_and_another_step_draws_anew():
+    _, step, state, placement = set_up()
+    batch = placement.put_batch(make_batch())
+
+    def loss(step_number):
+        fresh = placement.put_state(state._replace(step=jnp.asarray(step_number, jnp.int32)))
+        return float(step(fresh, batch)[1]["loss"])
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+
+
+def test_dropout_keeps_the_expected_activation():
+    model = VGG(PLAIN, head=Head.parse("gap-16-0.5-3"), image_size=32)
+    x = jnp.ones((256, 1, 1, 8))
+    keys = jax.random.split(jax.random.key(0), 256)
+    calm = model(x, after="block5_pool", until="fc1")
+    noisy = model(x, after="block5_pool", until="fc1", dropout_keys=keys)
+    np.testing.assert_allclose(noisy.mean(0), calm.mean(0), rtol=0.25, atol=1e-3)
+    assert set(np.unique(np.isclose(noisy, 0) | np.isclose(noisy, 2 * calm))) == {True}
+
+
+def test_eight_images_are_learned_by_heart():
+    _, step, state, placement = set_up(
+        BN, "gap-16-3", augmentation="none", learning_rate=1e-2, epochs=100, schedule="constant"
+    )
+    batch = placement.put_batch(make_batch())
+    for _ in range(60):
+        state, metrics = step(state, batch)
+    assert float(metrics["correct"]) == 8
+
+
+def test_one_sigmoid_unit_learns_and_predicts_two_classes():
+    model, step, state, placement = set_up(
+        BN, "gap-16-1", augmentation="none", learning_rate=1e-2, epochs=100, schedule="constant"
+    )
+    batch = make_batch()
+    batch["label"] = (np.arange(8) % 2).astype(np.int32)
+    for _ in range(60):
+        state, metrics = step(state, placement.put_batch(batch))
+    assert float(metrics["correct"]) == 8
+    nnx.update(model, state.params, state.batch_stats)
+    probs = make_predict_step(model, "torch")(batch["images"])
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-6)
+    assert probs.shape == (8, 2)
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_logits():
+    make = dict(head=Head.parse("gap-16-3"), image_size=32)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    full = VGG(PLAIN, rngs=nnx.Rngs(0), **make)(images)
+    half = VGG(PLAIN, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **make)(images)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, full, atol=0.02 * float(jnp.abs(full).max()))
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_one_that_does():
+    with pytest.raises(ConfigError, match="30 does not divide over 4 devices; use 28 or 32"):
+        Placement(devices=jax.devices()[:4]).check_batch_size(30)
