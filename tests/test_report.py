@@ -107,6 +107,15 @@ def run(tmp_path):
     return _evaluated(tmp_path / "run", make_pictures(tmp_path / "flowers"))
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Spares a second of drawing where a test looks at words alone."""
+    file = io.BytesIO()
+    Image.new("RGB", (3, 3)).save(file, "PNG")
+    for name in ("draw_curves", "draw_confusion", "draw_mistakes"):
+        monkeypatch.setattr(plots, name, lambda *_, **__: file.getvalue())
+
+
 @pytest.fixture(scope="module")
 def read_only(tmp_path_factory):
     """A run and its page, for the tests that only look."""
@@ -160,6 +169,7 @@ def test_the_surest_mistakes_come_first_each_with_its_picture(read_only):
     assert sum(address.startswith("data:image/jpeg") for address in page.addresses) == 6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_gallery_ends_somewhere(tmp_path):
     pictures = make_pictures(tmp_path / "flowers", each=40)
     page = _page(_evaluated(tmp_path / "run", pictures, share_wrong=1.0))
@@ -187,6 +197,7 @@ def test_few_epochs_and_few_or_many_classes_make_a_page(tmp_path, classes, epoch
     assert all(f"kind {i}" in page.text for i in range(classes))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pictures_that_were_left_out_are_named(tmp_path):
     pictures = make_pictures(tmp_path / "flowers")
     unreadable = [("a<b>\n.jpg", "truncated")]
@@ -195,6 +206,7 @@ def test_pictures_that_were_left_out_are_named(tmp_path):
     assert r"a<b>\n.jpg: truncated" in page.words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_is_written_without_photographs_where_the_data_set_is_gone(run, tmp_path):
     shutil.rmtree(tmp_path / "flowers")
     page = _page(run)
@@ -203,6 +215,7 @@ def test_the_page_is_written_without_photographs_where_the_data_set_is_gone(run,
     assert page.words.count("taken for") > 6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_photograph_that_cannot_be_read_any_more_leaves_its_place(run, tmp_path):
     for path in (tmp_path / "flowers").rglob("*.png"):
         path.write_bytes(b"x" * path.stat().st_size)
@@ -217,6 +230,7 @@ def test_a_run_that_was_not_evaluated_is_refused_with_the_command(run):
         write_report(run / "plots")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_results_are_refused(run):
     for name, text in [("predictions.csv", "id,split\n1,2\n"), ("eval.json", "{")]:
         whole = (run / name).read_text(encoding="utf-8")
@@ -226,6 +240,7 @@ def test_damaged_results_are_refused(run):
         (run / name).write_text(whole, encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_to_predict_with_can_be_pasted(tmp_path):
     run = _evaluated(tmp_path / "my run", make_pictures(tmp_path / "flowers"))
     assert f"vggjax predict PHOTO.jpg --workdir '{run}'" in _page(run).text
