@@ -48,13 +48,15 @@ def evaluate(
         evaluated_at, seconds, device and versions.
 
     Raises:
-        ConfigError: no run there, or an unknown split.
+        ConfigError: no run there, an unknown split, or a batch of nothing.
         WeightsError: the run has not finished, or its model is damaged.
         DataError: the data set is gone or is no longer the one that the run was trained on.
     """
     workdir = Path(workdir)
     if split not in SPLITS:
         raise ConfigError(unknown("split", split, SPLITS))
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
     config = read_config(workdir)
     model, info = load_model(workdir)
     source = open_data(workdir, config)
