@@ -133,26 +133,38 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
 # The README's commands, against the real parsers
 
 
-def readme_blocks(*languages: str) -> list[str]:
+SHELL = re.compile(r" *(\$ )?(\S*/)?(python3?|vggjax|uv|pip|git|cd|tar) ")
+"""How a line of the README begins that is typed into a shell."""
+
+
+def fenced(*languages: str) -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [body for language, body in blocks if language in languages]
 
 
-def own_commands(text: str) -> Iterator[list[str]]:
+def shell_lines() -> list[str]:
+    """Gives what is typed into a shell, from fenced blocks and from indented ones."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    unfenced = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^    .*", unfenced, re.MULTILINE)
+    blocks = "\n".join([*fenced("bash", "sh", "shell", "console", "text", ""), *indented])
+    return [line for line in blocks.replace("\\\n", " ").splitlines() if SHELL.match(line)]
+
+
+def own_commands(line: str) -> Iterator[list[str]]:
     """Yields the arguments of each `vggjax ...`, `python -m vggjax ...`, `python train.py ...`."""
-    for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|")
-        lexer.whitespace_split = True
-        words = [*lexer, ";"]
-        while words:
-            end = next(i for i, word in enumerate(words) if set(word) <= set("&;|"))
-            command, words = words[:end], words[end + 1 :]
-            for i, word in enumerate(command):
-                if Path(word).name == "vggjax" and not word.endswith("/"):
-                    yield command[i + 1 :]
-                elif Path(word).name == "train.py" and "python" in command[i - 1]:
-                    yield ["train", *command[i + 1 :]]
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|")
+    lexer.whitespace_split = True
+    words = [*lexer, ";"]
+    while words:
+        end = next(i for i, word in enumerate(words) if set(word) <= set("&;|"))
+        command, words = words[:end], words[end + 1 :]
+        for i, word in enumerate(command):
+            if Path(word).name == "vggjax" and not word.endswith("/"):
+                yield command[i + 1 :]
+            elif Path(word).name == "train.py" and "python" in command[i - 1]:
+                yield ["train", *command[i + 1 :]]
 
 
 class Parsed(Exception):
@@ -187,9 +199,10 @@ def parses(monkeypatch, capsys):
 
 
 def test_every_command_of_the_readme_is_understood_by_its_parser(parses):
-    for block in readme_blocks("bash", "sh", "shell", "console"):
-        for arguments in own_commands(block):
-            parses(arguments)
+    commands = [arguments for line in shell_lines() for arguments in own_commands(line)]
+    assert {"train", "predict"} <= {arguments[0] for arguments in commands if arguments}
+    for arguments in commands:
+        parses(arguments)
 
 
 def test_every_flag_that_the_readme_speaks_of_exists(monkeypatch, capsys):
@@ -217,7 +230,7 @@ def test_a_flag_that_does_not_exist_is_found(parses):
 
 
 def test_the_python_of_the_readme_names_what_the_package_has():
-    for block in readme_blocks("python", "py"):
+    for block in fenced("python", "py"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "vggjax":
                 missing = [a.name for a in node.names if not hasattr(vggjax, a.name)]
