@@ -4,6 +4,7 @@ The environment is set before jax, Keras or matplotlib is imported anywhere.
 """
 
 import os
+import tempfile
 import warnings
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -20,6 +21,12 @@ from vggjax.models.arch import Arch
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The tests compile the same few tiny programs again and again: once a session is enough.
+_compiled = tempfile.TemporaryDirectory(prefix="vggjax-tests-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture

@@ -78,19 +78,22 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trained_ones_update_them():
     assert statistics == {f"block5_bn{i}/{n}" for i in (1, 2) for n in ("mean", "var")}
 
 
-def convolutions(unfreeze):
+def count_work(unfreeze):
+    """Counts the compiled step's convolutions, and its products beyond those of the head alone."""
     _, step, state = set_up(TINY, unfreeze)
-    lowered = step.lower(state, make_batch())
-    return len(re.findall(r"= \S+ convolution\(|__onednn\$conv", lowered.compile().as_text()))
+    text = step.lower(state, make_batch()).compile().as_text()
+    return tuple(len(re.findall(rf"= \S+ {name}\(", text)) for name in ("convolution", "dot"))
 
 
 def test_the_compiled_step_holds_no_backward_convolution_of_frozen_blocks():
     forward = len(TINY.conv_channels())
-    assert convolutions(("none",)) == forward
-    # block5_conv2: gradients of kernel and input; block5_conv1: of the kernel alone.
-    assert convolutions(("block5",)) == forward + 3
+    convolutions, products = count_work(("none",))
+    assert convolutions == forward
+    # block5_conv2: gradients of kernel (nine products) and input; block5_conv1: of the kernel.
+    # The head's first layer hands its gradient down: one product more.
+    assert count_work(("block5",)) == (forward + 1, products + 2 * 9 + 1)
     # Every convolution has both, but the first, whose input are the images.
-    assert convolutions(("all",)) == forward + 2 * forward - 1
+    assert count_work(("all",)) == (forward + forward - 1, products + forward * 9 + 1)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "nadam", "rmsprop", "sgd"])

@@ -18,7 +18,7 @@ from vggjax.results import evaluate, metrics, plots
 from vggjax.results.report import MAX_MISTAKES, best_epoch, read_epochs, write_report
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
-from vggjax.training.run_folder import check_data
+from vggjax.training.run_folder import make_workdir
 
 
 def _epochs(count):
@@ -34,12 +34,10 @@ def _epochs(count):
 def _evaluated(workdir, dataset, *, share_wrong=0.5, epochs=4, unreadable=(), class_names=None):
     """Writes what a training and an evaluation leave, with invented probabilities."""
     config = Config(dataset=str(dataset), split="0.4,0.2,0.4", image_size=32)
-    workdir.mkdir()
-    (workdir / "config.json").write_text(config.to_json())
-    (workdir / "log.jsonl").write_text(_epochs(epochs))
     source = open_source(config.dataset)
     splits = make_splits(source, parse_split(config.split), config.seed)
-    check_data(workdir, source, splits)
+    make_workdir(workdir, config, source, splits)
+    (workdir / "log.jsonl").write_text(_epochs(epochs))
     names = source.class_names
     info = ModelInfo("vgg16", f"gap-{len(names)}", names, config.preprocessing, provenance={"a": 1})
     (workdir / "model.json").write_text(json.dumps(dataclasses.asdict(info)))

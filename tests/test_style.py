@@ -21,7 +21,6 @@ FORBIDDEN = re.compile(r"(^|_)(utils?|common|helpers?|base|misc|managers?|handle
 
 TWO_POSITIONAL_DEFAULTS = {
     "make_splits": "fractions and seed are what a split is a function of",
-    "predict_command": "the command line's own settings",
 }
 """Elsewhere one optional argument at most, the function's subject, may go without its name."""
 

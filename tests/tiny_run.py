@@ -17,7 +17,7 @@ from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo, save_model
 from vggjax.training.config import Config
-from vggjax.training.run_folder import check_data
+from vggjax.training.run_folder import make_workdir
 
 CLASSES = ("daisy", "<i>rose & co", "薔薇")
 
@@ -42,9 +42,8 @@ def make_run(workdir: Path, dataset: Path | str, *, head: str = "gap-classes", *
     settings = dict(model="tiny", image_size=32, weights="none", split="0.4,0.2,0.4") | settings
     config = Config(dataset=str(dataset), head=head, **settings)
     source = open_source(config.dataset)
-    workdir.mkdir(parents=True)
-    (workdir / "config.json").write_text(config.to_json())
-    check_data(workdir, source, make_splits(source, parse_split(config.split), config.seed))
+    splits = make_splits(source, parse_split(config.split), config.seed)
+    make_workdir(workdir, config, source, splits)
     spec = Head.parse(head).for_classes(len(source.class_names))
     info = ModelInfo(config.model, str(spec), source.class_names, config.preprocessing)
     model = random_model(config.model, head=spec, image_size=config.image_size)

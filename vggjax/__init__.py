@@ -18,7 +18,7 @@ from vggjax.models.assign import extract as extract
 from vggjax.models.head import Head as Head
 from vggjax.models.vgg import VGG as VGG
 from vggjax.results.evaluate import evaluate as evaluate
-from vggjax.results.predict import decode_predictions as decode_predictions
+from vggjax.results.imagenet import decode_predictions as decode_predictions
 from vggjax.run import fit as fit
 from vggjax.training.checkpoint import load_model as load_model
 from vggjax.training.config import Config as Config

@@ -5,10 +5,12 @@ done and the user can mend it (one line on stderr); 1 a bug; 130 and 143 after a
 """
 
 import contextlib
+import functools
 import io
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,8 +83,11 @@ def evaluate(argv: Sequence[str]) -> int:
             batch_size: Pictures at a time; None is the run's own.
         """
         from vggjax.results.evaluate import evaluate
+        from vggjax.results.report import write_report
 
         found = evaluate(workdir, split=split, batch_size=batch_size)
+        if split == "test":  # the report shows this split: an old page must not stay beside it
+            print(f"\nReport   {write_report(workdir)}")
         for name, reason in found["unreadable"].items():
             print(f"vggjax: left out: {shown(name)}: {shown(reason)}", file=sys.stderr)
         return 3 if found["unreadable"] else 0
@@ -115,7 +120,9 @@ def predict(argv: Sequence[str]) -> int:
         """
         from vggjax.results.predict import predict_command
 
-        return predict_command(list(pictures), workdir, weights, model, top, csv)
+        return predict_command(
+            list(pictures), workdir=workdir, weights=weights, model=model, top=top, csv=csv
+        )
 
     return _parse(run, argv, "predict")
 
@@ -124,7 +131,9 @@ def convert(argv: Sequence[str]) -> int:
     """Converts a weight file of any readable layout to .safetensors, .weights.h5 or .h5."""
 
     def run(
-        src: Annotated[Path, tyro.conf.Positional], dst: Annotated[Path, tyro.conf.Positional], /
+        src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
+        dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
+        /,
     ) -> int:
         """Converts a weight file of any readable layout to .safetensors, .weights.h5 or .h5.
 
@@ -190,27 +199,56 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _parse(target: Callable, argv: Sequence[str], command: str, **options: Any) -> Any:
-    """Lets tyro fill the target from the flags; its boxed errors become one line."""
-    said = io.StringIO()
+    """Lets tyro fill the target from the flags, and calls it; a boxed error becomes one line."""
+
+    @functools.wraps(target)
+    def later(*args: Any, **kwargs: Any) -> Callable:
+        return functools.partial(target, *args, **kwargs)
+
+    said, is_class = io.StringIO(), isinstance(target, type)
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(target, prog=f"vggjax {command}", args=list(argv), **options)
+        with contextlib.redirect_stderr(said), _unfolded(argv):
+            filled = tyro.cli(
+                target if is_class else later, prog=f"vggjax {command}", args=list(argv), **options
+            )
     except SystemExit as end:
         if not end.code:
             raise
-        raise ConfigError(_one_line(said.getvalue(), command)) from None
+        cause = end.__context__
+        while cause is not None and not isinstance(cause, VggjaxError):
+            cause = cause.__context__
+        raise (cause or ConfigError(_one_line(said.getvalue(), command))) from None
+    return filled if is_class else filled()  # out here, where stderr is the user's again
+
+
+@contextlib.contextmanager
+def _unfolded(argv: Sequence[str]) -> Iterator[None]:
+    """Lets tyro draw its error as wide as it is: a folded value cannot be put together again."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(argv):
+        os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _one_line(box: str, command: str) -> str:
-    lines = [line.strip("│╭╮╰╯─| \t") for line in box.splitlines()]
-    text = re.sub(r"[ ─]{2,}", " ", " ".join(line for line in lines if line))
-    text = re.split(r"(?: Argument helptext:| For full helptext)", text)[0]
-    text = re.sub(r"^(Parsing error|Value error|Invalid choice|[A-Z]\w+ options) ", "", text)
-    text = re.sub(r"^Error parsing (Config: )?", "", text)
+    lines = [line.strip("│ \t") for line in box.splitlines()[1:]]  # the first is the box's title
+    text = " ".join(line for line in lines if line.strip("╰╯─-"))
+    text = re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
+    text = re.sub(r" Perhaps you meant: (--[\w-]+).*", r". Perhaps you meant \1", text)
     text = re.sub(
-        r"^(Unrecognized options: )+(.*?) Perhaps you meant: (\S+).*", r"\1\2. Perhaps \3.", text
+        r"Error parsing (\S+): invalid literal for int.*: (.*)", r"\1 takes INT; got \2", text
     )
-    return f"{text.strip().rstrip('.')}. See vggjax {command} --help."
+    text = re.sub(
+        r"Error parsing (\S+): no type matching (\S+) .*? from \[(.*?)\].*",
+        r"\1 takes \2; got \3",
+        text,
+    )
+    return f"{text[:1].upper()}{text[1:].strip().rstrip('.')}. See vggjax {command} --help."
 
 
 def _value_of(argv: Sequence[str], flag: str) -> str | None:

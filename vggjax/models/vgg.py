@@ -6,10 +6,14 @@ and `.bias`; the convolutions' activations include their relu, as Keras' do. The
 file and draws no random numbers but those of its initialisation: dropout takes keys from outside.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vggjax.errors import ConfigError, unknown
@@ -18,10 +22,23 @@ from vggjax.models.batch_norm import BatchNorm
 from vggjax.models.convolution import convolve
 from vggjax.models.head import PUBLISHED_TOP, Head
 
+
+def _normal(stddev: Callable[[Sequence[int]], float]) -> nnx.Initializer:
+    """Makes an initializer of normal numbers that numpy draws: jax compiles one for each shape."""
+
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        if isinstance(key, jax.core.Tracer):  # under eval_shape or jit numpy cannot draw
+            return stddev(shape) * jax.random.normal(key, shape, dtype)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        return jnp.asarray(stddev(shape) * rng.standard_normal(shape, np.float32), dtype)
+
+    return draw
+
+
 # He et al. (arXiv:1502.01852): relu networks keep this variance, so VGG trains from scratch.
-_he = nnx.initializers.he_normal()
+_he = _normal(lambda shape: math.sqrt(2 / math.prod(shape[:-1])))
 # A small last layer starts the loss at ln(classes), whatever the features' scale.
-_small = nnx.initializers.normal(0.01)
+_small = _normal(lambda shape: 0.01)
 
 
 class VGG(nnx.Module):
@@ -55,7 +72,8 @@ class VGG(nnx.Module):
             )
         if head is not None and head.outputs is None:
             raise ConfigError(
-                f"The head {str(head)!r} lacks its number of outputs; use for_classes."
+                f"The head {str(head)!r} lacks its number of outputs; write it in place of "
+                f"'classes', as in {str(replace(head, outputs=10))!r}."
             )
         self.arch = get_arch(arch) if isinstance(arch, str) else arch
         self.head = PUBLISHED_TOP if include_top else head

@@ -47,6 +47,7 @@ class Prediction(NamedTuple):
 
 def predict_command(
     patterns: Sequence[str],
+    *,
     workdir: str | None = None,
     weights: str | None = None,
     model: str | None = None,

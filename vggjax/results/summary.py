@@ -12,6 +12,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from vggjax.errors import ConfigError
 from vggjax.models.assign import shapes
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
@@ -59,6 +60,8 @@ def summarize_model(
     Raises:
         ConfigError: an unknown network or layer, or a size that VGG cannot take.
     """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
     top = include_top and head is None
 
     def build() -> VGG:

@@ -107,6 +107,8 @@ class Config:
         if isinstance(self.unfreeze, str):
             object.__setattr__(self, "unfreeze", (self.unfreeze,))
         object.__setattr__(self, "unfreeze", tuple(self.unfreeze))
+        if not self.unfreeze:
+            raise ConfigError("--unfreeze takes none, all, blocks or layers; got nothing.")
         self._check_types()
         arch = get_arch(self.model)
         match_layers(self.unfreeze, (name for name in arch.layers() if "pool" not in name))

@@ -23,7 +23,7 @@ from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
 from vggjax.training.config import Config
 from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
-from vggjax.training.run_folder import Log
+from vggjax.training.run_folder import Log, make_workdir
 from vggjax.training.screen import Screen, print_first_screen
 from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
@@ -70,17 +70,20 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
     """
     console = console or Console()
     run = set_up(config)
+    config = run.config
     if (run.workdir / "model.json").exists():
-        console.print(f"{run.workdir} is trained already.", markup=False, highlight=False)
+        console.print(f"{run.workdir} is trained already.", markup=False, soft_wrap=True)
         return Trained(run.workdir, *load_model(run.workdir))
 
-    with stop_signals() as stop, Checkpoints(run.workdir) as checkpoints:
-        position = Position(**(checkpoints.latest_progress() or {}))
-        log = Log(run.workdir, step=position.step)
-        print_first_screen(console, run, position.step)
-        with Screen(console, config.epochs) as screen:
-            _read_pictures(run, screen)
+    print_first_screen(console, run)
+    with Screen(console, config.epochs) as screen:
+        _read_pictures(run, screen)
+        make_workdir(run.workdir, config, run.source, run.splits)
+        with stop_signals() as stop, Checkpoints(run.workdir) as checkpoints:
+            position = Position(**(checkpoints.latest_progress() or {}))
+            log = Log(run.workdir, step=position.step)
             if position.step:
+                screen.say(f"Going on from step {position.step:,}.")
                 checkpoints.restore_model(run.model, position.step)
             eval_step = make_eval_step(
                 run.model, placement=run.placement, mode=config.preprocessing.mode
@@ -91,7 +94,7 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
                     _train_stage(
                         run, stage, last_step, position, eval_step, checkpoints, log, screen, stop
                     )
-        checkpoints.restore_model(run.model, position.best_step)
+            checkpoints.restore_model(run.model, position.best_step)
     save_model(run.workdir, run.model, run.info)
     return Trained(run.workdir, run.model, run.info, _unreadable(run))
 

@@ -22,16 +22,15 @@ def default_workdir(config: Config) -> Path:
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{config.model}"
 
 
-def open_workdir(config: Config) -> Path:
-    """Makes the run's folder, or checks that the one that is there belongs to the same run.
+def find_workdir(config: Config) -> Path:
+    """Names the run's folder, new or the one of this very run; nothing is written.
 
     Raises:
         ConfigError: the folder belongs to a run with other settings, which are listed, or holds
-            other things, or cannot be written.
+            other things, or cannot be read.
     """
     workdir = Path(config.workdir) if config.workdir else default_workdir(config)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         if (workdir / "config.json").exists():
             changed = read_config(workdir).differences(config)
             if changed:
@@ -41,34 +40,45 @@ def open_workdir(config: Config) -> Path:
                     f"{workdir} belongs to a run with other settings: {listed}. Give the same "
                     "settings to resume it, or another --workdir."
                 )
-        elif any(workdir.iterdir()):
+        elif workdir.exists() and any(path.name != "data.json" for path in workdir.iterdir()):
             raise ConfigError(
                 f"{workdir} holds files but no run; give --workdir a new or an empty folder."
             )
-        else:
-            write_text(workdir / "config.json", config.to_json())
     except OSError as error:
-        raise ConfigError(
-            f"Cannot write the run folder {workdir}: {error.strerror or error}. "
-            "Give another --workdir."
-        ) from None
+        raise _unusable(workdir, error) from None
     return workdir
 
 
+def make_workdir(workdir: Path, config: Config, source: Source, splits: dict[str, Any]) -> None:
+    """Makes the folder and notes what run it is; a folder of this run is left as it is.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / "data.json").exists():
+            write_text(workdir / "data.json", _json(_describe(source, splits)))
+        if not (workdir / "config.json").exists():
+            write_text(workdir / "config.json", config.to_json())
+    except OSError as error:
+        raise _unusable(workdir, error) from None
+
+
+def _unusable(workdir: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"Cannot use the run folder {workdir}: {error.strerror or error}. Give another --workdir."
+    )
+
+
 def check_data(workdir: Path, source: Source, splits: dict[str, Any]) -> None:
-    """Notes the data that the run sees, or refuses other data than it saw before.
+    """Refuses other data than the run saw at its first start.
 
     Raises:
         ConfigError: classes, files or splits differ from the run's first start.
     """
-    seen = {
-        "fingerprint": source.fingerprint,
-        "class_names": list(source.class_names),
-        "splits": {name: len(indices) for name, indices in splits.items()},
-    }
-    path = workdir / "data.json"
+    path, seen = workdir / "data.json", _describe(source, splits)
     if not path.exists():
-        write_text(path, json.dumps(seen, indent=2) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     if before != seen:
@@ -80,6 +90,18 @@ def check_data(workdir: Path, source: Source, splits: dict[str, Any]) -> None:
             f"{key.replace('_', ' ')} differ, {before[key]} before, {seen[key]} now. "
             "Put the files back, or start anew in another --workdir."
         )
+
+
+def _describe(source: Source, splits: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "fingerprint": source.fingerprint,
+        "class_names": list(source.class_names),
+        "splits": {name: len(indices) for name, indices in splits.items()},
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 class Log:

@@ -14,7 +14,7 @@ from vggjax.training.freezing import Stage, label_layers, peak_rates
 from vggjax.training.setup import Setup
 
 
-def print_first_screen(console: Console, run: Setup, step: int) -> None:
+def print_first_screen(console: Console, run: Setup) -> None:
     """Says what was found: device, data, preprocessing, model, what trains and what is frozen."""
     config, source = run.config, run.source
     devices = jax.devices()
@@ -23,7 +23,7 @@ def print_first_screen(console: Console, run: Setup, step: int) -> None:
     more = f" ... {len(source.class_names)} in all" if len(source.class_names) > 12 else ""
     preprocessing = config.preprocessing
     rows = [
-        ("Run", f"{run.workdir}" + (f", resumed at step {step}" if step else "")),
+        ("Run", shown(run.workdir)),
         ("Device", f"{kind or devices[0].device_kind} ({devices[0].platform}), {config.dtype}"),
         ("Data", f"{shown(source.name)}: {len(source.labels):,} pictures"),
         ("Classes", f"{len(source.class_names)}: {names}{more}"),

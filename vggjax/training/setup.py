@@ -1,8 +1,9 @@
 """Everything before the first step: data, splits, model with its weights, run folder, plan.
 
-All that can be refused is refused here, before anything is written or computed.
+What can be refused is refused here; nothing is written.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.freezing import Stage, plan_stages
-from vggjax.training.run_folder import check_data, open_workdir
+from vggjax.training.run_folder import check_data, find_workdir
 from vggjax.training.sharding import Placement
 from vggjax.weights.load import load_base, resolve_weights
 
@@ -42,18 +43,19 @@ class Setup:
 
 
 def set_up(config: Config) -> Setup:
-    """Opens the data, builds the model and makes the run folder.
+    """Opens the data, builds the model and finds the run folder.
 
     Raises:
         VggjaxError: settings, data or weights that cannot be used; nothing was written then.
     """
+    config = _with_absolute_paths(config)
     placement = Placement(config.parallel)
     placement.check_batch_size(config.batch_size)
     source = open_source(config.dataset, data_dir=config.data_dir)
     splits = make_splits(source, parse_split(config.split), config.seed)
     head = Head.parse(config.head).for_classes(len(source.class_names))
     model = build_model(config, head)
-    workdir = open_workdir(config)
+    workdir = find_workdir(config)
     check_data(workdir, source, splits)
     provenance = {
         "vggjax": __version__,
@@ -80,6 +82,16 @@ def set_up(config: Config) -> Setup:
     return Setup(
         config, workdir, placement, source, splits, examples, model, info, stages, steps_per_epoch
     )
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Makes `config.json` mean the same from any working directory."""
+    changes = {
+        name: str(Path(value).absolute())
+        for name, value in (("dataset", config.dataset), ("weights", config.weights))
+        if value not in ("digits", "imagenet", "none") and Path(value).exists()
+    }
+    return dataclasses.replace(config, **changes)
 
 
 def build_model(config: Config, head: Head) -> VGG:
