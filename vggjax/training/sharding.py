@@ -81,8 +81,3 @@ class Placement:
         if self.kind == "pmap":
             return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
         return jax.jit(function, donate_argnums=donated)
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes."""
-    return jax.process_index() == 0
