@@ -50,6 +50,16 @@ def test_safetensors_remember_the_source_through_two_conversions(tmp_path, weigh
     assert (metadata["source"], metadata["source_md5"]) == ("a.h5", md5)
 
 
+def test_the_same_weights_and_metadata_make_the_same_safetensors_file(tmp_path, weights):
+    metadata = {name: f"ünï {name}" for name in "abcdefgh"}
+    for name in ("one", "two", "three"):
+        write_weights(tmp_path / f"{name}.safetensors", weights, metadata=metadata)
+    files = {(tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "two", "three")}
+    assert len(files) == 1
+    assert read_metadata(tmp_path / "one.safetensors").items() >= metadata.items()
+    assert read_weights(tmp_path / "one.safetensors").keys() == weights.keys()
+
+
 def test_the_table_names_every_layer_and_counts_the_parameters(tmp_path, weights, capsys):
     write_weights(tmp_path / "a.h5", weights)
     rows = convert_file(tmp_path / "a.h5", tmp_path / "b.safetensors")

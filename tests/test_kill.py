@@ -29,7 +29,8 @@ def run(pictures, workdir, *, kill_at_step=None):
         command(pictures, workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         while kill_at_step and process.poll() is None:
-            if any(line["step"] >= kill_at_step for line in read_log(workdir)):
+            saved = (workdir / "checkpoints" / "6").exists()
+            if saved and any(line["step"] >= kill_at_step for line in read_log(workdir)):
                 process.kill()
             time.sleep(0.02)
         said = process.communicate()[0]

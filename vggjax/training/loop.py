@@ -44,6 +44,7 @@ class Position:
 
     def take(self, value: float) -> bool:
         """Takes an evaluation's value, higher is better; says whether it is the best so far."""
+        value = -math.inf if math.isnan(value) else value
         is_best = self.best_value is None or value > self.best_value
         if is_best:
             self.best_value, self.best_step = value, self.step

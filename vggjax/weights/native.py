@@ -4,6 +4,7 @@ Values are float32 as the model holds them (HWIO, (in, out)); the file's metadat
 `dict[str, str]`, kept by conversion. Other packages' names (torchvision's) are not here.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,3 +89,15 @@ def write_safetensors(path: Path, weights: "Weights", metadata: dict[str, str]) 
         for param, array in params.items()
     }
     save_file(arrays, path, metadata={"format": "vggjax", **metadata})
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata in order in place: the library's order is random, file by file."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))  # the format pads with spaces, too
