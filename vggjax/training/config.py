@@ -71,7 +71,7 @@ class Config:
     unfreeze: tuple[str, ...] = ("none",)
     """What trains beside the head: none, all, blocks (block5), layers (block5_conv3)."""
     epochs: int = 6
-    """Passes over the training split in all. Six give a fair first classifier; more a better one."""
+    """Passes over the training split in all; six give a first classifier, more a better one."""
     head_epochs: int | None = None
     """How many of the epochs train the head alone first; None is a third of them where pretrained
     layers are unfrozen."""
