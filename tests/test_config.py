@@ -23,8 +23,12 @@ from vggjax.training.recipes import RECIPES, make_config
         ({"learning_rate": float("nan")}, "finite"),
         ({"head": "gap-256-0.5"}, "POOLING"),
         ({"split": "0.5,0.5"}, "0.5,0.5"),
-        ({"head_epochs": 10, "epochs": 10}, "below --epochs 10"),
+        ({"head_epochs": 10, "epochs": 10, "unfreeze": "block5"}, "below --epochs 10"),
         ({"dataset": 5}, "--dataset takes str; got 5"),
+        ({"dataset": ""}, "--dataset must be given a value"),
+        ({"seed": 2**32}, "below 2**32"),
+        ({"unfreeze": ()}, "got nothing"),
+        ({"head_epochs": 2}, "left out where --unfreeze is none"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_fix(settings, message):

@@ -2,18 +2,20 @@
 
 import dataclasses
 import functools
-import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
 import pytest
 from tiny_run import add_tiny_arch, make_pictures
 
+from vggjax.cli import main
+from vggjax.data.sources import open_source
 from vggjax.errors import ConfigError, VggjaxError
 from vggjax.training import loop, setup
-from vggjax.training.checkpoint import load_model
+from vggjax.training.checkpoint import Checkpoints, load_model
 from vggjax.training.config import Config
 from vggjax.training.loop import Interrupted, train
 from vggjax.training.run_folder import read_log
@@ -196,12 +198,80 @@ def test_the_test_split_is_not_read_while_training(pictures, tmp_path, monkeypat
     assert set(read) == set(splits["train"]) | set(splits["val"])
 
 
-def test_an_unreadable_picture_is_left_out_and_named(pictures, tmp_path):
-    (pictures / "a" / "zz.jpg").write_bytes(b"no picture")
-    trained = train(make_config(pictures, tmp_path / "run", epochs=1, max_unreadable=0.5))
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["max_unreadable"] == 0.5
-    assert set(trained.unreadable) <= {"a/zz.jpg"}
+@pytest.mark.parametrize("cache_mb", [0, 64])
+def test_unreadable_pictures_are_left_out_and_named_also_by_a_rerun(pictures, tmp_path, cache_mb):
+    config = make_config(pictures, tmp_path / "run", epochs=1, cache_mb=cache_mb)
+    splits = setup.set_up(config).splits
+    ids = open_source(config.dataset).ids
+    for split in ("train", "val", "test"):
+        (pictures / ids[splits[split][0]]).write_bytes(b"no picture")
+    expected = {ids[splits[split][0]]: "not an image" for split in ("train", "val")}
+    assert train(config).info.left_out == expected
+    assert train(config).info.left_out == expected
+
+
+def test_a_run_folder_inside_the_data_is_refused(pictures):
+    with pytest.raises(ConfigError, match="lies inside the data set"):
+        train(make_config(pictures, pictures / "runs" / "1"))
+    assert not (pictures / "runs").exists()
+
+
+def test_a_batch_larger_than_the_data_is_the_data(pictures, tmp_path):
+    run = setup.set_up(make_config(pictures, tmp_path / "run", batch_size=10**9))
+    assert (run.batch_size, run.steps_per_epoch) == (18, 1)
+
+
+def test_a_runs_own_model_as_weights_gets_the_pixels_that_it_was_trained_on(pictures, tmp_path):
+    train(make_config(pictures, tmp_path / "first", epochs=1, preprocess="unit"))
+    weights = str(tmp_path / "first" / "model.safetensors")
+    second = setup.set_up(make_config(pictures, tmp_path / "second", weights=weights))
+    assert second.config.preprocessing.mode == "unit"
+
+
+def test_images_per_s_measure_training_alone(pictures, tmp_path, monkeypatch):
+    evaluate = loop.evaluate_split
+    monkeypatch.setattr(loop, "evaluate_split", lambda *args: time.sleep(2) or evaluate(*args))
+    train(make_config(pictures, tmp_path / "run", epochs=2))
+    second = [line for line in read_log(tmp_path / "run") if line["kind"] == "epoch"][1]
+    assert second["seconds"] > 2
+    assert second["images_per_s"] > 18 / 2
+
+
+def test_a_long_epoch_is_saved_in_its_middle(pictures, tmp_path, monkeypatch):
+    saved = []
+    save = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, state, position, **kwargs: (
+            saved.append(position.step) or save(self, state, position, **kwargs)
+        ),
+    )
+    train(make_config(pictures, tmp_path / "run", epochs=1, checkpoint_minutes=1e-9))
+    assert saved == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_its_code_and_says_how_to_go_on(
+    pictures, tmp_path, monkeypatch, capsys, signum, code
+):
+    interrupt_at(monkeypatch, 3, signum)
+    line = (
+        f"train --dataset {pictures} --workdir {tmp_path / 'run'} --model tiny --weights none "
+        "--unfreeze all --image-size 32 --split 0.6,0.2,0.2 --batch-size 4 --epochs 2"
+    )
+    assert main(line.split()) == code
+    said = capsys.readouterr().err
+    assert said.startswith("vggjax: stopped: saved") and said.count("\n") == 1
+
+
+def test_a_full_disk_is_one_clear_error(pictures, tmp_path, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise ValueError("No space left on device [domain=...]")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fail)
+    with pytest.raises(VggjaxError, match="cannot be written: No space left"):
+        train(make_config(pictures, tmp_path / "run", epochs=1))
 
 
 def test_pmap_trains_the_same_network(pictures, tmp_path, monkeypatch):

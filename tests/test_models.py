@@ -51,6 +51,16 @@ def test_the_cut_law_holds_for_every_layer(model, images):
         np.testing.assert_array_equal(cut, whole, err_msg=layer)
 
 
+def test_the_cut_law_holds_in_bfloat16_with_float32_logits(tiny_arch):
+    model = VGG(tiny_arch, head=Head.parse("gap-4-3"), image_size=32, dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    whole = model(images)
+    for layer in model.layers:
+        cut = model(model(images, until=layer), after=layer)
+        assert cut.dtype == jnp.float32
+        np.testing.assert_array_equal(cut, whole, err_msg=layer)
+
+
 def test_taps_are_what_until_gives(model, images):
     taps = model(images, taps=model.layers)
     assert list(taps) == list(model.layers)

@@ -241,3 +241,7 @@ def test_the_python_of_the_readme_names_what_the_package_has():
                 parameters = inspect.signature(called).parameters
                 given = {keyword.arg for keyword in node.keywords}
                 assert given <= set(parameters), f"{ast.unparse(node)}: no such argument"
+
+
+def test_the_readme_holds_no_placeholder():
+    assert not re.findall(r"@[A-Z]+@|TBD|\?\?\?", (ROOT / "README.md").read_text("utf-8"))

@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if argv[0] not in COMMANDS:
             raise ConfigError(unknown("command", argv[0], COMMANDS))
@@ -39,11 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VggjaxError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("stopped before anything was saved", code=130)
+        return _fail("by Ctrl-C", code=130)
     except BrokenPipeError:  # `vggjax ... | head`
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail("Out of memory. A smaller --batch-size or --image-size takes less.")
     except OSError as error:
         place = f": {shown(error.filename)}" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}")
@@ -57,7 +64,8 @@ def train(argv: Sequence[str]) -> int:
     from vggjax.training.signals import Interrupted
 
     recipe = _value_of(argv, "recipe")
-    dataset = _value_of(argv, "dataset") or Config.dataset
+    dataset = _value_of(argv, "dataset")
+    dataset = Config.dataset if dataset is None else dataset
     default = Config(**recipe_fields(recipe, dataset))
     config = _parse(Config, argv, "train", default=default, description=train.__doc__)
     try:

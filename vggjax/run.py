@@ -1,5 +1,6 @@
 """The whole job in one call: train, evaluate on the test split, write the report."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from vggjax.results.report import write_report
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.loop import train
+from vggjax.training.signals import Interrupted
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
     trained = train(config, console=console)
-    evaluation = evaluate(trained.workdir, split="test")
-    report = write_report(trained.workdir)
-    unreadable = trained.unreadable | evaluation.get("unreadable", {})
+    try:
+        evaluation = evaluate(trained.workdir, split="test")
+        report = write_report(trained.workdir)
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, trained.workdir) from None
+    unreadable = trained.info.left_out | evaluation["unreadable"]
     return FitResult(trained.workdir, trained.model, trained.info, evaluation, report, unreadable)

@@ -32,8 +32,8 @@ class Head:
             self.outputs is not None and self.outputs < 1
         ):
             raise ConfigError(f"A head's widths and outputs are whole numbers from 1; got {text}.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"A head's dropout lies in [0, 1); got {self.dropout}.")
+        if self.dropout and not 0.001 <= self.dropout <= 0.999:
+            raise ConfigError(f"A head's dropout is 0, or 0.001 to 0.999; got {self.dropout}.")
 
     @classmethod
     def parse(cls, text: str) -> "Head":
@@ -90,11 +90,6 @@ class Head:
         """Counts what the first dense layer takes from a (size, size, channels) feature map."""
         side = {"flatten": size, "avg2": size // 2, "gap": 1}[self.pooling]
         return side * side * channels
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether the output is one sigmoid unit."""
-        return self.outputs == 1
 
 
 PUBLISHED_TOP = Head("flatten", (4096, 4096), outputs=1000)

@@ -146,7 +146,7 @@ class VGG(nnx.Module):
         if start == 0:
             self._check_images(x, layers[:stop])
 
-        x, outputs = jnp.asarray(x, self.dtype), {}
+        x, outputs = jnp.asarray(x, self.dtype) if start < stop else x, {}
         for name in layers[start:stop]:
             x = self._run_layer(name, x, dropout_keys, mask)
             if name in taps:

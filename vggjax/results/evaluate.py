@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from vggjax import __version__
 from vggjax.data.pipeline import Examples, prefetch
 from vggjax.data.preprocess import Preprocessing
 from vggjax.data.sources import Source, open_source
@@ -70,7 +71,7 @@ def evaluate(
         max_unreadable=config.max_unreadable,
     )
     start = time.monotonic()
-    batch_size = batch_size or config.batch_size
+    batch_size = min(batch_size or config.batch_size, len(indices))
     index, labels, probs = run_model(model, info.preprocessing, examples, batch_size)
     result = {
         "split": split,
@@ -81,7 +82,8 @@ def evaluate(
         "seconds": round(time.monotonic() - start, 3),
         "device": _device(),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("vggjax", "jax", "flax", "numpy", "pillow")},
+        | {"vggjax": __version__}
+        | {name: version(name) for name in ("jax", "flax", "numpy", "pillow")},
     }
     suffix = "" if split == "test" else f"-{split}"
     ids = [source.ids[i] for i in index]
@@ -195,7 +197,7 @@ def _device() -> str:
 def _predictions_csv(
     ids: list[str], split: str, labels: np.ndarray, probs: np.ndarray, class_names: tuple[str, ...]
 ) -> str:
-    best = top_classes(probs)
+    best, class_names = top_classes(probs), tuple(map(shown, class_names))
     columns = ["id", "split", "truth", "guess", "probability", "truth_probability", "correct"]
     with_top = len(class_names) > TOP_K
     file = io.StringIO()

@@ -87,7 +87,10 @@ def write_report(workdir: str | Path) -> Path:
         mistakes=[entry | {"image": _thumbnail(entry["image"])} for entry in mistakes],
         num_wrong=len(wrong),
         gone=gone,
-        unreadable=[(shown(i), shown(reason)) for i, reason in result["unreadable"].items()],
+        unreadable=[
+            (shown(i), shown(reason))
+            for i, reason in (info.get("left_out", {}) | result["unreadable"]).items()
+        ],
         made_with=_describe_making(result, info, rows),
         config={name: _plain(value) for name, value in json.loads(config.to_json()).items()},
         predict_command=f"vggjax predict PHOTO.jpg --workdir {shlex.quote(shown(workdir))}",

@@ -9,6 +9,8 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from vggjax.data.preprocess import Preprocessing
-from vggjax.errors import WeightsError
+from vggjax.errors import VggjaxError, WeightsError, shown
 from vggjax.models.assign import assign, extract
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
@@ -44,7 +46,19 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()  # waits for the last save
+        with self._writing():
+            self._manager.close()  # waits for the last save
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        # A full disk surfaces in a later call than the save's, as tensorstore's own ValueError.
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise VggjaxError(
+                f"The checkpoint in {self._manager.directory} cannot be written: "
+                f"{str(error).splitlines()[0]}. Make room; the same command goes on from the last."
+            ) from error
 
     def save(self, state: TrainState, position: Any, *, is_best: bool) -> None:
         """Begins to write a checkpoint; `state` holds numpy arrays that nobody changes.
@@ -59,7 +73,8 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(_flatten(state.opt_state)),
             progress=ocp.args.JsonSave(dataclasses.asdict(position)),
         )
-        self._manager.save(step, args=items, metrics={"rank": rank})
+        with self._writing():
+            self._manager.save(step, args=items, metrics={"rank": rank})
 
     def latest_progress(self) -> dict[str, Any] | None:
         """Reads where the run stands, or None before the first checkpoint."""
@@ -99,12 +114,15 @@ class ModelInfo:
     preprocessing: Preprocessing
     dtype: str = "float32"
     provenance: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Training and validation pictures that could not be read: id -> reason."""
 
 
 def save_model(workdir: str | Path, model: VGG, info: ModelInfo) -> None:
     """Writes `model.safetensors`, then `model.json`, whose presence says that both are whole."""
     workdir = Path(workdir)
-    metadata = {"arch": info.arch, "head": info.head, **info.provenance}
+    metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
+    metadata |= {name: shown(value) for name, value in info.provenance.items()}
     write_weights(workdir / "model.safetensors", extract(model), metadata=metadata)
     write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
 
@@ -123,7 +141,7 @@ def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
         )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
+        fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
         fields["class_names"] = tuple(fields["class_names"])
         info = ModelInfo(**fields)
         head, size = Head.parse(info.head), info.preprocessing.image_size

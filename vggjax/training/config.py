@@ -19,7 +19,15 @@ from vggjax.models.arch import get_arch, match_layers
 from vggjax.models.head import Head
 from vggjax.models.vgg import check_size
 
-HOW_NOT_WHAT = ("workdir", "data_dir", "cache_mb", "num_threads", "log_every_steps")
+HOW_NOT_WHAT = (
+    "workdir",
+    "data_dir",
+    "cache_mb",
+    "num_threads",
+    "max_unreadable",
+    "log_every_steps",
+    "checkpoint_minutes",
+)
 """Fields that change how a run goes and not what comes out of it: a resumed run may differ here."""
 
 
@@ -30,7 +38,8 @@ class Config:
     dataset: str = "digits"
     """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), or `digits`."""
     recipe: str | None = None
-    """The recipe that set the defaults; recipes.py has them."""
+    """The recipe that set the defaults: digits, flowers, probe, finetune or scratch. In Python
+    `make_config(recipe)` applies one; here it is only noted."""
     workdir: str | None = None
     """The run's folder; None makes runs/<time>-<dataset>-<model>. An unfinished run resumes."""
     seed: int = 0
@@ -87,7 +96,7 @@ class Config:
     schedule: Literal["cosine", "constant"] = "cosine"
     """What the rates do behind the warm-up, in each stage."""
     warmup_epochs: float = 1.0
-    """The rates rise from 0 over this long, at most half of a stage."""
+    """The rates rise over this long, at most half of a stage."""
     weight_decay: float = 0.0
     """Decoupled, on the kernels of what trains."""
     patience: int = 0
@@ -118,6 +127,9 @@ class Config:
         positive = ("batch_size", "epochs", "learning_rate", "log_every_steps")
         for name in positive:
             self._check(name, getattr(self, name) > 0, "above 0")
+        for name in ("dataset", "weights"):
+            self._check(name, getattr(self, name) != "", "given a value")
+        self._check("seed", self.seed < 2**32, "below 2**32")
         for name in ("seed", "cache_mb", "warmup_epochs", "weight_decay", "patience"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         self._check("max_unreadable", 0 <= self.max_unreadable < 1, "in [0, 1)")
@@ -128,6 +140,9 @@ class Config:
         if self.head_epochs is not None:
             fix = f"from 0 to below --epochs {self.epochs}; the epochs count the head's as well"
             self._check("head_epochs", 0 <= self.head_epochs < self.epochs, fix)
+        if self.unfreeze == ("none",):
+            for name in ("head_epochs", "backbone_learning_rate"):
+                self._check(name, getattr(self, name) is None, "left out where --unfreeze is none")
 
     def _check_types(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

@@ -4,6 +4,7 @@ Where a run stands is one integer, its step: order is a function of (seed, epoch
 (seed, step), so a rerun with the same settings goes on as if it had never been killed.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -54,12 +55,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: the best weights, and the pictures that could not be read."""
+    """What a training leaves: the best weights, and all that they need."""
 
     workdir: Path
     model: VGG
     info: ModelInfo
-    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def train(config: Config, *, console: Console | None = None) -> Trained:
@@ -74,7 +74,8 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
     config = run.config
     if (run.workdir / "model.json").exists():
         console.print(f"{run.workdir} is trained already.", markup=False, soft_wrap=True)
-        return Trained(run.workdir, *load_model(run.workdir))
+        model, info = load_model(run.workdir)
+        return Trained(run.workdir, model, info)
 
     print_first_screen(console, run)
     with Screen(console, config.epochs) as screen:
@@ -96,8 +97,10 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
                         run, stage, last_step, position, eval_step, checkpoints, log, screen, stop
                     )
             checkpoints.restore_model(run.model, position.best_step)
-    save_model(run.workdir, run.model, run.info)
-    return Trained(run.workdir, run.model, run.info, _unreadable(run))
+            stop.check(run.workdir)
+    info = dataclasses.replace(run.info, left_out=_unreadable(run))
+    save_model(run.workdir, run.model, info)
+    return Trained(run.workdir, run.model, info)
 
 
 def _train_stage(
@@ -122,21 +125,23 @@ def _train_stage(
         where = {"epoch": epoch + 1, "stage": stage.name}
         screen.begin(f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, done=start)
         sums, clock = dict(position.sums), _Clock()
-        batches = run.examples["train"].batches(
-            config.batch_size, seed=config.seed, epoch=epoch, shuffle=True, start=start
+        examples = run.examples["train"]
+        batches = examples.batches(
+            run.batch_size, seed=config.seed, epoch=epoch, shuffle=True, start=start
         )
         with closing(prefetch(batches, placement.put_batch)) as batches:
             for batch in batches:
                 state, metrics = train_step(state, batch)  # 1. learn
                 position.step += 1
                 sums = _add(sums, metrics)
-                clock.tick(config.batch_size)
+                done = position.step - epoch * steps_per_epoch
+                clock.tick(min(run.batch_size, len(examples) - (done - 1) * run.batch_size))
                 if position.step % config.log_every_steps == 0:  # 2. report; the only wait
                     values = _means(placement.fetch(metrics), "train")
                     _check_finite(values, position.step, config)
                     log.write("step", position.step, **where, **values, **rates(position.step))
                     screen.figures(values, clock.images_per_s())
-                screen.advance(position.step - epoch * steps_per_epoch)
+                screen.advance(done)
                 is_due = time.monotonic() - saved_s > 60 * config.checkpoint_minutes
                 if (stop.signum or is_due) and position.step % steps_per_epoch:
                     position.sums = {name: float(v) for name, v in placement.fetch(sums).items()}
@@ -146,8 +151,9 @@ def _train_stage(
 
         values = _means(placement.fetch(sums), "train")  # 3. evaluate
         _check_finite(values, position.step, config)
+        values["images_per_s"] = clock.images_per_s()
         values |= evaluate_split(run, "val", eval_step, state)
-        values |= {"images_per_s": clock.images_per_s(), "seconds": clock.seconds()}
+        values["seconds"] = clock.seconds()
         value = values[config.monitor]  # 4. keep the best
         is_best = position.take(-value if config.monitor == "val/loss" else value)
         position.sums = {}
@@ -198,7 +204,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Scores every readable picture of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
     sums: dict[str, jax.Array] = {}
-    batches = run.examples[split].batches(run.config.batch_size)
+    batches = run.examples[split].batches(run.batch_size)
     with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for batch in batches:
             sums = _add(sums, eval_step((state.params, state.batch_stats), batch))

@@ -59,8 +59,8 @@ def make_workdir(workdir: Path, config: Config, source: Source, splits: dict[str
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "data.json").exists():
             write_text(workdir / "data.json", _json(_describe(source, splits)))
-        if not (workdir / "config.json").exists():
-            write_text(workdir / "config.json", config.to_json())
+        # Also over an older one: what may differ in a resumed run is to be true as well.
+        write_text(workdir / "config.json", config.to_json())
     except OSError as error:
         raise _unusable(workdir, error) from None
 
@@ -80,11 +80,14 @@ def check_data(workdir: Path, source: Source, splits: dict[str, Any]) -> None:
     path, seen = workdir / "data.json", _describe(source, splits)
     if not path.exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before != seen:
-        key = next(
-            key for key in ("class_names", "splits", "fingerprint") if before[key] != seen[key]
-        )
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        keys = ("class_names", "splits", "fingerprint")
+        differing = [key for key in keys if before[key] != seen[key]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is damaged; start anew in another --workdir.") from None
+    if differing:
+        key = differing[0]
         raise ConfigError(
             f"The data set {source.name} is not what {workdir} was trained on: its "
             f"{key.replace('_', ' ')} differ, {before[key]} before, {seen[key]} now. "

@@ -57,7 +57,15 @@ def _describe(run: Setup, stage: Stage) -> str:
     rates = peak_rates(config)
     rate = ", ".join(f"{label} {rates[label]:.2g}" for label in rates if label in labels.values())
     frozen = [layer for layer in sizes if labels[layer] == "frozen"]
-    still = f"frozen {frozen[0]} ... {frozen[-1]}" if frozen else "nothing frozen"
+    blocks = {layer.split("_")[0]: [] for layer in frozen}
+    for layer in frozen:
+        blocks[layer.split("_")[0]].append(layer)
+    parts = [
+        block if all(labels[name] == "frozen" for name in labels if name.startswith(f"{block}_"))
+        else " ".join(layers)
+        for block, layers in blocks.items()
+    ]  # fmt: skip
+    still = f"frozen {' '.join(parts)}" if parts else "nothing frozen"
     first, last = stage.first_epoch + 1, stage.first_epoch + stage.epochs
     return (
         f"epochs {first}-{last}: {stage.name}, {trained:,} of {sum(sizes.values()):,} parameters "

@@ -13,9 +13,11 @@ from flax import nnx
 
 from vggjax import __version__
 from vggjax.data.pipeline import Examples
+from vggjax.data.preprocess import MODES
 from vggjax.data.source import Source
 from vggjax.data.sources import open_source
 from vggjax.data.splits import make_splits, parse_split
+from vggjax.errors import ConfigError
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo
@@ -24,6 +26,7 @@ from vggjax.training.freezing import Stage, plan_stages
 from vggjax.training.run_folder import check_data, find_workdir
 from vggjax.training.sharding import Placement
 from vggjax.weights.load import load_base, resolve_weights
+from vggjax.weights.native import read_metadata
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Setup:
     model: VGG
     info: ModelInfo
     stages: tuple[Stage, ...]
+    batch_size: int
     steps_per_epoch: int
 
 
@@ -48,15 +52,20 @@ def set_up(config: Config) -> Setup:
     Raises:
         VggjaxError: settings, data or weights that cannot be used; nothing was written then.
     """
-    config = _with_absolute_paths(config)
+    config = _resolve(config)
     placement = Placement(config.parallel)
     placement.check_batch_size(config.batch_size)
     source = open_source(config.dataset, data_dir=config.data_dir)
     splits = make_splits(source, parse_split(config.split), config.seed)
     head = Head.parse(config.head).for_classes(len(source.class_names))
-    model = build_model(config, head)
     workdir = find_workdir(config)
+    if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
+        raise ConfigError(
+            f"The run folder {workdir} lies inside the data set {source.root}, and would be taken "
+            "for a class; give --workdir a place outside."
+        )
     check_data(workdir, source, splits)
+    model = build_model(config, head)
     provenance = {
         "vggjax": __version__,
         "weights": config.weights,
@@ -65,33 +74,62 @@ def set_up(config: Config) -> Setup:
     }
     classes, preprocessing = source.class_names, config.preprocessing
     info = ModelInfo(config.model, str(head), classes, preprocessing, config.dtype, provenance)
-    # The test split is not opened here: nothing of it is seen before the final evaluation.
-    examples = {
-        name: Examples(
-            source,
-            splits[name],
-            preprocessing,
-            cache_mb=config.cache_mb,
-            num_threads=config.num_threads,
-            max_unreadable=config.max_unreadable,
-        )
-        for name in ("train", "val")
-    }
-    stages = plan_stages(config)
-    steps_per_epoch = examples["train"].num_batches(config.batch_size)
+    examples = _open_examples(config, source, splits)
+    # A batch larger than the data would be padding; it still divides over the devices.
+    devices = len(placement.devices)
+    batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
+    steps_per_epoch = examples["train"].num_batches(batch_size)
     return Setup(
-        config, workdir, placement, source, splits, examples, model, info, stages, steps_per_epoch
+        config=config,
+        workdir=workdir,
+        placement=placement,
+        source=source,
+        splits=splits,
+        examples=examples,
+        model=model,
+        info=info,
+        stages=plan_stages(config),
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
     )
 
 
-def _with_absolute_paths(config: Config) -> Config:
-    """Makes `config.json` mean the same from any working directory."""
+def _resolve(config: Config) -> Config:
+    """Makes `config.json` mean the same from any working directory, pixels included.
+
+    A weight file that a run of ours made says which pixels it was trained on.
+    """
     changes = {
-        name: str(Path(value).absolute())
+        name: str(Path(value).resolve())
         for name, value in (("dataset", config.dataset), ("weights", config.weights))
         if value not in ("digits", "imagenet", "none") and Path(value).exists()
     }
+    if config.data_dir:
+        changes["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
+    if config.preprocess == "auto" and "weights" in changes:
+        mode = read_metadata(Path(changes["weights"])).get("preprocess", "auto")
+        changes["preprocess"] = mode if mode in MODES else "auto"
     return dataclasses.replace(config, **changes)
+
+
+def _open_examples(
+    config: Config, source: Source, splits: dict[str, np.ndarray]
+) -> dict[str, Examples]:
+    # The test split is not opened here: nothing of it is seen before the final evaluation.
+    examples, room_bytes = {}, config.cache_mb * 2**20
+    for name in ("train", "val"):
+        size_bytes = len(splits[name]) * 3 * config.image_size**2
+        fits = size_bytes <= room_bytes
+        room_bytes -= size_bytes if fits else 0
+        examples[name] = Examples(
+            source,
+            splits[name],
+            config.preprocessing,
+            cache_mb=config.cache_mb if fits else 0,
+            num_threads=config.num_threads,
+            max_unreadable=config.max_unreadable,
+        )
+    return examples
 
 
 def build_model(config: Config, head: Head) -> VGG:

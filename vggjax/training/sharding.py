@@ -63,7 +63,7 @@ class Placement:
             share = len(rows) // processes
             rows = rows[process * share : (process + 1) * share]
             if self.kind == "pmap":
-                return rows.reshape(jax.local_device_count(), -1, *rows.shape[1:])
+                return rows.reshape(len(self.devices) // processes, -1, *rows.shape[1:])
             split = NamedSharding(self._mesh, PartitionSpec(AXIS))
             return jax.make_array_from_process_local_data(split, rows)
 

@@ -59,6 +59,11 @@ def load_pretrained(
             "base_only=True leaves the file's top out, and include_top=True wants it; "
             "give include_top=False."
         )
+    if include_top and head is not None:
+        raise ConfigError(
+            f"include_top=True is Keras' own head; got head={str(head)!r} as well. "
+            "Give include_top=False."
+        )
     name = arch if isinstance(arch, str) else arch.name
     if weights == "none":
         make = VGG
