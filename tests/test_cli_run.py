@@ -53,6 +53,8 @@ def test_a_run_folder_holds_all_that_it_promises(trained):
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     (epoch,) = [line for line in log if line["kind"] == "epoch"]
     assert {"step", "train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= set(epoch)
+    (test,) = [line for line in log if line["kind"] == "test"]
+    assert test["test/accuracy"] == json.loads((run / "eval.json").read_text())["accuracy"]
     assert any((run / "checkpoints").iterdir())
     assert json.loads((run / "model.json").read_text())["class_names"] == sorted(CLASSES)
     assert set(vggjax.read_weights(run / "model.safetensors")) >= {"block1_conv1", "predictions"}

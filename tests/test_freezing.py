@@ -38,7 +38,8 @@ def make_batch(rows=4, size=96):
 def set_up(arch, unfreeze, **settings):
     """96 px leave block5 a map of 6x6 px, which goes through XLA's own convolution."""
     model = VGG(arch, head=Head.parse("gap-16-3"), image_size=96, rngs=nnx.Rngs(0))
-    config = Config(weights="none", warmup_epochs=0, schedule="constant", **settings)
+    settings = {"unfreeze": unfreeze, "warmup_epochs": 0, "schedule": "constant"} | settings
+    config = Config(weights="none", **settings)
     labels = label_layers(model, unfreeze)
     stage = plan_stages(config)[-1]
     tx = make_optimizer(config, labels, make_schedules(config, stage, 10))

@@ -13,6 +13,7 @@ from vggjax.results.report import write_report
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.loop import train
+from vggjax.training.run_folder import append_log, read_log
 from vggjax.training.signals import Interrupted
 
 
@@ -39,8 +40,19 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     trained = train(config, console=console)
     try:
         evaluation = evaluate(trained.workdir, split="test")
+        _log_test(trained.workdir, evaluation)
         report = write_report(trained.workdir)
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT, trained.workdir) from None
     unreadable = trained.info.left_out | evaluation["unreadable"]
     return FitResult(trained.workdir, trained.model, trained.info, evaluation, report, unreadable)
+
+
+def _log_test(workdir: Path, evaluation: dict[str, Any]) -> None:
+    """Adds the final evaluation to the log once; a rerun finds the same."""
+    lines = read_log(workdir)
+    if any(line["kind"] == "test" for line in lines):
+        return
+    names = ("loss", "accuracy", "top5")
+    values = {f"test/{name}": evaluation[name] for name in names if name in evaluation}
+    append_log(workdir, {"kind": "test", "step": lines[-1]["step"], **values})

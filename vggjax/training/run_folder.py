@@ -1,7 +1,7 @@
 """The run folder: which run it is, what it saw, and its log.
 
 `config.json` and `data.json` say what the run is, so that a rerun resumes this very run or is
-refused; `log.jsonl` has one JSON object a line, `kind` step, epoch or resume.
+refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume or test.
 """
 
 import json
@@ -111,17 +111,22 @@ class Log:
     """Appends to `log.jsonl`; a resumed run drops what was written behind its checkpoint."""
 
     def __init__(self, workdir: Path, *, step: int):
-        self._path = workdir / "log.jsonl"
+        self._workdir = workdir
         lines = read_log(workdir)
         kept = [line for line in lines if line["step"] <= step]
         if lines:
             kept.append({"kind": "resume", "step": step})
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(workdir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Adds a line; it is on disk when this returns."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        """Adds a line; it is written when this returns."""
+        append_log(self._workdir, {"kind": kind, "step": step, **values})
+
+
+def append_log(workdir: Path, line: dict[str, Any]) -> None:
+    """Adds a line to `log.jsonl`."""
+    with (workdir / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
