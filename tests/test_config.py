@@ -25,7 +25,7 @@ from vggjax.training.recipes import RECIPES, make_config
         ({"split": "0.5,0.5"}, "0.5,0.5"),
         ({"head_epochs": 10, "epochs": 10, "unfreeze": "block5"}, "below --epochs 10"),
         ({"dataset": 5}, "--dataset takes str; got 5"),
-        ({"dataset": ""}, "--dataset must be given a value"),
+        ({"dataset": ""}, "--dataset is empty"),
         ({"seed": 2**32}, "below 2**32"),
         ({"unfreeze": ()}, "got nothing"),
         ({"head_epochs": 2}, "left out where --unfreeze is none"),

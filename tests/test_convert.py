@@ -56,6 +56,9 @@ def test_the_same_weights_and_metadata_make_the_same_safetensors_file(tmp_path, 
         write_weights(tmp_path / f"{name}.safetensors", weights, metadata=metadata)
     files = {(tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "two", "three")}
     assert len(files) == 1
+    plain = tmp_path / "plain"
+    plain.touch()  # as readable for others as any file that is made here
+    assert (tmp_path / "one.safetensors").stat().st_mode == plain.stat().st_mode
     assert read_metadata(tmp_path / "one.safetensors").items() >= metadata.items()
     assert read_weights(tmp_path / "one.safetensors").keys() == weights.keys()
 

@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def train(argv: Sequence[str]) -> int:
     except Interrupted as stopped:
         return _fail(str(stopped), code=128 + stopped.signum)
     print(f"\nReport   {result.report}")
-    print(f"Predict  vggjax predict PHOTO.jpg --workdir {result.workdir}")
+    print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
     for name, reason in result.unreadable.items():
         print(f"vggjax: left out: {shown(name)}: {shown(reason)}", file=sys.stderr)
     return 3 if result.unreadable else 0

@@ -29,8 +29,9 @@ class DataError(VggjaxError):
 def unknown(what: str, received: object, choices: Iterable[str], *, hint: str = "") -> str:
     """Words the message for a name that is not among `choices`, with the nearest match first."""
     choices = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(received), choices, n=1, cutoff=0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    folded = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(received).lower(), folded, n=1, cutoff=0.45)
+    meant = f" Did you mean {folded[near[0]]!r}?" if near else ""
     return f"Unknown {what} {str(received)!r}.{meant} Choices: {', '.join(choices)}.{hint}"
 
 

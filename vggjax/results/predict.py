@@ -78,7 +78,7 @@ def predict_command(
     paths = find_pictures(patterns)
     network, info = _open_model(workdir, weights, model)
     rows, skipped = predict_pictures(network, info, paths, top=top)
-    for path, reason in skipped:
+    for path, reason in skipped if rows or len(skipped) > 1 else ():
         print(f"vggjax: left out: {shown(path)}: {shown(reason)}", file=sys.stderr)
     if not rows:
         first, reason = skipped[0]

@@ -283,7 +283,7 @@ def _duration(seconds: float) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return shown(" ".join(map(str, value)))
-    return "off" if value is None else shown(str(value))
+    return "automatic" if value is None else shown(str(value))
 
 
 def _short(path: str) -> str:

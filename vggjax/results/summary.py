@@ -54,8 +54,8 @@ def summarize_model(
     """Describes a network without building it.
 
     The memory is what cannot be avoided with Adam in float32: parameters, gradients and two moments
-    of what trains, and the activations that the backward pass needs, from the first layer that
-    trains on. Workspace of the compiler comes on top.
+    of what trains, and the activations: those that the backward pass needs, from the first layer
+    that trains on, or the widest layer's input and output. The compiler's workspace comes on top.
 
     Raises:
         ConfigError: an unknown network or layer, or a size that VGG cannot take.
@@ -83,11 +83,14 @@ def summarize_model(
     first = next((i for i, row in enumerate(rows) if row.label in ("head", "backbone")), len(rows))
     # The input of the first layer that trains is needed for its weights' gradient.
     kept = sum(math.prod(row.output) for row in rows[max(first - 1, 0) :])
+    # A forward pass holds a layer's input and output at once, frozen or not.
+    sizes = [3 * image_size**2, *(math.prod(row.output) for row in rows)]
+    widest = max(a + b for a, b in zip(sizes, sizes[1:], strict=False))
     memory = {
         "parameters": 4 * sum(row.params + row.statistics for row in rows),
         "gradients": 4 * trained,
         "moments (Adam)": 8 * trained,
-        f"activations, batch of {batch_size}": 4 * kept * batch_size,
+        f"activations, batch of {batch_size}": 4 * max(kept, widest) * batch_size,
     }
     return Summary(tuple(rows), memory)
 
@@ -114,7 +117,10 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
     lines += [f"Running statistics: {statistics:,}"] if statistics else []
     total = sum(summary.memory.values())
     parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in summary.memory.items())
-    lines.append(f"Memory for training: at least {_megabytes(total)} ({parts})")
+    lines.append(
+        f"Memory for training: at least {_megabytes(total)} ({parts}); the compiler's workspace "
+        "comes on top, on CPUs several times the activations."
+    )
     console.print("\n".join(lines), highlight=False)
 
 

@@ -134,6 +134,8 @@ def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
         WeightsError: no finished model there, or one that is damaged.
     """
     path = Path(workdir) / "model.json"
+    if not path.parent.is_dir():
+        raise WeightsError(f"There is no run folder {shown(workdir)}.")
     if not path.is_file():
         raise WeightsError(
             f"{workdir} holds no finished model (no model.json). If its training was interrupted, "

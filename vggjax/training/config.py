@@ -38,8 +38,8 @@ class Config:
     dataset: str = "digits"
     """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), or `digits`."""
     recipe: str | None = None
-    """The recipe that set the defaults: digits, flowers, probe, finetune or scratch. In Python
-    `make_config(recipe)` applies one; here it is only noted."""
+    """Sets the defaults of what is not given: digits, flowers, probe, finetune or scratch (from
+    Python: `make_config`). Without one, `digits` has its own."""
     workdir: str | None = None
     """The run's folder; None makes runs/<time>-<dataset>-<model>. An unfinished run resumes."""
     seed: int = 0
@@ -107,7 +107,7 @@ class Config:
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over several devices."""
     log_every_steps: int = 20
-    """How often the loss is fetched from the device and written down."""
+    """How often the loss is fetched and written down; at least four times an epoch."""
     checkpoint_minutes: float = 10.0
     """Save this often inside a long epoch as well; every epoch's end is saved."""
 
@@ -127,8 +127,9 @@ class Config:
         positive = ("batch_size", "epochs", "learning_rate", "log_every_steps")
         for name in positive:
             self._check(name, getattr(self, name) > 0, "above 0")
-        for name in ("dataset", "weights"):
-            self._check(name, getattr(self, name) != "", "given a value")
+        for name in ("dataset", "weights", "workdir"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"{_flag(name)} is empty; give it a value.")
         self._check("seed", self.seed < 2**32, "below 2**32")
         for name in ("seed", "cache_mb", "warmup_epochs", "weight_decay", "patience"):
             self._check(name, getattr(self, name) >= 0, "0 or more")

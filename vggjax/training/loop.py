@@ -24,7 +24,7 @@ from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
 from vggjax.training.config import Config
 from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
-from vggjax.training.run_folder import Log, make_workdir
+from vggjax.training.run_folder import Log, lock_workdir, make_workdir
 from vggjax.training.screen import Screen, print_first_screen
 from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
@@ -81,7 +81,11 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
     with Screen(console, config.epochs) as screen:
         _read_pictures(run, screen)
         make_workdir(run.workdir, config, run.source, run.splits)
-        with stop_signals() as stop, Checkpoints(run.workdir) as checkpoints:
+        with (
+            lock_workdir(run.workdir),
+            stop_signals() as stop,
+            Checkpoints(run.workdir) as checkpoints,
+        ):
             position = Position(**(checkpoints.latest_progress() or {}))
             log = Log(run.workdir, step=position.step)
             if position.step:
@@ -116,6 +120,7 @@ def _train_stage(
 ) -> None:
     config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
     state, train_step, rates = _begin_stage(run, stage, position, checkpoints)
+    log_every_steps = min(config.log_every_steps, max(1, steps_per_epoch // 4))
     saved_s = time.monotonic()
     while position.step < last_step:
         if stage is run.stages[-1] and 0 < config.patience <= position.stale_epochs:
@@ -136,7 +141,7 @@ def _train_stage(
                 sums = _add(sums, metrics)
                 done = position.step - epoch * steps_per_epoch
                 clock.tick(min(run.batch_size, len(examples) - (done - 1) * run.batch_size))
-                if position.step % config.log_every_steps == 0:  # 2. report; the only wait
+                if position.step % log_every_steps == 0:  # 2. report; the only wait
                     values = _means(placement.fetch(metrics), "train")
                     _check_finite(values, position.step, config)
                     log.write("step", position.step, **where, **values, **rates(position.step))
@@ -159,7 +164,7 @@ def _train_stage(
         position.sums = {}
         checkpoints.save(placement.fetch(state), position, is_best=is_best)
         saved_s = time.monotonic()
-        log.write("epoch", position.step, **where, **values)
+        log.write("epoch", position.step, **where, **values, **rates(position.step))
         screen.epoch(epoch + 1, stage.name, values, is_best=is_best)
         stop.check(run.workdir)
     _put_back(run.model, placement.fetch(state))

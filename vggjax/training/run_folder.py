@@ -7,11 +7,13 @@ refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume or t
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vggjax.data.sources import Source
-from vggjax.errors import ConfigError
+from vggjax.errors import ConfigError, shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config, read_config
 
@@ -63,6 +65,29 @@ def make_workdir(workdir: Path, config: Config, source: Source, splits: dict[str
         write_text(workdir / "config.json", config.to_json())
     except OSError as error:
         raise _unusable(workdir, error) from None
+
+
+@contextmanager
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder while this one trains; ends with the process.
+
+    Raises:
+        ConfigError: another run trains there now.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"Another run trains in {shown(workdir)} now. Wait for it, or give another "
+                "--workdir."
+            ) from None
+        yield
 
 
 def _unusable(workdir: Path, error: OSError) -> ConfigError:

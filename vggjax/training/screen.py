@@ -27,7 +27,8 @@ def print_first_screen(console: Console, run: Setup) -> None:
         ("Device", f"{kind or devices[0].device_kind} ({devices[0].platform}), {config.dtype}"),
         ("Data", f"{shown(source.name)}: {len(source.labels):,} pictures"),
         ("Classes", f"{len(source.class_names)}: {names}{more}"),
-        ("Splits", ", ".join(f"{name} {len(rows):,}" for name, rows in run.splits.items())),
+        ("Splits", ", ".join(f"{name} {len(rows):,}" for name, rows in run.splits.items())
+                   + _describe_cut(run)),
         ("Pictures", f"{preprocessing.image_size} px, {preprocessing.resize}, "
                      f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
                      f"augmentation {config.augment}"),
@@ -44,6 +45,11 @@ def print_first_screen(console: Console, run: Setup) -> None:
     for name, text in rows:
         table.add_row(name, escape(text))
     console.print(table)
+
+
+def _describe_cut(run: Setup) -> str:
+    cut = [name for name in run.splits if run.source.splits and name not in run.source.splits]
+    return f"; {' and '.join(cut)} cut from train" if cut else ""
 
 
 def _describe(run: Setup, stage: Stage) -> str:

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM ask a running training to save and end, instead of killing it."""
 
+import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ class Interrupted(Exception):
     """A Ctrl-C or SIGTERM came; where the run stands was saved."""
 
     def __init__(self, signum: int, workdir: Path):
-        super().__init__(f"saved; the same command with --workdir {workdir} goes on from here")
+        super().__init__(
+            f"saved; the same command with --workdir {shlex.quote(str(workdir))} goes on from here"
+        )
         self.signum, self.workdir = signum, workdir
 
 
@@ -38,6 +42,7 @@ def stop_signals() -> Iterator[Stop]:
         if stop.signum:
             raise KeyboardInterrupt
         stop.signum = signum
+        os.write(2, b"\nvggjax: saving after this step, then stopping; again to stop at once\n")
 
     before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,6 +5,7 @@ Values are float32 as the model holds them (HWIO, (in, out)); the file's metadat
 """
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,9 @@ def write_safetensors(path: Path, weights: "Weights", metadata: dict[str, str]) 
     }
     save_file(arrays, path, metadata={"format": "vggjax", **metadata})
     _sort_metadata(path)
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)  # the library makes it its owner's alone
 
 
 def _sort_metadata(path: Path) -> None:
