@@ -72,7 +72,7 @@ def test_every_command_explains_itself(capsys, command):
         ("predict flower", "Did you mean 'flowers'?"),
         ("predict no*.jpg", "No file matches 'no*.jpg'."),
         ("predict text.jpg", "No finished run lies under runs/."),
-        ("predict flowers --workdir gone", "gone holds no finished model"),
+        ("predict flowers --workdir gone", "There is no run folder gone"),
         ("predict flowers --weights gone.h5 --model vgg16", "There is no weight file gone.h5."),
         ("convert gone.h5 new.h5", "There is no file gone.h5."),
         ("convert empty.h5 gone/new.h5", "There is no folder gone."),
