@@ -118,6 +118,15 @@ def test_the_same_command_again_trains_no_more(trained, capsys):
     assert Path("runs/first/model.safetensors").read_bytes() == before
 
 
+def test_a_finished_run_without_its_log_is_evaluated_all_the_same(trained, capsys):
+    Path("runs/first/log.jsonl").rename("log.away")
+    try:
+        assert main([*TRAIN, "--epochs", "1"]) == 3
+        assert json.loads(Path("runs/first/log.jsonl").read_text())["kind"] == "test"
+    finally:
+        Path("log.away").replace("runs/first/log.jsonl")
+
+
 def test_other_settings_for_the_same_run_are_refused_by_name(trained, capsys):
     assert main([*TRAIN, "--epochs", "2", "--seed", "1"]) == 2
     said = capsys.readouterr().err

@@ -55,4 +55,5 @@ def _log_test(workdir: Path, evaluation: dict[str, Any]) -> None:
         return
     names = ("loss", "accuracy", "top5")
     values = {f"test/{name}": evaluation[name] for name in names if name in evaluation}
-    append_log(workdir, {"kind": "test", "step": lines[-1]["step"], **values})
+    step = max((line["step"] for line in lines), default=0)
+    append_log(workdir, {"kind": "test", "step": step, **values})

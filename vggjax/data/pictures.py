@@ -169,7 +169,7 @@ def _rotated(original: Image.Image, image: Image.Image) -> Image.Image:
     """Turns `image` as the EXIF block of `original` says; a damaged block turns nothing."""
     try:
         orientation = original.getexif().get(0x0112, 1)
-    except Exception:
+    except Exception:  # Pillow's EXIF parser raises what it likes; the picture itself is sound
         return image
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,

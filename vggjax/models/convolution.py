@@ -1,10 +1,11 @@
 """The convolution that VGG's layers call, behind the signature of `lax.conv_general_dilated`.
 
 On CPUs XLA (jax 0.10.2) is slow in two places that VGG lives in, and matrix products serve instead,
-for 3x3 kernels at stride 1 in float32. Figures are medians on 2 cores:
+for 3x3 kernels at stride 1 in float32. Figures are the best of three or four calls, both ways in
+one run, on 2 shared cores:
 
-- Maps of 4x4 px or less: 512 channels at 2x2 px, batch 32, took 1,190 ms; one product over the
-  patches takes 8 ms. Block5 works at that size for 32 px pictures.
+- Maps of 4x4 px or less: 512 channels at 2x2 px, batch 32, took 1,127 ms; one product over the
+  patches takes 9 ms. Block5 works at that size for 32 px pictures.
 - The kernel's gradient: 256 channels at 56x56 px, batch 8, took 1,322 ms; nine products of the
   shifted map with the output's gradient take 422 ms.
 
@@ -67,7 +68,7 @@ def _forward(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, tuple[jax.Array
 def _backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     lhs, rhs = saved
     rows = grad.reshape(-1, grad.shape[-1])  # (N*H*W, D)
-    # One product a tap of the kernel, (C, N*H*W) @ (N*H*W, D): no copy of nine maps is kept.
+    # One product a tap of the kernel: (C, N*H*W) @ (N*H*W, D) -> (C, D)
     products = [shift.reshape(-1, lhs.shape[-1]).T @ rows for shift in _shifts(lhs)]
     # The input's gradient is the same convolution with the kernel turned round.
     return _convolve(grad, rhs[::-1, ::-1].swapaxes(2, 3)), jnp.stack(products).reshape(rhs.shape)

@@ -55,9 +55,10 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise VggjaxError(
-                f"The checkpoint in {self._manager.directory} cannot be written: "
-                f"{str(error).splitlines()[0]}. Make room; the same command goes on from the last."
+                f"The checkpoint in {self._manager.directory} cannot be written: {reason}. Where "
+                "the disk is full, make room; the same command goes on from the last one."
             ) from error
 
     def save(self, state: TrainState, position: Any, *, is_best: bool) -> None:
