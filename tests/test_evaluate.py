@@ -31,7 +31,7 @@ def _one_by_one(run, split):
     indices = make_splits(source, parse_split(config.split), config.seed)[split]
     probs = []
     for i in indices:
-        image = resize_image(source.read(int(i)), info.preprocessing)
+        image = resize_image(source.read(int(i)).pixels, info.preprocessing)
         logits = np.asarray(model(preprocess(image[None], info.preprocessing.mode)), np.float64)[0]
         if len(logits) == 1:
             share = 1 / (1 + np.exp(-logits[0]))

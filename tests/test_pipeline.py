@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vggjax.data.pictures import Picture
 from vggjax.data.pipeline import Examples, prefetch
 from vggjax.data.preprocess import Preprocessing, resize_image
 from vggjax.data.source import Source
@@ -19,13 +20,13 @@ SMALL = Preprocessing(image_size=8)
 def source(count=23, classes=3, bad=(), delay=False) -> Source:
     """Random pictures of several sizes; those in `bad` cannot be read."""
 
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> Picture:
         if delay:  # the later ones first, so that order by arrival would show
             time.sleep((i * 7 % 5) * 0.002)
         if i in bad:
             raise DataError("truncated")
         rng = np.random.default_rng(i)
-        return rng.integers(0, 256, (5 + i % 4, 9, 3), np.uint8)
+        return Picture(rng.integers(0, 256, (5 + i % 4, 9, 3), np.uint8))
 
     return Source(
         name="made",
@@ -65,7 +66,9 @@ def test_seven_examples_at_batch_four_are_two_full_batches_with_a_mask():
     assert last["mask"].tolist() == [1, 1, 1, 0] and last["label"].tolist() == [2, 0, 1, 0]
     assert not last["images"][3].any()
     for row, i in enumerate(first["index"]):
-        np.testing.assert_array_equal(first["images"][row], resize_image(made.read(i), SMALL))
+        np.testing.assert_array_equal(
+            first["images"][row], resize_image(made.read(i).pixels, SMALL)
+        )
     found = {name: (array.dtype, array.shape) for name, array in last.items()}
     assert found == {
         "images": (np.uint8, (4, 8, 8, 3)),
@@ -209,7 +212,7 @@ def test_a_folder_with_damaged_pictures_goes_through(tmp_path):
 
 
 def test_a_bug_while_reading_is_no_unreadable_picture():
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> Picture:
         raise ZeroDivisionError
 
     made = Source(**{**vars(source()), "read": read})

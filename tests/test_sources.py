@@ -29,7 +29,7 @@ def test_the_digits_are_scikit_learn_s_in_rgb():
     assert len(source) == 1797 and source.class_names == tuple("0123456789")
     assert source.splits is None and source.ids[5] == "digits/5" and source.path(5) is None
     np.testing.assert_array_equal(source.labels, load_digits().target)
-    image = source.read(5)
+    image = source.read(5).pixels
     assert image.dtype == np.uint8 and image.shape == (8, 8, 3)
     np.testing.assert_array_equal(image[..., 2], np.round(load_digits().images[5] * 255 / 16))
 
@@ -46,7 +46,7 @@ def test_an_example_is_the_picture_behind_its_path(tmp_path):
     put(tmp_path, "a/x.png", "b/y.png", "b/z.png")
     source = open_source(str(tmp_path))
     assert source.path(1) == tmp_path / "b" / "y.png"
-    assert [source.read(i)[0, 0, 0] for i in range(3)] == [0, 7, 14]
+    assert [source.read(i).pixels[0, 0, 0] for i in range(3)] == [0, 7, 14]
 
 
 def test_every_ending_in_any_case_counts_and_nothing_else_does(tmp_path):
@@ -91,7 +91,7 @@ def test_odd_names_are_classes_and_files_like_any_other(tmp_path):
     put(tmp_path, f"-r/{raw}")
     source = open_source(str(tmp_path))
     assert source.class_names == ("-r", "a b", "x\ny") and f"-r/{raw}" in source.ids
-    assert all(source.read(i).shape == (4, 6, 3) for i in range(len(source)))
+    assert all(source.read(i).pixels.shape == (4, 6, 3) for i in range(len(source)))
 
 
 @pytest.mark.parametrize("val", ["validation", "val", "valid", "Val"])
@@ -118,7 +118,7 @@ def test_a_class_named_train_is_a_class_beside_other_classes(tmp_path):
 
 def test_the_scan_opens_no_picture(tmp_path, monkeypatch):
     put(tmp_path, "a/1.png", "b/1.png")
-    monkeypatch.setattr(folder_module, "load_image", lambda path: pytest.fail(f"opened {path}"))
+    monkeypatch.setattr(folder_module, "read_picture", lambda path: pytest.fail(f"opened {path}"))
     monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail(f"opened {a}"))
     assert len(open_source(str(tmp_path))) == 2
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vggjax.data.pictures import Picture
 from vggjax.data.source import Source
 from vggjax.data.splits import FRACTIONS, SPLITS, make_splits, parse_split
 from vggjax.errors import ConfigError, DataError
@@ -16,7 +17,7 @@ def source(counts, splits=None) -> Source:
         labels=labels.astype(np.int32),
         ids=[str(i) for i in range(len(labels))],
         splits=splits,
-        read=lambda i: np.zeros((1, 1, 3), np.uint8),
+        read=lambda i: Picture(np.zeros((1, 1, 3), np.uint8)),
         fingerprint="",
     )
 

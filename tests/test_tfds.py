@@ -87,7 +87,7 @@ def test_tf_flowers_gives_its_photographs_with_their_labels(data_dir, flowers):
     assert source.ids[17] == "train/17" and source.path(17) is None
     expected = {load_image(j).tobytes(): name for name, js in flowers.items() for j in js}
     for i, label in enumerate(source.labels):
-        assert expected.pop(source.read(i).tobytes()) == source.class_names[label]
+        assert expected.pop(source.read(i).pixels.tobytes()) == source.class_names[label]
     assert not expected
 
 
@@ -113,7 +113,7 @@ def test_cifar10_gives_the_pixels_of_the_archive(data_dir):
         row[1:].reshape(3, 32, 32).transpose(1, 2, 0).tobytes(): k for k, row in enumerate(rows)
     }
     for i in source.splits["test"]:
-        assert expected.pop(source.read(i).tobytes()) % 10 == source.labels[i]
+        assert expected.pop(source.read(i).pixels.tobytes()) % 10 == source.labels[i]
     assert not expected
 
 
@@ -141,7 +141,7 @@ def test_a_prepared_set_is_read_where_tensorflow_is_not_installed(data_dir):
     printed = run_without_tensorflow(f"""
 from vggjax.data.sources import open_source
 source = open_source("tf_flowers", data_dir={str(data_dir)!r})
-print(len(source), all(source.read(i).shape == (20, 30, 3) for i in range(len(source))))
+print(len(source), all(source.read(i).pixels.shape == (20, 30, 3) for i in range(len(source))))
 """)
     assert printed.split() == ["20", "True"]
 

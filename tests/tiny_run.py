@@ -47,7 +47,9 @@ def make_run(workdir: Path, dataset: Path | str, *, head: str = "gap-classes", *
     spec = Head.parse(head).for_classes(len(source.class_names))
     info = ModelInfo(config.model, str(spec), source.class_names, config.preprocessing)
     model = random_model(config.model, head=spec, image_size=config.image_size)
-    pictures = [resize_image(source.read(i), config.preprocessing) for i in range(len(source))]
+    pictures = [
+        resize_image(source.read(i).pixels, config.preprocessing) for i in range(len(source))
+    ]
     spread(model, preprocess(np.stack(pictures), config.preprocessing.mode))
     save_model(workdir, model, info)
     return workdir

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vggjax.data.pictures import ENDINGS, load_image
+from vggjax.data.pictures import ENDINGS, read_picture
 from vggjax.data.source import Source, fingerprint
 from vggjax.errors import DataError, shown
 
@@ -123,7 +123,7 @@ def _make_source(
         labels=labels,
         ids=ids,
         splits=splits,
-        read=lambda i: load_image(root / ids[i]),
+        read=lambda i: read_picture(root / ids[i]),
         fingerprint=fingerprint(class_names, ids, labels, splits, sizes),
         root=root,
     )

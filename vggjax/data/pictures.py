@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -48,11 +49,26 @@ _OURS = (_JPEG, b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _IGNORE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 """What `warnings.filterwarnings("ignore", module=...)` puts into the filters."""
 
+
+class Picture(NamedTuple):
+    """One decoded picture, and what had to be done to it that a person may want to know."""
+
+    pixels: np.ndarray
+    """uint8 RGB (H, W, 3)."""
+    notes: tuple[str, ...] = ()
+    """Such as `16-bit gray scaled to 8 bits`; the same words for the same thing, to be counted."""
+
+
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def load_image(source: str | os.PathLike[str] | bytes) -> np.ndarray:
-    """Decodes a picture file, or its bytes, to uint8 RGB (H, W, 3).
+    """Gives the pixels of `read_picture`: uint8 RGB (H, W, 3)."""
+    return read_picture(source).pixels
+
+
+def read_picture(source: str | os.PathLike[str] | bytes) -> Picture:
+    """Decodes a picture file, or its bytes.
 
     Pillow's warnings about metadata are silenced (for the process: its filters are not by thread).
 
@@ -65,10 +81,10 @@ def load_image(source: str | os.PathLike[str] | bytes) -> np.ndarray:
         raise DataError("empty file")
     _silence_pillow()
     try:
-        return _decode(data)
+        return Picture(_decode(data))
     except DataError as error:
         if str(error) == "truncated" and data.startswith(_JPEG):
-            return _without_its_end(data)
+            return Picture(_without_its_end(data))
         raise
 
 

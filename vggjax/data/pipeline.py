@@ -147,7 +147,7 @@ class Examples:
         if i in self.unreadable:
             return self.unreadable[i]
         try:
-            row[:] = resize_image(self.source.read(i), self.preprocessing)
+            row[:] = resize_image(self.source.read(i).pixels, self.preprocessing)
         except DataError as error:
             return str(error)
         return None

@@ -1,7 +1,7 @@
 """What a data set is to the rest of the package, wherever its pictures lie.
 
-Labels, names and splits are in memory; a picture is uint8 RGB (H, W, 3), read one by one, when it
-is asked for, from any thread. Finding and opening data sets is in sources.py.
+Labels, names and splits are in memory; a picture is read when it is asked for, one by one, from
+any thread. Finding and opening data sets is in sources.py.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from vggjax.data.pictures import Picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +26,8 @@ class Source:
     """(N,): the path below `root` with `/`, or `train/17`, the split and the place in it."""
     splits: dict[str, np.ndarray] | None
     """The data set's own: some of `train`, `val` and `test` -> indices; None where it has none."""
-    read: Callable[[int], np.ndarray]
-    """Index -> uint8 RGB (H, W, 3); raises `DataError` with the reason alone."""
+    read: Callable[[int], Picture]
+    """Index -> the decoded picture; raises `DataError` with the reason alone."""
     fingerprint: str
     """SHA-256 of class names, ids, labels, splits and sizes: another one is another data set."""
     root: Path | None = None

@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from vggjax.data.folder import looks_like_path, nearest_folder, open_folder
+from vggjax.data.pictures import Picture
 from vggjax.data.source import Source as Source
 from vggjax.data.source import fingerprint
 from vggjax.data.tfds_source import is_tfds_name, open_tfds, tfds_names
@@ -57,6 +58,6 @@ def open_digits() -> Source:
         labels=labels,
         ids=ids,
         splits=None,
-        read=lambda i: images[i],
+        read=lambda i: Picture(images[i]),
         fingerprint=fingerprint(class_names, ids, labels, None, ()),
     )

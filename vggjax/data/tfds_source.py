@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vggjax.data.pictures import load_image
+from vggjax.data.pictures import Picture, read_picture
 from vggjax.data.source import Source, fingerprint
 from vggjax.data.tfds_prepare import FILE_FORMAT, prepare
 from vggjax.errors import DataError, unknown
@@ -66,9 +66,9 @@ def open_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> S
         )
     starts = np.cumsum([0] + [count for _, count in records])
 
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> Picture:
         part = int(np.searchsorted(starts, i, side="right")) - 1
-        return load_image(bytes(records[part][0][int(i - starts[part])][image_key]))
+        return read_picture(bytes(records[part][0][int(i - starts[part])][image_key]))
 
     all_labels = np.concatenate(labels)
     own = splits if len(splits) > 1 else None

@@ -144,7 +144,7 @@ def _with_pictures(wrong: list[dict[str, Any]], source: Source | None) -> list[d
         image = None
         if source is not None and row["id"] in index:
             try:
-                image = source.read(index[row["id"]])
+                image = source.read(index[row["id"]]).pixels
             except DataError:
                 pass  # it was there when the run was evaluated; the page says that it is not now
         mistakes.append(
