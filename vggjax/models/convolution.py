@@ -1,37 +1,72 @@
 """The convolution that VGG's layers call, behind the signature of `lax.conv_general_dilated`.
 
-On CPUs XLA (jax 0.10.2) is slow in two places that VGG lives in, and matrix products serve instead,
-for 3x3 kernels at stride 1 in float32. Figures are the best of three or four calls, both ways in
-one run, on 2 shared cores:
+On CPUs, for 3x3 kernels at stride 1 in float32, this door leads to the fastest of three ways; all
+else, and every other device, is lax's. `make_convolve` fixes the way for a whole network:
 
-- Maps of 4x4 px or less: 512 channels at 2x2 px, batch 32, took 1,127 ms; one product over the
-  patches takes 9 ms. Block5 works at that size for 32 px pictures.
-- The kernel's gradient: 256 channels at 56x56 px, batch 8, took 1,322 ms; nine products of the
-  shifted map with the output's gradient take 422 ms.
-
-Everything else is lax's.
+- `auto` takes `winograd` but where a measurement says otherwise (see `choose_path`).
+- `winograd` takes Winograd's F(4x4, 3x3) wherever it is defined (see winograd.py).
+- `direct` adds up every product, as lax does, but for what XLA (jax 0.10.2) is slow at on CPUs:
+  maps of 4x4 px or less (512 channels at 2x2 px, batch 32, took 1,127 ms; one product over the
+  patches takes 9 ms), and the kernel's gradient (256 channels at 56x56 px, batch 8, took 1,322 ms;
+  nine products of the shifted map with the output's gradient take 422 ms).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-SMALL_MAP_PX = 4
-"""Longest side of a map that patches are faster for."""
+from vggjax.errors import ConfigError, unknown
+from vggjax.models import winograd
+
+METHODS = ("auto", "winograd", "direct")
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def convolve(
-    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Any,
+    padding: Any,
+    *,
+    method: str = "auto",
+    **options: Any,
 ) -> jax.Array:
     """Convolves `lhs` (N, H, W, C) with `rhs` (3, 3, C, D), or whatever else lax takes."""
     if jax.default_backend() == "cpu" and _is_vgg(lhs, rhs, window_strides, padding, options):
-        small = max(lhs.shape[1:3]) <= SMALL_MAP_PX
-        return _convolve_patches(lhs, rhs) if small else _convolve(lhs, rhs)
+        return _PATHS[choose_path(lhs.shape, rhs.shape, method=method)](lhs, rhs)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def make_convolve(method: str) -> Callable[..., jax.Array]:
+    """Gives `convolve` with its method fixed, as `VGG(conv=...)` takes it.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if method not in METHODS:
+        raise ConfigError(unknown("--convolution", method, METHODS))
+    return functools.partial(convolve, method=method)
+
+
+def choose_path(
+    map_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, method: str = "auto"
+) -> str:
+    """Names the way for a map (N, H, W, C) and a kernel (3, 3, C, D)."""
+    longest, channels = max(map_shape[1:3]), kernel_shape[2]
+    if method == "winograd":
+        return "winograd"
+    # Nine tenths of a Winograd tile would be padding; jax.numpy's tiles are dearer than patches.
+    if longest <= (2 if method == "auto" and winograd.native() else 4):
+        return "patches"
+    if method == "direct":
+        return "direct"
+    # Of few channels the transforms cost more than the products that they save.
+    return "few_channels" if channels < 8 else "winograd"
 
 
 def _is_vgg(lhs, rhs, window_strides, padding, options) -> bool:
@@ -50,31 +85,39 @@ def _is_vgg(lhs, rhs, window_strides, padding, options) -> bool:
     )
 
 
-def _convolve_patches(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _patches(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     n, height, width, channels = lhs.shape
     patches = jnp.concatenate(_shifts(lhs), -1).reshape(-1, 9 * channels)
     return (patches @ rhs.reshape(9 * channels, -1)).reshape(n, height, width, -1)
 
 
-@jax.custom_vjp
-def _convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _lax(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME", dimension_numbers=_LAYOUT)
 
 
-def _forward(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve(lhs, rhs), (lhs, rhs)
+def _with_gradients(kernel_gradient: Callable) -> Callable:
+    """Gives lax's convolution with another way to the kernel's gradient."""
+
+    @jax.custom_vjp
+    def conv(lhs, rhs):
+        return _lax(lhs, rhs)
+
+    def backward(saved, grad):
+        lhs, rhs = saved
+        # The input's gradient is the same convolution with the kernel turned round.
+        turned = rhs[::-1, ::-1].swapaxes(2, 3)
+        return conv(grad, turned), kernel_gradient(lhs, grad)
+
+    conv.defvjp(lambda lhs, rhs: (_lax(lhs, rhs), (lhs, rhs)), backward)
+    return conv
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    lhs, rhs = saved
-    rows = grad.reshape(-1, grad.shape[-1])  # (N*H*W, D)
+def _nine_products(lhs: jax.Array, grad: jax.Array) -> jax.Array:
+    channels, outputs = lhs.shape[-1], grad.shape[-1]
+    rows = grad.reshape(-1, outputs)  # (N*H*W, D)
     # One product a tap of the kernel: (C, N*H*W) @ (N*H*W, D) -> (C, D)
-    products = [shift.reshape(-1, lhs.shape[-1]).T @ rows for shift in _shifts(lhs)]
-    # The input's gradient is the same convolution with the kernel turned round.
-    return _convolve(grad, rhs[::-1, ::-1].swapaxes(2, 3)), jnp.stack(products).reshape(rhs.shape)
-
-
-_convolve.defvjp(_forward, _backward)
+    products = [shift.reshape(-1, channels).T @ rows for shift in _shifts(lhs)]
+    return jnp.stack(products).reshape(3, 3, channels, outputs)
 
 
 def _shifts(x: jax.Array) -> list[jax.Array]:
@@ -82,3 +125,11 @@ def _shifts(x: jax.Array) -> list[jax.Array]:
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+
+
+_PATHS = {
+    "direct": _with_gradients(_nine_products),
+    "few_channels": _with_gradients(winograd.kernel_gradient),
+    "patches": _patches,
+    "winograd": winograd.convolve,
+}
