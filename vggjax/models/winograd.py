@@ -11,7 +11,7 @@ jax.numpy elsewhere. When this is faster than lax is not decided here (see convo
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -114,57 +114,45 @@ def _native_gradient(x, grad):
     return call(x, grad)
 
 
-# The same in jax.numpy. Each transform is sums of slices, down the rows and then along the
-# columns: as small matrix products XLA makes them many times slower.
+# The same in jax.numpy. Each transform is sums of slices, down the columns and then along the rows:
+# as small matrix products XLA makes them many times slower.
 
 
 def _numpy_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    n, height, width, channels = x.shape
-    taps = _both(_kernel_sums, [[kernel[i, j] for j in range(3)] for i in range(3)])
-    products = lax.batch_matmul(_transformed_input(x), _stacked(taps))  # (36, tiles, D)
-    points = products.reshape(6, 6, n, *_tiles(height, width), -1)
-    outputs = _both(_output_sums, points)
-    whole = jnp.stack([jnp.stack(row, 3) for row in outputs], 2)  # (N, tiles, 4, tiles, 4, D)
-    tall, wide = (4 * count for count in _tiles(height, width))
-    return whole.reshape(n, tall, wide, -1)[:, :height, :width]
+    n, height, width, _ = x.shape
+    points = _points(x, _input_sums, size=6)  # (36, N * tiles * tiles, C)
+    taps = _grid(kernel, _kernel_sums).reshape(36, *kernel.shape[2:])
+    products = lax.batch_matmul(points, taps)
+    rows, columns = _tiles(height, width)
+    outputs = _grid(products.reshape(6, 6, n, rows, columns, -1), _output_sums)
+    whole = outputs.transpose(2, 3, 0, 4, 1, 5)  # (N, tiles, 4, tiles, 4, D)
+    return whole.reshape(n, 4 * rows, 4 * columns, -1)[:, :height, :width]
 
 
 def _numpy_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
-    points = _both(_gradient_sums, _patches(grad, size=4))
-    grads = _stacked(points).reshape(36, -1, grad.shape[3])
-    sums = lax.batch_matmul(_transformed_input(x).swapaxes(1, 2), grads)  # (36, C, D)
-    return jnp.stack([jnp.stack(row) for row in _both(_tap_sums, sums.reshape(6, 6, *sums.shape[1:]))])
+    points, grads = _points(x, _input_sums, size=6), _points(grad, _gradient_sums, size=4)
+    sums = lax.batch_matmul(points.swapaxes(1, 2), grads)  # (36, C, D)
+    return _grid(sums.reshape(6, 6, *sums.shape[1:]), _tap_sums)
 
 
 def _tiles(height: int, width: int) -> tuple[int, int]:
     return -(-height // 4), -(-width // 4)
 
 
-def _transformed_input(x: jax.Array) -> jax.Array:
-    """Gives (36, tiles, C)."""
-    return _stacked(_both(_input_sums, _patches(x, size=6))).reshape(36, -1, x.shape[3])
-
-
-def _patches(x: jax.Array, *, size: int) -> list[list[jax.Array]]:
-    """Gives the map that each pixel of a tile sees, (N, tiles, tiles, C): 4x4 tiles or 6x6."""
+def _points(x: jax.Array, sums: Callable, *, size: int) -> jax.Array:
+    """Cuts a map into patches of `size` px at a distance of 4 and transforms them."""
     rows, columns = _tiles(*x.shape[1:3])
     before = (size - 4) // 2
-    after = [4 * count + before - side for count, side in zip((rows, columns), x.shape[1:3])]
-    x = jnp.pad(x, ((0, 0), (before, after[0]), (before, after[1]), (0, 0)))
-    return [
-        [x[:, i : i + 4 * rows - 3 : 4, j : j + 4 * columns - 3 : 4] for j in range(size)]
-        for i in range(size)
-    ]
+    below, beside = 4 * rows + before - x.shape[1], 4 * columns + before - x.shape[2]
+    x = jnp.pad(x, ((0, 0), (before, below), (before, beside), (0, 0)))
+    x = jnp.stack(sums(*(x[:, i : i + 4 * rows - 3 : 4] for i in range(size))))
+    x = jnp.stack(sums(*(x[:, :, :, j : j + 4 * columns - 3 : 4] for j in range(size))), 1)
+    return x.reshape(36, -1, x.shape[-1])
 
 
-def _both(sums: Callable, grid: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
-    """Transforms a square grid of arrays down its columns, then along its rows."""
-    columns = [sums(*(row[j] for row in grid)) for j in range(len(grid))]
-    return [sums(*(column[i] for column in columns)) for i in range(len(columns[0]))]
-
-
-def _stacked(grid: list[list[jax.Array]]) -> jax.Array:
-    return jnp.stack([array for row in grid for array in row])
+def _grid(x: jax.Array, sums: Callable) -> jax.Array:
+    """Transforms along both of the first two axes."""
+    return jnp.stack(sums(*jnp.stack(sums(*x)).swapaxes(0, 1)), 1)
 
 
 def _input_sums(d0, d1, d2, d3, d4, d5):
