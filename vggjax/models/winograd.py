@@ -11,6 +11,7 @@ jax.numpy elsewhere. When this is faster than lax is not decided here (see convo
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,9 +125,9 @@ def _numpy_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     taps = _grid(kernel, _kernel_sums).reshape(36, *kernel.shape[2:])
     products = lax.batch_matmul(points, taps)
     rows, columns = _tiles(height, width)
-    outputs = _grid(products.reshape(6, 6, n, rows, columns, -1), _output_sums)
+    outputs = _grid(products.reshape(6, 6, n, rows, columns, kernel.shape[3]), _output_sums)
     whole = outputs.transpose(2, 3, 0, 4, 1, 5)  # (N, tiles, 4, tiles, 4, D)
-    return whole.reshape(n, 4 * rows, 4 * columns, -1)[:, :height, :width]
+    return whole.reshape(n, 4 * rows, 4 * columns, kernel.shape[3])[:, :height, :width]
 
 
 def _numpy_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
@@ -147,7 +148,7 @@ def _points(x: jax.Array, sums: Callable, *, size: int) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (before, below), (before, beside), (0, 0)))
     x = jnp.stack(sums(*(x[:, i : i + 4 * rows - 3 : 4] for i in range(size))))
     x = jnp.stack(sums(*(x[:, :, :, j : j + 4 * columns - 3 : 4] for j in range(size))), 1)
-    return x.reshape(36, -1, x.shape[-1])
+    return x.reshape(36, math.prod(x.shape[2:5]), x.shape[5])
 
 
 def _grid(x: jax.Array, sums: Callable) -> jax.Array:

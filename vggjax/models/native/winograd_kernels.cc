@@ -6,10 +6,10 @@
 // products of (tiles, in) with (in, out): 4 times fewer multiplications than done directly.
 //
 // Forward, a task is up to kTiles tiles and a range of outputs. Its transformed tiles V lie in L3
-// (7 MB at 512 channels); kDepth channels of 16 transformed kernels U (147 kB) and the products M
-// (220 kB) share L2; one point's 64x16 kernels (4 kB) stay in L1 for all tiles, in registers are
-// 6x16 sums. Kernels are transformed anew for every task: that is 3 % of its time, where keeping
-// all of U (four times the kernel, 38 MB at 512 channels) would go through memory.
+// (12 MB at most); kDepth channels of 16 transformed kernels U (147 kB) and the products M (up to
+// 440 kB) share L2; one point's 64x16 kernels (4 kB) stay in L1 for all tiles, in registers are
+// 6x16 sums. Kernels are transformed anew for every task: that is a twentieth of its time, where
+// keeping all of U (four times the kernel, 38 MB at 512 channels) would go through memory.
 
 #include "winograd.h"
 
@@ -24,14 +24,8 @@ typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_al
 constexpr int kLanes = VECTOR_BYTES / 4;
 constexpr int kCols = 2 * kLanes;                 // of a product's block in registers
 constexpr int kRows = VECTOR_BYTES == 64 ? 12 : 6;  // 12 or 24 sums in 16 or 32 registers
-#ifndef KTILES
-#define KTILES 96
-#endif
-#ifndef KDEPTH
-#define KDEPTH 64
-#endif
-constexpr int64_t kTiles = KTILES;
-constexpr int64_t kDepth = KDEPTH;
+constexpr int64_t kTiles = 192;
+constexpr int64_t kDepth = 64;
 constexpr int64_t kPad = 16;  // floats between points: strides of 4 kB would share a cache set
 
 // Not std::min: a template that both this file and a file for older machines instantiate would be
@@ -246,11 +240,15 @@ void fill_input(const Problem& p, const float* x, int64_t first_tile, const floa
 
 // ---- y = x * kernel ----
 
+int64_t most_tiles(const Problem& p) {
+  return most(kTiles / 4, least(kTiles, (3 << 20) / (36 * round_up(p.in, kLanes))));
+}
+
 struct Division {
   int64_t blocks, groups, columns;  // of tiles, of outputs, blocks of kCols outputs in all
 };
 Division divide(const Problem& p) {
-  Division d{ceil_div(p.tiles(), kTiles), 1, ceil_div(p.out, kCols)};
+  Division d{ceil_div(p.tiles(), most_tiles(p)), 1, ceil_div(p.out, kCols)};
   while (d.blocks * d.groups < 2 * p.threads && 2 * d.groups <= d.columns) d.groups *= 2;
   return d;
 }
@@ -263,7 +261,7 @@ int64_t forward_tasks(const Problem& p) {
 constexpr int64_t kKernelPoint = kDepth * kCols + kPad;  // U: [36][kDepth][kCols]
 
 int64_t forward_scratch(const Problem& p) {
-  const int64_t tiles = least(kTiles, p.tiles());
+  const int64_t tiles = least(most_tiles(p), p.tiles());
   return round_up(p.in, kLanes) + InputBlock::floats(tiles, p.in) + 36 * kKernelPoint +
          36 * (tiles * kCols + kPad);
 }
@@ -273,6 +271,8 @@ void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t d
   const int64_t tap = p.in * p.out;
   for (int64_t c = 0; c < depth; ++c) {
     const float* from = kernel + (first + c) * p.out + column;
+    // The rows of a kernel are up to 2 kB apart, which no hardware foresees.
+    for (int i = 0; i < 9; ++i) __builtin_prefetch(from + i * tap + 6 * p.out);
     for (int64_t o = 0; o < kCols; o += kLanes, from += kLanes) {
       const int64_t count = first + c < p.in ? p.out - column - o : 0;
       auto sink = [=](int i, int j, Vec v) {
