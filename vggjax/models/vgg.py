@@ -21,6 +21,7 @@ from vggjax.models.arch import MIN_SIZE_PX, Arch, get_arch
 from vggjax.models.batch_norm import BatchNorm
 from vggjax.models.convolution import convolve
 from vggjax.models.head import PUBLISHED_TOP, Head
+from vggjax.models.pooling import max_pool
 
 
 def _normal(stddev: Callable[[Sequence[int]], float]) -> nnx.Initializer:
@@ -160,7 +161,7 @@ class VGG(nnx.Module):
         if "_bn" in name:
             return nnx.relu(getattr(self, name)(x, mask=mask))
         if name.endswith("_pool"):
-            return nnx.max_pool(x, (2, 2), (2, 2))
+            return max_pool(x)
         if name == "avg2":
             return nnx.avg_pool(x, (2, 2), (2, 2))
         if name == "predictions":
