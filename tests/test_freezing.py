@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vggjax.models import convolution, winograd
 from vggjax.models.arch import Arch
 from vggjax.models.assign import extract
 from vggjax.models.head import Head
@@ -79,14 +80,27 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trained_ones_update_them():
     assert statistics == {f"block5_bn{i}/{n}" for i in (1, 2) for n in ("mean", "var")}
 
 
+def compiled_step(unfreeze):
+    _, step, state = set_up(TINY, unfreeze)
+    return step.lower(state, make_batch()).compile().as_text()
+
+
 def count_work(unfreeze):
     """Counts the compiled step's convolutions, and its products beyond those of the head alone."""
-    _, step, state = set_up(TINY, unfreeze)
-    text = step.lower(state, make_batch()).compile().as_text()
+    text = compiled_step(unfreeze)
     return tuple(len(re.findall(rf"= \S+ {name}\(", text)) for name in ("convolution", "dot"))
 
 
-def test_the_compiled_step_holds_no_backward_convolution_of_frozen_blocks():
+def test_the_compiled_step_holds_no_winograd_gradient_of_frozen_blocks():
+    if not winograd.native():
+        pytest.skip("the compiled kernel is not installed: pip install -e .")
+    target = 'custom_call_target="vggjax_winograd_gradient"'
+    counts = [compiled_step(unfreeze).count(target) for unfreeze in (("none",), ("block5",))]
+    assert counts == [0, 2]
+
+
+def test_the_compiled_step_holds_no_backward_convolution_of_frozen_blocks(monkeypatch):
+    monkeypatch.setattr(convolution, "choose_path", lambda *shapes, method: "direct")
     forward = len(TINY.conv_channels())
     convolutions, products = count_work(("none",))
     assert convolutions == forward
