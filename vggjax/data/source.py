@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vggjax.data.pictures import Picture
+from vggjax.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,8 @@ class Source:
     fingerprint: str
     """SHA-256 of class names, ids, labels, splits and sizes: another one is another data set."""
     root: Path | None = None
+    notes: tuple[str, ...] = ()
+    """What a person should know before training on it, a sentence each; none is an error."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,6 +41,35 @@ class Source:
     def path(self, i: int) -> Path | None:
         """Gives the file behind an example, or None where there is none of its own."""
         return None if self.root is None else self.root / self.ids[i]
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What was found where a data set should be, its faults with it; no picture was opened."""
+
+    source: Source | None
+    """The labelled pictures, as far as they can be used; None where there are none."""
+    faults: tuple[str, ...] = ()
+    """What keeps the data set from being trained on: the message of an error each."""
+    empty: tuple[str, ...] = ()
+    """Class folders without a picture, below the root."""
+    loose: tuple[str, ...] = ()
+    """Pictures that lie beside class folders, below the root: they have no label."""
+    others: tuple[str, ...] = ()
+    """Files whose ending is no picture's, below the root; hidden ones and `Thumbs.db` left out."""
+    missing: tuple[str, ...] = ()
+    """Pictures that a list names and that are not there, as it writes them."""
+
+    def checked(self) -> Source:
+        """Gives the data set.
+
+        Raises:
+            DataError: it has a fault; the first one is told.
+        """
+        if self.faults:
+            raise DataError(self.faults[0])
+        assert self.source is not None
+        return self.source
 
 
 def fingerprint(
