@@ -49,6 +49,12 @@ class Config:
     """Where tfds keeps prepared data sets; None is tfds' own place."""
     split: str = "0.8,0.1,0.1"
     """Shares of train,val,test, stratified by class, where the data set has no splits."""
+    duplicates: Literal["near", "exact", "ignore"] = "near"
+    """Which pictures count as the same and stay in one split: also such as were saved anew or made
+    smaller, only equal ones, or none."""
+    cross_validate: int = 0
+    """Train this many times, each time with another part of the pictures as the test split, and
+    judge each picture once; 0 trains once."""
     image_size: int = 224
     """Side in px of the pictures that the model sees, from 32."""
     resize: Literal["squash", "crop"] = "squash"
@@ -99,6 +105,8 @@ class Config:
     """The rates rise over this long, at most half of a stage."""
     weight_decay: float = 0.0
     """Decoupled, on the kernels of what trains."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` lets each class count alike in the training loss, however many pictures it has."""
     patience: int = 0
     """Stop after this many epochs without a better `monitor`; 0 never stops early."""
     monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
@@ -133,6 +141,8 @@ class Config:
         self._check("seed", self.seed < 2**32, "below 2**32")
         for name in ("seed", "cache_mb", "warmup_epochs", "weight_decay", "patience"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
+        folds = self.cross_validate
+        self._check("cross_validate", folds == 0 or folds > 1, "0, or 2 folds or more")
         self._check("max_unreadable", 0 <= self.max_unreadable < 1, "in [0, 1)")
         self._check("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
         self._check("num_threads", self.num_threads is None or self.num_threads > 0, "above 0")

@@ -144,7 +144,7 @@ def compare(
     config: Config, source: Source, *, progress: Progress | None = None
 ) -> tuple[np.ndarray | None, dict[str, int]]:
     """Gives the groups of equal pictures, None where they may be parted, and their numbers."""
-    if getattr(config, "duplicates", "ignore") == "ignore":
+    if config.duplicates != "exact":  # near ones follow with duplicates.py
         return None, {}
     from vggjax.data.duplicates import find_duplicates
 
