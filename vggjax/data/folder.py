@@ -16,17 +16,8 @@ import numpy as np
 
 from vggjax.data.pictures import ENDINGS, read_picture
 from vggjax.data.remarks import listed, remarks_on_classes, remarks_on_files
-from vggjax.data.source import Scan, Source, fingerprint
+from vggjax.data.source import SPLIT_WORDS, Scan, Source, fingerprint
 from vggjax.errors import DataError, shown
-
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "val",
-    "val": "val",
-    "valid": "val",
-    "test": "test",
-}
-"""Folder name, in lower case -> split."""
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
 
@@ -107,7 +98,7 @@ class _Scanner:
 
     def _find_splits(self, names: list[str]) -> list[tuple[str, str]]:
         """Gives the split folders and their splits, train first; none where all are classes."""
-        split_of = {name: SPLIT_FOLDERS.get(name.lower()) for name in names}
+        split_of = {name: SPLIT_WORDS.get(name.lower()) for name in names}
         order = ("train", "val", "test")
         found = sorted(
             ((name, split) for name, split in split_of.items() if split),
@@ -190,7 +181,7 @@ class _Scanner:
                 for entry in entries:
                     if _is_ignored(entry.name):
                         continue
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         heapq.heappush(pending, (entry.path, f"{path}/{entry.name}"))
                     elif entry.name.lower().endswith(ENDINGS):
                         files.append((f"{path}/{entry.name}", _size(entry)))
@@ -234,7 +225,7 @@ def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
     folders, files, hidden = [], [], []
     with _scandir(top) as entries:
         for entry in entries:
-            is_folder = entry.is_dir()
+            is_folder = _is_folder(entry)
             if not _is_ignored(entry.name):
                 (folders if is_folder else files).append(entry.name)
             elif is_folder and entry.name.startswith("."):
@@ -256,6 +247,13 @@ def _scandir(folder: str | os.PathLike[str]):
         return os.scandir(folder)
     except OSError as error:
         raise DataError(f"{shown(folder)} cannot be read: {error.strerror}.") from None
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, among others: reading the picture will say so
+        return False
 
 
 def _is_ignored(name: str) -> bool:

@@ -14,6 +14,15 @@ import numpy as np
 from vggjax.data.pictures import Picture
 from vggjax.errors import DataError
 
+SPLIT_WORDS = {
+    "train": "train",
+    "validation": "val",
+    "val": "val",
+    "valid": "val",
+    "test": "test",
+}
+"""What people call a split, in lower case -> what it is here."""
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -24,7 +33,8 @@ class Source:
     labels: np.ndarray
     """int32 (N,), indices into `class_names`."""
     ids: Sequence[str]
-    """(N,): the path below `root` with `/`, or `train/17`, the split and the place in it."""
+    """(N,), unique: the path below `root` with `/`, the path that a list gives, or `train/17`, the
+    split and the place in it."""
     splits: dict[str, np.ndarray] | None
     """The data set's own: some of `train`, `val` and `test` -> indices; None where it has none."""
     read: Callable[[int], Picture]
@@ -32,6 +42,9 @@ class Source:
     fingerprint: str
     """SHA-256 of class names, ids, labels, splits and sizes: another one is another data set."""
     root: Path | None = None
+    """The folder that holds the pictures and nothing else, where there is one."""
+    locate: Callable[[int], Path] | None = None
+    """Index -> its file, where that is not `root / ids[i]`."""
     notes: tuple[str, ...] = ()
     """What a person should know before training on it, a sentence each; none is an error."""
 
@@ -40,6 +53,8 @@ class Source:
 
     def path(self, i: int) -> Path | None:
         """Gives the file behind an example, or None where there is none of its own."""
+        if self.locate is not None:
+            return self.locate(i)
         return None if self.root is None else self.root / self.ids[i]
 
 
