@@ -26,6 +26,7 @@ TWO_POSITIONAL_DEFAULTS = {
 
 MODULES = {
     "PIL": "pillow",
+    "cv2": "opencv-python-headless",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow-cpu",
