@@ -137,6 +137,11 @@ def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
     path = Path(workdir) / "model.json"
     if not path.parent.is_dir():
         raise WeightsError(f"There is no run folder {shown(workdir)}.")
+    if (path.parent / "fold-1").is_dir():
+        raise WeightsError(
+            f"{workdir} is a cross-validation, which has a model for each fold; give one of them, "
+            f"--workdir {path.parent / 'fold-1'}."
+        )
     if not path.is_file():
         raise WeightsError(
             f"{workdir} holds no finished model (no model.json). If its training was interrupted, "

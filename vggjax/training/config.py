@@ -7,11 +7,13 @@ decided by others, as its docstring says; 0 switches a duration or a bound off.
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from vggjax.data import augmentation
+from vggjax.data.augmentation import Augmentation, resolve
+from vggjax.data.fields import check, flag
 from vggjax.data.preprocess import Preprocessing
 from vggjax.data.splits import parse_split
 from vggjax.errors import ConfigError, unknown
@@ -32,8 +34,8 @@ HOW_NOT_WHAT = (
 
 
 @dataclass(frozen=True)
-class Config:
-    """The settings of one run: data, model, training and bookkeeping."""
+class _DataSettings:
+    """The first of Config's fields: a base class, so that they come first in --help."""
 
     dataset: str = "digits"
     """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), or `digits`."""
@@ -64,14 +66,21 @@ class Config:
     preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto"
     """Of the pixels: `caffe` for Keras' weights, `torch`, or `unit` for x/255. `auto` is caffe
     with weights and torch without."""
-    augment: Literal["none", "flip"] = "flip"
-    """Random changes to the training pictures, drawn on the device."""
     cache_mb: int = 2048
     """Keep the decoded pictures in memory where they take no more than this; 0 switches it off."""
     num_threads: int | None = None
     """Threads that decode pictures; None is one for each core."""
     max_unreadable: float = 0.05
     """Go on while no more than this share of a split's pictures is unreadable."""
+
+    augment: Literal["none", "flip", "crop-flip", "randaugment"] | None = None
+    """Random changes to the training pictures, by name; the settings below win over it. None is
+    flip where none of them is given, and what is given, alone, where one is."""
+
+
+@dataclass(frozen=True)
+class Config(Augmentation, _DataSettings):
+    """The settings of one run: data, augmentation, model, training and bookkeeping."""
 
     model: str = "vgg16"
     """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ..."""
@@ -121,12 +130,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run, with the fix."""
-        if isinstance(self.unfreeze, str):
-            object.__setattr__(self, "unfreeze", (self.unfreeze,))
-        object.__setattr__(self, "unfreeze", tuple(self.unfreeze))
+        super().__post_init__()  # types of all fields, and the augmentation's own checks
         if not self.unfreeze:
             raise ConfigError("--unfreeze takes none, all, blocks or layers; got nothing.")
-        self._check_types()
         arch = get_arch(self.model)
         match_layers(self.unfreeze, (name for name in arch.layers() if "pool" not in name))
         check_size(self.image_size)
@@ -137,7 +143,7 @@ class Config:
             self._check(name, getattr(self, name) > 0, "above 0")
         for name in ("dataset", "weights", "workdir"):
             if getattr(self, name) == "":
-                raise ConfigError(f"{_flag(name)} is empty; give it a value.")
+                raise ConfigError(f"{flag(name)} is empty; give it a value.")
         self._check("seed", self.seed < 2**32, "below 2**32")
         for name in ("seed", "cache_mb", "warmup_epochs", "weight_decay", "patience"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
@@ -155,27 +161,8 @@ class Config:
             for name in ("head_epochs", "backbone_learning_rate"):
                 self._check(name, getattr(self, name) is None, "left out where --unfreeze is none")
 
-    def _check_types(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal:
-                if value not in get_args(kind):
-                    raise ConfigError(unknown(_flag(name), value, get_args(kind)))
-                continue
-            kinds = tuple(get_origin(k) or k for k in (get_args(kind) or (kind,)) if k is not ...)
-            if get_origin(kind) is tuple:
-                kinds, value = (str,), value[0] if value else None
-            if float in kinds:
-                kinds = (*kinds, int)
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                names = " or ".join(k.__name__.replace("NoneType", "None") for k in kinds)
-                raise ConfigError(f"{_flag(name)} takes {names}; got {getattr(self, name)!r}.")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{_flag(name)} must be a finite number; got {value}.")
-
     def _check(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ConfigError(f"{_flag(name)} must be {wanted}; got {getattr(self, name)}.")
+        check(self, name, holds, wanted)
 
     @property
     def pretrained(self) -> bool:
@@ -188,6 +175,11 @@ class Config:
         auto = "caffe" if self.pretrained else "torch"
         mode = auto if self.preprocess == "auto" else self.preprocess
         return Preprocessing(mode, self.image_size, self.resize, self.interpolation)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to the training pictures: the settings, laid over those that have a name."""
+        return resolve(self, self.augment)
 
     def to_json(self) -> str:
         """Writes every field, for `config.json`."""
@@ -211,11 +203,17 @@ class Config:
             raise ConfigError(f"This is no saved configuration: {error}.") from None
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
-        """Finds the fields that would change the result: {name: (own value, other's value)}."""
+        """Finds the fields that would change the result: {name: (own value, other's value)}.
+
+        The same augmentation said in another way, by its name or without one, is no difference.
+        """
+        passed_over = set(HOW_NOT_WHAT)
+        if self.augmentation == other.augmentation:
+            passed_over |= {"augment", *augmentation.NAMES}
         return {
             field.name: (mine, theirs)
             for field in dataclasses.fields(self)
-            if field.name not in HOW_NOT_WHAT
+            if field.name not in passed_over
             and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
         }
 
@@ -236,7 +234,3 @@ def read_config(workdir: str | Path) -> Config:
         ) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

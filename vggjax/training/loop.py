@@ -25,7 +25,7 @@ from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_
 from vggjax.training.config import Config
 from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
 from vggjax.training.run_folder import Log, lock_workdir, make_workdir
-from vggjax.training.screen import Screen, print_first_screen
+from vggjax.training.screen import Screen, looking, print_first_screen
 from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
 from vggjax.training.signals import Stop, stop_signals
@@ -70,7 +70,8 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
     console = console or Console()
-    run = set_up(config)
+    with looking(console, "comparing pictures") as progress:
+        run = set_up(config, progress=progress)
     config = run.config
     if (run.workdir / "model.json").exists():
         console.print(f"{run.workdir} is trained already.", markup=False, soft_wrap=True)
@@ -184,7 +185,7 @@ def _begin_stage(
         labels,
         placement=run.placement,
         mode=config.preprocessing.mode,
-        augmentation=config.augment,
+        augmentation=config.augmentation,
         seed=config.seed,
     )
     state = make_state(run.model, tx, labels, step=position.step)

@@ -19,7 +19,7 @@ from vggjax.errors import ConfigError, shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config, read_config
 
-_EARLY = ("data.json", SPLITS_FILE)
+_EARLY = ("data.json", SPLITS_FILE, ".lock")
 """What a start that was killed at once may have left."""
 
 
@@ -81,6 +81,11 @@ def make_workdir(
         raise _unusable(workdir, error) from None
 
 
+def fold_folders(workdir: Path, config: Config) -> list[Path]:
+    """Names the run folders of a cross-validation's folds; none where there is one run only."""
+    return [workdir / f"fold-{i + 1}" for i in range(config.cross_validate)]
+
+
 @contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
     """Keeps a second run out of the folder while this one trains; ends with the process.
@@ -110,18 +115,18 @@ def _unusable(workdir: Path, error: OSError) -> ConfigError:
     )
 
 
-def check_data(workdir: Path, source: Source, splits: dict[str, Any]) -> None:
+def check_data(workdir: Path, source: Source) -> None:
     """Refuses other data than the run saw at its first start.
 
     Raises:
-        ConfigError: classes, files or splits differ from the run's first start.
+        ConfigError: classes or files differ from the run's first start.
     """
-    path, seen = workdir / "data.json", _describe(source, splits)
+    path, seen = workdir / "data.json", _describe(source, {})
     if not path.exists():
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("class_names", "splits", "fingerprint")
+        keys = ("class_names", "fingerprint")
         differing = [key for key in keys if before[key] != seen[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is damaged; start anew in another --workdir.") from None
@@ -141,6 +146,16 @@ def read_duplicates(workdir: Path) -> dict[str, int]:
         return told.get("duplicates", {})
     except (OSError, ValueError, AttributeError):
         return {}
+
+
+def describe_duplicates(counts: dict[str, int]) -> str:
+    """Says how many pictures are there more than once; nothing where none is."""
+    kinds = [f"{counts[kind]:,} {kind}" for kind in ("exact", "near") if counts.get(kind)]
+    if not kinds:
+        return ""
+    told = f"{' and '.join(kinds)}, each in one split with its like"
+    leaked = counts.get("leaked", 0)
+    return told + (f", but for {leaked:,} that the data set has in train too" if leaked else "")
 
 
 def _describe(source: Source, splits: dict[str, Any]) -> dict[str, Any]:

@@ -61,19 +61,15 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     Raises:
         VggjaxError: settings, data or weights that cannot be used; nothing was written then.
     """
-    config = _resolve(config)
+    config = resolve(config)
     placement = Placement(config.parallel)
     placement.check_batch_size(config.batch_size)
     source = open_source(config.dataset, data_dir=config.data_dir)
     head = Head.parse(config.head).for_classes(len(source.class_names))
     workdir = find_workdir(config)
-    if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
-        raise ConfigError(
-            f"The run folder {workdir} lies inside the data set {source.root}, and would be taken "
-            "for a class; give --workdir a place outside."
-        )
+    check_outside(workdir, source)
+    check_data(workdir, source)
     splits, duplicates = find_splits(config, workdir, source, progress=progress)
-    check_data(workdir, source, splits)
     model = build_model(config, head)
     provenance = {
         "vggjax": __version__,
@@ -104,7 +100,7 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     )
 
 
-def _resolve(config: Config) -> Config:
+def resolve(config: Config) -> Config:
     """Makes `config.json` mean the same from any working directory, pixels included.
 
     A weight file that a run of ours made says which pixels it was trained on.
@@ -120,6 +116,19 @@ def _resolve(config: Config) -> Config:
         mode = read_metadata(Path(changes["weights"])).get("preprocess", "auto")
         changes["preprocess"] = mode if mode in MODES else "auto"
     return dataclasses.replace(config, **changes)
+
+
+def check_outside(workdir: Path, source: Source) -> None:
+    """Refuses a run folder inside the data set.
+
+    Raises:
+        ConfigError: it would be taken for a class.
+    """
+    if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
+        raise ConfigError(
+            f"The run folder {workdir} lies inside the data set {source.root}, and would be taken "
+            "for a class; give --workdir a place outside."
+        )
 
 
 def find_splits(

@@ -1,8 +1,8 @@
 """Where arrays lie: one axis `data` over all devices, batch split along it, parameters on each.
 
 The only file that knows of devices and processes. `jit` works on global arrays over a Mesh; `pmap`
-on arrays with a leading device axis, for those who still need it. Every process makes the same
-batches and hands over its own rows.
+on arrays with a leading device axis, for those who still need it. Of several processes each makes
+its own rows of every batch (`process`) and hands them over; together they are one array.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,20 @@ class Placement:
 
     def __init__(self, kind: str = "jit", *, devices: list[jax.Device] | None = None):
         self.kind = kind
-        self.devices = jax.devices() if devices is None else devices
+        devices = jax.devices() if devices is None else devices
+        # By process, so that a process' rows are neighbours, in the order of the processes.
+        self.devices = sorted(devices, key=lambda device: device.process_index)
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
 
     @property
     def axis_name(self) -> str | None:
         """The axis to reduce over by hand: pmap's; jit reduces by itself."""
         return AXIS if self.kind == "pmap" else None
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """Which process this is, of how many: what `Examples.batches` takes."""
+        return jax.process_index(), jax.process_count()
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuses a batch that does not divide over the devices.
@@ -56,14 +63,11 @@ class Placement:
         return jax.device_put(tree, replicated, may_alias=False)
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits a global batch over the devices; each process hands over its own rows."""
-        processes, process = jax.process_count(), jax.process_index()
+        """Splits a batch over the devices: all its rows, or of several processes each its own."""
 
         def put(rows: np.ndarray) -> jax.Array:
-            share = len(rows) // processes
-            rows = rows[process * share : (process + 1) * share]
             if self.kind == "pmap":
-                return rows.reshape(len(self.devices) // processes, -1, *rows.shape[1:])
+                return rows.reshape(len(self.devices) // self.process[1], -1, *rows.shape[1:])
             split = NamedSharding(self._mesh, PartitionSpec(AXIS))
             return jax.make_array_from_process_local_data(split, rows)
 
