@@ -1,0 +1,139 @@
+"""Tells whether two pictures are the same photograph: saved again, resized, cropped, brightened.
+
+In:  uint8 RGB pixels.  A picture becomes 64 bits of perceptual hash (ImageHash's pHash), which
+finds candidates quickly, and a gray thumbnail, 16x16 bytes, which decides. Two thumbnails are
+laid over each other by least squares: brightness, contrast, a small shift and a small change of
+size, each axis on its own. What stays unexplained, as a share of the picture's own variance, is
+the residual. Mirrored and rotated pictures do not count.
+"""
+
+import numpy as np
+
+THUMB_PX = 16
+MIN_SIDE_PX = 32
+"""Smaller pictures have too little in them: only equal pixels make them equal."""
+
+MAX_DISTANCE = 12
+MAX_RESIDUAL = 0.04
+"""Bits of 64, and share of the variance.
+
+Looked at by eye, pair by pair, on 4,317 flowers of 128 px and 12,000 CIFAR-10 pictures of 32 px:
+up to this residual every pair found was one photograph (or a burst of one scene), and the first
+pair that was not, two dandelions on a dark ground, has 0.047. Of 300 flowers each saved again as
+JPEG of quality 25, halved, doubled, darkened or brightened by 15 %, over 99 % are found; cropped by
+3 % on each side or by 5 % on one, 97 and 98 %.
+"""
+
+MIN_CONTRAST = 4.0
+"""Gray levels of deviation in the thumbnail: in a flat picture the hash is that of its noise."""
+
+_MIN_CORRELATION = 0.7
+_MAX_FIRST_RESIDUAL = 0.25
+"""What is further apart before it is aligned does not come within `MAX_RESIDUAL` after it."""
+
+_MAX_SHIFT = 1.5
+"""Thumbnail pixels: 9 % of the side."""
+
+_CHUNK = 1024
+
+
+def describe(pixels: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """Gives the hash, 64 bits, and the thumbnail, uint8 (16, 16); None if there is too little."""
+    import cv2
+    import imagehash
+    from PIL import Image
+
+    if min(pixels.shape[:2]) < MIN_SIDE_PX:
+        return None
+    gray = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+    thumb = cv2.resize(gray, (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA)
+    if thumb.std() < MIN_CONTRAST:
+        return None
+    # pHash begins by resizing to 32x32 with a slow filter: this spares it the large picture.
+    small = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA)
+    bits = imagehash.phash(Image.fromarray(small)).hash
+    return int.from_bytes(np.packbits(bits).tobytes(), "big"), thumb
+
+
+def same_picture(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Tells of each pair of thumbnails, uint8 (K, 256), whether they are one photograph; bool (K,).
+
+    A pair's answer does not depend on the other pairs. About 0.1 ms for a pair that passes.
+    """
+    same = np.zeros(len(one), bool)
+    for start in range(0, len(one), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        same[part] = _same(_normalized(one[part]), _normalized(other[part]))
+    return same
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Gives the correlation of each pair of thumbnails, uint8 (K, 256); float32 (K,)."""
+    return np.concatenate(
+        [np.zeros(0, np.float32)]
+        + [
+            np.einsum("kij,kij->k", _normalized(one[part]), _normalized(other[part]))
+            / np.float32(THUMB_PX**2)
+            for part in (slice(at, at + _CHUNK) for at in range(0, len(one), _CHUNK))
+        ]
+    )
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    correlated = np.einsum("kij,kij->k", one, other) / THUMB_PX**2 >= _MIN_CORRELATION
+    left = np.flatnonzero(correlated)
+    residual, moves = _fit(one[left], other[left])
+    left, moves = left[residual <= _MAX_FIRST_RESIDUAL], moves[residual <= _MAX_FIRST_RESIDUAL]
+    # The first fit is linear, good for half a pixel: meet half-way, and fit what is left.
+    moves = np.clip(moves, -_MAX_SHIFT, _MAX_SHIFT) / 2
+    residual, _ = _fit(_moved(one[left], moves), _moved(other[left], -moves))
+    same = np.zeros(len(one), bool)
+    same[left] = residual <= MAX_RESIDUAL
+    return same
+
+
+_AXIS = (np.arange(THUMB_PX, dtype=np.float32) - (THUMB_PX - 1) / 2) / (THUMB_PX / 2)  # -1 ... 1
+
+
+def _normalized(thumbs: np.ndarray) -> np.ndarray:
+    """Takes brightness and contrast out; float32 (K, 16, 16)."""
+    flat = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    flat -= flat.mean(1, keepdims=True)
+    flat /= np.maximum(flat.std(1, keepdims=True), 1e-3)
+    return flat.reshape(-1, THUMB_PX, THUMB_PX)
+
+
+def _fit(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Explains `other` by `one` and its moves; the residuals (K,) and the moves (K, 4).
+
+    One step of Lucas and Kanade's method: a small move changes a picture by its gradient. The moves
+    are the shift in x and in y, then the stretch in x and in y, in pixels at the border.
+    """
+    middle = (one + other) / 2
+    inner = (slice(None), slice(1, -1), slice(1, -1))
+    dx = (middle[:, 1:-1, 2:] - middle[:, 1:-1, :-2]) / 2
+    dy = (middle[:, 2:, 1:-1] - middle[:, :-2, 1:-1]) / 2
+    x, y = _AXIS[None, None, 1:-1], _AXIS[None, 1:-1, None]
+    parts = [np.ones_like(dx), one[inner], dx, dy, dx * x, dy * y]
+    terms = np.stack([part.reshape(len(one), (THUMB_PX - 2) ** 2) for part in parts], 1)
+    target = other[inner].reshape(len(one), (THUMB_PX - 2) ** 2, 1)
+    ridge = 1e-3 * np.eye(len(parts), dtype=np.float32)
+    found = np.linalg.solve(terms @ terms.transpose(0, 2, 1) + ridge, terms @ target)  # (K, 6, 1)
+    unexplained = target - terms.transpose(0, 2, 1) @ found
+    residual = np.square(unexplained).mean((1, 2)) / np.maximum(target.var((1, 2)), 1e-6)
+    residual[found[:, 1, 0] <= 0] = np.inf  # a negative is not the picture
+    return residual, found[:, 2:, 0]
+
+
+def _moved(thumbs: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Samples thumbnails at moved places, bilinear; beyond the border is the border's value."""
+    last = np.float32(THUMB_PX - 1)
+    place = np.arange(THUMB_PX, dtype=np.float32)
+    xs = np.clip(place + moves[:, 0, None] + moves[:, 2, None] * _AXIS, 0, last)  # (K, 16)
+    ys = np.clip(place + moves[:, 1, None] + moves[:, 3, None] * _AXIS, 0, last)
+    left, top = (np.minimum(at.astype(np.int64), THUMB_PX - 2) for at in (xs, ys))
+    across, down = (xs - left)[:, None, :], (ys - top)[:, :, None]
+    rows = np.take_along_axis(thumbs, top[:, :, None], 1) * (1 - down)
+    rows += np.take_along_axis(thumbs, top[:, :, None] + 1, 1) * down
+    columns = np.take_along_axis(rows, left[:, None, :], 2) * (1 - across)
+    return columns + np.take_along_axis(rows, left[:, None, :] + 1, 2) * across
