@@ -87,7 +87,8 @@ def _resolve(source: Source, own: dict[str, np.ndarray], part: str) -> np.ndarra
     known = list(dict.fromkeys(SPLIT_WORDS[word] for word in infos))
     for name in _names(part):
         if name not in infos:
-            raise DataError(unknown(f"split in --split {part!r}:", name, known))
+            alone = " The data set has no splits of its own: slice train." * (len(known) == 1)
+            raise DataError(unknown("split in --split", name, known, hint=alone))
     try:
         slices = _read(part).to_absolute(infos)
     except ValueError as error:
@@ -107,11 +108,12 @@ def _resolve(source: Source, own: dict[str, np.ndarray], part: str) -> np.ndarra
 def _read(part: str):
     from tensorflow_datasets.core import ReadInstruction
 
+    if "shard" in part:
+        raise ConfigError(f"--split {part!r} counts shards, which are an accident. {_HINT}")
     try:
         return ReadInstruction.from_spec(part)
-    except Exception as error:  # tfds raises what it likes, AssertionError among others
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--split cannot read {part!r}: {reason[:200]} {_HINT}") from None
+    except Exception:  # tfds raises what it likes, AssertionError among others
+        raise ConfigError(f"--split cannot read {part!r} as a slice. {_HINT}") from None
 
 
 def _names(part: str) -> list[str]:

@@ -94,9 +94,11 @@ def make_folds(
     everything = np.arange(len(source))
     different = count_different(source.labels, everything, groups, len(source.class_names))
     if few := [(n, int(c)) for n, c in zip(source.class_names, different, strict=True) if c < k]:
+        least = min(count for _, count in few)
+        fewer = f"Give --cross-validate at most {least}, or add" if least > 1 else "Add"
         raise DataError(
-            f"Too few different pictures for {k} folds: {_counted(few)}. Give --cross-validate "
-            f"at most {max(2, min(count for _, count in few))}, or add pictures."
+            f"Too few different pictures for {k} folds: {_counted(few)}. {fewer} pictures, or take "
+            f"out what has too few."
         )
     parts = cut(source.labels, everything, {f"part {i}": 1 / k for i in range(k)}, seed, groups)
     folds = []
@@ -118,12 +120,13 @@ def remarks_on_splits(source: Source, splits: dict[str, np.ndarray]) -> list[str
         here = {split: int(count[label]) for split, count in counts.items()}
         without = [split for split in here if not here[split]]
         if without:
-            total = sum(here.values())
             say = "say" if len(without) > 1 else "says"
-            found.append(
-                f"Class {name!r} has only {total} picture{'' if total == 1 else 's'} to share out "
-                f"({_listed(here)}): {' and '.join(without)} {say} nothing about it."
+            few = (
+                "has only 1 picture, in train alone"
+                if sum(here.values()) == 1
+                else f"has too few different pictures for every split ({_listed(here)})"
             )
+            found.append(f"Class {name!r} {few}: {' and '.join(without)} {say} nothing about it.")
     if len(found) > 3:
         found[3:] = [f"{len(found) - 3:,} more classes have too few pictures for every split."]
     return found
