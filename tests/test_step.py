@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vggjax.data.augmentation import PRESETS
 from vggjax.errors import ConfigError
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
@@ -28,7 +29,9 @@ def make_batch(rows=8, masked=0, seed=0):
     }
 
 
-def set_up(arch=PLAIN, head="gap-16-0.5-3", *, placement=None, augmentation="flip", **settings):
+def set_up(
+    arch=PLAIN, head="gap-16-0.5-3", *, placement=None, augmentation=PRESETS["flip"], **settings
+):
     model = VGG(arch, head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
     settings = {"weights": "none", "unfreeze": "all", "warmup_epochs": 0} | settings
     config = Config(**settings)
@@ -117,7 +120,7 @@ def test_dropout_keeps_the_expected_activation():
 
 def test_eight_images_are_learned_by_heart():
     _, step, state, placement = set_up(
-        BN, "gap-16-3", augmentation="none", learning_rate=1e-2, epochs=100, schedule="constant"
+        BN, "gap-16-3", augmentation=None, learning_rate=1e-2, epochs=100, schedule="constant"
     )
     batch = placement.put_batch(make_batch())
     for _ in range(60):
@@ -127,7 +130,7 @@ def test_eight_images_are_learned_by_heart():
 
 def test_one_sigmoid_unit_learns_and_predicts_two_classes():
     model, step, state, placement = set_up(
-        BN, "gap-16-1", augmentation="none", learning_rate=1e-2, epochs=100, schedule="constant"
+        BN, "gap-16-1", augmentation=None, learning_rate=1e-2, epochs=100, schedule="constant"
     )
     batch = make_batch()
     batch["label"] = (np.arange(8) % 2).astype(np.int32)

@@ -67,10 +67,10 @@ def test_a_key_is_the_first_argument_and_is_called_key():
         assert "rng" not in names, f"{where}: it is called key (rngs is for nnx.Rngs alone)"
 
 
-def test_every_random_function_of_augment_takes_a_key_for_each_picture():
+def test_every_function_of_augment_takes_the_key_first():
     for name, function in inspect.getmembers(augment, inspect.isfunction):
         if function.__module__ == augment.__name__ and not name.startswith("_"):
-            assert next(iter(inspect.signature(function).parameters)) == "keys", name
+            assert next(iter(inspect.signature(function).parameters)) == "key", name
 
 
 def test_options_are_keyword_only():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vggjax.data import augmentation
+from vggjax.data.augmentation import NAMES as AUGMENTATION_FIELDS
 from vggjax.data.augmentation import Augmentation, resolve
 from vggjax.data.fields import check, flag
 from vggjax.data.preprocess import Preprocessing
@@ -209,7 +209,7 @@ class Config(Augmentation, _DataSettings):
         """
         passed_over = set(HOW_NOT_WHAT)
         if self.augmentation == other.augmentation:
-            passed_over |= {"augment", *augmentation.NAMES}
+            passed_over |= {"augment", *AUGMENTATION_FIELDS}
         return {
             field.name: (mine, theirs)
             for field in dataclasses.fields(self)

@@ -55,6 +55,7 @@ def make_train_step(
     placement: Placement,
     mode: str,
     augmentation: Augmentation | None = None,
+    class_weights: np.ndarray | None = None,
     seed: int = 0,
     donate: bool = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
@@ -67,6 +68,7 @@ def make_train_step(
         placement: jit or pmap, and the devices.
         mode: of preprocess.
         augmentation: of the training pictures; None is none.
+        class_weights: (C,), what an example of each class counts in the loss; None is 1 for each.
         seed: of augmentation and dropout.
         donate: False keeps the old state usable, for tests.
     """
@@ -87,7 +89,7 @@ def make_train_step(
 
         def loss_fn(model: VGG) -> tuple[jax.Array, Metrics]:
             logits = model(images, dropout_keys=key_dropout, mask=batch["mask"])
-            metrics = _score(logits, batch)
+            metrics = _score(logits, batch, class_weights)
             return metrics["loss"] / jnp.maximum(count, 1), metrics
 
         model = nnx.merge(graphdef, state.params, state.batch_stats)
@@ -159,13 +161,15 @@ def _augmented(
     return batch | mix(key, images, batch["label"], batch["mask"], **options)._asdict()
 
 
-def _score(logits: jax.Array, batch: dict[str, jax.Array]) -> Metrics:
-    """Sums a batch's scores; the loss of a mixed row is its soft label's, the rest its heavier's."""
+def _score(
+    logits: jax.Array, batch: dict[str, jax.Array], class_weights: np.ndarray | None = None
+) -> Metrics:
+    """Sums a batch's scores: a mixed row's loss is its soft label's, the rest the heavier one's."""
     label, mask = batch["label"], batch["mask"]
-    loss = _cross_entropy(logits, label)
+    loss = _cross_entropy(logits, label, class_weights)
     if "share" in batch:  # cross-entropy is linear in the label: the mean of two is the soft one's
         other, share = batch["other"], batch["share"]
-        loss = share * loss + (1 - share) * _cross_entropy(logits, other)
+        loss = share * loss + (1 - share) * _cross_entropy(logits, other, class_weights)
         label = jnp.where(share >= 0.5, label, other)
     if logits.shape[-1] == 1:
         guess = (logits[:, 0] > 0).astype(label.dtype)
@@ -179,7 +183,11 @@ def _score(logits: jax.Array, batch: dict[str, jax.Array]) -> Metrics:
     return {name: jnp.where(mask > 0, values, 0.0).sum() for name, values in sums.items()}
 
 
-def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+def _cross_entropy(
+    logits: jax.Array, label: jax.Array, class_weights: np.ndarray | None
+) -> jax.Array:
     if logits.shape[-1] == 1:
-        return optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return loss if class_weights is None else loss * jnp.asarray(class_weights)[label]
