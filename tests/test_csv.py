@@ -149,7 +149,7 @@ FAULTS = {
     ),
     "other_head": (
         "Filename,labels\na.png,x\n",
-        "first line names 'filename', 'labels'.*'filename'. Call it 'path'.*'labels'. Call it 'label'",
+        "names 'filename', 'labels'.*'filename'. Call it 'path'.*'labels'. Call it 'label'",
     ),
     "no_label": ("path,class\na.png,x\n", "no column 'label'.*Did you mean 'class'"),
     "two_labels": ("path,label,Label\na.png,x,x\n", "has 2 columns 'label'. Keep one"),

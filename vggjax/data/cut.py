@@ -30,7 +30,7 @@ def cut(
     for label in members:
         members[label] = np.random.default_rng((seed, label)).permutation(members[label])
     counts = _count_all(members, shares)
-    units = _find_units(labels, indices, groups)
+    units = _find_units(labels, indices, groups, seed)
     filler = _Filler(shares, counts, members, units, labels)
     for unit in units:
         parts[filler.place(unit)].append(unit)
@@ -113,7 +113,7 @@ class _Filler:
 
 
 def _find_units(
-    labels: np.ndarray, indices: np.ndarray, groups: np.ndarray | None
+    labels: np.ndarray, indices: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> list[np.ndarray]:
     """Gives the examples of each group that has two or more here: of many classes first, large."""
     if groups is None or not len(indices):
@@ -122,7 +122,11 @@ def _find_units(
     order = order[np.argsort(groups[order], kind="stable")]
     starts = np.flatnonzero(np.diff(groups[order])) + 1
     units = [unit for unit in np.split(order, starts) if len(unit) > 1]
-    return sorted(units, key=lambda unit: (-len(np.unique(labels[unit])), -len(unit), unit[0]))
+    units.sort(key=lambda unit: unit[0])  # whatever the groups are numbered
+    # No label is as high as this, so that no class has the same random numbers.
+    shuffled = np.random.default_rng((seed, len(labels))).permutation(len(units))
+    units = [units[i] for i in shuffled]
+    return sorted(units, key=lambda unit: (-len(np.unique(labels[unit])), -len(unit)))
 
 
 def _count_all(
