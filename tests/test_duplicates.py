@@ -136,6 +136,21 @@ def test_flat_and_dark_pictures_with_a_little_noise_are_not_alike():
     assert find(dark[0], white[0], dark[0]).exact == 1
 
 
+def test_pages_of_one_form_with_other_details_are_not_one_picture():
+    form = np.full((160, 120, 3), 250, np.uint8)
+    form[:40] = (20, 40, 160)
+    form[40:, :30] = 200
+
+    def page(seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        text = Image.fromarray(rng.integers(0, 60, (40, 30), np.uint8)).resize((120, 160))
+        return form - np.minimum(form, np.asarray(text)[..., None])
+
+    pages = [page(seed) for seed in range(30)]
+    assert find(*pages).near == 0
+    assert find(*pages, *(saved(image, 50) for image in pages)).near == 30
+
+
 def test_pictures_below_32_px_are_compared_by_their_pixels_alone():
     small = scene(0, 31)
     other = brightened(small, 1.05)
