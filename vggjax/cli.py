@@ -74,7 +74,8 @@ def train(argv: Sequence[str]) -> int:
     except Interrupted as stopped:
         return _fail(str(stopped), code=128 + stopped.signum)
     print(f"\nReport   {result.report}")
-    print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
+    if result.model is not None:  # a cross-validation has one for each fold
+        print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
     for name, reason in result.unreadable.items():
         print(f"vggjax: left out: {shown(name)}: {shown(reason)}", file=sys.stderr)
     return 3 if result.unreadable else 0

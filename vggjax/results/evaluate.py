@@ -167,8 +167,9 @@ def print_summary(result: dict[str, Any]) -> None:
     low, high = result["accuracy_interval"]
     loss = f"loss {result['loss']:.3f}"
     console.print(
-        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {result['split']} "
-        f"pictures named correctly (95 % interval {low:.1%} to {high:.1%}), {loss}"
+        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} "
+        + (f"{result['split']} pictures" if "folds" not in result else "pictures in all folds")
+        + f" named correctly (95 % interval {low:.1%} to {high:.1%}), {loss}"
         + (f", top-5 {result['top5']:.1%}" if "top5" in result else ""),
         highlight=False,
         soft_wrap=True,

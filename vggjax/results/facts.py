@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vggjax.data.augmentation import describe
 from vggjax.errors import shown
 from vggjax.training.config import Config
 from vggjax.training.run_folder import describe_duplicates
@@ -38,7 +39,7 @@ def describe_training(
         "Unfrozen": "the head" + "".join(f", {n}" for n in config.unfreeze if n != "none"),
         "Stages": "; ".join(told) or "not logged",
         "Optimiser": f"{config.optimizer}, rate {config.learning_rate:g}, {config.schedule}",
-        "Augmentation": config.augment,
+        "Augmentation": describe(config.augmentation),
     }
     if best is not None:
         described["Kept"] = f"the weights of epoch {best:g}, best by {config.monitor}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from vggjax.data.sources import open_source
 from vggjax.data.split_file import NAME as SPLITS_FILE
 from vggjax.data.split_file import splits_text
+from vggjax.data.splits import make_folds
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config
 from vggjax.training.run_folder import check_data, find_workdir, fold_folders, make_workdir
@@ -23,8 +24,6 @@ def prepare_folds(config: Config, *, progress: Progress | None = None) -> tuple[
     Raises:
         VggjaxError: settings or data that cannot be used, or other data than at the first start.
     """
-    from vggjax.data.splits import make_folds
-
     config = resolve(config)
     source = open_source(config.dataset, data_dir=config.data_dir)
     workdir = find_workdir(config)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from vggjax.data.augmentation import describe
+from vggjax.data.splits import remarks_on_splits
 from vggjax.errors import shown
 from vggjax.models.assign import shapes
 from vggjax.training.freezing import Stage, label_layers, peak_rates
@@ -35,13 +36,15 @@ def print_first_screen(console: Console, run: Setup) -> None:
         ("Splits", ", ".join(f"{name} {len(rows):,}" for name, rows in run.splits.items())
                    + _describe_cut(run)),
         ("Duplicates", describe_duplicates(run.duplicates)),
+        ("Balance", _describe_balance(run)),
         ("Pictures", f"{preprocessing.image_size} px, {preprocessing.resize}, "
                      f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
                      f"augmentation {describe(config.augmentation)}"),
         ("Model", f"{config.model} + {run.model.head}, weights {shown(config.weights)}"),
     ]  # fmt: skip
     rows += [("Stage", _describe(run, stage)) for stage in run.stages]
-    rows += [("Beware", note) for note in source.notes]
+    notes = [*source.notes, *remarks_on_splits(source, run.splits)]
+    rows += [("Beware", shown(note)) for note in notes]
     if not config.pretrained and config.unfreeze != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
                                "--unfreeze all, will do better"))  # fmt: skip
@@ -56,6 +59,16 @@ def print_first_screen(console: Console, run: Setup) -> None:
 def _describe_cut(run: Setup) -> str:
     cut = [name for name in run.splits if run.source.splits and name not in run.source.splits]
     return f"; {' and '.join(cut)} cut from train" if cut else ""
+
+
+def _describe_balance(run: Setup) -> str:
+    if run.class_weights is None:
+        return ""
+    named = [
+        f"{run.class_weights[i]:.2f} ({shown(run.source.class_names[i])})"
+        for i in (run.class_weights.argmin(), run.class_weights.argmax())
+    ]
+    return f"a picture counts from {named[0]} to {named[1]} in the loss, each class alike"
 
 
 def _describe(run: Setup, stage: Stage) -> str:

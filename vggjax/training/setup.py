@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 
 from vggjax import __version__
+from vggjax.data.class_weights import balanced_weights
+from vggjax.data.duplicates import find_duplicates
 from vggjax.data.pipeline import Examples
 from vggjax.data.preprocess import MODES
 from vggjax.data.source import Source
@@ -49,6 +51,8 @@ class Setup:
     stages: tuple[Stage, ...]
     batch_size: int
     steps_per_epoch: int
+    class_weights: np.ndarray | None
+    """float32 (C,), of the loss; None where each picture counts alike."""
 
 
 Progress = Callable[[int, int], None]
@@ -84,6 +88,7 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
     steps_per_epoch = examples["train"].num_batches(batch_size)
+    weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
     return Setup(
         config=config,
         workdir=workdir,
@@ -97,6 +102,7 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
         stages=plan_stages(config),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
+        class_weights=weights if config.class_weights == "balanced" else None,
     )
 
 
@@ -142,9 +148,8 @@ def find_splits(
     if splits is not None:
         return splits, read_duplicates(workdir)
     groups, counts = compare(config, source, progress=progress)
-    splits = make_splits(source, parse_split(config.split), config.seed)
+    splits = make_splits(source, parse_split(config.split), config.seed, groups)
     if groups is not None:
-        splits = make_splits(source, parse_split(config.split), config.seed, groups)
         counts["leaked"] = _count_leaked(groups, splits)
     return splits, counts
 
@@ -153,10 +158,8 @@ def compare(
     config: Config, source: Source, *, progress: Progress | None = None
 ) -> tuple[np.ndarray | None, dict[str, int]]:
     """Gives the groups of equal pictures, None where they may be parted, and their numbers."""
-    if config.duplicates != "exact":  # near ones follow with duplicates.py
+    if config.duplicates == "ignore":
         return None, {}
-    from vggjax.data.duplicates import find_duplicates
-
     found = find_duplicates(
         source,
         near=config.duplicates == "near",
