@@ -5,6 +5,8 @@ largest remainder, at least one to a part. What has too few different pictures f
 train first, then to test, then to val.
 """
 
+from collections import Counter
+
 import numpy as np
 
 _NEED = ("train", "test", "val")
@@ -108,8 +110,7 @@ class _Filler:
         )
 
     def _count(self, unit: np.ndarray) -> dict[int, int]:
-        found, counts = np.unique(self._labels[unit], return_counts=True)
-        return dict(zip(found.tolist(), counts.tolist(), strict=True))
+        return Counter(sorted(self._labels[unit].tolist()))
 
 
 def _find_units(
@@ -126,7 +127,7 @@ def _find_units(
     # No label is as high as this, so that no class has the same random numbers.
     shuffled = np.random.default_rng((seed, len(labels))).permutation(len(units))
     units = [units[i] for i in shuffled]
-    return sorted(units, key=lambda unit: (-len(np.unique(labels[unit])), -len(unit)))
+    return sorted(units, key=lambda unit: (-len(set(labels[unit].tolist())), -len(unit)))
 
 
 def _count_all(

@@ -82,6 +82,8 @@ class _Scanner:
             self._list_top("")
             parts = [(split, self._scan_classes(name)) for name, split in tops]
             self._compare_splits(parts)
+        for found in (self.hidden, self.loose, self.others):
+            found.sort()  # not in the order of the disk
         filled = sorted({name for _, classes in parts for name, files in classes.items() if files})
         if len(filled) == 1 and not self.faults:
             self.faults.append(
@@ -93,7 +95,7 @@ class _Scanner:
             faults=tuple(self.faults),
             empty=tuple(self.empty),
             loose=tuple(self.loose),
-            others=tuple(sorted(self.others)),
+            others=tuple(self.others),
         )
 
     def _find_splits(self, names: list[str]) -> list[tuple[str, str]]:

@@ -71,6 +71,7 @@ def remarks_on_files(
         if not name.lower().endswith(_ARCHIVES)
     )
     if kinds:
-        text = ", ".join(f"{count:,} {shown(kind)}" for kind, count in kinds.most_common(5))
+        most = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:5]
+        text = ", ".join(f"{count:,} {shown(kind)}" for kind, count in most)
         found.append(f"Files whose ending is no picture's are passed over: {text}.")
     return found
