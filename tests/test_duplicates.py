@@ -1,6 +1,5 @@
 """The same picture twice: equal pixels, and the same photograph saved again, cut or brightened."""
 
-import io
 import tarfile
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import saved, scene
 
 from vggjax.data import duplicates
 from vggjax.data.alike import describe
@@ -18,19 +18,6 @@ from vggjax.data.sources import open_source
 from vggjax.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def scene(seed: int, side: int = 128) -> np.ndarray:
-    """Draws what no other seed draws: large soft shapes and some detail."""
-    rng = np.random.default_rng(seed)
-    layers = [
-        np.asarray(
-            Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize((side, side), 3),
-            float,
-        )
-        for n in (3, 7, 20)
-    ]
-    return np.clip(0.5 * layers[0] + 0.35 * layers[1] + 0.15 * layers[2], 0, 255).astype(np.uint8)
 
 
 def source_of(pictures: list[np.ndarray | str], labels: list[int] | None = None) -> Source:
@@ -48,13 +35,6 @@ def source_of(pictures: list[np.ndarray | str], labels: list[int] | None = None)
 
 def find(*pictures: np.ndarray | str, **options) -> Duplicates:
     return find_duplicates(source_of(list(pictures)), **options)
-
-
-def saved(image: np.ndarray, quality: int) -> np.ndarray:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
-    with Image.open(file) as again:
-        return np.asarray(again)
 
 
 def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:

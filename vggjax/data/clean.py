@@ -85,7 +85,7 @@ def write_clean_copy(
     written = table.with_name(f"{table.name}.partial")
     _check_place(findings.dataset, source, out, partial, table)
     reasons = choose(findings)
-    targets, changes = _plan(source, findings.split_of(), reasons)
+    targets, changes = _plan(source, findings.split_of, reasons)
     if not targets:
         raise DataError(f"Nothing of {shown(findings.dataset)} is fit to be kept; nothing written.")
     try:
@@ -115,7 +115,7 @@ def write_clean_copy(
 def choose(findings: Findings) -> dict[int, str]:
     """Says which pictures are left out of a cleaned copy, and why."""
     source, duplicates = findings.source, findings.duplicates
-    split_of = findings.split_of()
+    split_of = findings.split_of
     reasons = dict(duplicates.unreadable)
     for entry in findings.of("damaged"):
         reasons |= dict.fromkeys(entry.pictures, entry.text)

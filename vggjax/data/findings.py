@@ -7,6 +7,7 @@ kinds and what each means are in one table, `KINDS`, in the order in which they 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,7 @@ class Findings:
         """Lists the entries of one kind."""
         return next((item.entries for item in self.items if item.kind == kind), ())
 
+    @cached_property
     def split_of(self) -> np.ndarray:
         """Names each picture's own split; "" where it has none."""
         assert self.source is not None
@@ -137,7 +139,7 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """Gives everything for `json.dump`; names as they are, which may not be valid UTF-8."""
         source, duplicates = self.source, self.duplicates
-        splits = self.split_of() if source is not None else ()
+        splits = self.split_of if source is not None else ()
         counts = self.counts()
 
         def picture(i: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from vggjax.data.findings import KINDS, Finding, Findings
 from vggjax.data.source import Source
 from vggjax.errors import ConfigError, DataError, shown
-from vggjax.results.doctor_screen import verdict
+from vggjax.results.doctor_screen import SENTENCES, describe_entry, verdict
 from vggjax.training.checkpoint import write_text
 
 MAX_CASES = 24
@@ -25,8 +25,9 @@ MAX_MEMBERS = 4
 MAX_LINES = 200
 THUMBNAIL_PX = 200
 
-WITHOUT_PICTURES = ("refused", "empty_class", "imbalance", "uneven", "loose", "note")
-GROUPED = ("label_conflict", "leaked", "exact_duplicate", "near_duplicate")
+WITH_PICTURES = ("damaged", "tiny", "small_pictures", "extreme_aspect", "misnamed")
+GROUPED = ("label_conflict", "leaked", "exact_duplicate", "near_duplicate", "adapted")
+"""Kinds whose cases are several pictures, side by side; the others are lines of text."""
 
 
 def write_sheet(findings: Findings, path: str | Path) -> Path:
@@ -99,39 +100,31 @@ def _section(item: Finding, findings: Findings) -> dict[str, Any]:
         "id": item.kind,
         "title": kind.title,
         "meaning": kind.meaning,
-        "count": None if item.kind in ("note", "refused", "imbalance", "uneven") else item.count,
+        "count": None if item.kind in SENTENCES else item.count,
         "grouped": item.kind in GROUPED,
         "lines": [],
         "cases": [],
-        "more": 0,
     }
-    if item.kind in WITHOUT_PICTURES or source is None:
-        section["lines"] = [shown(entry.text) for entry in item.entries[:MAX_LINES]]
-        section["more"] = len(item.entries) - len(section["lines"])
-        return section
-    if item.kind == "adapted":  # one entry for each note, with all its pictures
-        section["cases"] = [
-            _case(entry.pictures, f"{shown(entry.text)}: {len(entry.pictures):,}", findings)
-            for entry in item.entries
-        ]
-        section["grouped"] = True
-        return section
-    section["cases"] = [
-        _case(entry.pictures, shown(entry.text), findings) for entry in item.entries[:MAX_CASES]
-    ]
-    section["more"] = len(item.entries) - len(section["cases"])
-    return section
+    if item.kind in (*WITH_PICTURES, *GROUPED):
+        for entry in item.entries[:MAX_CASES]:
+            text = f"{shown(entry.text)}: {len(entry.pictures):,}"
+            text = text if item.kind == "adapted" else shown(entry.text)
+            section["cases"].append(_case(entry.pictures, text, findings))
+    else:
+        section["lines"] = [describe_entry(entry, source) for entry in item.entries[:MAX_LINES]]
+    return section | {
+        "more": len(item.entries) - len(section["cases"]) - len(section["lines"]),
+    }
 
 
 def _case(pictures: tuple[int, ...], text: str, findings: Findings) -> dict[str, Any]:
-    source, split_of = findings.source, findings.split_of()
+    source, split_of = findings.source, findings.split_of
     members = [
         {
             "id": shown(source.ids[i]),
             "label": shown(source.class_names[source.labels[i]]),
             "split": str(split_of[i]),
-            "image": _thumbnail(source, i) if i not in findings.duplicates.unreadable else None,
-            "why": shown(findings.duplicates.unreadable.get(i, "")),
+            "image": _thumbnail(source, i),
         }
         for i in pictures[:MAX_MEMBERS]
     ]

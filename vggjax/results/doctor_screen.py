@@ -18,6 +18,9 @@ MAX_ENTRIES = 10
 MAX_MEMBERS = 3
 MAX_CLASSES = 30
 
+SENTENCES = ("refused", "imbalance", "uneven", "note")
+"""Kinds whose entries speak for themselves; how many there are says nothing."""
+
 
 def print_findings(console: Console, findings: Findings) -> None:
     """Prints the classes, the problems, the remarks and the verdict."""
@@ -80,10 +83,8 @@ def describe_entry(entry: Entry, source: Source | None, *, most: int = MAX_MEMBE
 
 def _print_finding(console: Console, item: Finding, source: Source | None) -> None:
     title, meaning = KINDS[item.kind].title, KINDS[item.kind].meaning
-    if item.kind in ("note", "refused", "imbalance", "uneven"):  # a sentence each
-        console.print(f"  [bold]{title}[/] ({meaning})", highlight=False)
-    else:
-        console.print(f"  [bold]{title}: {item.count:,}[/] ({meaning})", highlight=False)
+    count = "" if item.kind in SENTENCES else f": {item.count:,}"
+    console.print(f"  [bold]{title}{count}[/] ({meaning})", highlight=False, soft_wrap=True)
     for entry in item.entries[:MAX_ENTRIES]:
         if item.kind == "adapted":
             _say(console, f"      {shown(entry.text)}: {len(entry.pictures):,}")
