@@ -7,30 +7,15 @@ neighbours. What is off costs nothing. Mixing pictures with one another is in mi
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vggjax.data import colour, randaugment
-from vggjax.data.augmentation import Augmentation, is_affine, is_on, randaugment_of, zoom_bounds
-from vggjax.data.draws import booleans, integers, noise, one_key_each, uniform
+from vggjax.data.augmentation import Augmentation, is_affine, is_on, randaugment_of
+from vggjax.data.draws import between, draw_numbers, noise, one_key_each
+from vggjax.data.transform import Transform, make_transform
 from vggjax.data.warp import affine_matrix, compose, in_box, matrix, warp
-
-
-class Transform(NamedTuple):
-    """What ImageDataGenerator would draw, for each picture, (N,); None is off. See Augmentation."""
-
-    theta: jax.Array
-    tx: jax.Array
-    ty: jax.Array
-    shear: jax.Array
-    zx: jax.Array
-    zy: jax.Array
-    flip_horizontal: jax.Array
-    flip_vertical: jax.Array
-    channel_shift: jax.Array | None
-    brightness: jax.Array | None
 
 
 def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> jax.Array:
@@ -45,11 +30,12 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
         return images
     ops, magnitude = randaugment_of(a)
     keys, size = one_key_each(key, len(images)), images.shape[1]
-    drawn = draw_transform(keys, a, size=size)
-    chosen = randaugment.draw_operations(keys, ops=ops, magnitude=magnitude)
+    numbers = draw_numbers(keys)
+    drawn = make_transform(numbers, a, size=size)
+    chosen = randaugment.choose_operations(numbers, ops=ops, magnitude=magnitude)
     if is_affine(a) or ops:
         moves = compose(
-            _draw_crop(keys, a.crop_range, size),
+            _crop_matrix(numbers, a.crop_range, size),
             affine_matrix(
                 theta=drawn.theta, tx=drawn.tx, ty=drawn.ty,
                 shear=drawn.shear, zx=drawn.zx, zy=drawn.zy,
@@ -74,40 +60,16 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
     return images
 
 
-def draw_transform(key: jax.Array, augmentation: Augmentation, *, size: int) -> Transform:
-    """Draws a batch's parameters from (N,) keys, as ImageDataGenerator draws them; shifts in px.
-
-    `tx` is along the width, as in `apply_affine_transform`; ImageDataGenerator fills it from the
-    height's range, and so crosses the two.
-    """
-    a = augmentation
-    low, high = zoom_bounds(a)
-    zoom = uniform(key, "zoom", low, high, (2,)) if (low, high) != (1, 1) else jnp.ones((1, 2))
-    level = a.channel_shift_range
-    return Transform(
-        theta=uniform(key, "rotation", -a.rotation_range, a.rotation_range),
-        tx=_draw_shift(key, "width", a.width_shift_range, size),
-        ty=_draw_shift(key, "height", a.height_shift_range, size),
-        shear=uniform(key, "shear", -a.shear_range, a.shear_range),
-        zx=zoom[:, 0],
-        zy=zoom[:, 1],
-        flip_horizontal=_draw_flip(key, "horizontal", a.horizontal_flip),
-        flip_vertical=_draw_flip(key, "vertical", a.vertical_flip),
-        channel_shift=uniform(key, "channels", -level, level) if level else None,
-        brightness=uniform(key, "brightness", *a.brightness_range) if a.brightness_range else None,
-    )
-
-
 def random_flip(
     key: jax.Array, images: jax.Array, *, horizontal: bool = True, vertical: bool = False
 ) -> jax.Array:
     """Mirrors each picture left to right, and top to bottom, each with probability one half."""
-    keys = one_key_each(key, len(images))
+    numbers = draw_numbers(one_key_each(key, len(images)))
     if horizontal:
-        flipped = _draw_flip(keys, "horizontal", True)
+        flipped = numbers["horizontal"][:, 0] < 0.5
         images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
     if vertical:
-        flipped = _draw_flip(keys, "vertical", True)
+        flipped = numbers["vertical"][:, 0] < 0.5
         images = jnp.where(flipped[:, None, None, None], images[:, ::-1], images)
     return images
 
@@ -116,7 +78,7 @@ def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.
     """Fills a box of 2 to 33 % of the area, aspect 0.3 to 3.3, with noise (Zhong et al., 2017)."""
     keys = one_key_each(key, len(images))
     height, width = images.shape[1:3]
-    number = uniform(keys, "erasing", 0.0, 1.0, (5,))
+    number = draw_numbers(keys)["erasing"]
     area, log_aspect = 0.02 + 0.31 * number[:, 1], jnp.log(3.3) * (2 * number[:, 2] - 1)
     tall = jnp.minimum(jnp.sqrt(area * jnp.exp(log_aspect)), 1) * height
     wide = jnp.minimum(jnp.sqrt(area / jnp.exp(log_aspect)), 1) * width
@@ -128,21 +90,8 @@ def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.
         width=wide,
     )
     box &= (number[:, 0] < probability)[:, None, None]
-    filling = noise(keys, "erasing noise", images.shape[1:3]).astype(images.dtype)
+    filling = noise(keys, images.shape[1:3]).astype(images.dtype)
     return jnp.where(box[..., None], filling, images)
-
-
-def _draw_shift(key: jax.Array, name: str, span: int | float, size: int) -> jax.Array:
-    """Draws shifts in px: a fraction below 1, px from 1 on, whole px below a whole number."""
-    if isinstance(span, int) and span >= 1:
-        sign = jnp.where(booleans(key, f"{name} sign"), 1, -1)
-        return (sign * integers(key, name, span)).astype(jnp.float32)
-    span = span * size if span < 1 else span
-    return uniform(key, name, -span, span)
-
-
-def _draw_flip(key: jax.Array, name: str, is_on: bool) -> jax.Array:
-    return booleans(key, name) if is_on else jnp.zeros(len(key), bool)
 
 
 def _flip_matrix(drawn: Transform) -> jax.Array:
@@ -150,12 +99,14 @@ def _flip_matrix(drawn: Transform) -> jax.Array:
     return matrix(x, 0, 0, 0, y, 0)
 
 
-def _draw_crop(key: jax.Array, crop_range: tuple[float, ...], size: int) -> jax.Array:
-    """Draws torchvision's RandomResizedCrop: the first of ten boxes that fits, else all of it."""
+def _crop_matrix(
+    numbers: dict[str, jax.Array], crop_range: tuple[float, ...], size: int
+) -> jax.Array:
+    """Makes torchvision's RandomResizedCrop: the first of ten boxes that fits, else all of it."""
     if not crop_range:
         return matrix(1, 0, 0, 0, 1, 0)
-    area = uniform(key, "crop area", *crop_range, (10,))
-    aspect = jnp.exp(uniform(key, "crop aspect", -math.log(4 / 3), math.log(4 / 3), (10,)))
+    area = between(numbers["crop area"], *crop_range)  # (N, 10)
+    aspect = jnp.exp(between(numbers["crop aspect"], -math.log(4 / 3), math.log(4 / 3)))
     width, height = jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)
     fits = (width <= 1) & (height <= 1)
     first = jnp.argmax(fits, axis=1)[:, None]
@@ -163,5 +114,5 @@ def _draw_crop(key: jax.Array, crop_range: tuple[float, ...], size: int) -> jax.
     sides = jnp.where(fits.any(1)[:, None], sides, 1.0)  # (N, 2)
     # The outermost pixels' centres stay inside: a crop shows nothing that is not in the picture.
     room = (1 - sides) * (size - 1) / 2
-    at = room * uniform(key, "crop place", -1.0, 1.0, (2,))
+    at = room * between(numbers["crop place"], -1, 1)
     return matrix(sides[:, 0], 0, at[:, 0], 0, sides[:, 1], at[:, 1])

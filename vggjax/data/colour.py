@@ -7,6 +7,7 @@ the level alone.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 _GREY = (19595, 38470, 7471)
 """Pillow's weights of red, green and blue in a gray picture, of 65,536."""
@@ -20,10 +21,13 @@ def to_dtype(images: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def shift_channels(images: jax.Array, amount: jax.Array) -> jax.Array:
-    """Adds (N,) levels, within each picture's own darkest and lightest level; gives floats."""
-    pixels = images.astype(jnp.float32)
-    low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
-    return jnp.clip(pixels + amount[:, None, None, None], low, high)
+    """Adds (N,) levels, within each picture's own darkest and lightest one; gives floats."""
+    # Of bytes, as Pillow would see them: XLA's (jax 0.10.2) extremes of floats that were just
+    # resampled take 7 ms for a picture of 224 px on a CPU core, these take 1.
+    levels = to_dtype(images, jnp.uint8)
+    low, high = (f(levels, axis=(1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max))
+    pixels = images.astype(jnp.float32) + amount[:, None, None, None]
+    return jnp.clip(pixels, low.astype(jnp.float32), high.astype(jnp.float32))
 
 
 def brighten(images: jax.Array, factor: jax.Array) -> jax.Array:
@@ -90,8 +94,9 @@ def saturate(images: jax.Array, factor: jax.Array) -> jax.Array:
 def sharpen(images: jax.Array, factor: jax.Array) -> jax.Array:
     """Scales the distance from the smoothed picture by (N,) factors; the border stays."""
     pixels = images.astype(jnp.int32)
-    rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
-    sums = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * pixels[:, 1:-1, 1:-1]
+    # A window, not nine shifted pictures: XLA would compute all that comes before it nine times.
+    sums = lax.reduce_window(pixels, 0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID")
+    sums += 4 * pixels[:, 1:-1, 1:-1]
     smooth = images.at[:, 1:-1, 1:-1].set(((2 * sums + 13) // 26).astype(jnp.uint8))  # sums / 13
     return _blend(smooth, images, factor)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vggjax.data.colour import to_dtype
-from vggjax.data.draws import booleans, named_keys, one_key_each, uniform
+from vggjax.data.draws import beta, draw_numbers, one_key_each
 from vggjax.data.warp import in_box
 
 
@@ -42,21 +42,22 @@ def mix(
 
     Where both are on, each row draws one of them. `key` is one key or (N,), of this device's rows.
     """
-    rows, size = len(images), images.shape[1:3]
-    keys = one_key_each(key, rows)
+    images, label, mask = map(jnp.asarray, (images, label, mask))
+    size, keys = images.shape[1:3], one_key_each(key, len(images))
+    numbers = draw_numbers(keys)
     theirs, other = _partners(images, label, mask, axis_name)
     shares, results = [], []
     if mixup:
-        share = _beta(keys, "mixup", mixup)
+        share = beta(keys, mixup)
         part = share[:, None, None, None]
         blended = images.astype(jnp.float32) * part + theirs.astype(jnp.float32) * (1 - part)
         shares.append(share)
         results.append(to_dtype(blended, images.dtype))
     if cutmix:
-        box = _draw_box(keys, jnp.sqrt(1 - _beta(keys, "cutmix", cutmix)), size)
+        box = _place_box(numbers["cutmix box"], jnp.sqrt(1 - beta(keys, cutmix)), size)
         shares.append(1 - box.mean((1, 2), dtype=jnp.float32))
         results.append(jnp.where(box[..., None], theirs, images))
-    second = booleans(keys, "mixup or cutmix") if len(results) == 2 else jnp.zeros(rows, bool)
+    second = (numbers["mixup or cutmix"][:, 0] < 0.5) & (len(results) == 2)
     share = jnp.where(second, shares[-1], shares[0])
     mixed = jnp.where(second[:, None, None, None], results[-1], results[0])
     return Mixed(mixed, other, share)
@@ -80,13 +81,8 @@ def _partners(
     return images[partner], label[partner]
 
 
-def _beta(key: jax.Array, name: str, alpha: float) -> jax.Array:
-    return jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(named_keys(key, name))
-
-
-def _draw_box(key: jax.Array, side: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Draws boxes of (N,) shares of both sides about a centre anywhere, cut off at the border."""
-    centre = uniform(key, "cutmix box", 0.0, 1.0, (2,))
+def _place_box(centre: jax.Array, side: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Marks boxes of (N,) shares of both sides about (N, 2) centres, cut off at the border."""
     (height, width), (tall, wide) = size, (side * n for n in size)
     top, left = centre[:, 0] * height - tall / 2, centre[:, 1] * width - wide / 2
     return in_box(size, top=top, left=left, height=tall, width=wide)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from vggjax.data import colour
-from vggjax.data.draws import booleans, integers
 from vggjax.data.warp import affine_matrix, compose, matrix
 
 OPERATIONS = (
@@ -46,13 +45,13 @@ class Operation(NamedTuple):
         return jnp.where(self.which == OPERATIONS.index(name), self.level, 0.0)
 
 
-def draw_operations(key: jax.Array, *, ops: int, magnitude: float) -> list[Operation]:
-    """Draws `ops` operations for each of (N,) keys, one after the other; none for 0."""
-    if not ops:
-        return []
-    which = integers(key, "randaugment", len(OPERATIONS), (ops,))
-    signs = jnp.where(booleans(key, "randaugment signs", (ops,)), 1.0, -1.0)
-    return [Operation(which[:, i], signs[:, i] * (magnitude / 10)) for i in range(ops)]
+def choose_operations(
+    numbers: dict[str, jax.Array], *, ops: int, magnitude: float
+) -> list[Operation]:
+    """Makes `ops` operations, one after the other, from `draw_numbers`' rows; none for 0."""
+    which = jnp.floor(numbers["randaugment"] * len(OPERATIONS)).astype(jnp.int32)
+    level = jnp.where(numbers["randaugment signs"] < 0.5, -1.0, 1.0) * (magnitude / 10)
+    return [Operation(which[:, i], level[:, i]) for i in range(ops)]
 
 
 def movement(operation: Operation, *, size: int) -> jax.Array:

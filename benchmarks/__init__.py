@@ -1,0 +1,1 @@
+"""Speed figures, each against its peer in one run; nothing here is asserted."""
