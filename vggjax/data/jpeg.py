@@ -16,7 +16,15 @@ START, END = b"\xff\xd8\xff", b"\xff\xd9"
 MAX_SCANS = 100
 """A progressive JPEG has about ten scans; each costs a pass over the whole picture."""
 
-_LENGTH_AND_FORM = {0xC0, 0xC2}  # baseline and progressive frames, Huffman-coded
+NO_DATA = (
+    b"\x00" * 256,
+    b"\x5a" * 256,
+    b"\xa5" * 256,
+    b"".join(bytes([0xFF, 0xD0 + i % 8]) + b"\x5a" * 32 for i in range(16)),  # with restarts
+)
+"""What a scan may go on with, to see whether it misses anything."""
+
+_FRAMES = {0xC0, 0xC2}  # baseline and progressive frames, Huffman-coded
 _SEGMENTS = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restarts, APPn, comment
 _FLAWS = ("Corrupt JPEG data", "Inconsistent progression", "Premature end")  # jerror.h's words
 
@@ -40,7 +48,7 @@ def read_header(jpeg: bytes) -> Plain | None:
             return frame and frame._replace(has_metadata=has_metadata)
         if length < 2 or at + 2 + length > size:
             return None
-        if marker in _LENGTH_AND_FORM:
+        if marker in _FRAMES:
             if frame or length < 11:
                 return None
             bits, height, width, components = (
@@ -73,6 +81,11 @@ def decode_plain(jpeg: bytes, header: Plain) -> np.ndarray:
     return pixels
 
 
+def is_progressive(jpeg: bytes) -> bool:
+    """Says whether a JPEG, whole or not, comes in scans that each refine the whole picture."""
+    return b"\xff\xc2" in jpeg[: jpeg.find(b"\xff\xda")]
+
+
 def is_flaw(error: ValueError) -> bool:
     """Tells damage that libjpeg passes over, with a warning, from what it cannot decode."""
     return str(error).startswith(_FLAWS)
@@ -80,8 +93,9 @@ def is_flaw(error: ValueError) -> bool:
 
 def count_scans(jpeg: bytes) -> int:
     """Counts the scans of a JPEG by its markers, without decoding; stops at the end marker."""
-    if jpeg.count(b"\xff\xda") <= MAX_SCANS:  # no more than the true number plus thumbnails
-        return jpeg.count(b"\xff\xda")
+    most = jpeg.count(b"\xff\xda")  # the true number, and those of thumbnails
+    if most <= MAX_SCANS:
+        return most
     scans, at = 0, 2
     while (at := jpeg.find(b"\xff", at)) >= 0 and at + 4 <= len(jpeg):
         marker = jpeg[at + 1]

@@ -143,7 +143,8 @@ class Examples:
         return part
 
     def _copied(self, part: _Slice) -> _Slice:
-        part.images[: len(part.positions)] = self._cache[part.positions]
+        rows = part.images[: len(part.positions)]
+        np.take(self._cache, part.positions, axis=0, out=rows, mode="clip")  # copies only once
         return part
 
     def _batch(self, positions: np.ndarray, images: np.ndarray) -> Batch:
