@@ -85,7 +85,7 @@ class _Filler:
         return label not in self._touched
 
     def place(self, unit: np.ndarray) -> str:
-        """Chooses the part of a unit: where it fits and the most is still to come."""
+        """Chooses the part of a unit: the one that has the most still to come."""
         counts = self._count(unit)
         part = self._choose(counts)
         for label, count in counts.items():
@@ -100,14 +100,7 @@ class _Filler:
         for label in counts:  # each that is left must show its class in another part
             if self._waiting[label] <= len(self._empty[label]):
                 return self._empty[label][0]
-        fitting = [
-            name
-            for name in self._names
-            if all(self._left[label][name] >= count for label, count in counts.items())
-        ]
-        return max(
-            fitting or self._names, key=lambda name: sum(self._left[at][name] for at in counts)
-        )
+        return max(self._names, key=lambda name: sum(self._left[label][name] for label in counts))
 
     def _count(self, unit: np.ndarray) -> dict[int, int]:
         return Counter(sorted(self._labels[unit].tolist()))
@@ -116,7 +109,7 @@ class _Filler:
 def _find_units(
     labels: np.ndarray, indices: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> list[np.ndarray]:
-    """Gives the examples of each group that has two or more here: of many classes first, large."""
+    """Gives the examples of each group that has two or more here, the largest first."""
     if groups is None or not len(indices):
         return []
     order = np.sort(indices)
@@ -127,7 +120,7 @@ def _find_units(
     # No label is as high as this, so that no class has the same random numbers.
     shuffled = np.random.default_rng((seed, len(labels))).permutation(len(units))
     units = [units[i] for i in shuffled]
-    return sorted(units, key=lambda unit: (-len(set(labels[unit].tolist())), -len(unit)))
+    return sorted(units, key=lambda unit: -len(unit))
 
 
 def _count_all(
