@@ -37,6 +37,10 @@ class Placement:
         """Which process this is, of how many: what `Examples.batches` takes."""
         return jax.process_index(), jax.process_count()
 
+    @property
+    def _devices_here(self) -> int:
+        return len(self.devices) // self.process[1]
+
     def check_batch_size(self, batch_size: int) -> None:
         """Refuses a batch that does not divide over the devices.
 
@@ -55,7 +59,7 @@ class Placement:
         """Copies a tree of arrays to every device."""
         if self.kind == "pmap":
             copy = jax.pmap(lambda leaf: leaf, devices=self.devices)
-            count = (len(self.devices),)
+            count = (self._devices_here,)
             stacked = jax.tree.map(lambda x: np.broadcast_to(x, count + np.shape(x)), tree)
             return copy(stacked)
         # A copy, not an alias: the step donates its state, and the caller may go on using the tree.
@@ -67,7 +71,7 @@ class Placement:
 
         def put(rows: np.ndarray) -> jax.Array:
             if self.kind == "pmap":
-                return rows.reshape(len(self.devices) // self.process[1], -1, *rows.shape[1:])
+                return rows.reshape(self._devices_here, -1, *rows.shape[1:])
             split = NamedSharding(self._mesh, PartitionSpec(AXIS))
             return jax.make_array_from_process_local_data(split, rows)
 
