@@ -182,6 +182,8 @@ def parses(monkeypatch, capsys):
         "vggjax.results.predict.predict_command",
         "vggjax.weights.convert.convert",
         "vggjax.results.summary.summarize_model",
+        "vggjax.results.preview.write_preview",
+        "vggjax.data.doctor.examine",
     ):
         monkeypatch.setattr(place, arrived)
 
