@@ -214,6 +214,15 @@ def test_a_list_names_what_is_not_there(tmp_path):
     assert len(findings.source) == 8
 
 
+def test_a_picture_without_a_split_leaks_into_none(tmp_path):
+    fill(tmp_path, "a", "b")
+    put(tmp_path, "a/same.png", scene(1, 40))
+    lines = [f"{c}/{i}.png,{c},train" for c in "ab" for i in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines, "a/same.png,a,"]))
+    kinds = found(tmp_path / "list.csv")
+    assert kinds["exact_duplicate"] == 1 and "leaked" not in kinds
+
+
 def test_the_json_is_valid_and_whole_with_names_that_no_terminal_can_show(tmp_path):
     fill(tmp_path, "a b", "x\ny", "猫")
     for name in (b"\xff\xfe.jpg", b"a\x1b[31m.jpg", b"--help.jpg"):
@@ -285,3 +294,4 @@ def test_the_flowers_have_six_exact_duplicates_four_of_them_under_two_labels(tmp
     counts = found(tmp_path / "flowers")
     assert set(counts) == {"label_conflict", "exact_duplicate", "near_duplicate"}
     assert counts["exact_duplicate"] == 6 and counts["label_conflict"] == 4
+    assert 20 <= counts["near_duplicate"] <= 28  # 24, each looked at: bursts, sizes, colours, crops

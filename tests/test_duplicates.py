@@ -1,8 +1,6 @@
 """The same picture twice: equal pixels, and the same photograph saved again, cut or brightened."""
 
-import tarfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +8,12 @@ from PIL import Image
 from scenes import saved, scene
 
 from vggjax.data import duplicates
-from vggjax.data.alike import describe
+from vggjax.data.alike import describe, same_picture
 from vggjax.data.duplicates import Duplicates, find_duplicates
 from vggjax.data.pictures import Picture
 from vggjax.data.source import Source
 from vggjax.data.sources import open_source
 from vggjax.errors import DataError
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def source_of(pictures: list[np.ndarray | str], labels: list[int] | None = None) -> Source:
@@ -116,6 +112,46 @@ def test_flat_and_dark_pictures_with_a_little_noise_are_not_alike():
     assert find(dark[0], white[0], dark[0]).exact == 1
 
 
+def test_skies_with_one_gradient_are_not_one_picture():
+    sky = np.linspace(90, 230, 96)[:, None, None] + np.linspace(0, 20, 96)[None, :, None]
+    rng = np.random.default_rng(0)
+    skies = [sky + rng.normal(0, 4, (96, 96, 3)) for _ in range(30)]
+    assert find(*(np.clip(image, 0, 255).astype(np.uint8) for image in skies)).near == 0
+
+
+def detailed(seed: int) -> np.ndarray:
+    """Draws a scene with as much in its details as in its large shapes."""
+    fine = np.random.default_rng(seed).integers(0, 256, (22, 22, 3), np.uint8)
+    fine = np.asarray(Image.fromarray(fine).resize((128, 128), Image.Resampling.BICUBIC), float)
+    return (0.5 * scene(seed) + 0.5 * fine).astype(np.uint8)
+
+
+@pytest.mark.parametrize("cut", [(3, 3, 3, 3), (0, 0, 6, 0), (6, 0, 0, 0), (0, 5, 0, 0)])
+def test_a_cropped_picture_of_many_details_is_laid_over_the_whole_one(cut):
+    top, bottom, left, right = cut
+    scenes = [detailed(seed) for seed in range(30)]
+    cropped = [image[top : 128 - bottom, left : 128 - right] for image in scenes]
+    thumbs = [np.stack([describe(x)[1].ravel() for x in part]) for part in (scenes, cropped)]
+    assert same_picture(*thumbs).sum() >= 22
+
+
+def test_a_picture_with_another_one_shining_through_is_none():
+    one, other = (np.stack([scene(seed + k) for seed in range(30)]) for k in (0, 100))
+    mixed = (0.6 * one + 0.4 * other).astype(np.uint8)
+    thumbs = [np.stack([describe(x)[1].ravel() for x in part]) for part in (one, mixed)]
+    assert same_picture(*thumbs).sum() == 0
+
+
+def test_an_object_on_a_white_ground_is_found_again():
+    def product(seed: int) -> np.ndarray:
+        image = np.full((128, 128, 3), 255, np.uint8)
+        image[36:92, 40:88] = scene(seed, 56)[:, :48]
+        return image
+
+    products = [product(seed) for seed in range(20)]
+    assert find(*products, *(saved(image, 40) for image in products)).near >= 19
+
+
 def test_pages_of_one_form_with_other_details_are_not_one_picture():
     form = np.full((160, 120, 3), 250, np.uint8)
     form[:40] = (20, 40, 160)
@@ -209,31 +245,16 @@ def test_a_fixed_camera_s_frames_do_not_take_all_pairs_to_compare(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_hashes_are_compared_in_seconds():
-    count = 100_000
+def test_sixty_thousand_hashes_are_compared_in_seconds():
+    count = 60_000
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, count, dtype=np.uint64)
-    hashes[90_000] = hashes[7]
+    hashes[50_000] = hashes[7]
     thumbs = np.zeros((count, 256), np.uint8)
-    thumbs[[7, 90_000]] = describe(scene(0))[1].ravel()
+    thumbs[[7, 50_000]] = describe(scene(0))[1].ravel()
     seen = duplicates._Seen(np.zeros(count, "V16"), hashes, thumbs, np.ones(count, bool))
     start = time.process_time()
     with duplicates.ThreadPoolExecutor(2) as threads:
         pairs = duplicates._near_pairs(seen, np.arange(count), threads)
-    assert pairs.tolist() == [[7, 90_000]]
-    assert time.process_time() - start < 30  # 5 s, when nobody else uses the machine
-
-
-@pytest.mark.slow
-def test_the_flowers_have_their_six_exact_duplicates(tmp_path):
-    archive = SHARED / "flowers128.tar.gz"
-    if not archive.exists():
-        pytest.skip("../shared/data/flowers128.tar.gz is not here")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
-    source = open_source(str(tmp_path / "flowers"))
-    found = find_duplicates(source)
-    assert found.exact == 6 and not found.unreadable
-    assert all(len(group) == 2 for group in found.members(exact=True))
-    # Each was looked at: bursts, and photographs in two sizes, colours or crops.
-    assert 20 <= found.near <= 28
+    assert pairs.tolist() == [[7, 50_000]]
+    assert time.process_time() - start < 12  # 2 s, when nobody else uses the machine
