@@ -180,12 +180,16 @@ def doctor(argv: Sequence[str]) -> int:
         """
         from rich.console import Console
 
-        from vggjax.data.clean import write_clean_copy
+        from vggjax.data.clean import check_out, write_clean_copy
         from vggjax.data.doctor import examine
-        from vggjax.results.doctor_page import write_sheet
+        from vggjax.results.doctor_page import check_sheet, write_sheet
         from vggjax.results.doctor_screen import print_clean_copy, print_findings
         from vggjax.training.screen import looking
 
+        if html is not None:  # before a long look, which would be for nothing
+            check_sheet(html)
+        if fix is not None:
+            check_out(data, fix)
         console = Console(stderr=json)  # what is piped on is the JSON alone
         with looking(console, "reading pictures") as progress:
             findings = examine(data, data_dir=data_dir, progress=progress)

@@ -12,7 +12,7 @@ is in `OUT.doctor.csv` beside it, a line for each change.
 import csv
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,24 @@ class CleanCopy:
     def left_out(self) -> list[Change]:
         """Lists what is not in the copy."""
         return [change for change in self.changes if change.action == "left out"]
+
+
+def check_out(dataset: str, out: str | os.PathLike[str]) -> None:
+    """Refuses what can be seen before any picture is read.
+
+    Raises:
+        DataError: a data set without files of its own, or a place that will not do.
+    """
+    if not os.path.exists(os.path.expanduser(dataset)):
+        raise DataError(
+            f"--fix copies files, and {shown(dataset)} has none of its own; it takes a folder of "
+            f"pictures or a list (CSV)."
+        )
+    out = Path(os.path.abspath(os.path.expanduser(out)))
+    if os.path.isdir(os.path.expanduser(dataset)):
+        _check_apart(out, [os.path.realpath(os.path.expanduser(dataset))])
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{shown(out)} is there already, and not an empty folder; give a new one.")
 
 
 def write_clean_copy(
@@ -176,19 +194,11 @@ def _parts(source: Source, i: int, split: str) -> list[str]:
 
 
 def _check_place(dataset: str, source: Source, out: Path, partial: Path, table: Path) -> None:
-    where = shown(out)
+    check_out(dataset, out)
     if source.root is not None:
         folders = {os.path.realpath(source.root)}
         parents = {source.path(i).parent for i in range(len(source))}
-        folders |= {os.path.realpath(folder) for folder in parents}
-        place = os.path.realpath(out)
-        inside = [folder for folder in folders if _is_within(place, folder)]
-        if inside:
-            raise DataError(f"{where} lies in the data set itself; give a place outside of it.")
-        if any(_is_within(folder, place) for folder in folders):
-            raise DataError(f"{where} holds the data set itself; give a new folder.")
-    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{where} is there already, and not an empty folder; give a new one.")
+        _check_apart(out, folders | {os.path.realpath(folder) for folder in parents})
     if os.path.lexists(table) and os.path.realpath(table) == os.path.realpath(dataset):
         raise DataError(f"{shown(table)}, the data set, would be written over; give another place.")
     if os.path.lexists(partial):
@@ -197,8 +207,15 @@ def _check_place(dataset: str, source: Source, out: Path, partial: Path, table: 
         shutil.rmtree(partial)  # what a call that was killed left behind
 
 
-def _is_within(path: str, folder: str) -> bool:
-    return Path(path).is_relative_to(folder)
+def _check_apart(out: Path, folders: Iterable[str]) -> None:
+    place = Path(os.path.realpath(out))
+    for folder in folders:
+        if place.is_relative_to(folder):
+            raise DataError(
+                f"{shown(out)} lies in the data set itself; give a place outside of it."
+            )
+        if Path(folder).is_relative_to(place):
+            raise DataError(f"{shown(out)} holds the data set itself; give a new folder.")
 
 
 def _write_table(path: Path, changes: list[Change]) -> None:

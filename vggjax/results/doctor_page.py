@@ -30,17 +30,27 @@ GROUPED = ("label_conflict", "leaked", "exact_duplicate", "near_duplicate", "ada
 """Kinds whose cases are several pictures, side by side; the others are lines of text."""
 
 
-def write_sheet(findings: Findings, path: str | Path) -> Path:
-    """Writes the page, whole or not at all, and gives its path.
+def check_sheet(path: str | Path) -> Path:
+    """Gives the page's path.
 
     Raises:
-        ConfigError: the path is a folder, or its folder is not there.
+        ConfigError: it is a folder, or its folder is not there.
     """
     path = Path(path).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(
             f"--html takes a file to write, in a folder that is there; got {shown(path)}."
         )
+    return path
+
+
+def write_sheet(findings: Findings, path: str | Path) -> Path:
+    """Writes the page, whole or not at all, and gives its path.
+
+    Raises:
+        ConfigError: what `check_sheet` refuses.
+    """
+    path = check_sheet(path)
     source = findings.source
     page = _template().render(
         name=_short(findings.dataset),
