@@ -124,7 +124,7 @@ def test_every_command_explains_itself(capsys, command):
         ("doctor gone", "There is no folder 'gone', and no tfds data set of that name."),
         ("doctor ./gone.csv", "There is no file"),
         ("doctor", "DATA"),
-        ("doctor flowers --html gone/sheet.html", "--html takes a file to write, in a folder that is"),
+        ("doctor flowers --html gone/sheet.html", "--html takes a file to write, in a folder"),
         ("doctor flowers --fix flowers/clean", "flowers/clean lies in the data set itself"),
         ("doctor digits --fix clean", "--fix copies files, and digits has none of its own"),
         ("doctor flowers --fix empty/../flowers", "lies in the data set itself"),
