@@ -91,6 +91,14 @@ def test_a_jpeg_cut_at_any_byte_is_never_a_picture_but_for_its_end_marker():
     assert read == [len(data) - 2, len(data) - 1]
 
 
+def test_a_progressive_jpeg_without_its_last_scans_is_truncated():
+    data = encode(smooth(), "JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
+    assert len(scans) > 5
+    for cut in (*scans[1:], len(data) - 2):
+        assert outcome(data[:cut]) == "truncated"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_jpeg_is_turned_as_its_exif_says(orientation, by_pillow):
     exif = Image.Exif()
@@ -124,6 +132,7 @@ def test_a_jpeg_with_a_second_picture_in_it_is_pillow_s():
     data = encode(first, "MPO", save_all=True, append_images=[second])
     assert read_header(data) is None
     np.testing.assert_array_equal(load_image(data), load_image(encode(first, "JPEG")))
+    assert read_picture(data).notes == ()  # a preview or a depth map is no frame
 
 
 def test_size_and_scans_are_checked_before_the_short_way_decodes(monkeypatch):
