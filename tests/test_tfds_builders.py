@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -173,10 +174,18 @@ def test_a_silent_network_costs_no_more_than_the_probe(tmp_path, monkeypatch):
         assert time.monotonic() - start < 5
 
 
+def test_a_look_up_that_hangs_costs_no_more_than_the_probe(monkeypatch):
+    end = threading.Event()  # no timeout of a request ends the look-up of a name
+    monkeypatch.setattr(tfds_prepare, "_probe", lambda url, answering: end.wait(60))
+    monkeypatch.setattr(tfds_prepare, "PROBE_S", 0.2)
+    start = time.monotonic()
+    assert tfds_prepare._answering(["http://server.example/x.tgz"]) == set()
+    end.set()
+    assert time.monotonic() - start < 10
+
+
 @pytest.mark.parametrize("status", ["502 Bad Gateway", "404 Not Found"])
 def test_a_proxy_s_own_refusal_is_no_answer_but_a_server_s_is(status, monkeypatch):
-    import threading
-
     with socket.create_server(("127.0.0.1", 0)) as proxy:
 
         def answer():

@@ -30,8 +30,7 @@ def remarks_on_classes(class_names: Sequence[str]) -> list[str]:
             found.append(f"Class names are sorted as words, not as numbers: {first}{more}.")
     twins = defaultdict(list)
     for name in class_names:
-        folded = unicodedata.normalize("NFKC", name).casefold().strip()
-        twins[unicodedata.normalize("NFKC", folded)].append(name)
+        twins[unicodedata.normalize("NFKC", name.casefold()).strip()].append(name)
     for names in twins.values():
         if len(names) > 1:
             found.append(
