@@ -182,7 +182,7 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     from matplotlib.font_manager import FontProperties, findfont
 
     weight = "bold" if bold else "normal"
-    return ImageFont.truetype(findfont(FontProperties(FONT, weight=weight)), size)
+    return ImageFont.truetype(findfont(FontProperties(family=FONT, weight=weight)), size)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
