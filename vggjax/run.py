@@ -55,8 +55,11 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
 
 
 def _cross_validate(config: Config, console: Console) -> FitResult:
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     with looking(console, "comparing pictures") as progress:
-        workdir, configs = prepare_folds(config, progress=progress)
+        workdir, configs = prepare_folds(config, progress=progress, say=say)
     left_out: dict[str, str] = {}
     with lock_workdir(workdir):
         for number, fold in enumerate(configs, start=1):

@@ -20,6 +20,7 @@ from vggjax.data.findings import Findings
 from vggjax.data.safe_names import Names
 from vggjax.data.signatures import ending_of, format_named, format_of_file
 from vggjax.data.source import SPLIT_WORDS, Source
+from vggjax.data.tfds_source import is_tfds_name
 from vggjax.errors import DataError, shown
 
 _MARK = ".vggjax-doctor"
@@ -63,14 +64,15 @@ def check_out(dataset: str, out: str | os.PathLike[str]) -> None:
     Raises:
         DataError: a data set without files of its own, or a place that will not do.
     """
-    if not os.path.exists(os.path.expanduser(dataset)):
+    folder = os.path.expanduser(dataset)
+    if not os.path.exists(folder) and (dataset == "digits" or is_tfds_name(dataset)):
         raise DataError(
             f"--fix copies files, and {shown(dataset)} has none of its own; it takes a folder of "
             f"pictures or a list (CSV)."
         )
     out = Path(os.path.abspath(os.path.expanduser(out)))
-    if os.path.isdir(os.path.expanduser(dataset)):
-        _check_apart(out, [os.path.realpath(os.path.expanduser(dataset))])
+    if os.path.isdir(folder):
+        _check_apart(out, [os.path.realpath(folder)])
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{shown(out)} is there already, and not an empty folder; give a new one.")
 

@@ -87,7 +87,9 @@ def _resolve(source: Source, own: dict[str, np.ndarray], part: str) -> np.ndarra
     known = list(dict.fromkeys(SPLIT_WORDS[word] for word in infos))
     for name in _names(part):
         if name not in infos:
-            alone = " The data set has no splits of its own: slice train." * (len(known) == 1)
+            alone = (
+                " The data set has no splits of its own: slice train, or give shares (0.8,0.1,0.1)."
+            ) * (len(known) == 1)
             raise DataError(unknown("split in --split", name, known, hint=alone))
     try:
         slices = _read(part).to_absolute(infos)

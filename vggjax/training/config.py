@@ -38,7 +38,8 @@ class _DataSettings:
     """The first of Config's fields: a base class, so that they come first in --help."""
 
     dataset: str = "digits"
-    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), or `digits`."""
+    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), a CSV with the
+    columns path,label[,split], or `digits`."""
     recipe: str | None = None
     """Sets the defaults of what is not given: digits, flowers, probe, finetune or scratch (from
     Python: `make_config`). Without one, `digits` has its own."""
@@ -50,7 +51,8 @@ class _DataSettings:
     data_dir: str | None = None
     """Where tfds keeps prepared data sets; None is tfds' own place."""
     split: str = "0.8,0.1,0.1"
-    """Shares of train,val,test, stratified by class, where the data set has no splits."""
+    """Shares of train,val,test, stratified by class, where the data set has no splits; or slices
+    of its own, as in train[:80%],train[80%:90%],train[90%:]."""
     duplicates: Literal["near", "exact", "ignore"] = "near"
     """Which pictures count as the same and stay in one split: also such as were saved anew or made
     smaller, only equal ones, or none."""

@@ -6,20 +6,26 @@ a run as any other, resumed and judged like any other.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from vggjax.data.sources import open_source
 from vggjax.data.split_file import NAME as SPLITS_FILE
 from vggjax.data.split_file import splits_text
 from vggjax.data.splits import make_folds
+from vggjax.errors import shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config
 from vggjax.training.run_folder import check_data, find_workdir, fold_folders, make_workdir
 from vggjax.training.setup import Progress, check_outside, compare, resolve
 
 
-def prepare_folds(config: Config, *, progress: Progress | None = None) -> tuple[Path, list[Config]]:
+def prepare_folds(
+    config: Config, *, progress: Progress | None = None, say: Callable[[str], None] = print
+) -> tuple[Path, list[Config]]:
     """Makes the run folder of a cross-validation, or finds it again; gives a config for each fold.
+
+    `say` is told where the data set's own splits do not count.
 
     Raises:
         VggjaxError: settings or data that cannot be used, or other data than at the first start.
@@ -29,6 +35,8 @@ def prepare_folds(config: Config, *, progress: Progress | None = None) -> tuple[
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)
+    if source.splits:
+        say(f"The own splits of {shown(source.name)} ({', '.join(source.splits)}) are pooled.")
     folders = fold_folders(workdir, config)
     configs = [
         dataclasses.replace(config, cross_validate=0, workdir=str(folder)) for folder in folders
