@@ -138,7 +138,7 @@ class Examples:
 
     def _slice(self, order: np.ndarray, at: int, rows: int) -> _Slice:
         size = self.preprocessing.image_size
-        part = _Slice(order[at : at + rows], np.empty((rows, size, size, 3), np.uint8))
+        part = _Slice(order[at : at + rows], _empty_images(rows, size))
         part.images[len(part.positions) :] = 0
         return part
 
@@ -282,6 +282,14 @@ def prefetch(iterator: Iterator[Batch], put: Callable[[Batch], T], depth: int = 
     finally:
         stop.set()
         thread.join()
+
+
+def _empty_images(rows: int, size: int) -> np.ndarray:
+    """Allocates where jax.device_put on a CPU need not copy: at a multiple of 64 bytes."""
+    count = rows * size * size * 3
+    whole = np.empty(count + 64, np.uint8)
+    first = -whole.ctypes.data % 64
+    return whole[first : first + count].reshape(rows, size, size, 3)
 
 
 def _count_cores() -> int:
