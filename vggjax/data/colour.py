@@ -78,12 +78,12 @@ def stretch_tables(counts: jax.Array) -> jax.Array:
     return jnp.where(high > low, jnp.clip(table, 0, 255), levels).astype(jnp.uint8)
 
 
-def contrast_tables(images: jax.Array, factor: jax.Array) -> jax.Array:
+def contrast_tables(counts: jax.Array, factor: jax.Array) -> jax.Array:
     """Scales the distance from each picture's mean gray by (N,) factors."""
-    mean = jnp.floor(_gray(images).astype(jnp.float32).mean((1, 2)) + 0.5)[:, None, None]
     levels = jnp.arange(256, dtype=jnp.float32)[None, None]
-    table = mean + factor[:, None, None] * (levels - mean)
-    return jnp.broadcast_to(_truncate(table), (len(images), 3, 256))
+    means = (counts * levels).sum(-1) / counts.sum(-1)  # (N, 3): the gray's mean is theirs
+    mean = jnp.floor((means * (jnp.array(_GREY) / 65536)[None]).sum(-1) + 0.5)[:, None, None]
+    return _truncate(mean + factor[:, None, None] * (levels - mean))
 
 
 def saturate(images: jax.Array, factor: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def _tables(images: jax.Array, operation: Operation) -> jax.Array:
         "equalize": colour.equalize_tables(counts),
         "posterize": (levels >> lost_bits) << lost_bits,
         "solarize": jnp.where(levels >= 255 * (1 - level), 255 - levels, levels),
-        "contrast": colour.contrast_tables(images, 1 + 0.9 * operation.level),
+        "contrast": colour.contrast_tables(counts, 1 + 0.9 * operation.level),
         "brightness": jnp.clip(scaled, 0, 255),
     }
     table = jnp.broadcast_to(levels, counts.shape).astype(jnp.uint8)
