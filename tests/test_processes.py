@@ -1,6 +1,7 @@
 """Several processes: each reads its own rows, and together they make the very batches of one."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from test_pipeline import assert_same, examples, source
 
 from vggjax.data.source import Source
 from vggjax.errors import ConfigError
+from vggjax.training.sharding import leave
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,30 +120,63 @@ for batch in examples(source(bad={5})).batches(8, shuffle=True, process=placemen
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
-def test_two_real_processes_see_the_global_batches_of_one(kind, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+GIVES_UP = """
+import sys
+import jax
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]))
+import numpy as np
+from vggjax.training.sharding import Placement, leave
+
+placement = Placement()
+double = placement.compile(lambda _, batch: batch["index"].sum())
+for _ in range(2):
+    placement.fetch(double(None, placement.put_batch({"index": np.arange(4)})))
+    if sys.argv[1] == "0":
+        print("gave up")
+        leave(2)
+"""
+
+
+def run_two(program: str, folder: Path, *arguments: str) -> tuple[list[int], list[str]]:
+    """Runs a program in two processes; gives their exit codes and what they printed."""
+    (folder / "program.py").write_text(program)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = str(free.getsockname()[1])
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     running = [
         subprocess.Popen(
-            [sys.executable, program, str(which), str(port), kind],
+            [sys.executable, folder / "program.py", str(which), port, *arguments],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for which in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=120) for process in running]
+        said = [process.communicate(timeout=150) for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0], said
-    lines = [[line.split() for line in out.splitlines()] for out, _ in said]
+    return [process.returncode for process in running], [out for out, _ in said]
+
+
+@pytest.mark.slow
+def test_a_process_that_gives_up_leaves_none_hanging(tmp_path):
+    codes, said = run_two(GIVES_UP, tmp_path)
+    assert codes[0] == 2 and said[0].endswith("gave up\n")  # gloo speaks there too
+    assert codes[1] == -signal.SIGABRT
+
+
+def test_one_process_alone_does_not_leave():
+    leave(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_two_real_processes_see_the_global_batches_of_one(kind, tmp_path):
+    codes, said = run_two(PROGRAM, tmp_path, kind)
+    assert codes == [0, 0]
+    lines = [[line.split() for line in out.splitlines()] for out in said]
     rows = [[list(map(int, line[1:])) for line in own if line[0] == "rows"] for own in lines]
     sums = [[list(map(int, line[1:])) for line in own if line[0] == "sums"] for own in lines]
 

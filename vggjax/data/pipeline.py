@@ -7,7 +7,7 @@ cannot be read keeps its row, with mask 0: it is named and counted, not fatal. S
 to what the weights expect, and augmentation, happen later, on the device.
 
 Of several processes each makes its own rows of every batch and reads no others'. Each judges by
-itself what it cannot read, and one that gives up ends alone: jax.distributed then ends the rest.
+itself what it cannot read; one that gives up has to end at once (sharding.leave), which ends all.
 """
 
 import itertools
