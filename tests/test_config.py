@@ -1,9 +1,12 @@
 """Config refuses what cannot be run, recipes set defaults, flags win."""
 
 import dataclasses
+import json
 
 import pytest
 
+from vggjax import cli
+from vggjax.data.augmentation import PRESETS, Augmentation
 from vggjax.errors import ConfigError
 from vggjax.training.config import Config, read_config
 from vggjax.training.recipes import RECIPES, make_config
@@ -29,6 +32,11 @@ from vggjax.training.recipes import RECIPES, make_config
         ({"seed": 2**32}, "below 2**32"),
         ({"unfreeze": ()}, "got nothing"),
         ({"head_epochs": 2}, "left out where --unfreeze is none"),
+        ({"augment": "flips"}, "Unknown --augment 'flips'. Did you mean 'flip'?"),
+        ({"augment": 3}, "Unknown --augment '3'"),
+        ({"rotation_range": -1}, "--rotation-range must be from 0 to 360 degrees; got -1"),
+        ({"zoom_range": (1, 2, 3)}, "two as in 0.8 1.2; got 1 2 3"),
+        ({"unfreeze": (5,)}, "--unfreeze takes str; got (5,)"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_fix(settings, message):
@@ -41,6 +49,57 @@ def test_what_cannot_be_run_is_refused_with_the_fix(settings, message):
 def test_json_gives_back_the_same_config(tmp_path):
     config = Config(dataset="photos", unfreeze=("block4", "block5_conv3"), workdir=str(tmp_path))
     assert Config.from_json(config.to_json()) == config
+
+
+def test_json_gives_back_the_same_augmentation_whole_numbers_as_whole():
+    config = Config(zoom_range=0.2, randaugment=(2, 9), width_shift_range=2, augment="flip")
+    again = Config.from_json(config.to_json())
+    assert again == config
+    # A whole number draws whole pixels, 2.0 any between: ImageDataGenerator's own difference.
+    assert isinstance(again.width_shift_range, int)
+
+
+@pytest.mark.parametrize("name", ["flip", "none"])
+def test_a_config_saved_before_augmentation_had_settings_can_be_read_and_resumed(name):
+    fields = json.loads(Config(dataset="photos", augment=name).to_json())
+    for field in dataclasses.fields(Augmentation):
+        del fields[field.name]
+    old = Config.from_json(json.dumps(fields))
+    assert old.augmentation == PRESETS[name]
+    same = Config(dataset="photos", augment=None if name == "flip" else name)
+    assert old.differences(same) == {}
+    assert set(old.differences(Config(dataset="photos", augment="crop-flip"))) == {"augment"}
+
+
+def test_a_lesson_s_flags_are_the_whole_augmentation_unless_a_name_is_given():
+    assert Config().augmentation == PRESETS["flip"]
+    assert Config(rotation_range=30).augmentation == Augmentation(rotation_range=30)
+    both = Config(rotation_range=30, augment="flip").augmentation
+    assert both == Augmentation(rotation_range=30, horizontal_flip=True)
+    assert make_config(rotation_range=30).augmentation == Augmentation(rotation_range=30)
+
+
+def test_help_begins_with_the_data_and_then_the_augmentation():
+    names = [field.name for field in dataclasses.fields(Config)]
+    assert names[0] == "dataset"
+    assert names.index("augment") + 1 == names.index("rotation_range") < names.index("model")
+
+
+def test_the_command_line_takes_imagedatagenerator_s_arguments(monkeypatch, capsys):
+    def seen(config):
+        raise ConfigError(f"{config.augmentation}")
+
+    monkeypatch.setattr("vggjax.run.fit", seen)
+    line = "train --rotation-range 30 --width-shift-range 2 --height-shift-range 0.2"
+    line += " --zoom-range 0.8 1.2 --shear-range 0.2 --horizontal-flip --fill-mode reflect"
+    assert cli.main(line.split()) == 2
+    expected = Augmentation(
+        rotation_range=30.0, width_shift_range=2, height_shift_range=0.2, zoom_range=(0.8, 1.2),
+        shear_range=0.2, horizontal_flip=True, fill_mode="reflect",
+    )  # fmt: skip
+    assert str(expected) in capsys.readouterr().err
+    assert cli.main(["train", "--zoom-range", "0.8", "1", "2"]) == 2
+    assert "two as in 0.8 1.2; got 0.8 1.0 2.0" in capsys.readouterr().err
 
 
 def test_an_unknown_setting_in_a_saved_config_is_named(tmp_path):

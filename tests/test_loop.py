@@ -192,7 +192,7 @@ def test_the_test_split_is_not_read_while_training(pictures, tmp_path, monkeypat
         return dataclasses.replace(source, read=lambda i: read.append(i) or source.read(i))
 
     monkeypatch.setattr(setup, "open_source", open_source)
-    config = make_config(pictures, tmp_path / "run", epochs=1)
+    config = make_config(pictures, tmp_path / "run", epochs=1, duplicates="ignore")
     train(config)
     splits = setup.set_up(config).splits
     assert set(read) == set(splits["train"]) | set(splits["val"])

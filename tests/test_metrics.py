@@ -37,7 +37,8 @@ def test_every_figure_is_scikit_learns(examples, classes):
         np.testing.assert_allclose(
             [row[key] for row in mine["per_class"]], values, rtol=1e-12, atol=0
         )
-    macro = sk.precision_recall_fscore_support(labels, guesses, average="macro", **keywords)
+    there = dict(labels=np.unique(labels), zero_division=0)  # a class with no example says nothing
+    macro = sk.precision_recall_fscore_support(labels, guesses, average="macro", **there)
     np.testing.assert_allclose(list(mine["macro"].values()), macro[:3], rtol=1e-12, atol=0)
     if classes > 5:
         top5 = sk.top_k_accuracy_score(labels, probs, k=5, labels=every)
@@ -88,6 +89,17 @@ def test_the_most_confused_pairs_come_most_frequent_first_and_leave_out_what_was
         ("dandelion", "rose", 1),
     ]
     assert confusion[0][0] == 50
+
+
+def test_pooled_evaluations_are_one_evaluation_of_all_their_examples():
+    cases = [_random_case(examples, 7, seed) for seed, examples in enumerate((20, 31, 4))]
+    parts = [metrics.summarize(probs, labels, _names(7)) for probs, labels in cases]
+    probs, labels = (np.concatenate(arrays) for arrays in zip(*cases, strict=True))
+    pooled, whole = metrics.pool(parts, _names(7)), metrics.summarize(probs, labels, _names(7))
+    assert pooled.keys() == whole.keys()
+    for name in ("loss", "top5"):
+        assert pooled.pop(name) == pytest.approx(whole.pop(name), rel=1e-6)
+    assert pooled == whole
 
 
 def test_a_summary_survives_json_unchanged():

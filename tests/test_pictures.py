@@ -95,10 +95,24 @@ def test_sixteen_bit_gray_is_scaled_and_not_cut_off(kind):
     assert loaded[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pixels_without_a_known_range_are_refused(dtype):
+@pytest.mark.parametrize("values", [[0, 256], [-1, 1], [0, np.inf]])
+def test_float_pixels_of_no_known_range_are_refused(values):
+    with pytest.raises(DataError, match="unsupported: float pixels from"):
+        load_image(encode(Image.fromarray(np.array([values], np.float32)), "TIFF"))
+
+
+def test_32_bit_pixels_are_refused():
     with pytest.raises(DataError, match="no known range"):
-        load_image(encode(Image.fromarray(np.ones((4, 4), dtype)), "TIFF"))
+        load_image(encode(Image.fromarray(np.ones((4, 4), np.int32)), "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0, 0.5, 1, np.nan], [0, 128, 255, 0]), ([0, 1, 254.6, np.nan], [0, 1, 255, 0])],
+)
+def test_float_pixels_of_0_to_1_or_0_to_255_are_scaled(values, expected):
+    loaded = load_image(encode(Image.fromarray(np.array([values], np.float32)), "TIFF"))
+    assert loaded[0].tolist() == [[value] * 3 for value in expected]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

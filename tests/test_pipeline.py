@@ -103,11 +103,16 @@ def test_the_order_is_numpy_s_permutation_by_seed_and_epoch():
     np.testing.assert_array_equal(plain["index"], np.arange(3, 20))
 
 
-@pytest.mark.parametrize("num_threads", [2, 5, 16])
-def test_the_number_of_threads_changes_nothing(num_threads):
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("num_threads", [2, 7, 16])
+def test_neither_threads_nor_the_cache_change_a_batch(num_threads, cached):
     made = source(bad={4, 11}, delay=True)
-    one = examples(made, num_threads=1).batches(4, shuffle=True)
-    assert_same(one, examples(made, num_threads=num_threads).batches(4, shuffle=True))
+    split = examples(made, num_threads=num_threads)
+    if cached:
+        split.prepare()
+    assert_same(
+        examples(made, num_threads=1).batches(4, shuffle=True), split.batches(4, shuffle=True)
+    )
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 9])

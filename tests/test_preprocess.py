@@ -26,6 +26,23 @@ def test_squash_is_pillow_s_resize_of_the_whole_picture(interpolation, shape):
     np.testing.assert_array_equal(resize_image(image, p), expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (17, 9), (32, 5), (31, 31), (1, 32)])
+def test_a_bilinear_squash_that_enlarges_is_pillow_s_within_one_grey_level(shape):
+    for image in (noise(*shape), np.full((*shape, 3), 255, np.uint8)):
+        squared = Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)
+        resized = resize_image(image, Preprocessing(image_size=32)).astype(int)
+        assert np.abs(resized - np.asarray(squared)).max() <= 1
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("shape", [(48, 64), (32, 32), (20, 9)])
+def test_a_picture_is_resized_into_the_place_that_is_given(shape, resize):
+    p, places = Preprocessing(image_size=32, resize=resize), np.zeros((3, 32, 32, 3), np.uint8)
+    assert np.shares_memory(resize_image(noise(*shape), p, out=places[1]), places[1])
+    np.testing.assert_array_equal(places[1], resize_image(noise(*shape), p))
+    assert not places[[0, 2]].any()
+
+
 @pytest.mark.parametrize("shape", [(375, 500), (500, 375), (256, 256), (224, 300), (90, 61)])
 def test_crop_is_the_centre_of_the_picture_with_its_short_side_at_256(shape):
     image = noise(*shape)

@@ -1,25 +1,16 @@
-"""Splits are disjoint, whole, stratified, the same everywhere; a data set's own are kept."""
+"""Splits are disjoint, whole, stratified, the same everywhere; a data set's own are kept.
+
+Groups and folds are in test_groups.py, slices in tfds' words in test_instructions.py.
+"""
+
+import re
 
 import numpy as np
 import pytest
+from made_source import source
 
-from vggjax.data.pictures import Picture
-from vggjax.data.source import Source
-from vggjax.data.splits import FRACTIONS, SPLITS, make_splits, parse_split
+from vggjax.data.splits import FRACTIONS, SPLITS, make_splits, parse_split, remarks_on_splits
 from vggjax.errors import ConfigError, DataError
-
-
-def source(counts, splits=None) -> Source:
-    labels = np.random.default_rng(9).permutation(np.repeat(np.arange(len(counts)), counts))
-    return Source(
-        name="made",
-        class_names=tuple("abcdefghijklmnop"[: len(counts)]),
-        labels=labels.astype(np.int32),
-        ids=[str(i) for i in range(len(labels))],
-        splits=splits,
-        read=lambda i: Picture(np.zeros((1, 1, 3), np.uint8)),
-        fingerprint="",
-    )
 
 
 @pytest.mark.parametrize("fractions", [FRACTIONS, (0.5, 0.2, 0.3), (1 / 3, 1 / 3, 1 / 3)])
@@ -89,9 +80,59 @@ def test_a_missing_split_is_cut_from_train_by_its_share_of_the_two(missing):
     assert (np.abs(found - in_train / 9) < 1).all() and found.sum() == 20
 
 
-def test_a_class_with_fewer_than_three_examples_is_named_with_its_count():
-    with pytest.raises(DataError, match="Class 'b' has 2 examples, too few"):
-        make_splits(source([200, 2]))
+@pytest.mark.parametrize(
+    ("count", "where", "words"),
+    [
+        (1, {"train"}, "Class 'b' has only 1 picture, in train alone: val and test say nothing"),
+        (2, {"train", "test"}, r"few.*\(train 1, val 0, test 1\): val says nothing"),
+    ],
+)
+def test_one_or_two_examples_go_to_train_and_then_to_test_and_that_is_said(count, where, words):
+    made = source([200, count])
+    splits = make_splits(made)
+    assert {name for name, part in splits.items() if (made.labels[part] == 1).any()} == where
+    assert sum(len(part) for part in splits.values()) == 200 + count
+    (remark,) = remarks_on_splits(made, splits)
+    assert re.search(words, remark) and remark.count(".") == 1
+
+
+def test_many_small_classes_take_four_sentences():
+    made = source([200, 1, 1, 2, 1, 1, 2])
+    remarks = remarks_on_splits(made, make_splits(made))
+    assert len(remarks) == 4 and remarks[3].startswith("3 more classes")
+    enough = source([200, 3])
+    assert remarks_on_splits(enough, make_splits(enough)) == []
+
+
+def test_a_small_class_changes_nothing_for_the_others():
+    alone, beside = source([40, 30]), source([40, 30, 1])
+    first = make_splits(alone, seed=4)
+    of = {name: np.bincount(alone.labels[part]) for name, part in first.items()}
+    for name, part in make_splits(beside, seed=4).items():
+        np.testing.assert_array_equal(np.bincount(beside.labels[part])[:2], of[name])
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ([1, 1, 1], "val and test, which would be empty: class 'a' has 1, class 'b' has 1, class"),
+        ([2, 2], "for val, which would be empty: class 'a' has 2, class 'b' has 2"),
+        ([1] * 9, "'e' has 1, and 4 more"),
+    ],
+)
+def test_a_split_that_would_be_empty_names_all_small_classes(counts, words):
+    with pytest.raises(DataError, match=words):
+        make_splits(source(counts))
+
+
+def test_where_only_val_is_cut_a_class_needs_two_in_train():
+    made = source([9, 9])
+    a, b = (np.flatnonzero(made.labels == label) for label in (0, 1))
+    own = {"train": np.concatenate([a[:6], b[:1]]), "test": np.concatenate([a[6:], b[1:]])}
+    made = source([9, 9], own)
+    splits = make_splits(made)
+    assert b[0] in splits["train"] and len(splits["val"]) == 1
+    assert "val says nothing" in remarks_on_splits(made, splits)[0]
 
 
 def test_three_examples_are_enough():
@@ -105,6 +146,13 @@ def test_a_class_that_an_own_split_lacks_is_named_with_the_counts():
     made = source([10, 10], {"train": rest, "test": a[:3]})
     with pytest.raises(DataError, match="Class 'b' is not in every split: .*test 0"):
         make_splits(made)
+
+
+def test_a_class_that_own_train_lacks_is_named_and_the_number_of_others():
+    made = source([10, 3, 3, 3])
+    own = {"train": np.flatnonzero(made.labels == 0), "test": np.flatnonzero(made.labels)}
+    with pytest.raises(DataError, match="'a' is not in every.*3 more, as 'b', 'c', 'd'"):
+        make_splits(source([10, 3, 3, 3], own))
 
 
 def test_a_split_is_parsed():

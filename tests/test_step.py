@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vggjax.data.augmentation import PRESETS, Augmentation
+from vggjax.data.mix import mix
+from vggjax.data.preprocess import preprocess
 from vggjax.errors import ConfigError
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
@@ -28,22 +31,29 @@ def make_batch(rows=8, masked=0, seed=0):
     }
 
 
-def set_up(arch=PLAIN, head="gap-16-0.5-3", *, placement=None, augmentation="flip", **settings):
+def set_up(
+    arch=PLAIN, head="gap-16-0.5-3", *, placement=None, augmentation=PRESETS["flip"], donate=True,
+    **settings,
+):  # fmt: skip
     model = VGG(arch, head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
     settings = {"weights": "none", "unfreeze": "all", "warmup_epochs": 0} | settings
     config = Config(**settings)
     labels = label_layers(model, config.unfreeze)
     tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
     placement = placement or Placement(devices=jax.devices()[:1])
-    step = make_train_step(
-        model, tx, labels, placement=placement, mode="torch", augmentation=augmentation, seed=5
-    )
+    options = dict(mode="torch", augmentation=augmentation, seed=5, donate=donate)
+    step = make_train_step(model, tx, labels, placement=placement, **options)
     return model, step, placement.put_state(make_state(model, tx, labels)), placement
 
 
-def run(kind, devices, arch, masked):
+# All that could tell one device's rows from four devices': own draws, and partners elsewhere.
+MIXED = Augmentation(rotation_range=30, horizontal_flip=True, mixup=0.4, cutmix=1.0)
+
+
+def run(kind, devices, arch, masked, augmentation):
     placement = Placement(kind, devices=jax.devices()[:devices])
-    _, step, state, _ = set_up(arch, placement=placement, optimizer="sgd", learning_rate=0.05)
+    options = dict(optimizer="sgd", learning_rate=0.05, augmentation=augmentation)
+    _, step, state, _ = set_up(arch, placement=placement, **options)
     losses = []
     for seed in range(4):
         state, metrics = step(state, placement.put_batch(make_batch(8, masked, seed)))
@@ -51,29 +61,73 @@ def run(kind, devices, arch, masked):
     return losses, placement.fetch(state)
 
 
-@pytest.mark.parametrize(("arch", "masked"), [(PLAIN, 0), (BN, 3)], ids=["plain", "batch_norm"])
-def test_four_devices_under_jit_or_pmap_learn_what_one_does(arch, masked):
+@pytest.mark.parametrize(
+    ("arch", "masked", "augmentation"),
+    [
+        pytest.param(PLAIN, 0, PRESETS["flip"], id="plain"),
+        pytest.param(BN, 3, PRESETS["flip"], id="batch_norm"),
+        pytest.param(BN, 3, MIXED, id="mixed", marks=pytest.mark.slow),
+    ],
+)
+def test_four_devices_under_jit_or_pmap_learn_what_one_does(arch, masked, augmentation):
     # 3 of 8 rows masked leave one device of four without an example.
-    losses, state = run("jit", 1, arch, masked)
+    losses, state = run("jit", 1, arch, masked, augmentation)
     assert losses[0] > 1
     for kind in ("jit", "pmap"):
-        losses_4, state_4 = run(kind, 4, arch, masked)
+        losses_4, state_4 = run(kind, 4, arch, masked, augmentation)
         np.testing.assert_allclose(losses_4, losses, rtol=1e-5)
         for a, b in zip(jax.tree.leaves(state_4), jax.tree.leaves(state), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_padding_changes_nothing_whatever_it_holds():
+@pytest.mark.parametrize("augmentation", [PRESETS["flip"], MIXED], ids=["flip", "mixed"])
+def test_padding_changes_nothing_whatever_it_holds(augmentation):
     results = []
     for noise in (0, 255):
         batch = make_batch(8, masked=3)
         batch["images"][5:] = noise
         batch["label"][5:] = noise % 3
-        _, step, state, placement = set_up(BN)
+        _, step, state, placement = set_up(BN, augmentation=augmentation)
         state, metrics = step(state, placement.put_batch(batch))
         results.append(jax.tree.leaves((placement.fetch(state), placement.fetch(metrics))))
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("outputs", [3, 1])
+def test_a_mixed_batch_is_scored_by_its_soft_labels_and_its_heavier_ones(outputs):
+    head = f"gap-16-{outputs}"
+    model, step, state, _ = set_up(head=head, augmentation=Augmentation(mixup=1.0), donate=False)
+    batch = make_batch(8, masked=2)
+    batch["label"] %= max(outputs, 2)
+    key = jax.random.fold_in(jax.random.key(5), 0)  # randomness is of (seed, step, row)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(8))
+    keys = jax.vmap(jax.random.split)(keys)[:, 0]
+    mixed = jax.jit(mix, static_argnames="mixup")(
+        keys, batch["images"], batch["label"], batch["mask"], mixup=1.0
+    )
+    logits = np.asarray(model(preprocess(mixed.images, "torch")), np.float64)
+    logits = logits if outputs > 1 else np.concatenate([0 * logits, logits], axis=1)
+    one_hot, share = np.eye(logits.shape[1]), np.asarray(mixed.share)[:, None]
+    soft = share * one_hot[batch["label"]] + (1 - share) * one_hot[mixed.other]
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    metrics = step(state, batch)[1]
+    np.testing.assert_allclose(metrics["loss"], -(soft * log_probs)[:6].sum(), rtol=1e-5)
+    assert metrics["correct"] == (logits.argmax(1) == soft.argmax(1))[:6].sum()
+    assert metrics["count"] == 6
+    assert (soft.argmax(1) != batch["label"])[:6].any()  # or the test could not tell
+
+
+def test_only_training_is_augmented():
+    # The same weights, whatever the augmentation: an evaluation is the same to the last bit.
+    scores = []
+    for augmentation in (None, MIXED):
+        model, _, _, placement = set_up(BN, augmentation=augmentation)
+        eval_step = make_eval_step(model, placement=placement, mode="torch")
+        state = nnx.split(model, nnx.Param, nnx.BatchStat)[1:]
+        scores.append([eval_step(state, make_batch(seed=seed)) for seed in (0, 0, 1)])
+        assert scores[-1][0] == scores[-1][1]
+    assert scores[0] == scores[1]
 
 
 def test_seven_images_at_batch_four_score_as_the_mean_of_seven():
@@ -117,7 +171,7 @@ def test_dropout_keeps_the_expected_activation():
 
 def test_eight_images_are_learned_by_heart():
     _, step, state, placement = set_up(
-        BN, "gap-16-3", augmentation="none", learning_rate=1e-2, epochs=100, schedule="constant"
+        BN, "gap-16-3", augmentation=None, learning_rate=1e-2, epochs=100, schedule="constant"
     )
     batch = placement.put_batch(make_batch())
     for _ in range(60):
@@ -127,7 +181,7 @@ def test_eight_images_are_learned_by_heart():
 
 def test_one_sigmoid_unit_learns_and_predicts_two_classes():
     model, step, state, placement = set_up(
-        BN, "gap-16-1", augmentation="none", learning_rate=1e-2, epochs=100, schedule="constant"
+        BN, "gap-16-1", augmentation=None, learning_rate=1e-2, epochs=100, schedule="constant"
     )
     batch = make_batch()
     batch["label"] = (np.arange(8) % 2).astype(np.int32)

@@ -26,6 +26,7 @@ TWO_POSITIONAL_DEFAULTS = {
 
 MODULES = {
     "PIL": "pillow",
+    "cv2": "opencv-python-headless",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow-cpu",
@@ -66,10 +67,10 @@ def test_a_key_is_the_first_argument_and_is_called_key():
         assert "rng" not in names, f"{where}: it is called key (rngs is for nnx.Rngs alone)"
 
 
-def test_every_random_function_of_augment_takes_a_key_for_each_picture():
+def test_every_function_of_augment_takes_the_key_first():
     for name, function in inspect.getmembers(augment, inspect.isfunction):
         if function.__module__ == augment.__name__ and not name.startswith("_"):
-            assert next(iter(inspect.signature(function).parameters)) == "keys", name
+            assert next(iter(inspect.signature(function).parameters)) == "key", name
 
 
 def test_options_are_keyword_only():
@@ -181,6 +182,8 @@ def parses(monkeypatch, capsys):
         "vggjax.results.predict.predict_command",
         "vggjax.weights.convert.convert",
         "vggjax.results.summary.summarize_model",
+        "vggjax.results.preview.write_preview",
+        "vggjax.data.doctor.examine",
     ):
         monkeypatch.setattr(place, arrived)
 

@@ -1,4 +1,4 @@
-"""The whole job in one call: train, evaluate on the test split, write the report."""
+"""The whole job in one call: train, evaluate, report; once, or a fold at a time."""
 
 import signal
 from dataclasses import dataclass
@@ -9,11 +9,14 @@ from rich.console import Console
 
 from vggjax.models.vgg import VGG
 from vggjax.results.evaluate import evaluate
+from vggjax.results.folds import pool_folds
 from vggjax.results.report import write_report
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
+from vggjax.training.folds import prepare_folds
 from vggjax.training.loop import train
-from vggjax.training.run_folder import append_log, read_log
+from vggjax.training.run_folder import append_log, lock_workdir, read_log
+from vggjax.training.screen import looking
 from vggjax.training.signals import Interrupted
 
 
@@ -22,8 +25,9 @@ class FitResult:
     """What a run leaves: its folder, the best model, and what the evaluation found."""
 
     workdir: Path
-    model: VGG
-    info: ModelInfo
+    model: VGG | None
+    """None of a cross-validation: no one model was judged."""
+    info: ModelInfo | None
     evaluation: dict[str, Any]
     report: Path
     unreadable: dict[str, str]
@@ -37,6 +41,8 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         VggjaxError: settings, data or weights that cannot be used, or a loss that is not finite.
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
+    if config.cross_validate:
+        return _cross_validate(config, console or Console())
     trained = train(config, console=console)
     try:
         evaluation = evaluate(trained.workdir, split="test")
@@ -46,6 +52,25 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         raise Interrupted(signal.SIGINT, trained.workdir) from None
     unreadable = trained.info.left_out | evaluation["unreadable"]
     return FitResult(trained.workdir, trained.model, trained.info, evaluation, report, unreadable)
+
+
+def _cross_validate(config: Config, console: Console) -> FitResult:
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with looking(console, "comparing pictures") as progress:
+        workdir, configs = prepare_folds(config, progress=progress, say=say)
+    left_out: dict[str, str] = {}
+    with lock_workdir(workdir):
+        for number, fold in enumerate(configs, start=1):
+            console.print(f"\nFold {number} of {len(configs)}", style="bold", highlight=False)
+            try:
+                left_out |= fit(fold, console=console).unreadable
+            except Interrupted as stopped:
+                raise Interrupted(stopped.signum, workdir) from None
+        evaluation = pool_folds(workdir, config)
+        report = write_report(workdir)
+    return FitResult(workdir, None, None, evaluation, report, left_out)
 
 
 def _log_test(workdir: Path, evaluation: dict[str, Any]) -> None:

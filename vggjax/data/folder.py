@@ -1,29 +1,23 @@
-"""Opens a folder of pictures: `root/<class>/**`, or `root/{train,validation,test}/<class>/**`.
+"""Scans a folder of pictures: `root/<class>/**`, or `root/{train,validation,test}/<class>/**`.
 
 The scan is sorted and opens no picture; a picture is told by its ending. Classes are numbered in
 the sorted order of their names, as Keras numbers them (as strings: "1", "10", "2"). Pictures in
-folders inside a class folder belong to the class. Hidden files, `__MACOSX` and what is no picture
-(`Thumbs.db`, read-me files) are passed over, and so are pictures that lie beside class folders.
+folders inside a class folder belong to the class; a link is followed, but never into a folder that
+it lies in, and into no folder twice. Hidden files, `__MACOSX` and what is no picture are passed
+over, and so are pictures that lie beside class folders: `Source.notes` says so (remarks.py).
 """
 
 import difflib
+import heapq
 import os
 from pathlib import Path
 
 import numpy as np
 
 from vggjax.data.pictures import ENDINGS, read_picture
-from vggjax.data.source import Source, fingerprint
+from vggjax.data.remarks import listed, remarks_on_classes, remarks_on_files
+from vggjax.data.source import SPLIT_WORDS, Scan, Source, fingerprint
 from vggjax.errors import DataError, shown
-
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "val",
-    "val": "val",
-    "valid": "val",
-    "test": "test",
-}
-"""Folder name, in lower case -> split."""
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
 
@@ -40,7 +34,7 @@ def nearest_folder(folder: str | os.PathLike[str]) -> list[str]:
     """Finds the folder beside a missing one whose name is most like its own; none or one."""
     path = Path(folder)
     try:
-        siblings = _folders(path.parent)
+        siblings = _list_folder(path.parent)[0]
     except DataError:
         return []
     near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
@@ -53,127 +47,201 @@ def open_folder(folder: str | os.PathLike[str]) -> Source:
     Raises:
         DataError: no such folder, or no two classes with pictures in it.
     """
+    return scan_folder(folder).checked()
+
+
+def scan_folder(folder: str | os.PathLike[str]) -> Scan:
+    """Finds what lies in a folder of pictures, whatever is wrong with it.
+
+    Raises:
+        DataError: no such folder, or one that cannot be listed.
+    """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(_describe_missing(root))
-    names = _folders(root)
-    split_of = {name: SPLIT_FOLDERS.get(name.lower()) for name in names}
-    found = [split for split in split_of.values() if split]
-    if "train" in found and len(found) > 1 and len(found) < len(names):
-        others = ", ".join(repr(name) for name in names if not split_of[name])
-        raise DataError(
-            f"{shown(root)} has split folders and others beside them: {others}. Take these out, "
-            f"or give one of the folders alone."
-        )
-    if found and len(found) == len(names):
-        return _open_splits(root, {name: split for name, split in split_of.items() if split})
-    classes = _scan_classes(root, "")
-    return _make_source(root, tuple(classes), {"": classes})
+    return _Scanner(root).scan()
 
 
-def _open_splits(root: Path, split_of: dict[str, str]) -> Source:
-    if len(set(split_of.values())) < len(split_of):
-        raise DataError(
-            f"{shown(root)} has two folders for one split: {', '.join(split_of)}. Keep one."
-        )
-    if "train" not in split_of.values():
-        raise DataError(
-            f"{shown(root)} has {', '.join(split_of)} but no train folder. {_LAYOUT} To cut one "
-            f"set of pictures by --split, give the folder that holds the class folders."
-        )
-    name_of = {split: name for name, split in split_of.items()}
-    scanned = {
-        split: _scan_classes(root, name_of[split])
-        for split in ("train", "val", "test")
-        if split in name_of
-    }
-    class_names = tuple(scanned["train"])
-    for split, classes in scanned.items():
-        if extra := [name for name in classes if name not in scanned["train"]]:
-            raise DataError(
-                f"The {split} folder of {shown(root)} has classes that train lacks: "
-                f"{_listed(extra)}. Train has {_listed(class_names)}."
+class _Scanner:
+    """One scan; what it comes across is gathered here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.faults: list[str] = []
+        self.empty: list[str] = []
+        self.loose: list[str] = []
+        self.others: list[str] = []
+        self.hidden: list[str] = []
+
+    def scan(self) -> Scan:
+        names = _list_folder(self.root)[0]
+        tops = self._find_splits(names)
+        if not tops:
+            parts = [("", self._scan_classes(""))]
+        else:
+            self._list_top("")
+            parts = [(split, self._scan_classes(name)) for name, split in tops]
+            self._compare_splits(parts)
+        for found in (self.hidden, self.loose, self.others):
+            found.sort()  # not in the order of the disk
+        filled = sorted({name for _, classes in parts for name, files in classes.items() if files})
+        if len(filled) == 1 and not self.faults:
+            self.faults.append(
+                f"{shown(self.root)} has only one class, {filled[0]!r}; a classifier needs two "
+                f"or more. {_LAYOUT}"
             )
-    return _make_source(root, class_names, scanned)
-
-
-def _make_source(
-    root: Path, class_names: tuple[str, ...], scanned: dict[str, dict[str, _Files]]
-) -> Source:
-    if len(class_names) < 2:
-        raise DataError(
-            f"{shown(root)} has only one class, {class_names[0]!r}; a classifier needs two "
-            f"or more. {_LAYOUT}"
+        return Scan(
+            source=self._make_source(parts) if filled else None,
+            faults=tuple(self.faults),
+            empty=tuple(self.empty),
+            loose=tuple(self.loose),
+            others=tuple(self.others),
         )
-    ids, sizes, labels, parts = [], [], [], {}
-    number = {name: i for i, name in enumerate(class_names)}
-    for split, classes in scanned.items():
-        start = len(ids)
-        for class_name, files in classes.items():
-            for path, size in files:
-                ids.append(path)
-                sizes.append(size)
-            labels += [number[class_name]] * len(files)
-        parts[split] = np.arange(start, len(ids))
-    splits = None if "" in parts else parts
-    labels = np.asarray(labels, np.int32)
-    return Source(
-        name=root.resolve().name,
-        class_names=class_names,
-        labels=labels,
-        ids=ids,
-        splits=splits,
-        read=lambda i: read_picture(root / ids[i]),
-        fingerprint=fingerprint(class_names, ids, labels, splits, sizes),
-        root=root,
-    )
 
-
-def _scan_classes(root: Path, below: str) -> dict[str, _Files]:
-    top = root / below
-    names = _folders(top)
-    classes = {name: _scan_files(top, name, f"{below}/{name}" if below else name) for name in names}
-    if not names:
-        with _scandir(top) as entries:
-            pictures = any(entry.name.lower().endswith(ENDINGS) for entry in entries)
-        if pictures:
-            raise DataError(f"{shown(top)} has pictures but no class folders. {_LAYOUT}")
-        raise DataError(f"{shown(top)} has no class folders in it. {_LAYOUT}")
-    if empty := [name for name, files in classes.items() if not files]:
-        raise DataError(
-            f"{shown(top)} has class folders without pictures: {_listed(empty)}. Fill them or "
-            f"delete them. Pictures are {' '.join(ENDINGS)}."
+    def _find_splits(self, names: list[str]) -> list[tuple[str, str]]:
+        """Gives the split folders and their splits, train first; none where all are classes."""
+        split_of = {name: SPLIT_WORDS.get(name.lower()) for name in names}
+        order = ("train", "val", "test")
+        found = sorted(
+            ((name, split) for name, split in split_of.items() if split),
+            key=lambda pair: order.index(pair[1]),
         )
-    return classes
+        splits = [split for _, split in found]
+        here = shown(self.root)
+        if "train" in splits and 1 < len(found) < len(names):
+            others = listed([name for name in names if not split_of[name]])
+            self.faults.append(
+                f"{here} has split folders and others beside them: {others}. Take these out, "
+                f"or give one of the folders alone."
+            )
+        elif len(found) < len(names):
+            return []
+        if len(set(splits)) < len(splits):
+            self.faults.append(
+                f"{here} has two folders for one split: {', '.join(names)}. Keep one."
+            )
+        if found and "train" not in splits:
+            self.faults.append(
+                f"{here} has {', '.join(names)} but no train folder. {_LAYOUT} To cut one "
+                f"set of pictures by --split, give the folder that holds the class folders."
+            )
+        return found
+
+    def _compare_splits(self, parts: list[tuple[str, dict[str, _Files]]]) -> None:
+        train = [name for split, classes in parts for name in classes if split == "train"]
+        for split, classes in parts:
+            extra = [name for name in classes if name not in train]
+            if extra and train and split != "train":
+                self.faults.append(
+                    f"The {split} folder of {shown(self.root)} has classes that train lacks: "
+                    f"{listed(extra)}. Train has {listed(train)}."
+                )
+
+    def _scan_classes(self, below: str) -> dict[str, _Files]:
+        top = self.root / below
+        names, pictures = self._list_top(below)
+        if not names:
+            self.faults.append(
+                f"{shown(top)} has pictures but no class folders. {_LAYOUT}"
+                if pictures
+                else f"{shown(top)} has no class folders in it. {_LAYOUT}"
+            )
+        classes = {name: self._scan_files(top, name, _join(below, name)) for name in names}
+        if empty := [name for name, files in classes.items() if not files]:
+            self.empty += [_join(below, name) for name in empty]
+            self.faults.append(
+                f"{shown(top)} has class folders without pictures: {listed(empty)}. Fill them or "
+                f"delete them. Pictures are {' '.join(ENDINGS)}."
+            )
+        return classes
+
+    def _list_top(self, below: str) -> tuple[list[str], list[str]]:
+        """Gives the folders and the pictures right below; notes what is passed over there."""
+        folders, files, hidden = _list_folder(self.root / below)
+        pictures = [name for name in files if name.lower().endswith(ENDINGS)]
+        self.hidden += [_join(below, name) for name in hidden]
+        self.loose += [_join(below, name) for name in pictures]
+        self.others += [
+            _join(below, name)
+            for name in files
+            if not name.lower().endswith(ENDINGS) and not _is_clutter(name)
+        ]
+        return folders, pictures
+
+    def _scan_files(self, top: Path, class_name: str, prefix: str) -> _Files:
+        """Lists a class' pictures, sorted by path; goes into no folder twice, whatever links."""
+        files: _Files = []
+        entered = _identities_above(top)
+        pending = [(str(top / class_name), prefix)]
+        while pending:
+            folder, path = heapq.heappop(pending)  # in one order, whatever that on the disk
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with _scandir(folder) as entries:
+                for entry in entries:
+                    if _is_ignored(entry.name):
+                        continue
+                    if _is_folder(entry):
+                        heapq.heappush(pending, (entry.path, f"{path}/{entry.name}"))
+                    elif entry.name.lower().endswith(ENDINGS):
+                        files.append((f"{path}/{entry.name}", _size(entry)))
+                    elif not _is_clutter(entry.name):
+                        self.others.append(f"{path}/{entry.name}")
+        return sorted(files)
+
+    def _make_source(self, parts: list[tuple[str, dict[str, _Files]]]) -> Source:
+        root = self.root
+        class_names = tuple(sorted({name for _, classes in parts for name in classes}))
+        number = {name: i for i, name in enumerate(class_names)}
+        ids, sizes, labels, splits = [], [], [], {}
+        for split, classes in parts:
+            start = len(ids)
+            for class_name, files in classes.items():
+                ids += [path for path, _ in files]
+                sizes += [size for _, size in files]
+                labels += [number[class_name]] * len(files)
+            before = splits.get(split, np.arange(0))
+            splits[split] = np.concatenate([before, np.arange(start, len(ids))])
+        own = None if "" in splits else splits
+        labels = np.asarray(labels, np.int32)
+        return Source(
+            name=root.resolve().name,
+            class_names=class_names,
+            labels=labels,
+            ids=ids,
+            splits=own,
+            read=lambda i: read_picture(root / ids[i]),
+            fingerprint=fingerprint(class_names, ids, labels, own, sizes),
+            root=root,
+            notes=(
+                *remarks_on_classes(class_names),
+                *remarks_on_files(self.hidden, self.loose, self.others),
+            ),
+        )
 
 
-def _scan_files(top: Path, class_name: str, prefix: str) -> _Files:
-    """Lists a class' pictures, sorted by path; goes into no folder twice, whatever links to it."""
-    files: _Files = []
-    status = os.stat(top)
-    entered = {(status.st_dev, status.st_ino)}
-    pending = [(str(top / class_name), prefix)]
-    while pending:
-        folder, path = pending.pop()
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        with _scandir(folder) as entries:
-            for entry in entries:
-                if _is_ignored(entry.name):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, f"{path}/{entry.name}"))
-                elif entry.name.lower().endswith(ENDINGS):
-                    files.append((f"{path}/{entry.name}", _size(entry)))
-        pending.sort(reverse=True)  # the same folder first, whatever the order on the disk
-    return sorted(files)
-
-
-def _folders(top: Path) -> list[str]:
+def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
+    """Gives folders, files and hidden folders, each sorted; `__MACOSX` is in none of them."""
+    folders, files, hidden = [], [], []
     with _scandir(top) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not _is_ignored(e.name))
+        for entry in entries:
+            is_folder = _is_folder(entry)
+            if not _is_ignored(entry.name):
+                (folders if is_folder else files).append(entry.name)
+            elif is_folder and entry.name.startswith("."):
+                hidden.append(entry.name)
+    return sorted(folders), sorted(files), sorted(hidden)
+
+
+def _identities_above(top: Path) -> set[tuple[int, int]]:
+    """Gives (device, inode) of a folder and of all that it lies in: a link there is a loop."""
+    found = set()
+    for folder in (top.resolve(), *top.resolve().parents):
+        status = os.stat(folder)
+        found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def _scandir(folder: str | os.PathLike[str]):
@@ -183,8 +251,20 @@ def _scandir(folder: str | os.PathLike[str]):
         raise DataError(f"{shown(folder)} cannot be read: {error.strerror}.") from None
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, among others: reading the picture will say so
+        return False
+
+
 def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_clutter(name: str) -> bool:
+    """Tells what a file browser leaves behind, which nobody misses."""
+    return name.lower() in ("thumbs.db", "desktop.ini", "icon\r")
 
 
 def _size(entry: os.DirEntry) -> int:
@@ -192,6 +272,10 @@ def _size(entry: os.DirEntry) -> int:
         return entry.stat().st_size
     except OSError:  # a link to nothing: reading the picture will say so
         return -1
+
+
+def _join(below: str, name: str) -> str:
+    return f"{below}/{name}" if below else name
 
 
 def _describe_missing(root: Path) -> str:
@@ -203,8 +287,3 @@ def _describe_missing(root: Path) -> str:
     near = nearest_folder(root)
     meant = f" Did you mean {near[0]!r}?" if near else ""
     return f"There is no folder '{shown(root)}'.{meant} {_LAYOUT}"
-
-
-def _listed(names, most: int = 10) -> str:
-    text = ", ".join(repr(name) for name in list(names)[:most])
-    return text + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -5,14 +5,19 @@ into the source, -1 on padding}; always B rows. The order is a function of (seed
 is a slice of it, and neither depends on the number of threads or on the cache. A picture that
 cannot be read keeps its row, with mask 0: it is named and counted, not fatal. Shifting and scaling
 to what the weights expect, and augmentation, happen later, on the device.
+
+Of several processes each makes its own rows of every batch and reads no others'. Each judges by
+itself what it cannot read; one that gives up has to end at once (sharding.leave), which ends all.
 """
 
+import itertools
 import os
 import queue
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,10 +31,18 @@ T = TypeVar("T")
 _CHUNK = 64  # pictures between two reports of progress
 
 
+class _Slice(NamedTuple):
+    """Some pictures of the order, and where they are put: `images` may have rows beyond them."""
+
+    positions: np.ndarray
+    images: np.ndarray
+
+
 class Examples:
     """One split of a data set, resized, in batches.
 
-    `unreadable` maps an index into the source to the reason; it fills while pictures are read.
+    `unreadable` maps an index into the source to the reason, and `adapted` counts the pictures
+    behind each note of what had to be done to them; both fill while pictures are read.
     More of them than `max_unreadable`, a share of this split (one is always let pass, unless the
     share is 0), or every picture of a class that has two or more here, is a `DataError`.
     """
@@ -55,7 +68,9 @@ class Examples:
         self.labels = np.asarray(source.labels[self.indices], np.int32)
         self.preprocessing = preprocessing
         self.unreadable: dict[int, str] = {}
-        self._threads = num_threads or os.cpu_count() or 1
+        self.adapted: Counter[str] = Counter()
+        self._noted: set[int] = set()
+        self._threads = num_threads or _count_cores()
         self._max_unreadable = max_unreadable
         self._cache_bytes = cache_mb * 2**20
         self._cache: np.ndarray | None = None
@@ -70,16 +85,20 @@ class Examples:
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decodes every picture once and keeps it, if they fit `cache_mb`; else does nothing.
 
-        `progress` is called with (done, of) now and then, from this thread.
+        Then no file is opened again. Of several processes each keeps the whole split, since
+        every epoch deals it out anew. `progress` is called with (done, of) now and then, from
+        this thread.
         """
         size = self.preprocessing.image_size
         if self._cache is not None or len(self) * size * size * 3 > self._cache_bytes:
             return
-        cache = np.zeros((len(self), size, size, 3), np.uint8)
+        cache = np.empty((len(self), size, size, 3), np.uint8)
+        positions = np.arange(len(self))
+        starts = range(0, len(self), _CHUNK)
+        slices = (_Slice(positions[at : at + _CHUNK], cache[at : at + _CHUNK]) for at in starts)
         done = 0
-        for positions, images in self._decoded(_slices(np.arange(len(self)), _CHUNK)):
-            cache[positions] = images
-            done += len(positions)
+        for part in self._decoded(slices, _CHUNK):
+            done += len(part.positions)
             if progress is not None:
                 progress(done, len(self))
         self._cache = cache
@@ -92,79 +111,108 @@ class Examples:
         epoch: int = 0,
         shuffle: bool = False,
         start: int = 0,
+        process: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """Yields one epoch from batch `start` on: the batches that the whole epoch has there."""
+        """Yields one epoch from batch `start` on: the batches that the whole epoch has there.
+
+        `batch_size` is that of all processes together; `process` is which of how many this is,
+        and the batches have its rows alone: the first of two has the first half of each.
+        """
         if batch_size < 1:
             raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
+        which, processes = process
+        if batch_size % processes:
+            raise ConfigError(
+                f"--batch-size {batch_size} does not divide over {processes} processes; use a "
+                f"multiple of {processes}."
+            )
         order = np.arange(len(self))
         if shuffle:
             order = np.random.default_rng((seed, epoch)).permutation(len(self))
-        slices = _slices(order[start * batch_size :], batch_size)
-        if self._cache is None:
-            decoded = self._decoded(slices)
-        else:
-            decoded = ((positions, self._cache[positions]) for positions in slices)
-        for positions, images in decoded:
-            yield self._batch(positions, images, batch_size)
+        rows = batch_size // processes
+        starts = range(start * batch_size, len(self), batch_size)
+        slices = (self._slice(order, at + which * rows, rows) for at in starts)
+        filled = self._decoded(slices, rows) if self._cache is None else map(self._copied, slices)
+        for part in filled:
+            yield self._batch(*part)
 
-    def _batch(self, positions: np.ndarray, images: np.ndarray, batch_size: int) -> Batch:
-        count, padding = len(positions), batch_size - len(positions)
+    def _slice(self, order: np.ndarray, at: int, rows: int) -> _Slice:
+        size = self.preprocessing.image_size
+        part = _Slice(order[at : at + rows], _empty_images(rows, size))
+        part.images[len(part.positions) :] = 0
+        return part
+
+    def _copied(self, part: _Slice) -> _Slice:
+        rows = part.images[: len(part.positions)]
+        np.take(self._cache, part.positions, axis=0, out=rows, mode="clip")  # copies only once
+        return part
+
+    def _batch(self, positions: np.ndarray, images: np.ndarray) -> Batch:
+        padding = (0, len(images) - len(positions))
         index = self.indices[positions]
-        readable = [int(i) not in self.unreadable for i in index]
+        mask = np.isin(index, list(self.unreadable), invert=True).astype(np.float32)
         return {
-            "images": np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
-            if padding
-            else images,
-            "label": np.pad(self.labels[positions], (0, padding)),
-            "mask": np.pad(np.asarray(readable, np.float32), (0, batch_size - count)),
-            "index": np.pad(index, (0, padding), constant_values=-1),
+            "images": images,
+            "label": np.pad(self.labels[positions], padding),
+            "mask": np.pad(mask, padding),
+            "index": np.pad(index, padding, constant_values=-1),
         }
 
-    def _decoded(self, slices: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (positions, images) in order; the threads are one slice ahead, and end with it."""
+    def _decoded(self, slices: Iterator[_Slice], rows: int) -> Iterator[_Slice]:
+        """Yields the slices in order, filled; the threads are some ahead, and end with it."""
+        ahead = 1 + max(1, -(-2 * self._threads // rows))  # enough to keep every thread busy
+        pending: deque[tuple[_Slice, list[Future]]] = deque()
         with ThreadPoolExecutor(self._threads, "vggjax-decode") as threads:
             try:
-                ahead = None
-                for positions in slices:
-                    behind, ahead = ahead, self._start(threads, positions)
-                    if behind is not None:
-                        yield self._finish(*behind)
-                if ahead is not None:
-                    yield self._finish(*ahead)
+                for part in slices:
+                    pending.append((part, self._start(threads, part)))
+                    if len(pending) == ahead:
+                        yield self._finish(*pending.popleft())
+                while pending:
+                    yield self._finish(*pending.popleft())
             finally:
                 threads.shutdown(wait=True, cancel_futures=True)
 
-    def _start(
-        self, threads: ThreadPoolExecutor, positions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, list[Future]]:
-        size = self.preprocessing.image_size
-        images = np.zeros((len(positions), size, size, 3), np.uint8)
-        rows = zip(images, self.indices[positions], strict=True)
-        return positions, images, [threads.submit(self._read_into, row, int(i)) for row, i in rows]
+    def _start(self, threads: ThreadPoolExecutor, part: _Slice) -> list[Future]:
+        # A few pictures to each future, which costs as much as a tenth of a small picture.
+        indices = self.indices[part.positions].tolist()
+        few = max(1, len(indices) // (4 * self._threads))
+        return [
+            threads.submit(self._fill, part.images[at : at + few], indices[at : at + few])
+            for at in range(0, len(indices), few)
+        ]
 
-    def _read_into(self, row: np.ndarray, i: int) -> str | None:
-        """Fills one row of a batch; gives the reason if it stays as it was."""
-        if i in self.unreadable:
-            return self.unreadable[i]
-        try:
-            row[:] = resize_image(self.source.read(i).pixels, self.preprocessing)
-        except DataError as error:
-            return str(error)
-        return None
+    def _fill(
+        self, images: np.ndarray, indices: list[int]
+    ) -> list[tuple[int, str | None, tuple[str, ...]]]:
+        """Fills rows of a batch; gives (index, reason, notes) where there is something to say."""
+        said = []
+        for row, i in zip(images, indices, strict=False):  # rows beyond the indices are padding
+            if i in self.unreadable:
+                row[:] = 0
+                continue
+            try:
+                picture = self.source.read(i)
+                resize_image(picture.pixels, self.preprocessing, out=row)
+            except DataError as error:
+                row[:] = 0
+                said.append((i, str(error), ()))
+            else:
+                if picture.notes:
+                    said.append((i, None, picture.notes))
+        return said
 
-    def _finish(
-        self, positions: np.ndarray, images: np.ndarray, futures: list[Future]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        reasons = [future.result() for future in futures]
-        new = {
-            int(i): reason
-            for i, reason in zip(self.indices[positions], reasons, strict=True)
-            if reason is not None and int(i) not in self.unreadable
-        }
-        if new:
-            self.unreadable.update(new)
+    def _finish(self, part: _Slice, futures: list[Future]) -> _Slice:
+        found = len(self.unreadable)
+        for i, reason, notes in itertools.chain.from_iterable(f.result() for f in futures):
+            if reason is not None:
+                self.unreadable[i] = reason
+            elif i not in self._noted:
+                self._noted.add(i)
+                self.adapted.update(notes)
+        if len(self.unreadable) > found:
             self._check_unreadable()
-        return positions, images
+        return part
 
     def _check_unreadable(self) -> None:
         bad = np.fromiter(self.unreadable, np.int64, len(self.unreadable))
@@ -236,5 +284,15 @@ def prefetch(iterator: Iterator[Batch], put: Callable[[Batch], T], depth: int = 
         thread.join()
 
 
-def _slices(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (order[at : at + size] for at in range(0, len(order), size))
+def _empty_images(rows: int, size: int) -> np.ndarray:
+    """Allocates where jax.device_put on a CPU need not copy: at a multiple of 64 bytes."""
+    count = rows * size * size * 3
+    whole = np.empty(count + 64, np.uint8)
+    first = -whole.ctypes.data % 64
+    return whole[first : first + count].reshape(rows, size, size, 3)
+
+
+def _count_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, of what there is
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

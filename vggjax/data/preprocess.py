@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,14 +89,33 @@ def preprocess(images: np.ndarray | jax.Array, mode: str = "caffe") -> jax.Array
     return pixels
 
 
-def resize_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resizes one picture, uint8 RGB (H, W, 3), to (S, S, 3) by Pillow's own filters."""
+def resize_image(
+    image: np.ndarray, preprocessing: Preprocessing, *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Resizes one picture, uint8 RGB (H, W, 3), to (S, S, 3); into `out`, if it is given.
+
+    By Pillow's filters, which smooth what they make smaller, and so what Keras' load_img gives bit
+    for bit; save that a bilinear squash that makes neither side smaller is OpenCV's, nine times
+    as fast and within one grey level of it.
+    """
     size = preprocessing.image_size
-    resample = INTERPOLATIONS[preprocessing.interpolation]
-    if preprocessing.resize == "squash":
-        if image.shape[:2] == (size, size):
-            return image
-        return np.asarray(Image.fromarray(image).resize((size, size), resample))
+    height, width = image.shape[:2]
+    if out is None:
+        out = np.empty((size, size, 3), np.uint8)
+    if preprocessing.resize == "crop":
+        out[...] = _crop(image, preprocessing)
+    elif (height, width) == (size, size):
+        out[...] = image
+    elif preprocessing.interpolation == "bilinear" and max(height, width) <= size:
+        cv2.resize(image, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
+    else:
+        resample = INTERPOLATIONS[preprocessing.interpolation]
+        out[...] = np.asarray(Image.fromarray(image).resize((size, size), resample))
+    return out
+
+
+def _crop(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    size = preprocessing.image_size
     height, width = image.shape[:2]
     short = round(size * 256 / 224)
     scale = short / min(height, width)
@@ -105,6 +125,7 @@ def resize_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     # would otherwise grow to 256 x 1,280,000 before it is cut.
     x, y = width / full_width, height / full_height
     box = (left * x, top * y, (left + size) * x, (top + size) * y)
+    resample = INTERPOLATIONS[preprocessing.interpolation]
     return np.asarray(Image.fromarray(image).resize((size, size), resample, box=box))
 
 

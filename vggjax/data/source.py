@@ -12,6 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from vggjax.data.pictures import Picture
+from vggjax.errors import DataError
+
+SPLIT_WORDS = {
+    "train": "train",
+    "validation": "val",
+    "val": "val",
+    "valid": "val",
+    "test": "test",
+}
+"""What people call a split, in lower case -> what it is here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +33,8 @@ class Source:
     labels: np.ndarray
     """int32 (N,), indices into `class_names`."""
     ids: Sequence[str]
-    """(N,): the path below `root` with `/`, or `train/17`, the split and the place in it."""
+    """(N,), unique: the path below `root` with `/`, the path that a list gives, or `train/17`, the
+    split and the place in it."""
     splits: dict[str, np.ndarray] | None
     """The data set's own: some of `train`, `val` and `test` -> indices; None where it has none."""
     read: Callable[[int], Picture]
@@ -31,13 +42,49 @@ class Source:
     fingerprint: str
     """SHA-256 of class names, ids, labels, splits and sizes: another one is another data set."""
     root: Path | None = None
+    """The folder that holds the pictures and nothing else, where there is one."""
+    locate: Callable[[int], Path] | None = None
+    """Index -> its file, where that is not `root / ids[i]`."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before training on it, a sentence each; none is an error."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def path(self, i: int) -> Path | None:
         """Gives the file behind an example, or None where there is none of its own."""
+        if self.locate is not None:
+            return self.locate(i)
         return None if self.root is None else self.root / self.ids[i]
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What was found where a data set should be, its faults with it; no picture was opened."""
+
+    source: Source | None
+    """The labelled pictures, as far as they can be used; None where there are none."""
+    faults: tuple[str, ...] = ()
+    """What keeps the data set from being trained on: the message of an error each."""
+    empty: tuple[str, ...] = ()
+    """Class folders without a picture, below the root."""
+    loose: tuple[str, ...] = ()
+    """Pictures that lie beside class folders, below the root: they have no label."""
+    others: tuple[str, ...] = ()
+    """Files whose ending is no picture's, below the root; hidden ones and `Thumbs.db` left out."""
+    missing: tuple[str, ...] = ()
+    """Pictures that a list names and that are not there, as it writes them."""
+
+    def checked(self) -> Source:
+        """Gives the data set.
+
+        Raises:
+            DataError: it has a fault; the first one is told.
+        """
+        if self.faults:
+            raise DataError(self.faults[0])
+        assert self.source is not None
+        return self.source
 
 
 def fingerprint(

@@ -1,7 +1,7 @@
-"""Names a data set and opens it: `digits`, a folder of pictures, or any tfds name.
+"""Names a data set and opens it: `digits`, a folder of pictures, a CSV, or any tfds name.
 
-Out: a `Source` (source.py). Folders are scanned in folder.py, tfds is in tfds_source.py. Splitting
-(splits.py), resizing and batching (pipeline.py) are not here.
+Out: a `Source` (source.py). Folders are scanned in folder.py, lists are read in csv_source.py, tfds
+is in tfds_source.py. Splitting (splits.py), resizing and batching (pipeline.py) are not here.
 """
 
 import difflib
@@ -9,10 +9,11 @@ import os
 
 import numpy as np
 
-from vggjax.data.folder import looks_like_path, nearest_folder, open_folder
+from vggjax.data.csv_source import is_list, scan_csv
+from vggjax.data.folder import looks_like_path, nearest_folder, scan_folder
 from vggjax.data.pictures import Picture
+from vggjax.data.source import Scan, fingerprint
 from vggjax.data.source import Source as Source
-from vggjax.data.source import fingerprint
 from vggjax.data.tfds_source import is_tfds_name, open_tfds, tfds_names
 from vggjax.errors import DataError
 
@@ -20,25 +21,37 @@ from vggjax.errors import DataError
 def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
     """Opens a data set by what the user calls it.
 
-    `digits` is always scikit-learn's; then comes a folder that exists (`./digits` is one), then a
-    tfds name (`tf_flowers`, `cifar10`, `name/config`, `name:1.2.3`). `data_dir` is where tfds keeps
-    its data sets, None for its own choice.
+    `digits` is always scikit-learn's; then come a list (`photos.csv`) and a folder that exists
+    (`./digits` is one), then a tfds name (`tf_flowers`, `cifar10`, `name/config`, `name:1.2.3`).
+    `data_dir` is where tfds keeps its data sets, None for its own choice.
 
     Raises:
         DataError: no such data set, with the nearest name, or one that cannot be used.
     """
+    return scan_source(dataset, data_dir=data_dir).checked()
+
+
+def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:
+    """Opens a data set as `open_source` does, whatever is wrong with its folders or its list.
+
+    Raises:
+        DataError: nothing is there that could be looked at.
+    """
     if dataset == "digits":
-        return open_digits()
+        return Scan(open_digits())
+    if is_list(dataset):
+        return scan_csv(dataset)
     if os.path.exists(dataset) or looks_like_path(dataset):
-        return open_folder(dataset)
+        return scan_folder(dataset)
     if is_tfds_name(dataset):
-        return open_tfds(dataset, data_dir=data_dir)
+        return Scan(open_tfds(dataset, data_dir=data_dir))
     known = [*nearest_folder(dataset), "digits", *tfds_names()]
     near = difflib.get_close_matches(dataset, known, n=1, cutoff=0.6)
     meant = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
-        f"There is no folder {dataset!r}, and no tfds data set of that name.{meant} "
-        f"--dataset takes digits, a folder (FOLDER/<class>/*.jpg) or a tfds name (tf_flowers)."
+        f"There is no folder {dataset!r}, and no tfds data set of that name.{meant} --dataset "
+        f"takes digits, a folder (FOLDER/<class>/*.jpg), a list (photos.csv) or a tfds name "
+        f"(tf_flowers)."
     )
 
 

@@ -1,102 +1,146 @@
 """Cuts a data set into train, val and test: by class, by seed, the data set's own splits first.
 
-In:  a `Source`.  Out: {"train", "val", "test"} -> sorted int64 indices into it, disjoint, every
-class in each. They depend on the labels, the fractions and the seed, and on nothing of the
-machine. A split that the data set brings is never touched, save that one which it lacks is cut
-from its train split.
+In:  a `Source`.  Out: {"train", "val", "test"} -> sorted int64 indices into it, disjoint. They
+depend on labels, the wanted split, the seed and the groups, and on nothing of the machine. A split
+that the data set brings is never touched, save that one which it lacks is cut from its train split.
+Where this file cuts, the pictures of one group stay together (cut.py), and each split has each
+class, unless a class has too few different pictures: `remarks_on_splits` words that. A split that
+lacks a class otherwise, or that has no picture, is an error.
 """
 
 import numpy as np
 
+from vggjax.data.cut import count_different, cut
+from vggjax.data.instructions import Instructions, looks_like_instructions, resolve_instructions
 from vggjax.data.source import Source
 from vggjax.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
 
+Fractions = tuple[float, float, float]
 
-def parse_split(text: str) -> tuple[float, float, float]:
-    """Reads `"0.8,0.1,0.1"`: the shares of train, val and test, above 0, with the sum 1."""
+
+def parse_split(text: str) -> Fractions | Instructions:
+    """Reads `"0.8,0.1,0.1"`, shares of train, val and test, or `"train[:80%],test"`.
+
+    Shares are above 0, with the sum 1. Otherwise it is two or three of tfds' instructions, for
+    train and test, or for train, val and test.
+    """
+    if looks_like_instructions(text):
+        return Instructions.parse(text)
     try:
         fractions = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"--split takes three numbers such as 0.8,0.1,0.1; got {text!r}."
+            f"--split takes three numbers such as 0.8,0.1,0.1, or slices such as "
+            f"'train[:80%],train[80%:90%],train[90%:]'; got {text!r}."
         ) from None
     _check_fractions(fractions)
     return fractions
 
 
 def make_splits(
-    source: Source, fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0
+    source: Source,
+    split: Fractions | Instructions = FRACTIONS,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Gives the indices of train, val and test.
 
     The number of a class' examples in a split is its share, rounded by the largest remainder, and
     at least one. Where the data set has splits of its own, a missing one is cut from its train
-    split with its share renormalised: 0.1 beside 0.8 is one ninth.
+    split with its share renormalised: 0.1 beside 0.8 is one ninth. Examples with the same number
+    in `groups`, (N,), come into the same split where they are cut; without two such the groups
+    change nothing.
 
     Raises:
-        DataError: a class with too few examples, or one that a split lacks, with the counts.
+        DataError: a split without any picture, or one that lacks a class, with the counts.
     """
-    _check_fractions(fractions)
-    if seed < 0:
-        raise ConfigError(f"--seed must be 0 or more; got {seed}.")
-    own = dict(source.splits or {"train": np.arange(len(source.labels))})
+    _check_seed(seed)
+    if isinstance(split, Instructions):
+        own, fractions = resolve_instructions(source, split), FRACTIONS
+    else:
+        _check_fractions(split)
+        own, fractions = dict(source.splits or {"train": np.arange(len(source))}), split
+    given = {name for name in own if name != "train"}
     missing = [name for name in SPLITS if name not in own]
-    share = dict(zip(SPLITS, fractions, strict=True))
     if missing:
-        names = ["train", *missing]
-        total = sum(share[name] for name in names)
-        shares = [share[name] / total for name in names]
-        own.update(
-            _cut(source, np.asarray(own["train"]), dict(zip(names, shares, strict=True)), seed)
-        )
+        shares = _renormalised(fractions, ("train", *missing))
+        train = np.asarray(own.get("train", ()), np.int64)
+        own.update(cut(source.labels, train, shares, seed, groups))
     splits = {name: np.sort(np.asarray(own[name], np.int64)) for name in SPLITS}
-    _check_classes(source, splits)
+    _check_classes(source, splits, whole=given | {"train"})
+    _check_not_empty(source, splits)
     return splits
 
 
-def _cut(
-    source: Source, indices: np.ndarray, shares: dict[str, float], seed: int
-) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in shares}
-    owed = dict.fromkeys(shares, 0.0)
-    labels = source.labels[indices]
-    for label, class_name in enumerate(source.class_names):
-        members = indices[labels == label]
-        if len(members) < len(shares):
-            raise DataError(
-                f"Class {class_name!r} has {len(members)} example"
-                f"{'' if len(members) == 1 else 's'}, too few for one in each of "
-                f"{', '.join(shares)}. Add some, or take the class out."
-            )
-        members = np.random.default_rng((seed, label)).permutation(members)
-        start = 0
-        for name, count in _counts(len(members), shares, owed).items():
-            owed[name] += len(members) * shares[name] - count
-            parts[name].append(members[start : start + count])
-            start += count
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+def make_folds(
+    source: Source, k: int, seed: int, groups: np.ndarray | None = None
+) -> list[dict[str, np.ndarray]]:
+    """Gives the splits of each of the `k` runs of a cross-validation.
 
+    All examples, those of the data set's own splits as well, are cut into k parts as `make_splits`
+    would cut them. Part i is the i-th run's test split: each example is tested once. Its val split
+    is cut from the rest with the default share, a ninth.
 
-def _counts(total: int, shares: dict[str, float], owed: dict[str, float]) -> dict[str, int]:
-    """Shares `total` out by the largest remainder, at least one to each.
-
-    Ties go to the split that the classes before have given the least of its due: without that,
-    fifteen examples in each of many classes would make val twice as large as test.
+    Raises:
+        ConfigError: fewer than two folds.
+        DataError: a class with fewer different pictures than folds.
     """
-    exact = {name: total * share for name, share in shares.items()}
-    counts = {name: max(1, int(value + 1e-9)) for name, value in exact.items()}
+    _check_seed(seed)
+    if k < 2:
+        raise ConfigError(f"--cross-validate takes 2 folds or more; got {k}.")
+    everything = np.arange(len(source))
+    different = count_different(source.labels, everything, groups, len(source.class_names))
+    if few := [(n, int(c)) for n, c in zip(source.class_names, different, strict=True) if c < k]:
+        least = min(count for _, count in few)
+        fewer = f"Give --cross-validate at most {least}, or add" if least > 1 else "Add"
+        raise DataError(
+            f"Too few different pictures for {k} folds: {_counted(few)}. {fewer} pictures, or take "
+            f"out what has too few."
+        )
+    parts = cut(source.labels, everything, {f"part {i}": 1 / k for i in range(k)}, seed, groups)
+    folds = []
+    for test in parts.values():
+        rest = np.setdiff1d(everything, test)
+        shares = _renormalised(FRACTIONS, ("train", "val"))
+        fold = cut(source.labels, rest, shares, seed, groups) | {"test": test}
+        fold = {name: np.sort(fold[name]) for name in SPLITS}
+        _check_not_empty(source, fold)
+        folds.append(fold)
+    return folds
 
-    def due(name: str) -> tuple[float, float]:
-        return round(exact[name] - counts[name], 6), round(owed[name], 6)
 
-    while sum(counts.values()) < total:
-        counts[max(counts, key=due)] += 1
-    while sum(counts.values()) > total:
-        counts[min((name for name in counts if counts[name] > 1), key=due)] -= 1
-    return counts
+def remarks_on_splits(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
+    """Words what a person should know of the splits: classes that not all of them have."""
+    counts = _count_classes(source, splits)
+    found = []
+    for label, name in enumerate(source.class_names):
+        here = {split: int(count[label]) for split, count in counts.items()}
+        without = [split for split in here if not here[split]]
+        if without:
+            say = "say" if len(without) > 1 else "says"
+            few = (
+                "has only 1 picture, in train alone"
+                if sum(here.values()) == 1
+                else f"has too few different pictures for every split ({_listed(here)})"
+            )
+            found.append(f"Class {name!r} {few}: {' and '.join(without)} {say} nothing about it.")
+    if len(found) > 3:
+        found[3:] = [f"{len(found) - 3:,} more classes have too few pictures for every split."]
+    return found
+
+
+def _renormalised(fractions: Fractions, names: tuple[str, ...]) -> dict[str, float]:
+    share = dict(zip(SPLITS, fractions, strict=True))
+    total = sum(share[name] for name in names)
+    return {name: share[name] / total for name in names}
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"--seed must be 0 or more; got {seed}.")
 
 
 def _check_fractions(fractions: tuple[float, ...]) -> None:
@@ -114,14 +158,45 @@ def _check_fractions(fractions: tuple[float, ...]) -> None:
         )
 
 
-def _check_classes(source: Source, splits: dict[str, np.ndarray]) -> None:
+def _count_classes(source: Source, splits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     classes = len(source.class_names)
-    counts = {n: np.bincount(source.labels[i], minlength=classes) for n, i in splits.items()}
-    for label, class_name in enumerate(source.class_names):
-        here = {name: int(count[label]) for name, count in counts.items()}
-        if not all(here.values()):
-            listed = ", ".join(f"{name} {count}" for name, count in here.items())
-            raise DataError(
-                f"Class {class_name!r} is not in every split: {listed}. "
-                f"Each split needs at least one example of each class."
-            )
+    return {name: np.bincount(source.labels[i], minlength=classes) for name, i in splits.items()}
+
+
+def _check_classes(source: Source, splits: dict[str, np.ndarray], *, whole: set[str]) -> None:
+    """Refuses a split of `whole`, those that were not cut off, without one of the classes."""
+    counts = _count_classes(source, splits)
+    lacking = np.any([counts[name] == 0 for name in sorted(whole)], axis=0)
+    labels = np.flatnonzero(lacking)
+    if len(labels):
+        here = {name: int(count[labels[0]]) for name, count in counts.items()}
+        others = [source.class_names[label] for label in labels[1:4]]
+        more = f" So with {len(labels) - 1:,} more, as {', '.join(map(repr, others))}." * bool(
+            others
+        )
+        raise DataError(
+            f"Class {source.class_names[labels[0]]!r} is not in every split: {_listed(here)}. "
+            f"Each split needs at least one example of each class.{more}"
+        )
+
+
+def _check_not_empty(source: Source, splits: dict[str, np.ndarray]) -> None:
+    empty = [name for name in SPLITS if not len(splits[name])]
+    if not empty:
+        return
+    together = np.concatenate(list(splits.values()))
+    counts = np.bincount(source.labels[together], minlength=len(source.class_names)).tolist()
+    raise DataError(
+        f"There are too few pictures for {' and '.join(empty)}, which would be empty: "
+        f"{_counted(list(zip(source.class_names, counts, strict=True)))}. A class needs three "
+        f"different pictures, one for each split. Add some, or take classes out."
+    )
+
+
+def _counted(pairs: list[tuple[str, int]], most: int = 5) -> str:
+    text = ", ".join(f"class {name!r} has {count}" for name, count in pairs[:most])
+    return text + (f", and {len(pairs) - most:,} more" if len(pairs) > most else "")
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

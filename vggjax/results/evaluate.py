@@ -27,7 +27,9 @@ from vggjax import __version__
 from vggjax.data.pipeline import Examples, prefetch
 from vggjax.data.preprocess import Preprocessing
 from vggjax.data.sources import Source, open_source
-from vggjax.data.splits import SPLITS, make_splits, parse_split
+from vggjax.data.split_file import NAME as SPLITS_FILE
+from vggjax.data.split_file import read_splits
+from vggjax.data.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, shown, unknown
 from vggjax.models.vgg import VGG
 from vggjax.results.metrics import TOP_K, summarize, top_classes
@@ -61,7 +63,13 @@ def evaluate(
     config = read_config(workdir)
     model, info = load_model(workdir)
     source = open_data(workdir, config)
-    indices = make_splits(source, parse_split(config.split), config.seed)[split]
+    splits = read_splits(workdir, source)
+    if splits is None:
+        raise ConfigError(
+            f"{shown(workdir / SPLITS_FILE)} is missing, so nobody can tell which pictures the "
+            "model has not seen. Train again with another --workdir."
+        )
+    indices = splits[split]
     examples = Examples(
         source,
         indices,
@@ -159,8 +167,9 @@ def print_summary(result: dict[str, Any]) -> None:
     low, high = result["accuracy_interval"]
     loss = f"loss {result['loss']:.3f}"
     console.print(
-        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {result['split']} "
-        f"pictures named correctly (95 % interval {low:.1%} to {high:.1%}), {loss}"
+        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} "
+        + (f"{result['split']} pictures" if "folds" not in result else "pictures in all folds")
+        + f" named correctly (95 % interval {low:.1%} to {high:.1%}), {loss}"
         + (f", top-5 {result['top5']:.1%}" if "top5" in result else ""),
         highlight=False,
         soft_wrap=True,

@@ -7,6 +7,7 @@ as in scikit-learn with `zero_division=0`. numpy only: no model, no file and no 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,8 @@ def summarize(probs: np.ndarray, labels: np.ndarray, class_names: Sequence[str])
     Returns:
         num_examples, loss (nats), accuracy, accuracy_interval [low, high] (95 %), top5 (only with
         more than five classes), per_class [{name, precision, recall, f1, support}], macro
-        {precision, recall, f1} (plain means over the classes), and confusion (C lists of C counts,
-        rows are the truth).
+        {precision, recall, f1} (plain means over the classes that have examples), and confusion (C
+        lists of C counts, rows are the truth).
     """
     probs, labels = np.asarray(probs), np.asarray(labels)
     num_classes = len(class_names)
@@ -33,24 +34,40 @@ def summarize(probs: np.ndarray, labels: np.ndarray, class_names: Sequence[str])
             f"probs must be (N, {num_classes}) and labels (N,) with N from 1; got {probs.shape} "
             f"and {labels.shape}."
         )
-    confusion = confusion_matrix(labels, probs.argmax(1), num_classes)
-    correct = int(np.trace(confusion))
-    result = {
-        "num_examples": len(labels),
-        "loss": log_loss(probs, labels),
-        "accuracy": correct / len(labels),
-        "accuracy_interval": list(wilson_interval(correct, len(labels))),
-    }
+    result = {"num_examples": len(labels), "loss": log_loss(probs, labels)}
     if num_classes > TOP_K:
         result["top5"] = top_k_accuracy(probs, labels, k=TOP_K)
+    return result | _judge(confusion_matrix(labels, probs.argmax(1), num_classes), class_names)
+
+
+def pool(results: Sequence[dict], class_names: Sequence[str]) -> dict[str, Any]:
+    """Gives the figures over all examples of several evaluations, none of them in two.
+
+    In: what `summarize` gave for each. Out: the same keys, as if it had been one evaluation.
+    """
+    counts = np.asarray([result["num_examples"] for result in results])
+    pooled: dict[str, Any] = {"num_examples": int(counts.sum())}
+    for name in ("loss", "top5"):
+        if name in results[0]:
+            pooled[name] = float(np.average([r[name] for r in results], weights=counts))
+    confusion = np.sum([result["confusion"] for result in results], axis=0)
+    return pooled | _judge(confusion, class_names)
+
+
+def _judge(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    correct, total = int(np.trace(confusion)), int(confusion.sum())
     scores = class_scores(confusion)
-    result["per_class"] = [
-        {"name": name, **{key: values[i].item() for key, values in scores.items()}}
-        for i, name in enumerate(class_names)
-    ]
-    result["macro"] = {key: float(scores[key].mean()) for key in ("precision", "recall", "f1")}
-    result["confusion"] = confusion.tolist()
-    return result
+    there = scores["support"] > 0
+    return {
+        "accuracy": correct / total,
+        "accuracy_interval": list(wilson_interval(correct, total)),
+        "per_class": [
+            {"name": name, **{key: values[i].item() for key, values in scores.items()}}
+            for i, name in enumerate(class_names)
+        ],
+        "macro": {key: float(scores[key][there].mean()) for key in ("precision", "recall", "f1")},
+        "confusion": confusion.tolist(),
+    }
 
 
 def confusion_matrix(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Tells a run's story on one HTML page: how good, how trained, on what, and where it errs.
 
-In: a run folder that was evaluated (evaluate.py). Out: report.html, which needs no other file, no
-network and no script, and the pictures alone under plots/. Where the data set is gone or changed
-the page is written all the same, without the photographs of the mistakes.
+In: a run folder that was evaluated (evaluate.py), or a cross-validation's, whose folds were. Out:
+report.html, which needs no other file, no network and no script, and the pictures alone under
+plots/. Where the data set is gone or changed the page is written all the same, without the
+photographs of the mistakes.
 """
 
 import base64
@@ -20,10 +21,17 @@ from vggjax.data.source import Source
 from vggjax.errors import ConfigError, DataError, VggjaxError, shown
 from vggjax.results import plots
 from vggjax.results.evaluate import open_data
+from vggjax.results.facts import (
+    describe_data,
+    describe_making,
+    describe_training,
+    plain,
+    short,
+)
 from vggjax.results.metrics import most_confused
 from vggjax.training.checkpoint import write_text
-from vggjax.training.config import Config, read_config
-from vggjax.training.run_folder import read_log
+from vggjax.training.config import read_config
+from vggjax.training.run_folder import fold_folders, read_log
 
 MAX_MISTAKES = 24
 """Pictures in the gallery."""
@@ -43,10 +51,11 @@ def write_report(workdir: str | Path) -> Path:
     workdir = Path(workdir)
     config = read_config(workdir)
     result = _read_json(workdir / "eval.json", workdir)
-    info = _read_json(workdir / "model.json", workdir)
     data = _read_json(workdir / "data.json", workdir)
-    rows = read_epochs(workdir)
-    best = best_epoch(rows, config.monitor)
+    runs = fold_folders(workdir, config) or [workdir]
+    info = _read_json(runs[0] / "model.json", workdir)
+    rows = mean_epochs([read_epochs(run) for run in runs])
+    best = None if config.cross_validate else best_epoch(rows, config.monitor)
     names = [shown(name) for name in result["class_names"]]
     wrong = _read_wrong(workdir / "predictions.csv")
     try:
@@ -70,15 +79,16 @@ def write_report(workdir: str | Path) -> Path:
 
     per_class = [row | {"shown": shown(row["name"])} for row in result["per_class"]]
     page = _template().render(
-        title=f"{info['arch']} on {_short(config.dataset)}",
+        title=f"{info['arch']} on {short(config.dataset)}",
         result=result,
         per_class=per_class,
         worst=per_class if len(names) <= MAX_CLASSES else _hardest(per_class),
         names=names,
+        folds=result.get("folds", []),
         right=round(result["accuracy"] * result["num_examples"]),
         commonest=max(row["support"] for row in result["per_class"]) / result["num_examples"],
-        trained=_describe_training(config, info, rows, best),
-        data=_describe_data(config, data, names),
+        trained=describe_training(config, info, rows, best),
+        data=describe_data(config, data, names),
         images=images,
         has_curves=bool(rows),
         undrawable=any(plots.drawable(name, width=len(name)) != name for name in names),
@@ -91,9 +101,9 @@ def write_report(workdir: str | Path) -> Path:
             (shown(i), shown(reason))
             for i, reason in (info.get("left_out", {}) | result["unreadable"]).items()
         ],
-        made_with=_describe_making(result, info, rows),
-        config={name: _plain(value) for name, value in json.loads(config.to_json()).items()},
-        predict_command=f"vggjax predict PHOTO.jpg --workdir {shlex.quote(shown(workdir))}",
+        made_with=describe_making(result, info, rows),
+        config={name: plain(value) for name, value in json.loads(config.to_json()).items()},
+        predict_command=f"vggjax predict PHOTO.jpg --workdir {shlex.quote(shown(runs[0]))}",
     )
     path = workdir / "report.html"
     write_text(path, page)
@@ -104,6 +114,18 @@ def read_epochs(workdir: str | Path) -> list[dict[str, Any]]:
     """Reads a log's evaluations in the order of their epochs, each once; no log gives none."""
     rows = [row for row in read_log(workdir) if row.get("kind") == "epoch"]
     return sorted({row["epoch"]: row for row in rows}.values(), key=lambda row: row["epoch"])
+
+
+def mean_epochs(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Gives one row an epoch with the means over the runs that came so far."""
+    by_epoch: dict[float, list[dict[str, Any]]] = {}
+    for row in (row for rows in runs for row in rows):
+        by_epoch.setdefault(row["epoch"], []).append(row)
+    return [
+        rows[0] | {key: float(np.mean([row[key] for row in rows if key in row]))
+                   for key, value in rows[0].items() if isinstance(value, float)}
+        for _, rows in sorted(by_epoch.items())
+    ]  # fmt: skip
 
 
 def best_epoch(rows: list[dict[str, Any]], monitor: str) -> float | None:
@@ -188,65 +210,6 @@ def _thumbnail(image: np.ndarray | None) -> str | None:
     return _data_uri(file.getvalue(), "jpeg")
 
 
-def _describe_training(
-    config: Config, info: dict[str, Any], rows: list[dict[str, Any]], best: float | None
-) -> dict[str, str]:
-    seen = info["preprocessing"]
-    size = f"{seen['image_size']}x{seen['image_size']} px"
-    stages: dict[str, list[float]] = {}
-    for row in rows:
-        stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
-    told = [
-        f"{'head alone' if stage == 'head' else stage.replace('+', ' and ')}: epoch {_span(epochs)}"
-        for stage, epochs in stages.items()
-    ]
-    weights = config.weights if config.pretrained else "none: from scratch, random"
-    described = {
-        "Network": f"{info['arch']}, head {info['head']}",
-        "Started from": _short(weights),
-        "Input": f"{size}, {seen['resize']}, {seen['interpolation']}, '{seen['mode']}' values",
-        "Unfrozen": "the head" + "".join(f", {n}" for n in config.unfreeze if n != "none"),
-        "Stages": "; ".join(told) or "not logged",
-        "Optimiser": f"{config.optimizer}, rate {config.learning_rate:g}, {config.schedule}",
-        "Augmentation": config.augment,
-    }
-    if best is not None:
-        described["Kept"] = f"the weights of epoch {best:g}, best by {config.monitor}"
-    return described
-
-
-def _describe_data(config: Config, data: dict[str, Any], names: list[str]) -> dict[str, str]:
-    listed = ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
-    sizes = [f"{count:,} {split}" for split, count in data.get("splits", {}).items()]
-    return {
-        "Data set": shown(config.dataset),
-        "Classes": f"{len(names)}: {listed}",
-        "Pictures": ", ".join(sizes) or "not recorded",
-        "Split": f"{config.split} by class where the data set has none, seed {config.seed}",
-        "Fingerprint": str(data["fingerprint"])[:16],
-    }
-
-
-def _describe_making(
-    result: dict[str, Any], info: dict[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, str]:
-    described = {
-        "Evaluated": f"{result['evaluated_at'].replace('T', ' ')[:16]} UTC, {result['seconds']} s",
-        "Device": str(result.get("device", "not recorded")),
-        "Versions": ", ".join(f"{k} {v}" for k, v in result.get("versions", {}).items()),
-    }
-    speeds = [row["images_per_s"] for row in rows if row.get("images_per_s")]
-    if speeds:
-        described["Training time"] = (
-            f"{_duration(sum(row.get('seconds', 0) for row in rows))}, {len(rows)} epochs, "
-            f"{float(np.median(speeds)):,.0f} pictures a second"
-        )
-    return described | {
-        f"Model: {name.replace('_', ' ')}": _plain(value)
-        for name, value in info.get("provenance", {}).items()
-    }
-
-
 def _hardest(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(per_class, key=lambda row: row["f1"])[:MAX_CLASSES]
 
@@ -265,26 +228,3 @@ def _template() -> Any:
 
 def _data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _span(epochs: list[float]) -> str:
-    first, last = math.ceil(min(epochs)), math.ceil(max(epochs))
-    return f"{first}" if first == last else f"{first} to {last}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if not minutes and not hours:
-        return f"{seconds} s"
-    return f"{minutes} min {seconds} s" if not hours else f"{hours} h {minutes} min"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return shown(" ".join(map(str, value)))
-    return "automatic" if value is None else shown(str(value))
-
-
-def _short(path: str) -> str:
-    return shown(Path(path).name or path)

@@ -137,6 +137,11 @@ def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
     path = Path(workdir) / "model.json"
     if not path.parent.is_dir():
         raise WeightsError(f"There is no run folder {shown(workdir)}.")
+    if (path.parent / "fold-1").is_dir():
+        raise WeightsError(
+            f"{workdir} is a cross-validation, which has a model for each fold; give one of them, "
+            f"--workdir {path.parent / 'fold-1'}."
+        )
     if not path.is_file():
         raise WeightsError(
             f"{workdir} holds no finished model (no model.json). If its training was interrupted, "
@@ -162,7 +167,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

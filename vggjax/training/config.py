@@ -7,11 +7,13 @@ decided by others, as its docstring says; 0 switches a duration or a bound off.
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from vggjax.data.augmentation import NAMES as AUGMENTATION_FIELDS
+from vggjax.data.augmentation import Augmentation, resolve
+from vggjax.data.fields import check, flag
 from vggjax.data.preprocess import Preprocessing
 from vggjax.data.splits import parse_split
 from vggjax.errors import ConfigError, unknown
@@ -32,11 +34,12 @@ HOW_NOT_WHAT = (
 
 
 @dataclass(frozen=True)
-class Config:
-    """The settings of one run: data, model, training and bookkeeping."""
+class _DataSettings:
+    """The first of Config's fields: a base class, so that they come first in --help."""
 
     dataset: str = "digits"
-    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), or `digits`."""
+    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), a CSV with the
+    columns path,label[,split], or `digits`."""
     recipe: str | None = None
     """Sets the defaults of what is not given: digits, flowers, probe, finetune or scratch (from
     Python: `make_config`). Without one, `digits` has its own."""
@@ -48,7 +51,14 @@ class Config:
     data_dir: str | None = None
     """Where tfds keeps prepared data sets; None is tfds' own place."""
     split: str = "0.8,0.1,0.1"
-    """Shares of train,val,test, stratified by class, where the data set has no splits."""
+    """Shares of train,val,test, stratified by class, where the data set has no splits; or slices
+    of its own, as in train[:80%],train[80%:90%],train[90%:]."""
+    duplicates: Literal["near", "exact", "ignore"] = "near"
+    """Which pictures count as the same and stay in one split: also such as were saved anew or made
+    smaller, only equal ones, or none."""
+    cross_validate: int = 0
+    """Train this many times, each time with another part of the pictures as the test split, and
+    judge each picture once; 0 trains once."""
     image_size: int = 224
     """Side in px of the pictures that the model sees, from 32."""
     resize: Literal["squash", "crop"] = "squash"
@@ -58,14 +68,21 @@ class Config:
     preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto"
     """Of the pixels: `caffe` for Keras' weights, `torch`, or `unit` for x/255. `auto` is caffe
     with weights and torch without."""
-    augment: Literal["none", "flip"] = "flip"
-    """Random changes to the training pictures, drawn on the device."""
     cache_mb: int = 2048
     """Keep the decoded pictures in memory where they take no more than this; 0 switches it off."""
     num_threads: int | None = None
     """Threads that decode pictures; None is one for each core."""
     max_unreadable: float = 0.05
     """Go on while no more than this share of a split's pictures is unreadable."""
+
+    augment: Literal["none", "flip", "crop-flip", "randaugment"] | None = None
+    """Random changes to the training pictures, by name; the settings below win over it. None is
+    flip where none of them is given, and what is given, alone, where one is."""
+
+
+@dataclass(frozen=True)
+class Config(Augmentation, _DataSettings):
+    """The settings of one run: data, augmentation, model, training and bookkeeping."""
 
     model: str = "vgg16"
     """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ..."""
@@ -99,6 +116,8 @@ class Config:
     """The rates rise over this long, at most half of a stage."""
     weight_decay: float = 0.0
     """Decoupled, on the kernels of what trains."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` lets each class count alike in the training loss, however many pictures it has."""
     patience: int = 0
     """Stop after this many epochs without a better `monitor`; 0 never stops early."""
     monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
@@ -113,12 +132,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run, with the fix."""
-        if isinstance(self.unfreeze, str):
-            object.__setattr__(self, "unfreeze", (self.unfreeze,))
-        object.__setattr__(self, "unfreeze", tuple(self.unfreeze))
+        super().__post_init__()  # types of all fields, and the augmentation's own checks
         if not self.unfreeze:
             raise ConfigError("--unfreeze takes none, all, blocks or layers; got nothing.")
-        self._check_types()
         arch = get_arch(self.model)
         match_layers(self.unfreeze, (name for name in arch.layers() if "pool" not in name))
         check_size(self.image_size)
@@ -129,10 +145,12 @@ class Config:
             self._check(name, getattr(self, name) > 0, "above 0")
         for name in ("dataset", "weights", "workdir"):
             if getattr(self, name) == "":
-                raise ConfigError(f"{_flag(name)} is empty; give it a value.")
+                raise ConfigError(f"{flag(name)} is empty; give it a value.")
         self._check("seed", self.seed < 2**32, "below 2**32")
         for name in ("seed", "cache_mb", "warmup_epochs", "weight_decay", "patience"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
+        folds = self.cross_validate
+        self._check("cross_validate", folds == 0 or folds > 1, "0, or 2 folds or more")
         self._check("max_unreadable", 0 <= self.max_unreadable < 1, "in [0, 1)")
         self._check("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
         self._check("num_threads", self.num_threads is None or self.num_threads > 0, "above 0")
@@ -145,27 +163,8 @@ class Config:
             for name in ("head_epochs", "backbone_learning_rate"):
                 self._check(name, getattr(self, name) is None, "left out where --unfreeze is none")
 
-    def _check_types(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal:
-                if value not in get_args(kind):
-                    raise ConfigError(unknown(_flag(name), value, get_args(kind)))
-                continue
-            kinds = tuple(get_origin(k) or k for k in (get_args(kind) or (kind,)) if k is not ...)
-            if get_origin(kind) is tuple:
-                kinds, value = (str,), value[0] if value else None
-            if float in kinds:
-                kinds = (*kinds, int)
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                names = " or ".join(k.__name__.replace("NoneType", "None") for k in kinds)
-                raise ConfigError(f"{_flag(name)} takes {names}; got {getattr(self, name)!r}.")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{_flag(name)} must be a finite number; got {value}.")
-
     def _check(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ConfigError(f"{_flag(name)} must be {wanted}; got {getattr(self, name)}.")
+        check(self, name, holds, wanted)
 
     @property
     def pretrained(self) -> bool:
@@ -178,6 +177,11 @@ class Config:
         auto = "caffe" if self.pretrained else "torch"
         mode = auto if self.preprocess == "auto" else self.preprocess
         return Preprocessing(mode, self.image_size, self.resize, self.interpolation)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to the training pictures: the settings, laid over those that have a name."""
+        return resolve(self, self.augment)
 
     def to_json(self) -> str:
         """Writes every field, for `config.json`."""
@@ -201,11 +205,17 @@ class Config:
             raise ConfigError(f"This is no saved configuration: {error}.") from None
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
-        """Finds the fields that would change the result: {name: (own value, other's value)}."""
+        """Finds the fields that would change the result: {name: (own value, other's value)}.
+
+        The same augmentation said in another way, by its name or without one, is no difference.
+        """
+        passed_over = set(HOW_NOT_WHAT)
+        if self.augmentation == other.augmentation:
+            passed_over |= {"augment", *AUGMENTATION_FIELDS}
         return {
             field.name: (mine, theirs)
             for field in dataclasses.fields(self)
-            if field.name not in HOW_NOT_WHAT
+            if field.name not in passed_over
             and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
         }
 
@@ -226,7 +236,3 @@ def read_config(workdir: str | Path) -> Config:
         ) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -19,13 +19,14 @@ from flax import nnx
 from rich.console import Console
 
 from vggjax.data.pipeline import prefetch
-from vggjax.errors import VggjaxError, shown
+from vggjax.errors import VggjaxError
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
 from vggjax.training.config import Config
 from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
+from vggjax.training.reading import adapted, left_out, read_pictures, say_adapted
 from vggjax.training.run_folder import Log, lock_workdir, make_workdir
-from vggjax.training.screen import Screen, print_first_screen
+from vggjax.training.screen import Screen, looking, print_first_screen
 from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
 from vggjax.training.signals import Stop, stop_signals
@@ -70,7 +71,8 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
     console = console or Console()
-    run = set_up(config)
+    with looking(console, "comparing pictures") as progress:
+        run = set_up(config, progress=progress)
     config = run.config
     if (run.workdir / "model.json").exists():
         console.print(f"{run.workdir} is trained already.", markup=False, soft_wrap=True)
@@ -79,8 +81,9 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
 
     print_first_screen(console, run)
     with Screen(console, config.epochs) as screen:
-        _read_pictures(run, screen)
-        make_workdir(run.workdir, config, run.source, run.splits)
+        read_pictures(run, screen)
+        said = adapted(run)
+        make_workdir(run.workdir, config, run.source, run.splits, run.duplicates)
         with (
             lock_workdir(run.workdir),
             stop_signals() as stop,
@@ -102,7 +105,8 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
                     )
             checkpoints.restore_model(run.model, position.best_step)
             stop.check(run.workdir)
-    info = dataclasses.replace(run.info, left_out=_unreadable(run))
+        say_adapted(run, screen, said=said)  # where they were read while the network trained
+    info = dataclasses.replace(run.info, left_out=left_out(run))
     save_model(run.workdir, run.model, info)
     return Trained(run.workdir, run.model, info)
 
@@ -132,7 +136,12 @@ def _train_stage(
         sums, clock = dict(position.sums), _Clock()
         examples = run.examples["train"]
         batches = examples.batches(
-            run.batch_size, seed=config.seed, epoch=epoch, shuffle=True, start=start
+            run.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            shuffle=True,
+            start=start,
+            process=placement.process,
         )
         with closing(prefetch(batches, placement.put_batch)) as batches:
             for batch in batches:
@@ -184,7 +193,8 @@ def _begin_stage(
         labels,
         placement=run.placement,
         mode=config.preprocessing.mode,
-        augmentation=config.augment,
+        augmentation=config.augmentation,
+        class_weights=run.class_weights,
         seed=config.seed,
     )
     state = make_state(run.model, tx, labels, step=position.step)
@@ -209,7 +219,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Scores every readable picture of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
     sums: dict[str, jax.Array] = {}
-    batches = run.examples[split].batches(run.batch_size)
+    batches = run.examples[split].batches(run.batch_size, process=run.placement.process)
     with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for batch in batches:
             sums = _add(sums, eval_step((state.params, state.batch_stats), batch))
@@ -217,22 +227,6 @@ def evaluate_split(
     if len(run.source.class_names) <= 5:
         del values[f"{split}/top5"]
     return values
-
-
-def _read_pictures(run: Setup, screen: Screen) -> None:
-    for name, examples in run.examples.items():
-        screen.begin(f"reading {name}", len(examples))
-        examples.prepare(lambda done, _: screen.advance(done))
-    for reason in list(_unreadable(run).items())[:20]:
-        screen.say("left out: {}: {}".format(*map(shown, reason)))
-
-
-def _unreadable(run: Setup) -> dict[str, str]:
-    return {
-        run.source.ids[i]: reason
-        for examples in run.examples.values()
-        for i, reason in sorted(examples.unreadable.items())
-    }
 
 
 def _put_back(model: VGG, state: TrainState) -> None:

@@ -1,7 +1,7 @@
 """The run folder: which run it is, what it saw, and its log.
 
-`config.json` and `data.json` say what the run is, so that a rerun resumes this very run or is
-refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume or test.
+`config.json`, `data.json` and `splits.csv` say what the run is, so that a rerun resumes this very
+run or is refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume or test.
 """
 
 import json
@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from vggjax.data.sources import Source
+from vggjax.data.split_file import NAME as SPLITS_FILE
+from vggjax.data.split_file import splits_text
 from vggjax.errors import ConfigError, shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config, read_config
+
+_EARLY = ("data.json", SPLITS_FILE, ".lock")
+"""What a start that was killed at once may have left."""
 
 
 def default_workdir(config: Config) -> Path:
@@ -42,7 +47,7 @@ def find_workdir(config: Config) -> Path:
                     f"{workdir} belongs to a run with other settings: {listed}. Give the same "
                     "settings to resume it, or another --workdir."
                 )
-        elif workdir.exists() and any(path.name != "data.json" for path in workdir.iterdir()):
+        elif workdir.exists() and any(path.name not in _EARLY for path in workdir.iterdir()):
             raise ConfigError(
                 f"{workdir} holds files but no run; give --workdir a new or an empty folder."
             )
@@ -51,7 +56,13 @@ def find_workdir(config: Config) -> Path:
     return workdir
 
 
-def make_workdir(workdir: Path, config: Config, source: Source, splits: dict[str, Any]) -> None:
+def make_workdir(
+    workdir: Path,
+    config: Config,
+    source: Source,
+    splits: dict[str, Any],
+    duplicates: dict[str, int] | None = None,
+) -> None:
     """Makes the folder and notes what run it is; a folder of this run is left as it is.
 
     Raises:
@@ -60,11 +71,19 @@ def make_workdir(workdir: Path, config: Config, source: Source, splits: dict[str
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "data.json").exists():
-            write_text(workdir / "data.json", _json(_describe(source, splits)))
+            told = _describe(source, splits) | {"duplicates": duplicates or {}}
+            write_text(workdir / "data.json", _json(told))
+        if not (workdir / SPLITS_FILE).exists():
+            write_text(workdir / SPLITS_FILE, splits_text(source, splits))
         # Also over an older one: what may differ in a resumed run is to be true as well.
         write_text(workdir / "config.json", config.to_json())
     except OSError as error:
         raise _unusable(workdir, error) from None
+
+
+def fold_folders(workdir: Path, config: Config) -> list[Path]:
+    """Names the run folders of a cross-validation's folds; none where there is one run only."""
+    return [workdir / f"fold-{i + 1}" for i in range(config.cross_validate)]
 
 
 @contextmanager
@@ -96,18 +115,18 @@ def _unusable(workdir: Path, error: OSError) -> ConfigError:
     )
 
 
-def check_data(workdir: Path, source: Source, splits: dict[str, Any]) -> None:
+def check_data(workdir: Path, source: Source) -> None:
     """Refuses other data than the run saw at its first start.
 
     Raises:
-        ConfigError: classes, files or splits differ from the run's first start.
+        ConfigError: classes or files differ from the run's first start.
     """
-    path, seen = workdir / "data.json", _describe(source, splits)
+    path, seen = workdir / "data.json", _describe(source, {})
     if not path.exists():
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("class_names", "splits", "fingerprint")
+        keys = ("class_names", "fingerprint")
         differing = [key for key in keys if before[key] != seen[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is damaged; start anew in another --workdir.") from None
@@ -118,6 +137,25 @@ def check_data(workdir: Path, source: Source, splits: dict[str, Any]) -> None:
             f"{key.replace('_', ' ')} differ, {before[key]} before, {seen[key]} now. "
             "Put the files back, or start anew in another --workdir."
         )
+
+
+def read_duplicates(workdir: Path) -> dict[str, int]:
+    """Reads how many duplicates the run's first start found; none where it did not look."""
+    try:
+        told = json.loads((workdir / "data.json").read_text(encoding="utf-8"))
+        return told.get("duplicates", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def describe_duplicates(counts: dict[str, int]) -> str:
+    """Says how many pictures are there more than once; nothing where none is."""
+    kinds = [f"{counts[kind]:,} {kind}" for kind in ("exact", "near") if counts.get(kind)]
+    if not kinds:
+        return ""
+    told = f"{' and '.join(kinds)}, each in one split with its like"
+    leaked = counts.get("leaked", 0)
+    return told + (f", but for {leaked:,} that the data set has in train too" if leaked else "")
 
 
 def _describe(source: Source, splits: dict[str, Any]) -> dict[str, Any]:

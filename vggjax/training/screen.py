@@ -1,6 +1,8 @@
 """What a person sees while a run goes on: the first screen, the progress, a line per epoch."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 from rich.console import Console
@@ -8,9 +10,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vggjax.data.augmentation import describe
+from vggjax.data.splits import remarks_on_splits
 from vggjax.errors import shown
 from vggjax.models.assign import shapes
 from vggjax.training.freezing import Stage, label_layers, peak_rates
+from vggjax.training.run_folder import describe_duplicates
+from vggjax.training.setup import Progress as Told
 from vggjax.training.setup import Setup
 
 
@@ -29,20 +35,23 @@ def print_first_screen(console: Console, run: Setup) -> None:
         ("Classes", f"{len(source.class_names)}: {names}{more}"),
         ("Splits", ", ".join(f"{name} {len(rows):,}" for name, rows in run.splits.items())
                    + _describe_cut(run)),
+        ("Duplicates", describe_duplicates(run.duplicates)),
+        ("Balance", _describe_balance(run)),
         ("Pictures", f"{preprocessing.image_size} px, {preprocessing.resize}, "
                      f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
-                     f"augmentation {config.augment}"),
+                     f"augmentation {describe(config.augmentation)}"),
         ("Model", f"{config.model} + {run.model.head}, weights {shown(config.weights)}"),
     ]  # fmt: skip
-    for stage in run.stages:
-        rows.append(("Stage", _describe(run, stage)))
+    rows += [("Stage", _describe(run, stage)) for stage in run.stages]
+    notes = [*source.notes, *remarks_on_splits(source, run.splits)]
+    rows += [("Beware", shown(note)) for note in notes]
     if not config.pretrained and config.unfreeze != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
                                "--unfreeze all, will do better"))  # fmt: skip
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in rows:
+    for name, text in filter(all, rows):
         table.add_row(name, escape(text))
     console.print(table)
 
@@ -50,6 +59,16 @@ def print_first_screen(console: Console, run: Setup) -> None:
 def _describe_cut(run: Setup) -> str:
     cut = [name for name in run.splits if run.source.splits and name not in run.source.splits]
     return f"; {' and '.join(cut)} cut from train" if cut else ""
+
+
+def _describe_balance(run: Setup) -> str:
+    if run.class_weights is None:
+        return ""
+    named = [
+        f"{run.class_weights[i]:.2f} ({shown(run.source.class_names[i])})"
+        for i in (run.class_weights.argmin(), run.class_weights.argmax())
+    ]
+    return f"a picture counts from {named[0]} to {named[1]} in the loss, each class alike"
 
 
 def _describe(run: Setup, stage: Stage) -> str:
@@ -77,6 +96,17 @@ def _describe(run: Setup, stage: Stage) -> str:
         f"epochs {first}-{last}: {stage.name}, {trained:,} of {sum(sizes.values()):,} parameters "
         f"train, {still}; {config.optimizer}, rate {rate}; {run.steps_per_epoch} steps an epoch"
     )
+
+
+@contextmanager
+def looking(console: Console, title: str) -> Iterator[Told]:
+    """Shows a bar on a terminal while something is looked through; gives what moves it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class Screen:

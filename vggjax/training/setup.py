@@ -4,6 +4,7 @@ What can be refused is refused here; nothing is written.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import numpy as np
 from flax import nnx
 
 from vggjax import __version__
+from vggjax.data.class_weights import balanced_weights
+from vggjax.data.duplicates import find_duplicates
 from vggjax.data.pipeline import Examples
 from vggjax.data.preprocess import MODES
 from vggjax.data.source import Source
 from vggjax.data.sources import open_source
+from vggjax.data.split_file import read_splits
 from vggjax.data.splits import make_splits, parse_split
 from vggjax.errors import ConfigError
 from vggjax.models.head import Head
@@ -23,7 +27,7 @@ from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.freezing import Stage, plan_stages
-from vggjax.training.run_folder import check_data, find_workdir
+from vggjax.training.run_folder import check_data, find_workdir, read_duplicates
 from vggjax.training.sharding import Placement
 from vggjax.weights.load import load_base, resolve_weights
 from vggjax.weights.native import read_metadata
@@ -38,33 +42,38 @@ class Setup:
     placement: Placement
     source: Source
     splits: dict[str, np.ndarray]
+    duplicates: dict[str, int]
+    """Pictures beyond the first of their kind, `exact` and `near`, and how many were `leaked` by
+    the data set's own splits; empty where nobody looked."""
     examples: dict[str, Examples]
     model: VGG
     info: ModelInfo
     stages: tuple[Stage, ...]
     batch_size: int
     steps_per_epoch: int
+    class_weights: np.ndarray | None
+    """float32 (C,), of the loss; None where each picture counts alike."""
 
 
-def set_up(config: Config) -> Setup:
+Progress = Callable[[int, int], None]
+"""Is told (done, of) while pictures are compared."""
+
+
+def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     """Opens the data, builds the model and finds the run folder.
 
     Raises:
         VggjaxError: settings, data or weights that cannot be used; nothing was written then.
     """
-    config = _resolve(config)
+    config = resolve(config)
     placement = Placement(config.parallel)
     placement.check_batch_size(config.batch_size)
     source = open_source(config.dataset, data_dir=config.data_dir)
-    splits = make_splits(source, parse_split(config.split), config.seed)
     head = Head.parse(config.head).for_classes(len(source.class_names))
     workdir = find_workdir(config)
-    if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
-        raise ConfigError(
-            f"The run folder {workdir} lies inside the data set {source.root}, and would be taken "
-            "for a class; give --workdir a place outside."
-        )
-    check_data(workdir, source, splits)
+    check_outside(workdir, source)
+    check_data(workdir, source)
+    splits, duplicates = find_splits(config, workdir, source, progress=progress)
     model = build_model(config, head)
     provenance = {
         "vggjax": __version__,
@@ -79,22 +88,25 @@ def set_up(config: Config) -> Setup:
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
     steps_per_epoch = examples["train"].num_batches(batch_size)
+    weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
     return Setup(
         config=config,
         workdir=workdir,
         placement=placement,
         source=source,
         splits=splits,
+        duplicates=duplicates,
         examples=examples,
         model=model,
         info=info,
         stages=plan_stages(config),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
+        class_weights=weights if config.class_weights == "balanced" else None,
     )
 
 
-def _resolve(config: Config) -> Config:
+def resolve(config: Config) -> Config:
     """Makes `config.json` mean the same from any working directory, pixels included.
 
     A weight file that a run of ours made says which pixels it was trained on.
@@ -110,6 +122,57 @@ def _resolve(config: Config) -> Config:
         mode = read_metadata(Path(changes["weights"])).get("preprocess", "auto")
         changes["preprocess"] = mode if mode in MODES else "auto"
     return dataclasses.replace(config, **changes)
+
+
+def check_outside(workdir: Path, source: Source) -> None:
+    """Refuses a run folder inside the data set.
+
+    Raises:
+        ConfigError: it would be taken for a class.
+    """
+    if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
+        raise ConfigError(
+            f"The run folder {workdir} lies inside the data set {source.root}, and would be taken "
+            "for a class; give --workdir a place outside."
+        )
+
+
+def find_splits(
+    config: Config, workdir: Path, source: Source, *, progress: Progress | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Gives the splits and the number of duplicates: the run's own, or at its first start new ones.
+
+    Looking for duplicates decodes every picture once, which a resumed run is spared.
+    """
+    splits = read_splits(workdir, source)
+    if splits is not None:
+        return splits, read_duplicates(workdir)
+    groups, counts = compare(config, source, progress=progress)
+    splits = make_splits(source, parse_split(config.split), config.seed, groups)
+    if groups is not None:
+        counts["leaked"] = _count_leaked(groups, splits)
+    return splits, counts
+
+
+def compare(
+    config: Config, source: Source, *, progress: Progress | None = None
+) -> tuple[np.ndarray | None, dict[str, int]]:
+    """Gives the groups of equal pictures, None where they may be parted, and their numbers."""
+    if config.duplicates == "ignore":
+        return None, {}
+    found = find_duplicates(
+        source,
+        near=config.duplicates == "near",
+        num_threads=config.num_threads,
+        progress=progress,
+    )
+    return found.groups, {"exact": found.exact, "near": found.near}
+
+
+def _count_leaked(groups: np.ndarray, splits: dict[str, np.ndarray]) -> int:
+    """Counts the pictures of val and test that lie in train as well."""
+    judged = np.concatenate([splits["val"], splits["test"]])
+    return int(np.isin(groups[judged], groups[splits["train"]]).sum())
 
 
 def _open_examples(

@@ -1,10 +1,12 @@
 """Where arrays lie: one axis `data` over all devices, batch split along it, parameters on each.
 
 The only file that knows of devices and processes. `jit` works on global arrays over a Mesh; `pmap`
-on arrays with a leading device axis, for those who still need it. Every process makes the same
-batches and hands over its own rows.
+on arrays with a leading device axis, for those who still need it. Of several processes each makes
+its own rows of every batch (`process`) and hands them over; together they are one array.
 """
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +24,24 @@ class Placement:
 
     def __init__(self, kind: str = "jit", *, devices: list[jax.Device] | None = None):
         self.kind = kind
-        self.devices = jax.devices() if devices is None else devices
+        devices = jax.devices() if devices is None else devices
+        # By process, so that a process' rows are neighbours, in the order of the processes.
+        self.devices = sorted(devices, key=lambda device: device.process_index)
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
 
     @property
     def axis_name(self) -> str | None:
         """The axis to reduce over by hand: pmap's; jit reduces by itself."""
         return AXIS if self.kind == "pmap" else None
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """Which process this is, of how many: what `Examples.batches` takes."""
+        return jax.process_index(), jax.process_count()
+
+    @property
+    def _devices_here(self) -> int:
+        return len(self.devices) // self.process[1]
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuses a batch that does not divide over the devices.
@@ -48,7 +61,7 @@ class Placement:
         """Copies a tree of arrays to every device."""
         if self.kind == "pmap":
             copy = jax.pmap(lambda leaf: leaf, devices=self.devices)
-            count = (len(self.devices),)
+            count = (self._devices_here,)
             stacked = jax.tree.map(lambda x: np.broadcast_to(x, count + np.shape(x)), tree)
             return copy(stacked)
         # A copy, not an alias: the step donates its state, and the caller may go on using the tree.
@@ -56,14 +69,11 @@ class Placement:
         return jax.device_put(tree, replicated, may_alias=False)
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits a global batch over the devices; each process hands over its own rows."""
-        processes, process = jax.process_count(), jax.process_index()
+        """Splits a batch over the devices: all its rows, or of several processes each its own."""
 
         def put(rows: np.ndarray) -> jax.Array:
-            share = len(rows) // processes
-            rows = rows[process * share : (process + 1) * share]
             if self.kind == "pmap":
-                return rows.reshape(len(self.devices) // processes, -1, *rows.shape[1:])
+                return rows.reshape(self._devices_here, -1, *rows.shape[1:])
             split = NamedSharding(self._mesh, PartitionSpec(AXIS))
             return jax.make_array_from_process_local_data(split, rows)
 
@@ -81,3 +91,15 @@ class Placement:
         if self.kind == "pmap":
             return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
         return jax.jit(function, donate_argnums=donated)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once if it is one of several; else does nothing.
+
+    For one that gave up: an orderly end would wait for the others, which wait for its rows. Then
+    jax.distributed ends them too, within its heartbeat's 100 seconds, with code 134.
+    """
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -17,6 +17,8 @@ from flax import nnx
 from jax import lax
 
 from vggjax.data.augment import augment
+from vggjax.data.augmentation import Augmentation
+from vggjax.data.mix import mix
 from vggjax.data.preprocess import preprocess
 from vggjax.models.vgg import VGG
 from vggjax.training.freezing import Labels, set_training_mode, trainable
@@ -52,7 +54,8 @@ def make_train_step(
     *,
     placement: Placement,
     mode: str,
-    augmentation: str = "none",
+    augmentation: Augmentation | None = None,
+    class_weights: np.ndarray | None = None,
     seed: int = 0,
     donate: bool = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
@@ -64,10 +67,12 @@ def make_train_step(
         labels: of label_layers.
         placement: jit or pmap, and the devices.
         mode: of preprocess.
-        augmentation: of augment.
+        augmentation: of the training pictures; None is none.
+        class_weights: (C,), what an example of each class counts in the loss; None is 1 for each.
         seed: of augmentation and dropout.
         donate: False keeps the old state usable, for tests.
     """
+    augmentation = augmentation or Augmentation()
     set_training_mode(model, labels, axis_name=placement.axis_name)
     graphdef = nnx.graphdef(model)
     model.eval()
@@ -78,12 +83,13 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         keys = _example_keys(seed, state.step, batch["mask"].shape[0], placement.axis_name)
         key_augment, key_dropout = keys[:, 0], keys[:, 1]
-        images = preprocess(augment(key_augment, batch["images"], augmentation), mode)
+        batch = _augmented(key_augment, batch, augmentation, placement.axis_name)
+        images = preprocess(batch["images"], mode)
         count = reduce(batch["mask"].sum())
 
         def loss_fn(model: VGG) -> tuple[jax.Array, Metrics]:
             logits = model(images, dropout_keys=key_dropout, mask=batch["mask"])
-            metrics = _score(logits, batch)
+            metrics = _score(logits, batch, class_weights)
             return metrics["loss"] / jnp.maximum(count, 1), metrics
 
         model = nnx.merge(graphdef, state.params, state.batch_stats)
@@ -141,17 +147,47 @@ def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) 
     return jax.vmap(jax.random.split)(keys)
 
 
-def _score(logits: jax.Array, batch: dict[str, jax.Array]) -> Metrics:
+def _augmented(
+    key: jax.Array, batch: dict[str, jax.Array], augmentation: Augmentation, axis_name: str | None
+) -> dict[str, jax.Array]:
+    """Changes a batch's pictures; mixed ones add `other`, a second label, and `share`, the first's.
+
+    Every row is drawn from its own key, and partners are rows of the global batch (mix.py).
+    """
+    images, a = augment(key, batch["images"], augmentation), augmentation
+    if not (a.mixup or a.cutmix):
+        return batch | {"images": images}
+    options = {"mixup": a.mixup, "cutmix": a.cutmix, "axis_name": axis_name}
+    return batch | mix(key, images, batch["label"], batch["mask"], **options)._asdict()
+
+
+def _score(
+    logits: jax.Array, batch: dict[str, jax.Array], class_weights: np.ndarray | None = None
+) -> Metrics:
+    """Sums a batch's scores: a mixed row's loss is its soft label's, the rest the heavier one's."""
     label, mask = batch["label"], batch["mask"]
+    loss = _cross_entropy(logits, label, class_weights)
+    if "share" in batch:  # cross-entropy is linear in the label: the mean of two is the soft one's
+        other, share = batch["other"], batch["share"]
+        loss = share * loss + (1 - share) * _cross_entropy(logits, other, class_weights)
+        label = jnp.where(share >= 0.5, label, other)
     if logits.shape[-1] == 1:
-        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
         guess = (logits[:, 0] > 0).astype(label.dtype)
         top5 = jnp.ones_like(mask)
     else:
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         guess = logits.argmax(-1)
         best = lax.top_k(logits, min(5, logits.shape[-1]))[1]
         top5 = (best == label[:, None]).any(-1)
     # where, not a product: a padded row may hold anything, also NaN.
     sums = {"loss": loss, "correct": guess == label, "top5": top5, "count": jnp.ones_like(mask)}
     return {name: jnp.where(mask > 0, values, 0.0).sum() for name, values in sums.items()}
+
+
+def _cross_entropy(
+    logits: jax.Array, label: jax.Array, class_weights: np.ndarray | None
+) -> jax.Array:
+    if logits.shape[-1] == 1:
+        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return loss if class_weights is None else loss * jnp.asarray(class_weights)[label]

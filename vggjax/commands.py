@@ -1,0 +1,263 @@
+"""The commands: each takes its own words of the command line and gives an exit code.
+
+What a command needs is imported inside it, so that `--help` and the light ones start at once.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vggjax.arguments import parse, value_of
+from vggjax.data.augmentation import Augmentation, resolve
+from vggjax.errors import shown
+
+
+def train(argv: Sequence[str]) -> int:
+    """Trains on a data set, evaluates, and writes the report."""
+    from vggjax.run import fit
+    from vggjax.training.config import Config
+    from vggjax.training.recipes import recipe_fields
+
+    recipe = value_of(argv, "recipe")
+    dataset = value_of(argv, "dataset")
+    dataset = Config.dataset if dataset is None else dataset
+    default = Config(**recipe_fields(recipe, dataset))
+    config = parse(Config, argv, "train", default=default, description=train.__doc__)
+    result = fit(config)
+    print(f"\nReport   {result.report}")
+    if result.model is not None:  # a cross-validation has one for each fold
+        print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
+    for name, reason in result.unreadable.items():
+        print(f"vggjax: left out: {shown(name)}: {shown(reason)}", file=sys.stderr)
+    return 3 if result.unreadable else 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Scores a finished run on a split, and writes eval.json and predictions.csv."""
+
+    def run(*, workdir: str, split: str = "test", batch_size: int | None = None) -> int:
+        """Scores a finished run on a split, and writes eval.json and predictions.csv.
+
+        Args:
+            workdir: The run's folder.
+            split: test, val or train.
+            batch_size: Pictures at a time; None is the run's own.
+        """
+        from vggjax.results.evaluate import evaluate
+        from vggjax.results.report import write_report
+
+        found = evaluate(workdir, split=split, batch_size=batch_size)
+        if split == "test":  # the report shows this split: an old page must not stay beside it
+            print(f"\nReport   {write_report(workdir)}")
+        for name, reason in found["unreadable"].items():
+            print(f"vggjax: left out: {shown(name)}: {shown(reason)}", file=sys.stderr)
+        return 3 if found["unreadable"] else 0
+
+    return parse(run, argv, "evaluate")
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Names what is on pictures."""
+
+    def run(
+        pictures: Annotated[tuple[str, ...], tyro.conf.Positional],
+        /,
+        *,
+        workdir: str | None = None,
+        weights: str | None = None,
+        model: str | None = None,
+        top: int = 5,
+        csv: str | None = None,
+    ) -> int:
+        """Names what is on pictures.
+
+        Args:
+            pictures: Files, folders and globs.
+            workdir: A finished run's folder; without it, and without weights, the newest in runs/.
+            weights: `imagenet` or a file with the published 1000-class top, in place of a run.
+            model: The network that the weights are for.
+            top: How many classes to give.
+            csv: A file to write the table to.
+        """
+        from vggjax.results.predict import predict_command
+
+        return predict_command(
+            list(pictures), workdir=workdir, weights=weights, model=model, top=top, csv=csv
+        )
+
+    return parse(run, argv, "predict")
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Converts a weight file of any readable layout to .safetensors, .weights.h5 or .h5."""
+
+    def run(
+        src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
+        dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
+        /,
+    ) -> int:
+        """Converts a weight file of any readable layout to .safetensors, .weights.h5 or .h5.
+
+        Args:
+            src: The file to read; its content says what it is.
+            dst: The file to write; its ending says what it becomes.
+        """
+        from vggjax.weights.convert import convert
+
+        convert(src, dst)
+        return 0
+
+    return parse(run, argv, "convert")
+
+
+def summary(argv: Sequence[str]) -> int:
+    """Prints a network's layers, parameters and memory."""
+
+    def run(
+        model: Annotated[str, tyro.conf.Positional] = "vgg16",
+        /,
+        *,
+        image_size: int = 224,
+        include_top: bool = True,
+        head: str | None = None,
+        unfreeze: tuple[str, ...] = ("none",),
+        batch_size: int = 32,
+    ) -> int:
+        """Prints a network's layers, parameters and memory.
+
+        Args:
+            model: vgg11, vgg13, vgg16, vgg19, or with batch normalisation vgg11_bn ...
+            image_size: Side of the pictures in px.
+            include_top: Keras' published top; --no-include-top leaves it out.
+            head: A head of one's own instead, as in --head avg2-128-0.4-5.
+            unfreeze: What trains beside the head: none, all, blocks, layers.
+            batch_size: Pictures in a training step, for the memory.
+        """
+        from vggjax.models.head import Head
+        from vggjax.results.summary import print_summary, summarize_model
+
+        found = summarize_model(
+            model,
+            image_size=image_size,
+            include_top=include_top,
+            head=Head.parse(head) if head else None,
+            unfreeze=unfreeze,
+            batch_size=batch_size,
+        )
+        print_summary(found, title=f"{model}, {image_size} px")
+        return 0
+
+    return parse(run, argv, "summary")
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Says what is wrong with a data set, and mends a copy of it."""
+
+    def run(
+        data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+        /,
+        *,
+        data_dir: str | None = None,
+        json: bool = False,
+        html: Path | None = None,
+        fix: Path | None = None,
+    ) -> int:
+        """Says what is wrong with a data set, and mends a copy of it.
+
+        Exit code 0: clean, or only remarks; 2: problems.
+
+        Args:
+            data: A folder, a CSV, a tfds name or digits.
+            data_dir: Where tfds keeps prepared data sets.
+            json: Print everything as JSON instead of a table.
+            html: A page to write, with thumbnails.
+            fix: A new folder for a cleaned copy; the original is never touched.
+        """
+        from rich.console import Console
+
+        from vggjax.data.clean import check_out, write_clean_copy
+        from vggjax.data.doctor import examine
+        from vggjax.results.doctor_page import check_sheet, write_sheet
+        from vggjax.results.doctor_screen import print_clean_copy, print_findings
+        from vggjax.training.screen import looking
+
+        if html is not None:  # before a long look, which would be for nothing
+            check_sheet(html)
+        if fix is not None:
+            check_out(data, fix)
+        console = Console(stderr=json)  # what is piped on is the JSON alone
+        with looking(console, "reading pictures") as progress:
+            findings = examine(data, data_dir=data_dir, progress=progress)
+        if json:
+            print(dumps(findings.to_json(), indent=2))
+        else:
+            print_findings(console, findings)
+        if html is not None:
+            console.print(f"Sheet    {shown(write_sheet(findings, html))}", markup=False)
+        if fix is not None:
+            with looking(console, "copying") as progress:
+                copy = write_clean_copy(findings, fix, progress=progress)
+            print_clean_copy(console, copy)
+        return findings.exit_code
+
+    return parse(run, argv, "doctor")
+
+
+def augment_preview(argv: Sequence[str]) -> int:
+    """Draws a sheet of photographs as the training would see them."""
+
+    def run(
+        data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+        out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+        /,
+        *,
+        settings: Annotated[Augmentation, tyro.conf.arg(name="")] = Augmentation(),  # noqa: B008
+        augment: str | None = None,
+        image_size: int = 224,
+        rows: int = 6,
+        seed: int = 0,
+        data_dir: str | None = None,
+    ) -> int:
+        """Draws a sheet of photographs as the training would see them.
+
+        Args:
+            data: A folder, a CSV, a tfds name or digits.
+            out: The file to write: .png, .jpg or .webp.
+            settings: What is drawn.
+            augment: The same by name: none, flip, crop-flip or randaugment.
+            image_size: Side in px of the pictures that the model would see.
+            rows: Photographs on the sheet.
+            seed: Of the choice of photographs and of the draws.
+            data_dir: Where tfds keeps prepared data sets.
+        """
+        from vggjax.results.preview import write_preview
+
+        path = write_preview(
+            data,
+            out,
+            augmentation=resolve(settings, augment),
+            image_size=image_size,
+            rows=rows,
+            seed=seed,
+            data_dir=data_dir,
+        )
+        print(f"Sheet    {path}")
+        return 0
+
+    return parse(run, argv, "augment-preview")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "convert": convert,
+    "summary": summary,
+    "doctor": doctor,
+    "augment-preview": augment_preview,
+}

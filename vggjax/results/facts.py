@@ -1,0 +1,109 @@
+"""The facts that a report lists beside its figures, in words: what was trained, on what, how.
+
+In: a run's config, model.json, data.json and epochs. Out: {term: text}, with every name made fit to
+be shown. Nothing is read or drawn here.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vggjax.data.augmentation import describe
+from vggjax.errors import shown
+from vggjax.training.config import Config
+from vggjax.training.run_folder import describe_duplicates
+
+Facts = dict[str, str]
+
+
+def describe_training(
+    config: Config, info: dict[str, Any], rows: list[dict[str, Any]], best: float | None
+) -> Facts:
+    """Says what was trained; `rows` are the epochs, `best` the one whose weights were kept."""
+    seen = info["preprocessing"]
+    size = f"{seen['image_size']}x{seen['image_size']} px"
+    stages: dict[str, list[float]] = {}
+    for row in rows:
+        stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
+    told = [
+        f"{'head alone' if stage == 'head' else stage.replace('+', ' and ')}: epoch {_span(epochs)}"
+        for stage, epochs in stages.items()
+    ]
+    weights = config.weights if config.pretrained else "none: from scratch, random"
+    described = {
+        "Network": f"{info['arch']}, head {info['head']}",
+        "Started from": short(weights),
+        "Input": f"{size}, {seen['resize']}, {seen['interpolation']}, '{seen['mode']}' values",
+        "Unfrozen": "the head" + "".join(f", {n}" for n in config.unfreeze if n != "none"),
+        "Stages": "; ".join(told) or "not logged",
+        "Optimiser": f"{config.optimizer}, rate {config.learning_rate:g}, {config.schedule}",
+        "Augmentation": describe(config.augmentation),
+    }
+    if best is not None:
+        described["Kept"] = f"the weights of epoch {best:g}, best by {config.monitor}"
+    return described
+
+
+def describe_data(config: Config, data: dict[str, Any], names: list[str]) -> Facts:
+    """Says what it was trained on, and what of it was judged."""
+    listed = ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
+    sizes = [f"{count:,} {split}" for split, count in data.get("splits", {}).items()]
+    described = {
+        "Data set": shown(config.dataset),
+        "Classes": f"{len(names)}: {listed}",
+        "Pictures": ", ".join(sizes) or "not recorded",
+        "Split": f"{config.split} by class where the data set has none, seed {config.seed}",
+    }
+    if config.cross_validate:
+        described["Split"] = f"{config.cross_validate} folds by class, seed {config.seed}"
+    if counts := describe_duplicates(data.get("duplicates", {})):
+        described["Duplicates"] = counts
+    return described | {"Fingerprint": str(data["fingerprint"])[:16]}
+
+
+def describe_making(
+    result: dict[str, Any], info: dict[str, Any], rows: list[dict[str, Any]]
+) -> Facts:
+    """Says when, where and with what the figures were made."""
+    described = {
+        "Evaluated": f"{result['evaluated_at'].replace('T', ' ')[:16]} UTC, {result['seconds']} s",
+        "Device": str(result.get("device", "not recorded")),
+        "Versions": ", ".join(f"{k} {v}" for k, v in result.get("versions", {}).items()),
+    }
+    speeds = [row["images_per_s"] for row in rows if row.get("images_per_s")]
+    if speeds:
+        described["Training time"] = (
+            f"{_duration(sum(row.get('seconds', 0) for row in rows))}, {len(rows)} epochs, "
+            f"{float(np.median(speeds)):,.0f} pictures a second"
+        )
+    return described | {
+        f"Model: {name.replace('_', ' ')}": plain(value)
+        for name, value in info.get("provenance", {}).items()
+    }
+
+
+def _span(epochs: list[float]) -> str:
+    first, last = math.ceil(min(epochs)), math.ceil(max(epochs))
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if not minutes and not hours:
+        return f"{seconds} s"
+    return f"{minutes} min {seconds} s" if not hours else f"{hours} h {minutes} min"
+
+
+def plain(value: Any) -> str:
+    """Shows the value of a setting."""
+    if isinstance(value, list | tuple):
+        return shown(" ".join(map(str, value)))
+    return "automatic" if value is None else shown(str(value))
+
+
+def short(path: str) -> str:
+    """Shows a path's last part."""
+    return shown(Path(path).name or path)
