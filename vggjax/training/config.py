@@ -93,6 +93,9 @@ class Config(Augmentation, _DataSettings):
     or a number, 1 for one sigmoid unit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; parameters, logits and loss are float32."""
+    convolution: Literal["auto", "winograd", "direct"] = "auto"
+    """Of 3x3 kernels on CPUs: `winograd` has a quarter of the products and differs in the sixth
+    digit, `direct` has them all, `auto` takes the faster."""
 
     unfreeze: tuple[str, ...] = ("none",)
     """What trains beside the head: none, all, blocks (block5), layers (block5_conv3)."""

@@ -22,6 +22,7 @@ from vggjax.data.sources import open_source
 from vggjax.data.split_file import read_splits
 from vggjax.data.splits import make_splits, parse_split
 from vggjax.errors import ConfigError
+from vggjax.models.convolution import make_convolve
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo
@@ -209,6 +210,7 @@ def build_model(config: Config, head: Head) -> VGG:
         head=head,
         image_size=config.image_size,
         dtype=jnp.dtype(config.dtype),
+        conv=make_convolve(config.convolution),
         rngs=nnx.Rngs(config.seed),
     )
     if path is not None:
