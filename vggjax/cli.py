@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from vggjax.commands import COMMANDS
 from vggjax.errors import ConfigError, VggjaxError, shown, unknown
+from vggjax.training.sharding import leave
 from vggjax.training.signals import Interrupted
 
 
@@ -58,4 +59,5 @@ def _fail(message: str, *, code: int = 2) -> int:
     word = "error" if code == 2 else "stopped"
     sys.stdout.flush()
     print(f"vggjax: {word}: {message}", file=sys.stderr)
+    leave(code)
     return code

@@ -99,7 +99,7 @@ def leave(code: int) -> None:
     For one that gave up: an orderly end would wait for the others, which wait for its rows. Then
     jax.distributed ends them too, within its heartbeat's 100 seconds, with code 134.
     """
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
