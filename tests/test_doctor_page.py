@@ -82,7 +82,7 @@ def test_a_folder_of_nothing_has_a_screen_and_a_page(tmp_path, capsys):
 
 
 def test_the_copy_is_told_with_what_was_left_out_and_renamed(messy, tmp_path, capsys):
-    print_clean_copy(Console(width=80), write_clean_copy(messy, tmp_path / "out"))
+    print_clean_copy(Console(width=80), write_clean_copy(messy, tmp_path / "out"), messy)
     text = capsys.readouterr().out
     assert "Left out: 5" in text and "<b>&/conflict.png: the same picture under 2 labels" in text
     assert "Renamed: " in text and f"{tmp_path}/out: " in text and "out.doctor.csv" in text

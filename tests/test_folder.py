@@ -196,3 +196,12 @@ def test_a_hostile_folder_gets_what_it_should(hostile, name):
     remarks = [*source.notes, *remarks_on_splits(source, make_splits(source))]
     assert len(remarks) == len(wanted)
     assert all(found.startswith(words) for found, words in zip(remarks, wanted, strict=True))
+
+
+def test_the_folder_that_an_archive_was_packed_in_is_seen_through(tmp_path):
+    for name in ("cat", "dog"):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(folder / "a.png")
+    with pytest.raises(DataError, match=r"only one class, 'photos'.*Did you mean '.*photos'\?"):
+        open_folder(tmp_path)

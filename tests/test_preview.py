@@ -83,7 +83,7 @@ def test_a_mixed_sheet_is_written_in_any_of_its_formats(photos, tmp_path):
         ("no/such/sheet.png", {}, "There is no folder"),
         ("a.png", {"rows": 0}, "--rows must be from 1 to 50; got 0"),
         ("a.png", {"seed": -1}, "--seed must be"),
-        ("a.png", {"image_size": 0}, "image_size"),
+        ("a.png", {"image_size": 0}, "--image-size must be from 32"),
     ],
 )
 def test_what_makes_no_sheet_is_refused_before_a_picture_is_read(tmp_path, name, options, message):

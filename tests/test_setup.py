@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from tiny_run import add_tiny_arch, make_pictures
 
+from vggjax.errors import ConfigError
 from vggjax.training import setup
 from vggjax.training.config import Config
 from vggjax.training.run_folder import make_workdir
@@ -106,3 +107,38 @@ def test_a_class_with_one_picture_trains_and_is_told(pictures, tmp_path):
     assert "Class 'rare' has only 1 picture, in train alone" in text
     assert "(rare) in the loss" in text
     assert run.class_weights.argmax() == run.source.class_names.index("rare")
+
+
+@pytest.mark.parametrize("spoil", ["swap", "drop", "double"])
+def test_splits_that_were_changed_by_hand_are_refused(pictures, tmp_path, spoil):
+    config = make_config(pictures, tmp_path / "run")
+    first = set_up(config)
+    make_workdir(first.workdir, first.config, first.source, first.splits, first.duplicates)
+    path = tmp_path / "run" / "splits.csv"
+    lines = path.read_text().splitlines()
+    changed = {
+        "swap": [line.replace("train", "TEST").replace("test", "train") for line in lines],
+        "drop": lines[:-1],
+        "double": [*lines, lines[-1]],
+    }[spoil]
+    path.write_text("\n".join(changed).replace("TEST", "test") + "\n")
+    with pytest.raises(ConfigError, match="splits.csv was changed since the run began"):
+        set_up(config)
+
+
+def test_what_changed_in_the_data_set_is_named(pictures, tmp_path):
+    config = make_config(pictures, tmp_path / "run")
+    first = set_up(config)
+    make_workdir(first.workdir, first.config, first.source, first.splits, first.duplicates)
+    (pictures / "a" / "00.png").rename(pictures / "b" / "new.png")
+    with pytest.raises(ConfigError, match=r"trained on: new: b/new.png; gone: a/00.png\. Put"):
+        set_up(config)
+
+
+def test_a_split_that_is_not_used_is_told(pictures, tmp_path):
+    root = tmp_path / "split"
+    for split in ("train", "val", "test"):
+        shutil.copytree(pictures, root / split)
+    settings = dict(duplicates="ignore", split="0.5,0.25,0.25")
+    run = set_up(make_config(root, tmp_path / "run", **settings))
+    assert "--split 0.5,0.25,0.25 is not used: the data set has its own" in first_screen(run)

@@ -82,7 +82,7 @@ try:
 except ValueError as error:
     print(error)
 """)
-    assert 'pip install "vggjax[tfds]"' in printed and printed.count("\n") == 1
+    assert 'pip install "tensorflow-cpu>=2.21"' in printed and printed.count("\n") == 1
 
 
 def test_the_labels_are_read_once_and_a_damaged_copy_is_mended(data_dir):

@@ -54,6 +54,14 @@ def _unfolded(argv: Sequence[str]) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
+_HINTS = {
+    "True": "A switch takes no value: --horizontal-flip, or --no-horizontal-flip.",
+    "False": "A switch takes no value: --horizontal-flip, or --no-horizontal-flip.",
+    "--rescale": "Pixels are scaled as the weights expect; --preprocess unit is x/255.",
+}
+"""First word that is not understood -> the way out, for what is typed over from Keras."""
+
+
 def _one_line(box: str, command: str) -> str:
     lines = [line.strip("│ \t") for line in box.splitlines()[1:]]  # the first is the box's title
     text = " ".join(line for line in lines if line.strip("╰╯─-"))
@@ -67,7 +75,8 @@ def _one_line(box: str, command: str) -> str:
         r"\1 takes \2; got \3",
         text,
     )
-    return f"{text[:1].upper()}{text[1:].strip().rstrip('.')}. See vggjax {command} --help."
+    hint = next((f" {said}" for word, said in _HINTS.items() if f": {word}" in text), "")
+    return f"{text[:1].upper()}{text[1:].strip().rstrip('.')}.{hint} See vggjax {command} --help."
 
 
 def value_of(argv: Sequence[str], flag: str) -> str | None:

@@ -187,7 +187,7 @@ def doctor(argv: Sequence[str]) -> int:
         from vggjax.training.screen import looking
 
         if html is not None:  # before a long look, which would be for nothing
-            check_sheet(html)
+            check_sheet(html, dataset=data)
         if fix is not None:
             check_out(data, fix)
         console = Console(stderr=json)  # what is piped on is the JSON alone
@@ -202,7 +202,7 @@ def doctor(argv: Sequence[str]) -> int:
         if fix is not None:
             with looking(console, "copying") as progress:
                 copy = write_clean_copy(findings, fix, progress=progress)
-            print_clean_copy(console, copy)
+            print_clean_copy(console, copy, findings)
         return findings.exit_code
 
     return parse(run, argv, "doctor")

@@ -86,9 +86,12 @@ class _Scanner:
             found.sort()  # not in the order of the disk
         filled = sorted({name for _, classes in parts for name, files in classes.items() if files})
         if len(filled) == 1 and not self.faults:
+            inside = self.root / filled[0]
+            deeper = inside.is_dir() and len(_list_folder(inside)[0]) > 1  # an archive's own folder
+            meant = f" Did you mean {shown(inside)!r}?" if deeper else ""
             self.faults.append(
                 f"{shown(self.root)} has only one class, {filled[0]!r}; a classifier needs two "
-                f"or more. {_LAYOUT}"
+                f"or more.{meant} {_LAYOUT}"
             )
         return Scan(
             source=self._make_source(parts) if filled else None,

@@ -20,6 +20,11 @@ FRACTIONS = (0.8, 0.1, 0.1)
 
 Fractions = tuple[float, float, float]
 
+_SLICES_HINT = (
+    " Slices keep the order of the data set, and a folder's is by class: shares, as in "
+    "0.8,0.1,0.1, take some of each."
+)
+
 
 def parse_split(text: str) -> Fractions | Instructions:
     """Reads `"0.8,0.1,0.1"`, shares of train, val and test, or `"train[:80%],test"`.
@@ -70,7 +75,8 @@ def make_splits(
         train = np.asarray(own.get("train", ()), np.int64)
         own.update(cut(source.labels, train, shares, seed, groups))
     splits = {name: np.sort(np.asarray(own[name], np.int64)) for name in SPLITS}
-    _check_classes(source, splits, whole=given | {"train"})
+    hint = _SLICES_HINT if isinstance(split, Instructions) else ""
+    _check_classes(source, splits, whole=given | {"train"}, hint=hint)
     _check_not_empty(source, splits)
     return splits
 
@@ -163,7 +169,9 @@ def _count_classes(source: Source, splits: dict[str, np.ndarray]) -> dict[str, n
     return {name: np.bincount(source.labels[i], minlength=classes) for name, i in splits.items()}
 
 
-def _check_classes(source: Source, splits: dict[str, np.ndarray], *, whole: set[str]) -> None:
+def _check_classes(
+    source: Source, splits: dict[str, np.ndarray], *, whole: set[str], hint: str = ""
+) -> None:
     """Refuses a split of `whole`, those that were not cut off, without one of the classes."""
     counts = _count_classes(source, splits)
     lacking = np.any([counts[name] == 0 for name in sorted(whole)], axis=0)
@@ -171,12 +179,14 @@ def _check_classes(source: Source, splits: dict[str, np.ndarray], *, whole: set[
     if len(labels):
         here = {name: int(count[labels[0]]) for name, count in counts.items()}
         others = [source.class_names[label] for label in labels[1:4]]
-        more = f" So with {len(labels) - 1:,} more, as {', '.join(map(repr, others))}." * bool(
-            others
+        more = (
+            f" Nor are {len(labels) - 1:,} others, such as {', '.join(map(repr, others))}."
+            if others
+            else ""
         )
         raise DataError(
             f"Class {source.class_names[labels[0]]!r} is not in every split: {_listed(here)}. "
-            f"Each split needs at least one example of each class.{more}"
+            f"Each split needs at least one example of each class.{more}{hint}"
         )
 
 

@@ -56,7 +56,7 @@ def prepare(builder: Any) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
             f"Preparing {builder.name} for the first time takes TensorFlow (reading it later does "
-            f'not): pip install "vggjax[tfds]"'
+            f'not): pip install "tensorflow-cpu>=2.21"'
         )
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         _check_manual(builder)

@@ -30,13 +30,17 @@ GROUPED = ("label_conflict", "leaked", "exact_duplicate", "near_duplicate", "ada
 """Kinds whose cases are several pictures, side by side; the others are lines of text."""
 
 
-def check_sheet(path: str | Path) -> Path:
+def check_sheet(path: str | Path, *, dataset: str) -> Path:
     """Gives the page's path.
 
     Raises:
-        ConfigError: it is a folder, or its folder is not there.
+        ConfigError: it is a folder, its folder is not there, or it lies in the data set.
     """
-    path = Path(path).expanduser()
+    path, folder = Path(path).expanduser(), Path(dataset).expanduser()
+    if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{shown(path)} lies in the data set; give a place outside of it.")
+    if folder.is_file() and path.resolve() == folder.resolve():
+        raise ConfigError(f"{shown(path)} is the data set itself; give another file.")
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(
             f"--html takes a file to write, in a folder that is there; got {shown(path)}."
@@ -50,7 +54,7 @@ def write_sheet(findings: Findings, path: str | Path) -> Path:
     Raises:
         ConfigError: what `check_sheet` refuses.
     """
-    path = check_sheet(path)
+    path = check_sheet(path, dataset=findings.dataset)
     source = findings.source
     page = _template().render(
         name=_short(findings.dataset),

@@ -47,8 +47,12 @@ def print_findings(console: Console, findings: Findings) -> None:
     _say(console, verdict(findings))
 
 
-def print_clean_copy(console: Console, copy: CleanCopy) -> None:
-    """Says what `--fix` wrote, and names what it left out or renamed."""
+KEPT = ("near_duplicate", "tiny", "extreme_aspect", "imbalance")
+"""Problems that `--fix` leaves for a person to decide."""
+
+
+def print_clean_copy(console: Console, copy: CleanCopy, findings: Findings) -> None:
+    """Says what `--fix` wrote, and names what it left out, renamed, or left to decide."""
     for action in ("left out", "renamed"):
         changes = [change for change in copy.changes if change.action == action]
         if not changes:
@@ -59,7 +63,11 @@ def print_clean_copy(console: Console, copy: CleanCopy) -> None:
             _say(console, f"    {shown(change.id)}{became}: {shown(change.reason)}")
         _say_more(console, len(changes) - MAX_ENTRIES)
     _say(console, f"\nCopy     {shown(copy.folder)}: {copy.pictures:,} pictures")
-    _say(console, f"Changes  {shown(copy.table)}: {len(copy.changes):,}")
+    _say(console, f"Changes  {shown(copy.table)}: {len(copy.changes):,}, each with its reason")
+    kept = [item for item in findings.problems if item.kind in KEPT]
+    if kept:
+        told = ", ".join(f"{KINDS[item.kind].title.lower()} ({item.count:,})" for item in kept)
+        _say(console, f"Kept     {told}: for you to decide")
 
 
 def verdict(findings: Findings) -> str:

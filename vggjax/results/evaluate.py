@@ -35,6 +35,7 @@ from vggjax.models.vgg import VGG
 from vggjax.results.metrics import TOP_K, summarize, top_classes
 from vggjax.training.checkpoint import load_model, write_text
 from vggjax.training.config import Config, read_config
+from vggjax.training.run_folder import check_splits
 from vggjax.training.step import make_predict_step
 
 MAX_ROWS = 20
@@ -63,6 +64,7 @@ def evaluate(
     config = read_config(workdir)
     model, info = load_model(workdir)
     source = open_data(workdir, config)
+    check_splits(workdir)
     splits = read_splits(workdir, source)
     if splits is None:
         raise ConfigError(

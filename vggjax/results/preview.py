@@ -24,11 +24,13 @@ from vggjax.data.preprocess import Preprocessing, resize_image
 from vggjax.data.source import Source
 from vggjax.data.sources import open_source
 from vggjax.errors import ConfigError, DataError, shown
+from vggjax.models.arch import MIN_SIZE_PX
 from vggjax.results.plots import FONT, drawable
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 DRAWS = 8
 MAX_ROWS = 50
+MAX_SIZE_PX = 1024
 
 _CELL_PX = 168
 """Side of a shown picture; larger ones are made smaller, small ones repeat their pixels."""
@@ -55,10 +57,15 @@ def write_preview(
     path = _check_file(out)
     if not 1 <= rows <= MAX_ROWS:
         raise ConfigError(f"--rows must be from 1 to {MAX_ROWS}; got {rows}.")
+    if not MIN_SIZE_PX <= image_size <= MAX_SIZE_PX:
+        raise ConfigError(
+            f"--image-size must be from {MIN_SIZE_PX} to {MAX_SIZE_PX} px; got {image_size}."
+        )
     if not 0 <= seed < 2**32:
         raise ConfigError(f"--seed must be from 0 to below 2**32; got {seed}.")
     preprocessing = Preprocessing(image_size=image_size)
     source = open_source(dataset, data_dir=data_dir)
+    _check_apart(path, source)
     chosen, images = _choose(source, preprocessing, rows=rows, seed=seed)
     drawn = draw_views(images, source.labels[chosen], augmentation, seed=seed)
     title = f"Augmentation: {describe(augmentation)}"
@@ -97,6 +104,19 @@ def _check_file(out: str | Path) -> Path:
     if not path.parent.is_dir():
         raise ConfigError(f"There is no folder {shown(path.parent)} for {shown(path.name)}.")
     return path
+
+
+def _check_apart(path: Path, source: Source) -> None:
+    """Refuses to write where the next scan would take the sheet for a picture, or over one."""
+    place = Path(os.path.realpath(path))
+    root = source.root and Path(os.path.realpath(source.root))
+    if root and place.is_relative_to(root):
+        raise ConfigError(f"{shown(path)} lies in the data set; give a place outside of it.")
+    if path.exists() and any(
+        own is not None and os.path.realpath(own) == str(place)
+        for own in map(source.path, range(len(source)))
+    ):
+        raise ConfigError(f"{shown(path)} is a picture of the data set; give another file.")
 
 
 def _choose(

@@ -16,7 +16,14 @@ from vggjax.data.splits import make_folds
 from vggjax.errors import shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config
-from vggjax.training.run_folder import check_data, find_workdir, fold_folders, make_workdir
+from vggjax.training.run_folder import (
+    check_data,
+    describe_duplicates,
+    find_workdir,
+    fold_folders,
+    make_workdir,
+    read_duplicates,
+)
 from vggjax.training.setup import Progress, check_outside, compare, resolve
 
 
@@ -51,4 +58,6 @@ def prepare_folds(
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / SPLITS_FILE, splits_text(source, fold))
         make_workdir(workdir, config, source, judged, duplicates)
+    if counts := describe_duplicates(read_duplicates(workdir)):
+        say(f"Duplicates: {counts.replace('split', 'fold')}.")
     return workdir, configs

@@ -4,6 +4,8 @@
 run or is refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume or test.
 """
 
+import csv
+import hashlib
 import json
 import re
 import time
@@ -70,11 +72,15 @@ def make_workdir(
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / "data.json").exists():
-            told = _describe(source, splits) | {"duplicates": duplicates or {}}
-            write_text(workdir / "data.json", _json(told))
+        text = splits_text(source, splits)
         if not (workdir / SPLITS_FILE).exists():
-            write_text(workdir / SPLITS_FILE, splits_text(source, splits))
+            write_text(workdir / SPLITS_FILE, text)
+        if not (workdir / "data.json").exists():
+            told = _describe(source, splits) | {
+                "duplicates": duplicates or {},
+                "splits_sha256": _sha256(text.encode("utf-8", "surrogateescape")),
+            }
+            write_text(workdir / "data.json", _json(told))
         # Also over an older one: what may differ in a resumed run is to be true as well.
         write_text(workdir / "config.json", config.to_json())
     except OSError as error:
@@ -116,10 +122,10 @@ def _unusable(workdir: Path, error: OSError) -> ConfigError:
 
 
 def check_data(workdir: Path, source: Source) -> None:
-    """Refuses other data than the run saw at its first start.
+    """Refuses other data or other splits than the run saw at its first start.
 
     Raises:
-        ConfigError: classes or files differ from the run's first start.
+        ConfigError: classes, files or splits differ from the run's first start.
     """
     path, seen = workdir / "data.json", _describe(source, {})
     if not path.exists():
@@ -131,12 +137,58 @@ def check_data(workdir: Path, source: Source) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{path} is damaged; start anew in another --workdir.") from None
     if differing:
-        key = differing[0]
+        told = _describe_change(workdir, source)
+        if "class_names" in differing:
+            was, now = (", ".join(data["class_names"]) for data in (before, seen))
+            told = f"classes {was} before, {now} now"
         raise ConfigError(
-            f"The data set {source.name} is not what {workdir} was trained on: its "
-            f"{key.replace('_', ' ')} differ, {before[key]} before, {seen[key]} now. "
-            "Put the files back, or start anew in another --workdir."
+            f"The data set {shown(source.name)} is not what {shown(workdir)} was trained on: "
+            f"{shown(told)}. Put the files back, or start anew in another --workdir."
         )
+    check_splits(workdir)
+
+
+def check_splits(workdir: Path) -> None:
+    """Refuses a `splits.csv` that is not the one of the run's first start, if it is there.
+
+    Raises:
+        ConfigError: it was changed: pictures that were learned would be judged.
+    """
+    try:
+        told = json.loads((workdir / "data.json").read_text(encoding="utf-8"))
+        expected, found = told["splits_sha256"], _sha256((workdir / SPLITS_FILE).read_bytes())
+    except FileNotFoundError:  # a first start, or one that will cut the same splits again
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{shown(workdir / 'data.json')} is damaged; start anew in another --workdir."
+        ) from None
+    if found != expected:
+        raise ConfigError(
+            f"{shown(workdir / SPLITS_FILE)} was changed since the run began, so that pictures "
+            "which were learned might be judged. Put it back, or start anew in another --workdir."
+        )
+
+
+def _describe_change(workdir: Path, source: Source) -> str:
+    """Names the pictures that came or went, by the run's `splits.csv`."""
+    try:
+        with (workdir / SPLITS_FILE).open(
+            encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            before = {row["path"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, TypeError, csv.Error):
+        before = set(source.ids)
+    now, told = set(source.ids), []
+    for word, names in (("new", now - before), ("gone", before - now)):
+        if names:
+            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            told.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
+    return "; ".join(told) or "its pictures' sizes or splits are others"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_duplicates(workdir: Path) -> dict[str, int]:

@@ -11,9 +11,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from vggjax.data.augmentation import describe
+from vggjax.data.instructions import looks_like_instructions
 from vggjax.data.splits import remarks_on_splits
 from vggjax.errors import shown
 from vggjax.models.assign import shapes
+from vggjax.training.config import Config
 from vggjax.training.freezing import Stage, label_layers, peak_rates
 from vggjax.training.run_folder import describe_duplicates
 from vggjax.training.setup import Progress as Told
@@ -44,6 +46,9 @@ def print_first_screen(console: Console, run: Setup) -> None:
     ]  # fmt: skip
     rows += [("Stage", _describe(run, stage)) for stage in run.stages]
     notes = [*source.notes, *remarks_on_splits(source, run.splits)]
+    if source.splits and len(source.splits) == 3 and config.split != Config.split:
+        if not looks_like_instructions(config.split):
+            notes.append(f"--split {config.split} is not used: the data set has its own splits.")
     rows += [("Beware", shown(note)) for note in notes]
     if not config.pretrained and config.unfreeze != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
