@@ -17,21 +17,13 @@ def noise(height=48, width=64, seed=0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "nearest", "bicubic"])
-@pytest.mark.parametrize("shape", [(48, 64), (200, 30), (32, 32), (1, 500)])
+@pytest.mark.parametrize("shape", [(48, 64), (200, 30), (32, 32), (1, 500), (1, 1), (17, 9)])
 def test_squash_is_pillow_s_resize_of_the_whole_picture(interpolation, shape):
     image = noise(*shape)
     resample = Image.Resampling[interpolation.upper()]
     expected = np.asarray(Image.fromarray(image).resize((32, 32), resample))
     p = Preprocessing(image_size=32, interpolation=interpolation)
     np.testing.assert_array_equal(resize_image(image, p), expected)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (17, 9), (32, 5), (31, 31), (1, 32)])
-def test_a_bilinear_squash_that_enlarges_is_pillow_s_within_one_grey_level(shape):
-    for image in (noise(*shape), np.full((*shape, 3), 255, np.uint8)):
-        squared = Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)
-        resized = resize_image(image, Preprocessing(image_size=32)).astype(int)
-        assert np.abs(resized - np.asarray(squared)).max() <= 1
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])

@@ -11,22 +11,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from vggjax.data.pictures import load_image as load_image
+from vggjax.data.resample import FILTERS, Box, resize
 from vggjax.errors import ConfigError, unknown
 
 MODES = ("caffe", "torch", "unit")
 RESIZES = ("squash", "crop")
-INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+INTERPOLATIONS = tuple(FILTERS)
 
 _BGR_MEAN = (103.939, 116.779, 123.68)
 _RGB_MEAN = (0.485, 0.456, 0.406)
@@ -94,39 +89,31 @@ def resize_image(
 ) -> np.ndarray:
     """Resizes one picture, uint8 RGB (H, W, 3), to (S, S, 3); into `out`, if it is given.
 
-    By Pillow's filters, which smooth what they make smaller, and so what Keras' load_img gives bit
-    for bit; save that a bilinear squash that makes neither side smaller is OpenCV's, nine times
-    as fast and within one grey level of it.
+    By Pillow's filters, which smooth what they make smaller, and so what Keras' load_img gives, bit
+    for bit (see resample.py).
     """
     size = preprocessing.image_size
-    height, width = image.shape[:2]
     if out is None:
         out = np.empty((size, size, 3), np.uint8)
-    if preprocessing.resize == "crop":
-        out[...] = _crop(image, preprocessing)
-    elif (height, width) == (size, size):
+    box = _centre(image, size) if preprocessing.resize == "crop" else None
+    if box is None and image.shape == out.shape:
         out[...] = image
-    elif preprocessing.interpolation == "bilinear" and max(height, width) <= size:
-        cv2.resize(image, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
-    else:
-        resample = INTERPOLATIONS[preprocessing.interpolation]
-        out[...] = np.asarray(Image.fromarray(image).resize((size, size), resample))
-    return out
+        return out
+    return resize(image, (size, size), filter=preprocessing.interpolation, box=box, out=out)
 
 
-def _crop(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    size = preprocessing.image_size
+def _centre(image: np.ndarray, size: int) -> Box:
+    """Gives what a crop shows, in pixels of the picture.
+
+    A strip of 1 x 5,000 px would otherwise grow to 256 x 1,280,000 before it is cut.
+    """
     height, width = image.shape[:2]
     short = round(size * 256 / 224)
     scale = short / min(height, width)
     full_width, full_height = max(short, int(width * scale)), max(short, int(height * scale))
     left, top = round((full_width - size) / 2), round((full_height - size) / 2)
-    # The box, in pixels of the original, is what the crop would show: a strip of 1 x 5,000 px
-    # would otherwise grow to 256 x 1,280,000 before it is cut.
     x, y = width / full_width, height / full_height
-    box = (left * x, top * y, (left + size) * x, (top + size) * y)
-    resample = INTERPOLATIONS[preprocessing.interpolation]
-    return np.asarray(Image.fromarray(image).resize((size, size), resample, box=box))
+    return left * x, top * y, (left + size) * x, (top + size) * y
 
 
 def _along_channels(values: tuple[float, ...], ndim: int) -> jax.Array:
