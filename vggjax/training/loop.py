@@ -23,6 +23,7 @@ from vggjax.errors import VggjaxError
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
 from vggjax.training.config import Config
+from vggjax.training.features import kept_features
 from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
 from vggjax.training.reading import adapted, left_out, read_pictures, say_adapted
 from vggjax.training.run_folder import Log, lock_workdir, make_workdir
@@ -94,15 +95,13 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
             if position.step:
                 screen.say(f"Going on from step {position.step:,}.")
                 checkpoints.restore_model(run.model, position.step)
-            eval_step = make_eval_step(
-                run.model, placement=run.placement, mode=config.preprocessing.mode
-            )
             for stage in run.stages:
                 last_step = (stage.first_epoch + stage.epochs) * run.steps_per_epoch
                 if position.step < last_step:
-                    _train_stage(
-                        run, stage, last_step, position, eval_step, checkpoints, log, screen, stop
-                    )
+                    with kept_features(run, stage, screen, stop) as (kept, cut):
+                        _train_stage(
+                            kept, stage, cut, last_step, position, checkpoints, log, screen, stop
+                        )
             checkpoints.restore_model(run.model, position.best_step)
             stop.check(run.workdir)
         say_adapted(run, screen, said=said)  # where they were read while the network trained
@@ -114,16 +113,18 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
 def _train_stage(
     run: Setup,
     stage: Stage,
+    cut: str | None,
     last_step: int,
     position: Position,
-    eval_step: Callable,
     checkpoints: Checkpoints,
     log: Log,
     screen: Screen,
     stop: Stop,
 ) -> None:
     config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
-    state, train_step, rates = _begin_stage(run, stage, position, checkpoints)
+    state, train_step, rates = _begin_stage(run, stage, cut, position, checkpoints)
+    mode = config.preprocessing.mode
+    eval_step = make_eval_step(run.model, placement=placement, mode=mode, after=cut)
     log_every_steps = min(config.log_every_steps, max(1, steps_per_epoch // 4))
     saved_s = time.monotonic()
     while position.step < last_step:
@@ -180,7 +181,7 @@ def _train_stage(
 
 
 def _begin_stage(
-    run: Setup, stage: Stage, position: Position, checkpoints: Checkpoints
+    run: Setup, stage: Stage, cut: str | None, position: Position, checkpoints: Checkpoints
 ) -> tuple[TrainState, Callable, Callable[[int], dict[str, float]]]:
     """Compiles a stage's step and makes its state, with the checkpoint's moments if resumed."""
     config = run.config
@@ -196,6 +197,7 @@ def _begin_stage(
         augmentation=config.augmentation,
         class_weights=run.class_weights,
         seed=config.seed,
+        after=cut,
     )
     state = make_state(run.model, tx, labels, step=position.step)
     if position.stage == stage.name:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggjax.errors import ConfigError
@@ -73,7 +74,7 @@ class Placement:
 
         def put(rows: np.ndarray) -> jax.Array:
             if self.kind == "pmap":
-                return rows.reshape(self._devices_here, -1, *rows.shape[1:])
+                rows = rows.reshape(self._devices_here, -1, *rows.shape[1:])
             split = NamedSharding(self._mesh, PartitionSpec(AXIS))
             return jax.make_array_from_process_local_data(split, rows)
 
@@ -81,16 +82,37 @@ class Placement:
 
     def fetch(self, tree: Any) -> Any:
         """Copies a replicated tree back to numpy; waits for the devices."""
-        if self.kind == "pmap":
-            tree = jax.tree.map(lambda leaf: leaf[0], tree)
-        return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
 
-    def compile(self, function: Callable, *, donate_state: bool = False) -> Callable:
-        """Compiles `function(state, batch)`; `donate_state` lets it overwrite the state."""
+        def get(leaf: Any) -> np.ndarray:
+            if self.kind == "pmap":
+                return np.array(jax.device_get(leaf.addressable_shards[0].data)[0])
+            return np.array(jax.device_get(leaf), copy=True)
+
+        return jax.tree.map(get, tree)
+
+    def compile(
+        self, function: Callable, *, donate_state: bool = False, gather: bool = False
+    ) -> Callable:
+        """Compiles `function(state, batch)`; `donate_state` lets it overwrite the state.
+
+        `gather` copies the rows of the outputs, one device's behind the other's, to every device.
+        """
         donated = (0,) if donate_state else ()
         if self.kind == "pmap":
-            return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
-        return jax.jit(function, donate_argnums=donated)
+
+            def gathered(state: Any, batch: Any) -> Any:
+                outputs = function(state, batch)
+                return jax.tree.map(lambda x: lax.all_gather(x, AXIS, tiled=True), outputs)
+
+            return jax.pmap(
+                gathered if gather else function,
+                axis_name=AXIS,
+                devices=self.devices,
+                donate_argnums=donated,
+            )
+        replicated = NamedSharding(self._mesh, PartitionSpec())
+        outputs = {"out_shardings": replicated} if gather else {}
+        return jax.jit(function, donate_argnums=donated, **outputs)
 
 
 def leave(code: int) -> None:
