@@ -79,6 +79,9 @@ class MemoryStore:
     def pause(self) -> None:
         """Makes sure that what is there is kept if the process ends; memory is not."""
 
+    def close(self) -> None:
+        """Ends the writing."""
+
     def rows(self) -> np.ndarray:
         """Gives all rows, when they are complete."""
         assert self.is_complete

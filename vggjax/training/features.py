@@ -103,8 +103,24 @@ def kept_features(
         yield run, None
         return
     stores: list[Store] = []
-    compute = _Prefix(run, plan)
-    kept = {}
+    try:
+        yield (
+            dataclasses.replace(run, examples=_fill_all(run, plan, stores, screen, stop)),
+            plan.cut,
+        )
+    except BaseException:
+        for store in stores:
+            store.close()
+        raise
+    for store in stores:
+        store.discard()
+
+
+def _fill_all(
+    run: Setup, plan: FeaturePlan, stores: list[Store], screen: Screen, stop: Stop
+) -> dict[str, Features]:
+    """Computes what is lacking of `train` and `val`; adds the stores that it opens to `stores`."""
+    compute, kept = _Prefix(run, plan), {}
     for split, examples in run.examples.items():
         views, masked, begin_s, stored = {}, set(), time.monotonic(), 0
         numbers = plan.views if split == "train" else (0,)
@@ -120,10 +136,7 @@ def kept_features(
         cached_views = run.config.cached_views if split == "train" else 0
         kept[split] = Features(examples, views, sorted(masked), cached_views=cached_views)
         screen.say(_told(split, len(numbers) * len(examples), stored, begin_s, views))
-    del compute  # and with it the parameters' copy on the devices
-    yield dataclasses.replace(run, examples=kept), plan.cut
-    for store in stores:
-        store.discard()
+    return kept
 
 
 class _Prefix:

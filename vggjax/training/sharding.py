@@ -69,14 +69,22 @@ class Placement:
         replicated = NamedSharding(self._mesh, PartitionSpec())
         return jax.device_put(tree, replicated, may_alias=False)
 
-    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits a batch over the devices: all its rows, or of several processes each its own."""
+    def put_batch(
+        self, batch: dict[str, np.ndarray], *, in_chunks: bool = False
+    ) -> dict[str, jax.Array]:
+        """Splits a batch over the devices: all its rows, or of several processes each its own.
+
+        Of a chunk, (size, B, ...), each of its batches.
+        """
+        first = PartitionSpec(None, AXIS) if in_chunks else PartitionSpec(AXIS)
 
         def put(rows: np.ndarray) -> jax.Array:
-            if self.kind == "pmap":
-                rows = rows.reshape(self._devices_here, -1, *rows.shape[1:])
-            split = NamedSharding(self._mesh, PartitionSpec(AXIS))
-            return jax.make_array_from_process_local_data(split, rows)
+            if self.kind == "pmap":  # the devices' axis first
+                size = rows.shape[:1] if in_chunks else ()
+                rows = rows.reshape(*size, self._devices_here, -1, *rows.shape[1 + in_chunks :])
+                rows = np.moveaxis(rows, int(in_chunks), 0)
+            split = PartitionSpec(AXIS) if self.kind == "pmap" else first
+            return jax.make_array_from_process_local_data(NamedSharding(self._mesh, split), rows)
 
         return {name: put(rows) for name, rows in batch.items()}
 

@@ -58,6 +58,7 @@ def make_train_step(
     class_weights: np.ndarray | None = None,
     seed: int = 0,
     after: str | None = None,
+    in_chunks: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Compiles one stage's step: (state, batch) -> (state, metrics); the state is overwritten.
@@ -72,6 +73,7 @@ def make_train_step(
         class_weights: (C,), what an example of each class counts in the loss; None is 1 for each.
         seed: of augmentation and dropout.
         after: the layer whose outputs the batches bring as "features", in place of "images".
+        in_chunks: the batches come as chunks.py makes them, and so the metrics, (size,).
         donate: False keeps the old state usable, for tests.
     """
     augmentation = augmentation or Augmentation()
@@ -106,7 +108,30 @@ def make_train_step(
         batch_stats = nnx.state(model, nnx.BatchStat)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    return placement.compile(train_step, donate_state=donate)
+    function = _one_by_one(train_step, placement.axis_name) if in_chunks else train_step
+    return placement.compile(function, donate_state=donate)
+
+
+def _one_by_one(train_step: Callable, axis_name: str | None) -> Callable:
+    """Makes a step of as many steps as a chunk has batches."""
+
+    def train_steps(state: TrainState, chunk: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        is_there = (chunk["index"] >= 0).any(1)  # (size,); the first ones are
+        if axis_name:
+            is_there = lax.psum(is_there.astype(jnp.int32), axis_name) > 0
+        first = jax.tree.map(lambda rows: rows[0], chunk)
+        shapes = jax.eval_shape(train_step, state, first)[1]
+        metrics = jax.tree.map(lambda x: jnp.zeros(is_there.shape, x.dtype), shapes)
+
+        def run(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            batch = jax.tree.map(lambda rows: rows[i], chunk)
+            state, new = train_step(state, batch)
+            return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), metrics, new)
+
+        return lax.fori_loop(0, is_there.sum(), run, (state, metrics))
+
+    return train_steps
 
 
 def make_eval_step(
