@@ -277,6 +277,7 @@ def test_every_weight_picture_and_setting_has_its_part_in_the_key(config_of, tmp
         key(preprocess="unit"),
         key(interpolation="nearest"),
         key(image_size=64),
+        key(convolution="direct"),
         key(dtype="bfloat16"),
         key(feature_dtype="bfloat16"),
         key(head="flatten-8-0.5-classes"),
@@ -307,7 +308,7 @@ def test_drawn_versions_take_turns_and_are_functions_of_seed_picture_and_version
     np.testing.assert_array_equal(epoch(kept, 0), epoch(kept, 2))
     np.testing.assert_allclose(epoch(kept, 1), epoch(again, 1, 5), rtol=1e-5)
     for one, other in ((epoch(kept, 0), epoch(kept, 1)), (epoch(kept, 0), epoch(plain, 0))):
-        assert (np.abs(one - other).max(1) > 1e-4).all()
+        assert (np.abs(one - other).max(1) > 1e-4).mean() > 0.9  # a factor may be 1
     np.testing.assert_array_equal(rows_of(kept["val"])[0]["features"],
                                   rows_of(plain["val"])[0]["features"])  # fmt: skip
 

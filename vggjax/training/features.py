@@ -221,6 +221,7 @@ def feature_key(run: Setup, plan: FeaturePlan, split: str, view: int) -> str:
         "model": dataclasses.asdict(run.model.arch),
         "cut": plan.cut,
         "layers": before,
+        "convolution": config.convolution,
         "dtypes": (config.dtype, plan.dtype),
         "batch_size": run.batch_size,
         "preprocessing": config.preprocessing.to_json(),

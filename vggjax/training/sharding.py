@@ -8,6 +8,7 @@ its own rows of every batch (`process`) and hands them over; together they are o
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -61,10 +62,11 @@ class Placement:
     def put_state(self, tree: Any) -> Any:
         """Copies a tree of arrays to every device."""
         if self.kind == "pmap":
-            copy = jax.pmap(lambda leaf: leaf, devices=self.devices)
-            count = (self._devices_here,)
-            stacked = jax.tree.map(lambda x: np.broadcast_to(x, count + np.shape(x)), tree)
-            return copy(stacked)
+            # Laid as pmap lays its outputs: it would trace a step anew for state of another mesh.
+            split = NamedSharding(self._mesh, PartitionSpec(AXIS))
+            stacked = jax.tree.map(lambda x: np.stack([x] * self._devices_here), tree)
+            put = partial(jax.make_array_from_process_local_data, split)
+            return jax.tree.map(put, stacked)
         # A copy, not an alias: the step donates its state, and the caller may go on using the tree.
         replicated = NamedSharding(self._mesh, PartitionSpec())
         return jax.device_put(tree, replicated, may_alias=False)
