@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_block5 [--photographs 100] [--batch-size 16] [--rounds 5]
 
-Keras runs blocks 1 to 4 forward at every step. Ours runs them once; the first epoch holds that,
-with its compilation, and the later ones do not.
+Keras runs blocks 1 to 4 forward at every step. Ours runs them once; the first epoch holds that
+and the later ones do not. Compilation is left out on both sides.
 """
 
 from benchmarks.stages import compare, parse

@@ -28,6 +28,7 @@ from vggjax.training.screen import Screen
 from vggjax.training.setup import Setup
 from vggjax.training.signals import Stop
 from vggjax.training.step import make_feature_step
+from vggjax.training.tally import Program
 
 
 class Features:
@@ -120,9 +121,10 @@ def _fill_all(
     run: Setup, plan: FeaturePlan, stores: list[Store], screen: Screen, stop: Stop
 ) -> dict[str, Features]:
     """Computes what is lacking of `train` and `val`; adds the stores that it opens to `stores`."""
-    compute, kept = _Prefix(run, plan), {}
+    compute, kept = _Prefix(run, plan, screen), {}
     for split, examples in run.examples.items():
-        views, masked, begin_s, stored = {}, set(), time.monotonic(), 0
+        views, masked, stored = {}, set(), 0
+        begin_s = time.monotonic() - compute.compile_s
         numbers = plan.views if split == "train" else (0,)
         for view in numbers:
             store = _open_store(run, plan, split, view)
@@ -135,18 +137,23 @@ def _fill_all(
             masked |= store.masked
         cached_views = run.config.cached_views if split == "train" else 0
         kept[split] = Features(examples, views, sorted(masked), cached_views=cached_views)
-        screen.say(_told(split, len(numbers) * len(examples), stored, begin_s, views))
+        seconds = time.monotonic() - begin_s - compute.compile_s
+        screen.say(_told(split, len(numbers) * len(examples), stored, seconds, views))
     return kept
 
 
 class _Prefix:
-    """The frozen layers, compiled."""
+    """The frozen layers, compiled; `compile_s` is what that took so far."""
 
-    def __init__(self, run: Setup, plan: FeaturePlan):
-        self._run, self._plan = run, plan
+    def __init__(self, run: Setup, plan: FeaturePlan, screen: Screen):
+        self._run, self._plan, self._screen = run, plan, screen
         _, params, batch_stats = nnx.split(run.model, nnx.Param, nnx.BatchStat)
         self._state = run.placement.put_state((params, batch_stats))
-        self._steps: dict[bool, Callable[..., Any]] = {}
+        self._steps: dict[bool, Program] = {}
+
+    @property
+    def compile_s(self) -> float:
+        return sum(step.compile_s or 0.0 for step in self._steps.values())
 
     def fill(
         self, store: Store, split: str, view: int, stop: Stop, advance: Callable[[int], None]
@@ -183,10 +190,10 @@ class _Prefix:
                     stop.check(run.workdir)
         keep(pending)
 
-    def _step(self, draws: bool) -> Callable[..., Any]:
+    def _step(self, draws: bool) -> Program:
         if draws not in self._steps:
             config = self._run.config
-            self._steps[draws] = make_feature_step(
+            step = make_feature_step(
                 self._run.model,
                 self._plan.cut,
                 placement=self._run.placement,
@@ -195,6 +202,8 @@ class _Prefix:
                 seed=config.seed,
                 dtype=self._plan.dtype,
             )
+            name = f"features up to {self._plan.cut}"
+            self._steps[draws] = Program(step, lambda said: self._screen.say(f"{name}: {said}"))
         return self._steps[draws]
 
 
@@ -234,9 +243,8 @@ def feature_key(run: Setup, plan: FeaturePlan, split: str, view: int) -> str:
 
 
 def _told(
-    split: str, pictures: int, stored: int, begin_s: float, views: dict[int, np.ndarray]
+    split: str, pictures: int, stored: int, seconds: float, views: dict[int, np.ndarray]
 ) -> str:
-    seconds = time.monotonic() - begin_s
     found = f", {stored:,} of them before" if stored else ""
     rate = f" ({(pictures - stored) / seconds:.0f} images/s)" if pictures > stored else ""
     size = megabytes(sum(view.nbytes for view in views.values()))
