@@ -2,16 +2,23 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from kept_run import DRAWN, FILE, HEAD, fill, interrupt_at, make_config_of, rows_of
 from test_loop import assert_same_weights, log_without_times, weights_of
+from test_step import make_batch
 
 from vggjax.data.preprocess import preprocess
+from vggjax.models.head import Head
+from vggjax.models.vgg import VGG
 from vggjax.training import setup
+from vggjax.training.config import Config
+from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.loop import Interrupted, train
 from vggjax.training.run_folder import read_log
 from vggjax.training.sharding import Placement
+from vggjax.training.step import make_feature_step, make_state, make_train_step
 
 
 @pytest.fixture
@@ -140,3 +147,25 @@ def test_four_devices_keep_what_one_keeps(config_of, monkeypatch, kind):
     for ours, theirs in zip(rows_of(four["train"]), rows_of(kept["train"]), strict=True):
         np.testing.assert_allclose(ours["features"], theirs["features"], rtol=1e-5)
         np.testing.assert_array_equal(ours["mask"], theirs["mask"])
+
+
+@pytest.mark.parametrize(("unfreeze", "cut"), [("none", "gap"), ("block5", "block4_pool")])
+def test_steps_on_the_features_of_their_own_batch_are_the_same_to_the_bit(tiny_arch, unfreeze, cut):
+    model = VGG(tiny_arch, head=Head.parse("gap-8-0.5-3"), image_size=32)
+    config = Config(weights="none", unfreeze=unfreeze, augment="none", learning_rate=1e-2)
+    labels = label_layers(model, config.unfreeze)
+    tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 5))
+    options = dict(placement=Placement(devices=jax.devices()[:1]), mode="caffe")
+    whole = make_train_step(model, tx, labels, **options)
+    rest = make_train_step(model, tx, labels, **options, after=cut)
+    prefix = make_feature_step(model, cut, **options)
+    put = options["placement"].put_state
+    one, other = put(make_state(model, tx, labels)), put(make_state(model, tx, labels))
+    for seed in range(4):
+        batch = make_batch(4, seed=seed) | {"index": np.arange(4)}
+        kept = prefix((other.params, other.batch_stats, np.int32(0)), batch)
+        one, metrics = whole(one, batch)
+        del batch["images"]
+        other, same = rest(other, batch | {"features": kept["features"]})
+    for a, b in zip(jax.tree.leaves((one, metrics)), jax.tree.leaves((other, same)), strict=True):
+        np.testing.assert_array_equal(a, b)
