@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from vggjax.data.order import epoch_order
 from vggjax.data.preprocess import Preprocessing, resize_image
 from vggjax.data.source import Source
 from vggjax.errors import ConfigError, DataError, shown
@@ -126,9 +127,7 @@ class Examples:
                 f"--batch-size {batch_size} does not divide over {processes} processes; use a "
                 f"multiple of {processes}."
             )
-        order = np.arange(len(self))
-        if shuffle:
-            order = np.random.default_rng((seed, epoch)).permutation(len(self))
+        order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
         rows = batch_size // processes
         starts = range(start * batch_size, len(self), batch_size)
         slices = (self._slice(order, at + which * rows, rows) for at in starts)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vggjax.data.augmentation import NAMES as AUGMENTATION_FIELDS
-from vggjax.data.augmentation import Augmentation, resolve
+from vggjax.data.augmentation import Augmentation, describe, is_on, resolve
 from vggjax.data.fields import check, flag
 from vggjax.data.preprocess import Preprocessing
 from vggjax.data.splits import parse_split
@@ -25,12 +25,16 @@ HOW_NOT_WHAT = (
     "workdir",
     "data_dir",
     "cache_mb",
+    "cache_features",
+    "feature_cache_mb",
     "num_threads",
     "max_unreadable",
     "log_every_steps",
     "checkpoint_minutes",
 )
-"""Fields that change how a run goes and not what comes out of it: a resumed run may differ here."""
+"""Fields that change how a run goes and not what comes out of it: a resumed run may differ here.
+(Cached features are the same numbers to the last bit or two: two programs may round differently.)
+"""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,18 @@ class Config(Augmentation, _DataSettings):
     monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
     """What chooses the best weights, which are the ones kept."""
 
+    cache_features: Literal["auto", "off"] = "auto"
+    """`auto` computes the frozen layers once for each picture and keeps what they give, where
+    nothing random comes before and the stage has more than one epoch."""
+    cached_views: int = 0
+    """With augmentation: draw this many versions of each picture once and keep their features, in
+    place of new draws at every step; 0 draws anew and keeps nothing."""
+    feature_cache_mb: int = 4096
+    """Keep the features in memory where they take no more than this, else in a file in the run
+    folder while the stage lasts."""
+    feature_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the features as they are kept; None is --dtype's, which loses nothing."""
+
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over several devices."""
     log_every_steps: int = 20
@@ -150,7 +166,8 @@ class Config(Augmentation, _DataSettings):
             if getattr(self, name) == "":
                 raise ConfigError(f"{flag(name)} is empty; give it a value.")
         self._check("seed", self.seed < 2**32, "below 2**32")
-        for name in ("seed", "cache_mb", "warmup_epochs", "weight_decay", "patience"):
+        sizes = ("cache_mb", "cached_views", "feature_cache_mb")
+        for name in ("seed", "warmup_epochs", "weight_decay", "patience", *sizes):
             self._check(name, getattr(self, name) >= 0, "0 or more")
         folds = self.cross_validate
         self._check("cross_validate", folds == 0 or folds > 1, "0, or 2 folds or more")
@@ -165,6 +182,35 @@ class Config(Augmentation, _DataSettings):
         if self.unfreeze == ("none",):
             for name in ("head_epochs", "backbone_learning_rate"):
                 self._check(name, getattr(self, name) is None, "left out where --unfreeze is none")
+
+        self._check_features()
+
+    def _check_features(self) -> None:
+        """Refuses what can keep no features, where keeping them would change what is learned."""
+        asked = [name for name in ("cached_views", "feature_dtype") if getattr(self, name)]
+        if not asked:
+            return
+        given, a = f"{flag(asked[0])} {getattr(self, asked[0])}", self.augmentation
+        drawn = f"augmentation {describe(a)}"
+        if self.cache_features == "off":
+            raise ConfigError(
+                f"{given} is of the kept features, and --cache-features is off; leave one out."
+            )
+        if a.mixup or a.cutmix:
+            raise ConfigError(
+                f"{given} keeps the features of single pictures, which mixup and CutMix blend "
+                f"before; got {drawn}. Set --mixup 0 --cutmix 0, or leave {flag(asked[0])} out."
+            )
+        if self.cached_views and not is_on(a):
+            raise ConfigError(
+                f"{given} keeps random versions of the pictures, and augmentation is off: all "
+                "would be the same. Leave it out: features are then kept by themselves."
+            )
+        if is_on(a) and not self.cached_views:
+            raise ConfigError(
+                f"{given} is of the kept features, and new draws at every step leave none to keep; "
+                f"got {drawn}. Use --augment none or --cached-views K, or leave {given} out."
+            )
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         check(self, name, holds, wanted)

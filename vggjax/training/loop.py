@@ -11,18 +11,19 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from rich.console import Console
 
-from vggjax.data.pipeline import prefetch
+from vggjax.data.pipeline import Batch, prefetch
 from vggjax.errors import VggjaxError
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
+from vggjax.training.chunks import chunk_size, in_chunks
 from vggjax.training.config import Config
+from vggjax.training.features import kept_features
 from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
 from vggjax.training.reading import adapted, left_out, read_pictures, say_adapted
 from vggjax.training.run_folder import Log, lock_workdir, make_workdir
@@ -31,6 +32,7 @@ from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
 from vggjax.training.signals import Stop, stop_signals
 from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
+from vggjax.training.tally import Clock, Program, Tally
 
 
 @dataclass
@@ -94,15 +96,13 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
             if position.step:
                 screen.say(f"Going on from step {position.step:,}.")
                 checkpoints.restore_model(run.model, position.step)
-            eval_step = make_eval_step(
-                run.model, placement=run.placement, mode=config.preprocessing.mode
-            )
             for stage in run.stages:
                 last_step = (stage.first_epoch + stage.epochs) * run.steps_per_epoch
                 if position.step < last_step:
-                    _train_stage(
-                        run, stage, last_step, position, eval_step, checkpoints, log, screen, stop
-                    )
+                    with kept_features(run, stage, screen, stop) as (kept, cut):
+                        _train_stage(
+                            kept, stage, cut, last_step, position, checkpoints, log, screen, stop
+                        )
             checkpoints.restore_model(run.model, position.best_step)
             stop.check(run.workdir)
         say_adapted(run, screen, said=said)  # where they were read while the network trained
@@ -114,17 +114,25 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
 def _train_stage(
     run: Setup,
     stage: Stage,
+    cut: str | None,
     last_step: int,
     position: Position,
-    eval_step: Callable,
     checkpoints: Checkpoints,
     log: Log,
     screen: Screen,
     stop: Stop,
 ) -> None:
     config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
-    state, train_step, rates = _begin_stage(run, stage, position, checkpoints)
     log_every_steps = min(config.log_every_steps, max(1, steps_per_epoch // 4))
+    size = chunk_size(run, stage.name, cut, most=log_every_steps)
+    state, train_step, rates = _begin_stage(run, stage, cut, size > 1, position, checkpoints)
+    train_step = Program(train_step, lambda said: screen.say(f"{stage.name}: {said}"))
+    mode = config.preprocessing.mode
+    eval_step = Program(make_eval_step(run.model, placement=placement, mode=mode, after=cut))
+
+    def put(item: tuple[int, Batch]) -> tuple[int, dict[str, jax.Array]]:
+        return item[0], placement.put_batch(item[1], in_chunks=size > 1)
+
     saved_s = time.monotonic()
     while position.step < last_step:
         if stage is run.stages[-1] and 0 < config.patience <= position.stale_epochs:
@@ -133,7 +141,7 @@ def _train_stage(
         epoch, start = divmod(position.step, steps_per_epoch)
         where = {"epoch": epoch + 1, "stage": stage.name}
         screen.begin(f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, done=start)
-        sums, clock = dict(position.sums), _Clock()
+        tally, clock = Tally(placement, position.sums), Clock(train_step)
         examples = run.examples["train"]
         batches = examples.batches(
             run.batch_size,
@@ -143,27 +151,31 @@ def _train_stage(
             start=start,
             process=placement.process,
         )
-        with closing(prefetch(batches, placement.put_batch)) as batches:
-            for batch in batches:
+        chunks = in_chunks(batches, size, step=position.step, every=log_every_steps)
+        done = start
+        with closing(prefetch(chunks, put)) as chunks:
+            for steps, batch in chunks:
                 state, metrics = train_step(state, batch)  # 1. learn
-                position.step += 1
-                sums = _add(sums, metrics)
-                done = position.step - epoch * steps_per_epoch
-                clock.tick(min(run.batch_size, len(examples) - (done - 1) * run.batch_size))
+                tally.add(steps, metrics)
+                position.step += steps
+                before, done = done, done + steps
+                clock.tick(min(done * run.batch_size, len(examples)) - before * run.batch_size)
                 if position.step % log_every_steps == 0:  # 2. report; the only wait
-                    values = _means(placement.fetch(metrics), "train")
+                    values = _means(tally.fetch(), "train")
                     _check_finite(values, position.step, config)
                     log.write("step", position.step, **where, **values, **rates(position.step))
                     screen.figures(values, clock.images_per_s())
                 screen.advance(done)
                 is_due = time.monotonic() - saved_s > 60 * config.checkpoint_minutes
                 if (stop.signum or is_due) and position.step % steps_per_epoch:
-                    position.sums = {name: float(v) for name, v in placement.fetch(sums).items()}
+                    tally.fetch()
+                    position.sums = dict(tally.sums)
                     checkpoints.save(placement.fetch(state), position, is_best=False)
                     saved_s = time.monotonic()
                     stop.check(run.workdir)
 
-        values = _means(placement.fetch(sums), "train")  # 3. evaluate
+        tally.fetch()
+        values = _means(tally.sums, "train")  # 3. evaluate
         _check_finite(values, position.step, config)
         values["images_per_s"] = clock.images_per_s()
         values |= evaluate_split(run, "val", eval_step, state)
@@ -180,7 +192,12 @@ def _train_stage(
 
 
 def _begin_stage(
-    run: Setup, stage: Stage, position: Position, checkpoints: Checkpoints
+    run: Setup,
+    stage: Stage,
+    cut: str | None,
+    in_chunks: bool,
+    position: Position,
+    checkpoints: Checkpoints,
 ) -> tuple[TrainState, Callable, Callable[[int], dict[str, float]]]:
     """Compiles a stage's step and makes its state, with the checkpoint's moments if resumed."""
     config = run.config
@@ -196,6 +213,8 @@ def _begin_stage(
         augmentation=config.augmentation,
         class_weights=run.class_weights,
         seed=config.seed,
+        after=cut,
+        in_chunks=in_chunks,
     )
     state = make_state(run.model, tx, labels, step=position.step)
     if position.stage == stage.name:
@@ -218,12 +237,13 @@ def evaluate_split(
     run: Setup, split: str, eval_step: Callable, state: TrainState
 ) -> dict[str, float]:
     """Scores every readable picture of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
-    sums: dict[str, jax.Array] = {}
+    tally = Tally(run.placement)
     batches = run.examples[split].batches(run.batch_size, process=run.placement.process)
     with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for batch in batches:
-            sums = _add(sums, eval_step((state.params, state.batch_stats), batch))
-    values = _means(run.placement.fetch(sums), split)
+            tally.add(1, eval_step((state.params, state.batch_stats), batch))
+    tally.fetch()
+    values = _means(tally.sums, split)
     if len(run.source.class_names) <= 5:
         del values[f"{split}/top5"]
     return values
@@ -234,11 +254,7 @@ def _put_back(model: VGG, state: TrainState) -> None:
     nnx.update(model, params, batch_stats)
 
 
-def _add(sums: dict[str, Any], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: value + sums.get(name, 0.0) for name, value in metrics.items()}
-
-
-def _means(sums: dict[str, Any], split: str) -> dict[str, float]:
+def _means(sums: dict[str, float], split: str) -> dict[str, float]:
     count = max(float(sums["count"]), 1.0)
     names = {"loss": "loss", "correct": "accuracy", "top5": "top5"}
     means = {f"{split}/{name}": float(sums[key]) / count for key, name in names.items()}
@@ -254,25 +270,3 @@ def _check_finite(values: dict[str, float], step: int, config: Config) -> None:
             f"The loss is {loss} at step {step}: training diverged. Lower --learning-rate "
             f"(now {config.learning_rate}) or lengthen --warmup-epochs, in another --workdir."
         )
-
-
-class _Clock:
-    """Images per second, the first step left out where others follow: it compiles."""
-
-    def __init__(self):
-        self._begin_s = self._second_s = time.monotonic()
-        self._images = self._first = 0
-
-    def tick(self, images: int) -> None:
-        self._images += images
-        if not self._first:
-            self._first, self._second_s = images, time.monotonic()
-
-    def seconds(self) -> float:
-        return round(time.monotonic() - self._begin_s, 2)
-
-    def images_per_s(self) -> float:
-        images, begin_s = self._images - self._first, self._second_s
-        if not images:
-            images, begin_s = self._images, self._begin_s
-        return round(images / max(time.monotonic() - begin_s, 1e-6), 1)

@@ -44,7 +44,9 @@ def print_first_screen(console: Console, run: Setup) -> None:
                      f"augmentation {describe(config.augmentation)}"),
         ("Model", f"{config.model} + {run.model.head}, weights {shown(config.weights)}"),
     ]  # fmt: skip
-    rows += [("Stage", _describe(run, stage)) for stage in run.stages]
+    for stage in run.stages:
+        rows.append(("Stage", _describe(run, stage)))
+        rows.append(("Features", str(run.features.get(stage.name, ""))))
     notes = [*source.notes, *remarks_on_splits(source, run.splits)]
     if source.splits and len(source.splits) == 3 and config.split != Config.split:
         if not looks_like_instructions(config.split):

@@ -27,6 +27,7 @@ from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
+from vggjax.training.feature_plan import FeaturePlan, plan_features
 from vggjax.training.freezing import Stage, plan_stages
 from vggjax.training.run_folder import check_data, find_workdir, read_duplicates
 from vggjax.training.sharding import Placement
@@ -52,6 +53,9 @@ class Setup:
     stages: tuple[Stage, ...]
     batch_size: int
     steps_per_epoch: int
+    features: dict[str, FeaturePlan]
+    """Stage's name -> what it keeps of its frozen layers' outputs; stages that keep nothing are
+    left out."""
     class_weights: np.ndarray | None
     """float32 (C,), of the loss; None where each picture counts alike."""
 
@@ -89,6 +93,8 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
     steps_per_epoch = examples["train"].num_batches(batch_size)
+    stages = plan_stages(config)
+    counts = {name: len(rows) for name, rows in splits.items()}
     weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
     return Setup(
         config=config,
@@ -100,9 +106,10 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
         examples=examples,
         model=model,
         info=info,
-        stages=plan_stages(config),
+        stages=stages,
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
+        features=plan_features(config, model, stages, counts, workdir),
         class_weights=weights if config.class_weights == "balanced" else None,
     )
 

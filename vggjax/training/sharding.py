@@ -8,10 +8,12 @@ its own rows of every batch (`process`) and hands them over; together they are o
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggjax.errors import ConfigError
@@ -60,37 +62,67 @@ class Placement:
     def put_state(self, tree: Any) -> Any:
         """Copies a tree of arrays to every device."""
         if self.kind == "pmap":
-            copy = jax.pmap(lambda leaf: leaf, devices=self.devices)
-            count = (self._devices_here,)
-            stacked = jax.tree.map(lambda x: np.broadcast_to(x, count + np.shape(x)), tree)
-            return copy(stacked)
+            # Laid as pmap lays its outputs: it would trace a step anew for state of another mesh.
+            split = NamedSharding(self._mesh, PartitionSpec(AXIS))
+            stacked = jax.tree.map(lambda x: np.stack([x] * self._devices_here), tree)
+            put = partial(jax.make_array_from_process_local_data, split)
+            return jax.tree.map(put, stacked)
         # A copy, not an alias: the step donates its state, and the caller may go on using the tree.
         replicated = NamedSharding(self._mesh, PartitionSpec())
         return jax.device_put(tree, replicated, may_alias=False)
 
-    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits a batch over the devices: all its rows, or of several processes each its own."""
+    def put_batch(
+        self, batch: dict[str, np.ndarray], *, in_chunks: bool = False
+    ) -> dict[str, jax.Array]:
+        """Splits a batch over the devices: all its rows, or of several processes each its own.
+
+        Of a chunk, (size, B, ...), each of its batches.
+        """
+        first = PartitionSpec(None, AXIS) if in_chunks else PartitionSpec(AXIS)
 
         def put(rows: np.ndarray) -> jax.Array:
-            if self.kind == "pmap":
-                return rows.reshape(self._devices_here, -1, *rows.shape[1:])
-            split = NamedSharding(self._mesh, PartitionSpec(AXIS))
-            return jax.make_array_from_process_local_data(split, rows)
+            if self.kind == "pmap":  # the devices' axis first
+                size = rows.shape[:1] if in_chunks else ()
+                rows = rows.reshape(*size, self._devices_here, -1, *rows.shape[1 + in_chunks :])
+                rows = np.moveaxis(rows, int(in_chunks), 0)
+            split = PartitionSpec(AXIS) if self.kind == "pmap" else first
+            return jax.make_array_from_process_local_data(NamedSharding(self._mesh, split), rows)
 
         return {name: put(rows) for name, rows in batch.items()}
 
     def fetch(self, tree: Any) -> Any:
         """Copies a replicated tree back to numpy; waits for the devices."""
-        if self.kind == "pmap":
-            tree = jax.tree.map(lambda leaf: leaf[0], tree)
-        return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
 
-    def compile(self, function: Callable, *, donate_state: bool = False) -> Callable:
-        """Compiles `function(state, batch)`; `donate_state` lets it overwrite the state."""
+        def get(leaf: Any) -> np.ndarray:
+            if self.kind == "pmap":
+                return np.array(jax.device_get(leaf.addressable_shards[0].data)[0])
+            return np.array(jax.device_get(leaf), copy=True)
+
+        return jax.tree.map(get, tree)
+
+    def compile(
+        self, function: Callable, *, donate_state: bool = False, gather: bool = False
+    ) -> Callable:
+        """Compiles `function(state, batch)`; `donate_state` lets it overwrite the state.
+
+        `gather` copies the rows of the outputs, one device's behind the other's, to every device.
+        """
         donated = (0,) if donate_state else ()
         if self.kind == "pmap":
-            return jax.pmap(function, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
-        return jax.jit(function, donate_argnums=donated)
+
+            def gathered(state: Any, batch: Any) -> Any:
+                outputs = function(state, batch)
+                return jax.tree.map(lambda x: lax.all_gather(x, AXIS, tiled=True), outputs)
+
+            return jax.pmap(
+                gathered if gather else function,
+                axis_name=AXIS,
+                devices=self.devices,
+                donate_argnums=donated,
+            )
+        replicated = NamedSharding(self._mesh, PartitionSpec())
+        outputs = {"out_shardings": replicated} if gather else {}
+        return jax.jit(function, donate_argnums=donated, **outputs)
 
 
 def leave(code: int) -> None:

@@ -57,6 +57,8 @@ def make_train_step(
     augmentation: Augmentation | None = None,
     class_weights: np.ndarray | None = None,
     seed: int = 0,
+    after: str | None = None,
+    in_chunks: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Compiles one stage's step: (state, batch) -> (state, metrics); the state is overwritten.
@@ -70,6 +72,8 @@ def make_train_step(
         augmentation: of the training pictures; None is none.
         class_weights: (C,), what an example of each class counts in the loss; None is 1 for each.
         seed: of augmentation and dropout.
+        after: the layer whose outputs the batches bring as "features", in place of "images".
+        in_chunks: the batches come as chunks.py makes them, and so the metrics, (size,).
         donate: False keeps the old state usable, for tests.
     """
     augmentation = augmentation or Augmentation()
@@ -83,12 +87,13 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         keys = _example_keys(seed, state.step, batch["mask"].shape[0], placement.axis_name)
         key_augment, key_dropout = keys[:, 0], keys[:, 1]
-        batch = _augmented(key_augment, batch, augmentation, placement.axis_name)
-        images = preprocess(batch["images"], mode)
+        if after is None:
+            batch = _augmented(key_augment, batch, augmentation, placement.axis_name)
+        inputs = _inputs(batch, mode, after)
         count = reduce(batch["mask"].sum())
 
         def loss_fn(model: VGG) -> tuple[jax.Array, Metrics]:
-            logits = model(images, dropout_keys=key_dropout, mask=batch["mask"])
+            logits = model(inputs, after=after, dropout_keys=key_dropout, mask=batch["mask"])
             metrics = _score(logits, batch, class_weights)
             return metrics["loss"] / jnp.maximum(count, 1), metrics
 
@@ -103,22 +108,85 @@ def make_train_step(
         batch_stats = nnx.state(model, nnx.BatchStat)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    return placement.compile(train_step, donate_state=donate)
+    function = _one_by_one(train_step, placement.axis_name) if in_chunks else train_step
+    return placement.compile(function, donate_state=donate)
+
+
+def _one_by_one(train_step: Callable, axis_name: str | None) -> Callable:
+    """Makes a step of as many steps as a chunk has batches."""
+
+    def train_steps(state: TrainState, chunk: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        is_there = (chunk["index"] >= 0).any(1)  # (size,); the first ones are
+        if axis_name:
+            is_there = lax.psum(is_there.astype(jnp.int32), axis_name) > 0
+        first = jax.tree.map(lambda rows: rows[0], chunk)
+        shapes = jax.eval_shape(train_step, state, first)[1]
+        metrics = jax.tree.map(lambda x: jnp.zeros(is_there.shape, x.dtype), shapes)
+
+        def run(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            batch = jax.tree.map(lambda rows: rows[i], chunk)
+            state, new = train_step(state, batch)
+            return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), metrics, new)
+
+        return lax.fori_loop(0, is_there.sum(), run, (state, metrics))
+
+    return train_steps
 
 
 def make_eval_step(
-    model: VGG, *, placement: Placement, mode: str
+    model: VGG, *, placement: Placement, mode: str, after: str | None = None
 ) -> Callable[[tuple[nnx.State, nnx.State], dict[str, jax.Array]], Metrics]:
-    """Compiles ((params, batch_stats), batch) -> metrics; nothing random, nothing learned."""
+    """Compiles ((params, batch_stats), batch) -> metrics; nothing random, nothing learned.
+
+    `after` is make_train_step's.
+    """
     model.eval()
     graphdef = nnx.graphdef(model)
 
     def eval_step(state: tuple[nnx.State, nnx.State], batch: dict[str, jax.Array]) -> Metrics:
-        logits = nnx.merge(graphdef, *state)(preprocess(batch["images"], mode))
+        logits = nnx.merge(graphdef, *state)(_inputs(batch, mode, after), after=after)
         metrics = _score(logits, batch)
         return lax.psum(metrics, placement.axis_name) if placement.axis_name else metrics
 
     return placement.compile(eval_step)
+
+
+def make_feature_step(
+    model: VGG,
+    cut: str,
+    *,
+    placement: Placement,
+    mode: str,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Callable[[tuple[nnx.State, nnx.State, jax.Array], dict[str, jax.Array]], Metrics]:
+    """Compiles ((params, batch_stats, view), batch) -> what train_step's `after` takes.
+
+    That is `features`, the output of the layer `cut`, and `mask`, of the whole global batch, on
+    every process. What is drawn is a function of (seed, picture, view).
+    """
+    model.eval()
+    graphdef = nnx.graphdef(model)
+
+    def feature_step(
+        state: tuple[nnx.State, nnx.State, jax.Array], batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        *state, view = state
+        images = batch["images"]
+        if augmentation is not None:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _VIEWS), view)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+            images = augment(keys, images, augmentation)
+        features = nnx.merge(graphdef, *state)(preprocess(images, mode), until=cut)
+        return {"features": features.astype(dtype), "mask": batch["mask"]}
+
+    return placement.compile(feature_step, gather=True)
+
+
+_VIEWS = 2**32 - 1
+"""Where a step's number stands in the keys of what is drawn anew at every step."""
 
 
 def make_predict_step(model: VGG, mode: str) -> Callable[[np.ndarray], jax.Array]:
@@ -137,6 +205,10 @@ def make_predict_step(model: VGG, mode: str) -> Callable[[np.ndarray], jax.Array
         return jax.nn.softmax(logits)
 
     return lambda images: predict_step(state, images)
+
+
+def _inputs(batch: dict[str, jax.Array], mode: str, after: str | None) -> jax.Array:
+    return batch["features"] if after else preprocess(batch["images"], mode)
 
 
 def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) -> jax.Array:

@@ -1,0 +1,194 @@
+"""A stage of transfer learning, ours and Keras' on TensorFlow, as calls that can be timed in turn.
+
+Ours goes through what the training loop goes through: kept features, batches, chunks, the compiled
+step. Keras' is `train_on_batch` of the same network and optimiser on preprocessed pictures in
+memory. Weights and pictures are random: times do not depend on them.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vggjax.data.pipeline import prefetch
+from vggjax.training import loop
+from vggjax.training.chunks import chunk_size, in_chunks
+from vggjax.training.config import Config
+from vggjax.training.features import kept_features
+from vggjax.training.run_folder import make_workdir
+from vggjax.training.setup import set_up
+from vggjax.training.signals import Stop
+from vggjax.training.tally import Tally
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+SIZE_PX, CLASSES, HEAD = 200, 5, "avg2-128-0.4-classes"
+
+
+class Quiet:
+    """A screen that shows nothing, and adds up the seconds that it is told of compiling."""
+
+    compile_s = 0.0
+
+    def begin(self, *_, **__) -> None:
+        pass
+
+    advance = begin
+
+    def say(self, text: str) -> None:
+        found = re.search(r"compiled in ([\d.]+) s", text)
+        self.compile_s += float(found[1]) if found else 0.0
+
+
+def make_photographs(root: Path, count: int) -> Path:
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (15, 20, 3), np.uint8)
+        picture = Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC)
+        (root / f"class_{i % CLASSES}").mkdir(parents=True, exist_ok=True)
+        picture.save(root / f"class_{i % CLASSES}" / f"{i:05}.jpg", quality=90)
+    return root
+
+
+class Ours:
+    """Our stage: `fill_s` is what computing the features took, `epoch()` runs one on them."""
+
+    def __init__(self, photographs: Path, *, unfreeze: str, batch_size: int):
+        self._open = contextlib.ExitStack()
+        scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
+        config = Config(
+            dataset=str(photographs), workdir=str(scratch / "run"), weights="none", head=HEAD,
+            unfreeze=(unfreeze,), head_epochs=None if unfreeze == "none" else 0, epochs=100,
+            batch_size=batch_size, image_size=SIZE_PX, preprocess="caffe", augment="none",
+            optimizer="nadam", duplicates="ignore", split="0.8,0.1,0.1", schedule="constant",
+        )  # fmt: skip
+        run = set_up(config)
+        for examples in run.examples.values():
+            examples.prepare()
+        make_workdir(run.workdir, config, run.source, run.splits)
+        stage = run.stages[-1]
+        screen = Quiet()
+        kept = kept_features(run, stage, screen, Stop())
+        begin_s = time.perf_counter()
+        self._run, cut = self._open.enter_context(kept)
+        pictures = sum(map(len, self._run.examples.values()))
+        self.pictures = len(self._run.examples["train"])
+        computing_s = time.perf_counter() - begin_s - screen.compile_s
+        self.fill_s = computing_s * self.pictures / pictures
+        self._every = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
+        self._size = chunk_size(run, stage.name, cut, most=self._every)
+        self._state, self._step, _ = loop._begin_stage(
+            self._run, stage, cut, self._size > 1, loop.Position(), None
+        )
+        self._epoch = 0
+
+    def epoch(self) -> None:
+        run, placement = self._run, self._run.placement
+        options = dict(seed=0, epoch=self._epoch, shuffle=True)
+        batches = run.examples["train"].batches(run.batch_size, **options)
+        chunks = in_chunks(batches, self._size, step=0, every=self._every)
+        tally = Tally(placement)
+
+        def put(item: tuple) -> tuple:
+            return item[0], placement.put_batch(item[1], in_chunks=self._size > 1)
+
+        for steps, batch in prefetch(chunks, put):
+            self._state, metrics = self._step(self._state, batch)
+            tally.add(steps, metrics)
+            tally.fetch()
+        self._epoch += 1
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def make_keras(*, unfreeze: str):
+    """Builds the lesson's network, compiled with Nadam: (model, its base, its head alone)."""
+    import keras
+
+    shape = (SIZE_PX, SIZE_PX, 3)
+    base = keras.applications.VGG16(weights=None, include_top=False, input_shape=shape)
+    for layer in base.layers:
+        layer.trainable = unfreeze != "none" and layer.name.startswith(unfreeze)
+    layers = keras.layers
+    head = keras.Sequential(
+        [
+            layers.Input(base.output_shape[1:]),
+            layers.AveragePooling2D(2),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dropout(0.4),
+            layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+    model = keras.Sequential([layers.Input(shape), base, head])
+    for each in (model, head):
+        each.compile("nadam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model, base, head
+
+
+def keras_step(*, unfreeze: str, batch_size: int) -> Callable[[], None]:
+    model, _, _ = make_keras(unfreeze=unfreeze)
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 60, (batch_size, SIZE_PX, SIZE_PX, 3)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, batch_size)
+    return lambda: model.train_on_batch(images, labels)
+
+
+def in_turn(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Gives each call's median seconds over rounds in which all take their turn."""
+    for call in calls.values():
+        call()  # compiles
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            begin_s = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - begin_s)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def parse(doc: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--photographs", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+def compare(options: argparse.Namespace, *, unfreeze: str) -> dict[str, float]:
+    """Prints and gives ms a picture: `first` epoch, `later` ones, and `keras`."""
+    with tempfile.TemporaryDirectory(prefix="vggjax-stages-") as scratch:
+        ours = Ours(
+            make_photographs(Path(scratch), options.photographs),
+            unfreeze=unfreeze,
+            batch_size=options.batch_size,
+        )
+        calls = {
+            "later": ours.epoch,
+            "keras": keras_step(unfreeze=unfreeze, batch_size=options.batch_size),
+        }
+        seconds = in_turn(calls, options.rounds)
+        ours.close()
+    later, keras = seconds["later"] / ours.pictures, seconds["keras"] / options.batch_size
+    found = {"first": later + ours.fill_s / ours.pictures, "later": later, "keras": keras}
+    found = {name: 1e3 * value for name, value in found.items()}
+    print(
+        f"VGG16, {SIZE_PX} px, batch {options.batch_size}, unfrozen: {unfreeze}; ms a picture, "
+        f"medians of {options.rounds} ({ours.pictures} pictures an epoch; the features "
+        f"computed once, all compilation left out)"
+    )
+    for name in ("first", "later"):
+        share = found[name] / found["keras"]
+        print(f"  ours, {name} epoch{'' if name == 'first' else 's'}: {found[name]:.3f}"
+              f"   {share:.4f} of Keras-TF's")  # fmt: skip
+    print(f"  Keras-TF, every epoch: {found['keras']:.1f}", flush=True)
+    return found

@@ -1,0 +1,142 @@
+"""Which layers' outputs a stage keeps, how large they are and where they go; nothing is computed.
+
+The cut is the deepest layer up to which everything is frozen and nothing is random: those layers
+give the same numbers for a picture whenever they run, so they need run only once. Each stage has
+its own cut: the head alone is cut behind the head's pooling, block5 with it behind block4_pool.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from vggjax.data.augmentation import describe, is_on
+from vggjax.errors import ConfigError
+from vggjax.models.vgg import VGG
+from vggjax.training.config import Config
+from vggjax.training.freezing import Labels, Stage, label_layers
+
+SPARE_BYTES = 2**30
+"""Left free on the disk that a file of features goes to: checkpoints want room too."""
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """What a stage keeps of the splits `train` and `val`."""
+
+    cut: str
+    shape: tuple[int, ...]
+    """Of one picture's features."""
+    dtype: str
+    views: tuple[int, ...]
+    """The drawn versions of each training picture that the stage's epochs need; (0,) is the plain
+    picture where nothing is drawn."""
+    size_bytes: int
+    where: Literal["memory", "file", "nowhere"]
+
+    def __str__(self) -> str:
+        """Says it in one line, for the first screen."""
+        views = f", {len(self.views)} drawn versions of each training picture"
+        kept = {"memory": "in memory", "file": "in a file in the run folder"}.get(self.where)
+        size = f"{self.cut}{views if len(self.views) > 1 else ''}, {megabytes(self.size_bytes)}"
+        if kept is None:
+            return f"not kept: {size}, more than --feature-cache-mb and than the disk has room for"
+        return f"computed once up to {size} {kept}"
+
+
+def megabytes(size_bytes: int) -> str:
+    """Writes a size for people: `37 MB`."""
+    return f"{math.ceil(size_bytes / 2**20):,} MB"
+
+
+def find_cut(model: VGG, labels: Labels) -> str | None:
+    """Finds the deepest layer that depends on frozen layers alone, None where the first trains."""
+    cut = None
+    for name in model.layers:
+        trains = labels.get(name, "frozen") != "frozen"
+        # Without a hidden layer dropout follows the pooled features: see VGG._run_layer.
+        drops = name in ("flatten", "gap") and model.head.dropout and not model.head.hidden
+        if trains or drops:
+            break
+        cut = name
+    return cut
+
+
+def plan_features(
+    config: Config,
+    model: VGG,
+    stages: Sequence[Stage],
+    counts: Mapping[str, int],
+    workdir: Path,
+) -> dict[str, FeaturePlan]:
+    """Plans what each stage keeps, {stage's name: plan}; a stage that keeps nothing has no entry.
+
+    `counts` are the pictures of `train` and `val`. Where nothing is drawn, features are kept by
+    themselves if the stage has more than one epoch; drawn versions only on request.
+
+    Raises:
+        ConfigError: what was asked for cannot be kept.
+    """
+    if config.cache_features == "off" or (is_on(config.augmentation) and not config.cached_views):
+        return {}
+    plans = {}
+    for stage in stages:
+        cut = find_cut(model, label_layers(model, stage.unfreeze))
+        if cut is None or (stage.epochs < 2 and not config.cached_views):
+            continue
+        epochs = range(stage.first_epoch, stage.first_epoch + stage.epochs)
+        views = tuple(sorted({view_of(epoch, config.cached_views) for epoch in epochs}))
+        dtype = config.feature_dtype or config.dtype
+        size = config.image_size
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        shape = jax.eval_shape(lambda x, cut=cut: model(x, until=cut), images).shape[1:]
+        pictures = counts["train"] * len(views) + counts["val"]
+        size_bytes = pictures * math.prod(shape) * jnp.dtype(dtype).itemsize
+        where = _find_room(size_bytes, config.feature_cache_mb, workdir)
+        plan = FeaturePlan(cut, shape, dtype, views, size_bytes, where)
+        if where == "nowhere" and (config.cached_views or config.feature_dtype):
+            raise ConfigError(_no_room(config, plan))
+        plans[stage.name] = plan
+    if config.cached_views and not plans:
+        raise ConfigError(
+            f"--cached-views {config.cached_views} needs frozen layers before the first that "
+            f"trains; got --unfreeze {' '.join(config.unfreeze)}. Leave it out: "
+            f"{describe(config.augmentation)} is then drawn anew at every step."
+        )
+    return plans
+
+
+def view_of(epoch: int, cached_views: int) -> int:
+    """Says which of the drawn versions an epoch uses: they take turns."""
+    return epoch % max(cached_views, 1)
+
+
+def _find_room(
+    size_bytes: int, memory_mb: int, workdir: Path
+) -> Literal["memory", "file", "nowhere"]:
+    if size_bytes <= memory_mb * 2**20:
+        return "memory"
+    here = workdir.absolute()
+    there = next(path for path in (here, *here.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    # What an interrupted run has written already needs no more room.
+    free += sum(path.stat().st_size for path in (here / "features").glob("*.npy"))
+    return "file" if size_bytes + SPARE_BYTES <= free else "nowhere"
+
+
+def _no_room(config: Config, plan: FeaturePlan) -> str:
+    fixes = ["Raise --feature-cache-mb", "make room on the disk"]
+    if plan.dtype == "float32":
+        fixes.append("use --feature-dtype bfloat16")
+    if config.cached_views:
+        fixes.append("fewer --cached-views")
+    return (
+        f"The features up to {plan.cut} take {megabytes(plan.size_bytes)}, more than "
+        f"--feature-cache-mb {config.feature_cache_mb} and than the disk of the run folder has "
+        f"room for. {', '.join(fixes[:-1])} or {fixes[-1]}."
+    )
