@@ -135,7 +135,7 @@ def test_every_command_explains_itself(capsys, command):
         ("doctor flowers --html flowers/out.html", "lies in the data set"),
         ("train --horizontal-flip True", "A switch takes no value"),
         ("train --rescale 1/255", "--preprocess unit"),
-        ("train --dataset flowers --weights none --split train[:70%],train[70%:]", "by class: shares"),
+        ("train --dataset flowers --weights none --split train[:70%],train[70%:]", "is by class"),
         ("augment-preview flowers empty", "empty is a folder"),
         ("augment-preview flowers out.gif", "must end in .png"),
         ("augment-preview flowers gone/out.png", "There is no folder gone"),
