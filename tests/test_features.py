@@ -35,7 +35,7 @@ def test_a_run_with_kept_features_learns_what_one_without_learns(config_of, tmp_
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], rtol=0, atol=1e-6, err_msg=name)
     for one, other in zip(read_log(tmp_path / "kept"), read_log(tmp_path / "off"), strict=True):
-        assert one["train/loss"] == pytest.approx(other["train/loss"], abs=1e-6)
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=2e-6)  # of float32
     assert_same_weights(tmp_path / "kept", tmp_path / "file")
     assert not (tmp_path / "file" / "features").exists()
 
