@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import re
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.peers import in_turn
 from vggjax.data.pipeline import prefetch
 from vggjax.training import loop
 from vggjax.training.chunks import chunk_size, in_chunks
@@ -143,19 +143,6 @@ def keras_step(*, unfreeze: str, batch_size: int) -> Callable[[], None]:
     return lambda: model.train_on_batch(images, labels)
 
 
-def in_turn(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Gives each call's median seconds over rounds in which all take their turn."""
-    for call in calls.values():
-        call()  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            begin_s = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - begin_s)
-    return {name: statistics.median(found) for name, found in seconds.items()}
-
-
 def parse(doc: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--photographs", type=int, default=200)
@@ -176,7 +163,7 @@ def compare(options: argparse.Namespace, *, unfreeze: str) -> dict[str, float]:
             "later": ours.epoch,
             "keras": keras_step(unfreeze=unfreeze, batch_size=options.batch_size),
         }
-        seconds = in_turn(calls, options.rounds)
+        seconds = in_turn(calls, rounds=options.rounds)
         ours.close()
     later, keras = seconds["later"] / ours.pictures, seconds["keras"] / options.batch_size
     found = {"first": later + ours.fill_s / ours.pictures, "later": later, "keras": keras}

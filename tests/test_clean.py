@@ -193,9 +193,9 @@ def test_an_empty_folder_is_taken(tmp_path):
     assert mend(fill(tmp_path / "set", "a", "b"), tmp_path / "out").pictures == 8
 
 
-def test_data_without_files_is_refused_with_the_reason():
+def test_data_without_files_is_refused_with_the_reason(tmp_path):
     with pytest.raises(DataError, match="--fix copies files, and digits has none of its own"):
-        write_clean_copy(examine("digits"), "/tmp/never")
+        write_clean_copy(examine("digits"), tmp_path / "never")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
