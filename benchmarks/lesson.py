@@ -1,126 +1,119 @@
 """The `flowers` lesson whole: features, a head for 35 epochs, evaluated; against Keras-TF.
 
-    python -m benchmarks.lesson DATASET [--photographs 60] [--epochs 35] [--keras-epochs 2]
+    python -m benchmarks.lesson [DATASET] [--photographs 3670] [--epochs 35] [--rounds 5]
 
-DATASET is a folder of one folder per class, of which the first photographs of each are taken. Ours
-is `fit` with the recipe `flowers` on random weights: reading, comparing, training, evaluating each
-epoch, the test split and the report, compilation included. Keras-TF does the same in two ways, each
-with the pictures decoded before, half of them for training, a fifth to validate, the rest to test:
+DATASET is a folder of one folder per class, of which so many photographs are taken; without one
+they are made. Ours is the whole command, run once: `fit` with the recipe `flowers` on random
+weights, that is starting, reading, comparing, training, validating each epoch, the test split and
+the report, compilation included. Keras-TF does the lesson in two ways, with the pictures decoded
+beforehand, half of them for training, a fifth to validate, the rest to test:
 
 - as the lesson does: `fit` on the whole network with its base frozen, which computes the base for
-  every picture in every epoch. Only `--keras-epochs` are run after the first, and their median
-  stands for the epochs left out: the total is printed as an estimate.
-- features once: `predict` on the base, then `fit` on the head alone, all epochs run.
+  every picture in every epoch. That takes hours: the median times of its training and evaluation
+  steps over the rounds are multiplied by the steps that the lesson has.
+- features once: the same steps' time for one `predict` of the base over all pictures, and `fit` of
+  the head alone on features of that shape, all epochs run.
 """
 
 import argparse
 import contextlib
 import io
 import shutil
-import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stages import SIZE_PX, make_keras
-from vggjax.data.preprocess import Preprocessing, resize_image
-from vggjax.data.sources import open_source
+from benchmarks.measure import Row, in_turn, print_table
+from benchmarks.peers import installed
+from benchmarks.stages import CLASSES, SIZE_PX, make_keras, make_photographs
 from vggjax.run import fit
 from vggjax.training.recipes import make_config
+
+BATCH = 16
 
 
 def ours_s(folder: Path, workdir: Path, epochs: int) -> float:
     config = make_config(
         "flowers", dataset=str(folder), workdir=str(workdir), weights="none", epochs=epochs,
-        preprocess="caffe", batch_size=16,
+        preprocess="caffe", batch_size=BATCH,
     )  # fmt: skip
     begin_s = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         fit(config)
     seconds = time.perf_counter() - begin_s
     told = [line for line in said.getvalue().splitlines() if "features of" in line]
-    print(*(f"    {line}" for line in told), sep="\n")
+    print(*told, sep="\n", file=sys.stderr)
     return seconds
 
 
-def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    import keras
+def keras_s(photographs: int, epochs: int, rounds: int) -> tuple[float, float]:
+    """Gives the seconds of both ways, with the base at every step and with features once."""
+    model, base, head = make_keras(unfreeze="none")
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 60, (BATCH, SIZE_PX, SIZE_PX, 3)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, BATCH)
+    steps = {
+        "train": lambda: model.train_on_batch(images, labels) is None,
+        "test": lambda: model.test_on_batch(images, labels) is None,
+        "base": lambda: base.predict_on_batch(images) is None,
+    }
+    step_s = in_turn(steps, rounds=rounds)
+    train, val = photographs // 2, photographs // 5
+    test = photographs - train - val
+    lesson = (step_s["train"] * train + step_s["test"] * val) * epochs + step_s["test"] * test
 
-    source = open_source(str(folder))
-    pixels = Preprocessing("caffe", SIZE_PX)
-    images = [resize_image(source.read(i).pixels, pixels) for i in range(len(source))]
-    order = np.random.default_rng(0).permutation(len(source))
-    images = keras.applications.vgg16.preprocess_input(np.stack(images).astype(np.float32)[order])
-    return images, source.labels[order]
-
-
-def cut(rows: np.ndarray) -> list[np.ndarray]:
-    return np.split(rows, [len(rows) // 2, len(rows) * 7 // 10])
-
-
-def keras_lesson_s(images: np.ndarray, labels: np.ndarray, epochs: int, run: int) -> float:
-    import keras
-
-    (train, val, test), (of_train, of_val, of_test) = cut(images), cut(labels)
-    model, _, _ = make_keras(unfreeze="none")
-    times: list[float] = []
-
-    class Times(keras.callbacks.Callback):
-        def on_epoch_begin(self, *_) -> None:
-            times.append(time.perf_counter())
-
-        def on_epoch_end(self, *_) -> None:
-            times[-1] = time.perf_counter() - times[-1]
-
-    options = dict(batch_size=16, verbose=0, callbacks=[Times()])
-    run = min(1 + run, epochs)
-    model.fit(train, of_train, validation_data=(val, of_val), epochs=run, **options)
+    rows = {"train": train, "val": val, "test": test}
+    made = {name: rng.random((n, *base.output_shape[1:]), np.float32) for name, n in rows.items()}
+    of = {name: rng.integers(0, CLASSES, n) for name, n in rows.items()}
     begin_s = time.perf_counter()
-    model.evaluate(test, of_test, batch_size=16, verbose=0)
-    later = statistics.median(times[1:]) * (epochs - 1) if epochs > 1 else 0.0
-    return times[0] + later + time.perf_counter() - begin_s
+    options = dict(batch_size=BATCH, verbose=0)
+    against = (made["val"], of["val"])
+    head.fit(made["train"], of["train"], validation_data=against, epochs=epochs, **options)
+    head.evaluate(made["test"], of["test"], **options)
+    once = step_s["base"] * photographs / BATCH + time.perf_counter() - begin_s
+    return lesson / BATCH, once
 
 
-def keras_once_s(images: np.ndarray, labels: np.ndarray, epochs: int) -> float:
-    begin_s = time.perf_counter()
-    _, base, head = make_keras(unfreeze="none")
-    (train, val, test), (of_train, of_val, of_test) = (
-        cut(base.predict(images, batch_size=16, verbose=0)),
-        cut(labels),
-    )
-    options = dict(batch_size=16, verbose=0)
-    head.fit(train, of_train, validation_data=(val, of_val), epochs=epochs, **options)
-    head.evaluate(test, of_test, **options)
-    return time.perf_counter() - begin_s
+def measure(
+    dataset: Path | None = None, *, photographs: int = 3670, epochs: int = 35, rounds: int = 5
+) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="vggjax-lesson-") as scratch:
+        folder = Path(scratch) / "photographs"
+        if dataset is None:
+            make_photographs(folder, photographs)
+        else:
+            take(dataset, folder, photographs)
+        ours = ours_s(folder, Path(scratch) / "run", epochs)
+    work = f"`flowers` lesson, {photographs:,} photographs, {SIZE_PX} px, {epochs} epochs"
+    lesson, once = ({}, {})
+    if installed("keras", "tensorflow"):
+        found = keras_s(photographs, epochs, rounds)
+        lesson, once = ({"Keras-TF": seconds} for seconds in found)
+    yield Row(f"{work}; Keras estimated from its steps", "s", ours, lesson, 0.05)
+    yield Row("the same, where Keras computes its features once", "s", ours, once, None)
+
+
+def take(dataset: Path, folder: Path, photographs: int) -> None:
+    """Copies the first photographs of each class, in proportion."""
+    files = {kind: sorted(kind.iterdir()) for kind in sorted(dataset.iterdir()) if kind.is_dir()}
+    total = sum(map(len, files.values()))
+    for kind, paths in files.items():
+        (folder / kind.name).mkdir(parents=True)
+        for path in paths[: round(len(paths) * photographs / total)]:
+            shutil.copy(path, folder / kind.name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("--photographs", type=int, default=60)
+    parser.add_argument("dataset", type=Path, nargs="?")
+    parser.add_argument("--photographs", type=int, default=3670)
     parser.add_argument("--epochs", type=int, default=35)
-    parser.add_argument("--keras-epochs", type=int, default=2)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="vggjax-lesson-") as scratch:
-        folder = Path(scratch) / "photographs"
-        classes = sorted(path for path in options.dataset.iterdir() if path.is_dir())
-        for kind in classes:
-            (folder / kind.name).mkdir(parents=True)
-            for path in sorted(kind.iterdir())[: options.photographs // len(classes)]:
-                shutil.copy(path, folder / kind.name)
-        print(f"{options.photographs} photographs at {SIZE_PX} px, {options.epochs} epochs")
-        ours = ours_s(folder, Path(scratch) / "run", options.epochs)
-        images, labels = load(folder)
-        once = keras_once_s(images, labels, options.epochs)
-        lesson = keras_lesson_s(images, labels, options.epochs, options.keras_epochs)
-    print(f"  ours {ours:.1f} s")
-    print(
-        f"  Keras-TF, base at every epoch: {lesson:.1f} s (estimated); "
-        f"ours / it {ours / lesson:.3f}"
-    )
-    print(f"  Keras-TF, features once: {once:.1f} s; ours / it {ours / once:.3f}")
+    parser.add_argument("--rounds", type=int, default=5)
+    print_table(measure(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

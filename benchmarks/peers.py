@@ -7,21 +7,18 @@ installed. Weights are random: times do not depend on them.
 
 import importlib.util
 import os
-import statistics
-import time
-from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from benchmarks.measure import Call
 from vggjax.models.arch import get_arch
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-Call = Callable[[], None]
 
-
-def _installed(*modules: str) -> bool:
+def installed(*modules: str) -> bool:
+    """Says whether the libraries are there, and on the screen which are not."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         print(f"{' and '.join(missing)} not installed: left out")
@@ -34,23 +31,29 @@ def make_batch(batch_size: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, 5, batch_size)
 
 
-def make_torch(arch: str, batch_size: int, size: int, *, train: bool) -> Call | None:
-    """PyTorch in float32 and channels_last, its fastest layout on CPUs."""
-    if not _installed("torch"):
-        return None
+def torch_base(arch: str):
+    """Gives the base as a torch.nn.Sequential in channels_last, and its last width."""
     import torch
 
     layers: list[torch.nn.Module] = []
     width_in = 3
-    for block, count in enumerate(get_arch(arch).convs):
+    for width, count in zip(get_arch(arch).widths, get_arch(arch).convs, strict=True):
         for _ in range(count):
-            width = get_arch(arch).widths[block]
             layers += [torch.nn.Conv2d(width_in, width, 3, padding=1), torch.nn.ReLU(inplace=True)]
             width_in = width
         layers.append(torch.nn.MaxPool2d(2))
+    return torch.nn.Sequential(*layers).to(memory_format=torch.channels_last), width_in
+
+
+def make_torch(arch: str, batch_size: int, size: int, *, train: bool) -> Call | None:
+    """PyTorch in float32 and channels_last, its fastest layout on CPUs."""
+    if not installed("torch"):
+        return None
+    import torch
+
+    base, width_in = torch_base(arch)
     images, labels = make_batch(batch_size, size)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    base = torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)
     if not train:
 
         def forward() -> None:
@@ -74,7 +77,7 @@ def make_torch(arch: str, batch_size: int, size: int, *, train: bool) -> Call | 
 
 def make_keras(arch: str, batch_size: int, size: int, *, train: bool) -> Call | None:
     """Keras with TensorFlow, compiled by tf.function as `predict` and `fit` do."""
-    if not _installed("keras", "tensorflow"):
+    if not installed("keras", "tensorflow"):
         return None
     import keras
     import tensorflow as tf
@@ -103,27 +106,3 @@ def make_keras(arch: str, batch_size: int, size: int, *, train: bool) -> Call | 
         return loss
 
     return lambda: step(x, y).numpy() is None
-
-
-def in_turn(calls: dict[str, Call | None], *, rounds: int) -> dict[str, float]:
-    """Gives each call's median seconds over the rounds, in each of which all take their turn."""
-    present = {name: call for name, call in calls.items() if call is not None}
-    for call in present.values():
-        call()  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in present}
-    for _ in range(rounds):
-        for name, call in present.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def print_row(work: str, seconds: dict[str, float], batch_size: int, peers: Sequence[str]) -> None:
-    """Prints milliseconds an image and ours as a share of the best peer's time."""
-    cells = [f"{name} {value / batch_size * 1e3:.0f} ms" for name, value in seconds.items()]
-    best = min((seconds[name] for name in peers if name in seconds), default=None)
-    share = (
-        "no peer installed" if best is None else f"ours / best peer {seconds['ours'] / best:.2f}"
-    )
-    print(f"{work}: {', '.join(cells)}; {share}", flush=True)

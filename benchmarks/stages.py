@@ -1,8 +1,9 @@
-"""A stage of transfer learning, ours and Keras' on TensorFlow, as calls that can be timed in turn.
+"""A stage of transfer learning, ours and the peers', as calls that can be timed in turn.
 
 Ours goes through what the training loop goes through: kept features, batches, chunks, the compiled
-step. Keras' is `train_on_batch` of the same network and optimiser on preprocessed pictures in
-memory. Weights and pictures are random: times do not depend on them.
+step. Keras' is `train_on_batch` of the same network and optimiser, PyTorch's the same by hand, both
+on preprocessed pictures in memory. Weights and pictures are random: times do not depend on them.
+All compilation is left out.
 """
 
 import argparse
@@ -11,13 +12,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.peers import in_turn
+from benchmarks.measure import Call, Row, in_turn, make_row, print_table
+from benchmarks.peers import installed, torch_base
 from vggjax.data.pipeline import prefetch
 from vggjax.training import loop
 from vggjax.training.chunks import chunk_size, in_chunks
@@ -135,47 +137,84 @@ def make_keras(*, unfreeze: str):
     return model, base, head
 
 
-def keras_step(*, unfreeze: str, batch_size: int) -> Callable[[], None]:
+def keras_step(*, unfreeze: str, batch_size: int) -> Call | None:
+    if not installed("keras", "tensorflow"):
+        return None
     model, _, _ = make_keras(unfreeze=unfreeze)
+    images, labels = _batch(batch_size)
+    return lambda: model.train_on_batch(images, labels) is None
+
+
+def torch_step(*, unfreeze: str, batch_size: int) -> Call | None:
+    """The same network in PyTorch; what is frozen runs under no_grad."""
+    if not installed("torch"):
+        return None
+    import torch
+
+    base, width = torch_base("vgg16")
+    pools = [i for i, layer in enumerate(base) if isinstance(layer, torch.nn.MaxPool2d)]
+    cut = len(base) if unfreeze == "none" else pools[int(unfreeze[-1]) - 2] + 1
+    frozen, trained = base[:cut], base[cut:]
+    side = SIZE_PX // 64
+    model = torch.nn.Sequential(
+        *trained, torch.nn.AvgPool2d(2), torch.nn.Flatten(),
+        torch.nn.Linear(width * side * side, 128), torch.nn.ReLU(), torch.nn.Dropout(0.4),
+        torch.nn.Linear(128, CLASSES),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    tx = torch.optim.NAdam(model.parameters(), lr=1e-3)
+    images, labels = _batch(batch_size)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, H, W, C) in memory: channels_last
+    y = torch.from_numpy(labels)
+
+    def step() -> None:
+        with torch.no_grad():
+            features = frozen(x)
+        tx.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(model(features), y).backward()
+        tx.step()
+
+    return step
+
+
+def _batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     images = rng.normal(0, 60, (batch_size, SIZE_PX, SIZE_PX, 3)).astype(np.float32)
-    labels = rng.integers(0, CLASSES, batch_size)
-    return lambda: model.train_on_batch(images, labels)
+    return images, rng.integers(0, CLASSES, batch_size)
 
 
-def parse(doc: str) -> argparse.Namespace:
+def run(doc: str, measure: Callable[..., Iterator[Row]]) -> None:
+    """Parses a script's flags and prints its rows."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--photographs", type=int, default=200)
+    parser.add_argument("--photographs", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    return parser.parse_args()
+    print_table(measure(**vars(parser.parse_args())))
 
 
-def compare(options: argparse.Namespace, *, unfreeze: str) -> dict[str, float]:
-    """Prints and gives ms a picture: `first` epoch, `later` ones, and `keras`."""
+def measure(
+    *,
+    unfreeze: str,
+    aims: tuple[float | None, float],
+    photographs: int = 100,
+    batch_size: int = 16,
+    rounds: int = 5,
+) -> Iterator[Row]:
+    """Gives the rows of the first epoch, which computes the features, and of the later ones."""
     with tempfile.TemporaryDirectory(prefix="vggjax-stages-") as scratch:
         ours = Ours(
-            make_photographs(Path(scratch), options.photographs),
-            unfreeze=unfreeze,
-            batch_size=options.batch_size,
+            make_photographs(Path(scratch), photographs), unfreeze=unfreeze, batch_size=batch_size
         )
         calls = {
-            "later": ours.epoch,
-            "keras": keras_step(unfreeze=unfreeze, batch_size=options.batch_size),
+            "ours": ours.epoch,
+            "Keras-TF": keras_step(unfreeze=unfreeze, batch_size=batch_size),
+            "PyTorch": torch_step(unfreeze=unfreeze, batch_size=batch_size),
         }
-        seconds = in_turn(calls, rounds=options.rounds)
+        seconds = in_turn(calls, rounds=rounds)
         ours.close()
-    later, keras = seconds["later"] / ours.pictures, seconds["keras"] / options.batch_size
-    found = {"first": later + ours.fill_s / ours.pictures, "later": later, "keras": keras}
-    found = {name: 1e3 * value for name, value in found.items()}
-    print(
-        f"VGG16, {SIZE_PX} px, batch {options.batch_size}, unfrozen: {unfreeze}; ms a picture, "
-        f"medians of {options.rounds} ({ours.pictures} pictures an epoch; the features "
-        f"computed once, all compilation left out)"
-    )
-    for name in ("first", "later"):
-        share = found[name] / found["keras"]
-        print(f"  ours, {name} epoch{'' if name == 'first' else 's'}: {found[name]:.3f}"
-              f"   {share:.4f} of Keras-TF's")  # fmt: skip
-    print(f"  Keras-TF, every epoch: {found['keras']:.1f}", flush=True)
-    return found
+    peers = {name: each / batch_size for name, each in seconds.items() if name != "ours"}
+    later = seconds["ours"] / ours.pictures
+    first = later + ours.fill_s / ours.pictures
+    what = "the head" if unfreeze == "none" else f"{unfreeze} + head"
+    for epochs, own, aim in (("first epoch", first, aims[0]), ("later epochs", later, aims[1])):
+        work = f"train {what}, {SIZE_PX} px, batch {batch_size}, {epochs}"
+        yield make_row(work, "ms a picture", {"ours": own, **peers}, times=1e3, aim=aim)

@@ -2,11 +2,12 @@
 
     python -m benchmarks.train_all [--arch vgg16] [--batch-size 16] [--rounds 5]
 
-Milliseconds an image for forward, backward and an SGD update with momentum; medians of rounds in
+Milliseconds a picture for forward, backward and an SGD update with momentum; medians of rounds in
 which all take their turn.
 """
 
 import argparse
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import optax
 from flax import nnx
 
 from benchmarks import peers
+from benchmarks.measure import Call, Row, in_turn, make_row, print_table
 from vggjax.models.convolution import make_convolve
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
@@ -21,7 +23,7 @@ from vggjax.models.vgg import VGG
 SIZE_PX = 200
 
 
-def make_ours(arch: str, batch_size: int, *, method: str) -> peers.Call:
+def make_ours(arch: str, batch_size: int, *, method: str) -> Call:
     graph, params = nnx.split(VGG(arch, head=Head.parse("gap-5"), conv=make_convolve(method)))
     images, labels = map(jnp.asarray, peers.make_batch(batch_size, SIZE_PX))
     tx = optax.sgd(1e-4, momentum=0.9)
@@ -46,21 +48,23 @@ def make_ours(arch: str, batch_size: int, *, method: str) -> peers.Call:
     return call
 
 
+def measure(*, arch: str = "vgg16", batch_size: int = 16, rounds: int = 5) -> Iterator[Row]:
+    calls = {
+        "ours": make_ours(arch, batch_size, method="auto"),
+        "Keras-TF": peers.make_keras(arch, batch_size, SIZE_PX, train=True),
+        "PyTorch": peers.make_torch(arch, batch_size, SIZE_PX, train=True),
+    }
+    work = f"train all of {arch.upper()}, {SIZE_PX} px, batch {batch_size}"
+    seconds = in_turn(calls, rounds=rounds)
+    yield make_row(work, "ms a picture", seconds, times=1e3 / batch_size, aim=0.7)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="vgg16")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    make = dict(train=True)
-    calls = {
-        "ours": make_ours(args.arch, args.batch_size, method="auto"),
-        "torch": peers.make_torch(args.arch, args.batch_size, SIZE_PX, **make),
-        "keras": peers.make_keras(args.arch, args.batch_size, SIZE_PX, **make),
-    }
-    seconds = peers.in_turn(calls, rounds=args.rounds)
-    work = f"{args.arch}, all trained, {SIZE_PX} px, batch {args.batch_size}"
-    peers.print_row(work, seconds, args.batch_size, ("torch", "keras"))
+    print_table(measure(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

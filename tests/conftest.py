@@ -3,7 +3,9 @@
 The environment is set before jax, Keras or matplotlib is imported anywhere.
 """
 
+import atexit
 import os
+import shutil
 import tempfile
 import warnings
 
@@ -13,18 +15,17 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # arithmetic of another library than
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
+# The tests compile the same few tiny programs again and again: once a session is enough.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vggjax-tests-")
 
 import jax
 import pytest
 
 from vggjax.models.arch import Arch
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# The tests compile the same few tiny programs again and again: once a session is enough.
-_compiled = tempfile.TemporaryDirectory(prefix="vggjax-tests-")
-jax.config.update("jax_compilation_cache_dir", _compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # The convolution's partitioning over devices is a Python callback: its address is no part of a key.

@@ -43,7 +43,7 @@ def test_a_fill_that_was_killed_goes_on_where_it_stood(config_of, tmp_path, monk
         np.testing.assert_array_equal(ours["features"], theirs)
 
 
-@pytest.mark.parametrize("damage", ["record", "short", "header"])
+@pytest.mark.parametrize("damage", ["record", "short", "header", "bit"])
 def test_a_damaged_file_is_never_taken_for_a_whole_one(tmp_path, damage):
     path = tmp_path / "features" / "a.npy"
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -57,6 +57,10 @@ def test_a_damaged_file_is_never_taken_for_a_whole_one(tmp_path, damage):
         path.with_name("a.npy.json").write_text('{"rows": 4')
     elif damage == "short":
         os.truncate(path, path.stat().st_size - 1)
+    elif damage == "bit":
+        data = bytearray(path.read_bytes())
+        data[-7] ^= 4
+        path.write_bytes(data)
     else:
         path.write_bytes(b"\0" + path.read_bytes()[1:])
     assert FileStore(path, (4, 3), "float32").done == 0

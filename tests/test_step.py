@@ -16,7 +16,13 @@ from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.sharding import Placement
-from vggjax.training.step import make_eval_step, make_predict_step, make_state, make_train_step
+from vggjax.training.step import (
+    few_at_a_time,
+    make_eval_step,
+    make_predict_step,
+    make_state,
+    make_train_step,
+)
 
 PLAIN = Arch("tiny", (1, 1, 1, 1, 1), (4, 4, 8, 8, 8))
 BN = Arch("tiny_bn", PLAIN.convs, PLAIN.widths, batch_norm=True)
@@ -206,3 +212,15 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_logits():
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_one_that_does():
     with pytest.raises(ConfigError, match="30 does not divide over 4 devices; use 28 or 32"):
         Placement(devices=jax.devices()[:4]).check_batch_size(30)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 20])
+def test_a_few_pictures_at_a_time_give_what_all_at_once_give(tiny_arch, monkeypatch, count):
+    monkeypatch.setattr("vggjax.training.step.FEW_PIXELS", 9 * 32**2)  # eight of them
+    model = VGG(tiny_arch, head=Head.parse("gap-3"), image_size=32)
+    images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (count, 32, 32, 3)), jnp.float32)
+    for forward in (model, lambda x: model(x, until="block2_pool")):
+        expected = forward(images)
+        found = few_at_a_time(forward, images)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())

@@ -35,6 +35,7 @@ MODULES = {
 """Module -> the distribution that brings it, where the names differ."""
 
 IMPORTED_BY_OTHERS = {
+    "filelock": "jax keeps a compilation cache of bounded size with it",
     "importlib-resources": "tensorflow-datasets imports it and does not declare it",
     "tqdm": "pooch draws its progress bar with it",
 }

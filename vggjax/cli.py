@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from vggjax.commands import COMMANDS
 from vggjax.errors import ConfigError, VggjaxError, shown, unknown
+from vggjax.training.compiled import keep_compiled
 from vggjax.training.sharding import leave
 from vggjax.training.signals import Interrupted
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise ConfigError(unknown("command", argv[0], COMMANDS))
+        keep_compiled()
         return COMMANDS[argv[0]](argv[1:])
     except VggjaxError as error:
         return _fail(str(error))

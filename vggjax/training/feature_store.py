@@ -2,8 +2,9 @@
 
 Rows are appended in order. A file has a record beside it, written after the data has reached the
 disk: what a killed run had computed is used again, and a half-written file is never taken for a
-whole one. The name of a file is a hash of everything that its numbers depend on (`make_key`), so
-that another weight, picture or setting means another file.
+whole one; a checksum in the record tells of damage since. The name of a file is a hash of
+everything that its numbers depend on (`make_key`), so that another weight, picture or setting means
+another file.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ class FileStore:
         np.lib.format.write_array_header_2_0(header, fields)
         self._header = header.getvalue()
         self._record = path.with_name(f"{path.name}.json")
-        self.done, self.masked, self.unreadable = self._read_record()
+        self.done, self.masked, self.unreadable, self._crc = self._read_record()
         self._file: Any = None
         self._recorded_s = time.monotonic()
 
@@ -122,9 +124,11 @@ class FileStore:
         try:
             if self._file is None:
                 self._open()
-            self._file.write(np.ascontiguousarray(rows).view(np.uint8).data)
+            data = np.ascontiguousarray(rows).view(np.uint8).data
+            self._file.write(data)
         except OSError as error:
             raise self._unwritable(error) from error
+        self._crc = zlib.crc32(data, self._crc)
         self.done += len(rows)
         self.masked.update(masked)
         self.unreadable.update(unreadable)
@@ -137,6 +141,7 @@ class FileStore:
             return
         record = {
             "rows": self.done,
+            "crc32": self._crc,
             "masked": sorted(self.masked),
             "unreadable": {str(i): reason for i, reason in self.unreadable.items()},
         }
@@ -185,21 +190,30 @@ class FileStore:
         self._file.truncate(len(self._header) + self.done * self._row_bytes)
         self._file.seek(0, os.SEEK_END)
 
-    def _read_record(self) -> tuple[int, set[int], dict[int, str]]:
+    def _read_record(self) -> tuple[int, set[int], dict[int, str], int]:
         """Reads what an earlier process has kept; nothing where anything is amiss."""
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             done, masked = int(record["rows"]), set(record["masked"])
             unreadable = {int(i): reason for i, reason in record["unreadable"].items()}
-            with self._path.open("rb") as file:
-                same = file.read(len(self._header)) == self._header
-            size = self._path.stat().st_size
-            if same and 0 <= done <= self._shape[0]:
-                if size >= len(self._header) + done * self._row_bytes:
-                    return done, masked, unreadable
+            if 0 <= done <= self._shape[0] and self._checksum(done) == record["crc32"]:
+                return done, masked, unreadable, record["crc32"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        return 0, set(), {}
+        return 0, set(), {}, 0
+
+    def _checksum(self, done: int) -> int | None:
+        """Adds up the file's first rows; None where the file is another's or too short."""
+        crc, left = 0, done * self._row_bytes
+        with self._path.open("rb") as file:
+            if file.read(len(self._header)) != self._header:
+                return None
+            while left:
+                data = file.read(min(left, 2**24))
+                if not data:
+                    return None
+                crc, left = zlib.crc32(data, crc), left - len(data)
+        return crc
 
     def _unwritable(self, error: OSError) -> VggjaxError:
         return VggjaxError(

@@ -1,0 +1,84 @@
+"""From the command to the first training step, against Keras-TF.
+
+    python -m benchmarks.start [--photographs 100] [--rounds 5]
+
+Ours is `train.py` as a user gives it, on a folder of photographs: the first line of log.jsonl that
+tells of a step ends the time. Keras' is a script that opens the same folder as its users do,
+builds the same network, compiles it and makes one step. Both are new processes that take turns; the
+round before the first fills our compilation cache and the disk's, and is not counted.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.measure import Row, in_turn, make_row, print_table
+from benchmarks.peers import installed
+from benchmarks.stages import CLASSES, SIZE_PX, make_photographs
+
+KERAS = f"""
+import sys, keras
+data = keras.utils.image_dataset_from_directory(
+    sys.argv[1], image_size=({SIZE_PX}, {SIZE_PX}), batch_size=16, verbose=False)
+data = data.map(lambda x, y: (keras.applications.vgg16.preprocess_input(x), y))
+base = keras.applications.VGG16(
+    weights=None, include_top=False, input_shape=({SIZE_PX}, {SIZE_PX}, 3))
+for layer in base.layers:
+    layer.trainable = layer.name.startswith("block5")
+x = keras.layers.GlobalAveragePooling2D()(base.output)
+x = keras.layers.Dense(256, activation="relu")(x)
+model = keras.Model(base.input, keras.layers.Dense({CLASSES}, activation="softmax")(x))
+model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+model.fit(data.take(1), verbose=0)
+"""
+
+
+def ours(photographs: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="vggjax-start-") as scratch:
+        workdir = Path(scratch) / "run"
+        command = [
+            *(sys.executable, "-m", "vggjax", "train", "--dataset", str(photographs)),
+            *("--workdir", str(workdir), "--weights", "none", "--preprocess", "caffe"),
+            *("--unfreeze", "block5", "--image-size", str(SIZE_PX), "--batch-size", "16"),
+            *("--log-every-steps", "1"),
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        log = workdir / "log.jsonl"
+        while not (log.exists() and '"step"' in log.read_text()):
+            if process.poll() is not None:
+                raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+
+
+def keras(photographs: Path) -> None:
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", KERAS, str(photographs)]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def measure(*, photographs: int = 100, rounds: int = 5) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="vggjax-start-") as scratch:
+        folder = make_photographs(Path(scratch), photographs)
+        calls = {"ours": lambda: ours(folder)}
+        if installed("keras", "tensorflow"):
+            calls["Keras-TF"] = lambda: keras(folder)
+        seconds = in_turn(calls, rounds=rounds)
+    yield make_row("command to first training step", "s", seconds, times=1, aim=1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photographs", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    print_table(measure(**vars(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

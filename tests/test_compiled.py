@@ -1,0 +1,42 @@
+"""What was compiled once is kept from process to process, in a place that the user chooses."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from vggjax.training.compiled import keep_compiled
+
+keep_compiled()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.eye(3)).sum())
+print(sum(name.endswith("/cache_hits") for name in found))
+"""
+
+
+def run(**environment: str) -> list[str]:
+    clean = {name: value for name, value in os.environ.items() if "JAX_COMPILATION" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=clean | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_second_process_finds_what_the_first_compiled(tmp_path):
+    first, second = run(VGGJAX_CACHE=str(tmp_path)), run(VGGJAX_CACHE=str(tmp_path))
+    assert first[0] == second[0]
+    assert int(first[1]) == 0 < int(second[1])
+
+
+def test_the_folder_that_the_user_gave_jax_wins(tmp_path):
+    run(VGGJAX_CACHE=str(tmp_path / "ours"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
+    assert not (tmp_path / "ours").exists() and list((tmp_path / "theirs").iterdir())
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    assert int(run(VGGJAX_CACHE=str(tmp_path / "file"))[1]) == 0
