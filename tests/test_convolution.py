@@ -9,6 +9,8 @@ from jax import lax
 
 from vggjax.models import convolution
 
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
 
 def _layer(conv, channels):
     return nnx.Conv(channels, 5, (3, 3), conv_general_dilated=conv, rngs=nnx.Rngs(0))
@@ -57,7 +59,7 @@ def test_nnx_conv_reaches_the_way_that_was_chosen(monkeypatch, method):
         {"kernel_dilation": 2},
         {"padding": "VALID"},
         {"feature_group_count": 4},
-        {"dtype": jnp.bfloat16},
+        {"dtype": jnp.float16},
     ],
 )
 def test_other_convolutions_are_left_to_lax(options):
@@ -66,3 +68,16 @@ def test_other_convolutions_are_left_to_lax(options):
     ours = nnx.Conv(4, 8, conv_general_dilated=convolution.convolve, **make)
     make["rngs"] = nnx.Rngs(0)
     np.testing.assert_array_equal(ours(x), nnx.Conv(4, 8, **make)(x))
+
+
+def test_bfloat16_maps_are_convolved_in_float32_and_rounded_once():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 16)).astype(jnp.bfloat16)
+    layer = _layer(convolution.convolve, 16)
+    layer.dtype = jnp.bfloat16
+    layer.kernel[...] = layer.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
+    assert layer(x).dtype == jnp.bfloat16
+    exact = convolution.convolve(
+        x.astype(jnp.float32), layer.kernel[...], (1, 1), "SAME",
+        dimension_numbers=lax.conv_dimension_numbers(x.shape, layer.kernel.shape, _LAYOUT),
+    )  # fmt: skip
+    np.testing.assert_array_equal(layer(x), exact.astype(jnp.bfloat16))
