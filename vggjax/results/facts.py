@@ -36,7 +36,7 @@ def describe_training(
         "Network": f"{info['arch']}, head {info['head']}",
         "Started from": short(weights),
         "Input": f"{size}, {seen['resize']}, {seen['interpolation']}, '{seen['mode']}' values",
-        "Unfrozen": "the head" + "".join(f", {n}" for n in config.unfreeze if n != "none"),
+        "Unfrozen": "the head" + "".join(f", {n}" for n in config.unfrozen if n != "none"),
         "Stages": "; ".join(told) or "not logged",
         "Optimiser": f"{config.optimizer}, rate {config.learning_rate:g}, {config.schedule}",
         "Augmentation": describe(config.augmentation),

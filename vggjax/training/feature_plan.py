@@ -19,7 +19,8 @@ from vggjax.data.augmentation import describe, is_on
 from vggjax.errors import ConfigError
 from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
-from vggjax.training.freezing import Labels, Stage, label_layers
+from vggjax.training.freezing import Labels, label_layers
+from vggjax.training.stages import Stage
 
 SPARE_BYTES = 2**30
 """Left free on the disk that a file of features goes to: checkpoints want room too."""
@@ -105,7 +106,7 @@ def plan_features(
     if config.cached_views and not plans:
         raise ConfigError(
             f"--cached-views {config.cached_views} needs frozen layers before the first that "
-            f"trains; got --unfreeze {' '.join(config.unfreeze)}. Leave it out: "
+            f"trains; got --unfreeze {' '.join(config.unfrozen)}. Leave it out: "
             f"{describe(config.augmentation)} is then drawn anew at every step."
         )
     return plans

@@ -7,7 +7,6 @@ stages; within one the labelling does not change.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from flax import nnx
 from vggjax.models.arch import match_layers
 from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
+from vggjax.training.stages import Stage, name_stage
 
 Labels = Mapping[str, str]
 """Layer name -> `frozen`, `backbone` or `head`, for every layer that has parameters."""
@@ -29,25 +29,21 @@ _SCALERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of epochs in which the same layers train."""
-
-    name: str
-    unfreeze: tuple[str, ...]
-    first_epoch: int
-    epochs: int
-
-
 def plan_stages(config: Config) -> tuple[Stage, ...]:
-    """Divides the epochs: the head alone first, where pretrained layers would be wrecked by it."""
+    """Divides the epochs: the head alone first, where pretrained layers would be wrecked by it.
+
+    A run that goes on from another's head needs no such stage.
+    """
+    if config.stages:
+        return config.planned_stages
+    epochs, head_epochs = config.num_epochs, config.head_epochs
     if config.unfreeze == ("none",):
-        return (Stage("head", config.unfreeze, 0, config.epochs),)
-    head_epochs = config.head_epochs
+        return (Stage("head", config.unfreeze, 0, epochs),)
     if head_epochs is None:
-        head_epochs = max(1, config.epochs // 3) if config.pretrained and config.epochs > 1 else 0
-    name = "head+" + "+".join(config.unfreeze)
-    last = Stage(name, config.unfreeze, head_epochs, config.epochs - head_epochs)
+        is_new = config.pretrained and config.start_from is None
+        head_epochs = max(1, epochs // 3) if is_new and epochs > 1 else 0
+    name = name_stage(config.unfreeze)
+    last = Stage(name, config.unfreeze, head_epochs, epochs - head_epochs)
     return (Stage("head", ("none",), 0, head_epochs), last) if head_epochs else (last,)
 
 

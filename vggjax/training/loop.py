@@ -24,13 +24,14 @@ from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_
 from vggjax.training.chunks import chunk_size, in_chunks
 from vggjax.training.config import Config
 from vggjax.training.features import kept_features
-from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
+from vggjax.training.freezing import label_layers, make_optimizer, make_schedules
 from vggjax.training.reading import adapted, left_out, read_pictures, say_adapted
 from vggjax.training.run_folder import Log, lock_workdir, make_workdir
 from vggjax.training.screen import Screen, looking, print_first_screen
 from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
 from vggjax.training.signals import Stop, stop_signals
+from vggjax.training.stages import Stage
 from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
 from vggjax.training.tally import Clock, Program, Tally
 
@@ -82,7 +83,7 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
         return Trained(run.workdir, model, info)
 
     print_first_screen(console, run)
-    with Screen(console, config.epochs) as screen:
+    with Screen(console, config.num_epochs) as screen:
         read_pictures(run, screen)
         said = adapted(run)
         make_workdir(run.workdir, config, run.source, run.splits, run.duplicates)
@@ -140,7 +141,7 @@ def _train_stage(
             break
         epoch, start = divmod(position.step, steps_per_epoch)
         where = {"epoch": epoch + 1, "stage": stage.name}
-        screen.begin(f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, done=start)
+        screen.begin(f"epoch {epoch + 1}/{config.num_epochs}", steps_per_epoch, done=start)
         tally, clock = Tally(placement, position.sums), Clock(train_step)
         examples = run.examples["train"]
         batches = examples.batches(

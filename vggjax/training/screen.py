@@ -16,10 +16,11 @@ from vggjax.data.splits import remarks_on_splits
 from vggjax.errors import shown
 from vggjax.models.assign import shapes
 from vggjax.training.config import Config
-from vggjax.training.freezing import Stage, label_layers, peak_rates
+from vggjax.training.freezing import label_layers, peak_rates
 from vggjax.training.run_folder import describe_duplicates
 from vggjax.training.setup import Progress as Told
 from vggjax.training.setup import Setup
+from vggjax.training.stages import Stage
 
 
 def print_first_screen(console: Console, run: Setup) -> None:
@@ -52,7 +53,7 @@ def print_first_screen(console: Console, run: Setup) -> None:
         if not looks_like_instructions(config.split):
             notes.append(f"--split {config.split} is not used: the data set has its own splits.")
     rows += [("Beware", shown(note)) for note in notes]
-    if not config.pretrained and config.unfreeze != ("all",):
+    if not config.pretrained and config.unfrozen != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
                                "--unfreeze all, will do better"))  # fmt: skip
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -28,9 +28,10 @@ from vggjax.models.vgg import VGG
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.feature_plan import FeaturePlan, plan_features
-from vggjax.training.freezing import Stage, plan_stages
+from vggjax.training.freezing import plan_stages
 from vggjax.training.run_folder import check_data, find_workdir, read_duplicates
 from vggjax.training.sharding import Placement
+from vggjax.training.stages import Stage
 from vggjax.weights.load import load_base, resolve_weights
 from vggjax.weights.native import read_metadata
 
