@@ -122,7 +122,7 @@ def summary(argv: Sequence[str]) -> int:
         model: Annotated[str, tyro.conf.Positional] = "vgg16",
         /,
         *,
-        image_size: int = 224,
+        image_size: int | None = None,
         include_top: bool = True,
         head: str | None = None,
         unfreeze: tuple[str, ...] = ("none",),
@@ -131,9 +131,9 @@ def summary(argv: Sequence[str]) -> int:
         """Prints a network's layers, parameters and memory.
 
         Args:
-            model: vgg11, vgg13, vgg16, vgg19, or with batch normalisation vgg11_bn ...
-            image_size: Side of the pictures in px.
-            include_top: Keras' published top; --no-include-top leaves it out.
+            model: vgg11, vgg13, vgg16, vgg19, with batch normalisation vgg11_bn ..., or a convnet.
+            image_size: Side of the pictures in px; None is the network's own, 224 for VGG.
+            include_top: The published top, or the lesson's; --no-include-top leaves it out.
             head: A head of one's own instead, as in --head avg2-128-0.4-5.
             unfreeze: What trains beside the head: none, all, blocks, layers.
             batch_size: Pictures in a training step, for the memory.
@@ -149,7 +149,7 @@ def summary(argv: Sequence[str]) -> int:
             unfreeze=unfreeze,
             batch_size=batch_size,
         )
-        print_summary(found, title=f"{model}, {image_size} px")
+        print_summary(found, title=f"{model}, {found.image_size} px")
         return 0
 
     return parse(run, argv, "summary")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.results.evaluate import evaluate
 from vggjax.results.folds import pool_folds
 from vggjax.results.report import write_report
@@ -25,7 +25,7 @@ class FitResult:
     """What a run leaves: its folder, the best model, and what the evaluation found."""
 
     workdir: Path
-    model: VGG | None
+    model: Network | None
     """None of a cross-validation: no one model was judged."""
     info: ModelInfo | None
     evaluation: dict[str, Any]

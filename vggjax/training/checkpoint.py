@@ -25,7 +25,8 @@ from vggjax.data.preprocess import Preprocessing
 from vggjax.errors import VggjaxError, WeightsError, shown
 from vggjax.models.assign import assign, extract
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.named import make_model
+from vggjax.models.network import Network
 from vggjax.training.step import TrainState
 from vggjax.weights.files import read_weights, write_weights
 
@@ -85,7 +86,7 @@ class Checkpoints:
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return dict(self._manager.restore(step, args=args)["progress"])
 
-    def restore_model(self, model: VGG, step: int) -> None:
+    def restore_model(self, model: Network, step: int) -> None:
         """Puts a checkpoint's parameters and running statistics into the model."""
         _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         template = _abstract(_model_tree(TrainState(None, params, batch_stats, None)))
@@ -119,7 +120,7 @@ class ModelInfo:
     """Training and validation pictures that could not be read: id -> reason."""
 
 
-def save_model(workdir: str | Path, model: VGG, info: ModelInfo) -> None:
+def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> None:
     """Writes `model.safetensors`, then `model.json`, whose presence says that both are whole."""
     workdir = Path(workdir)
     metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
@@ -128,7 +129,7 @@ def save_model(workdir: str | Path, model: VGG, info: ModelInfo) -> None:
     write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
 
 
-def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
+def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
     """Loads what save_model wrote, ready to predict.
 
     Raises:
@@ -156,7 +157,7 @@ def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged: {error}.") from None
     model = nnx.eval_shape(
-        lambda: VGG(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
+        lambda: make_model(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
     )
     assign(model, read_weights(path.with_name("model.safetensors")))
     model.eval()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from vggjax.data.augmentation import describe, is_on
 from vggjax.errors import ConfigError
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.training.config import Config
 from vggjax.training.freezing import Labels, label_layers
 from vggjax.training.stages import Stage
@@ -55,22 +55,21 @@ def megabytes(size_bytes: int) -> str:
     return f"{math.ceil(size_bytes / 2**20):,} MB"
 
 
-def find_cut(model: VGG, labels: Labels) -> str | None:
+def find_cut(model: Network, labels: Labels) -> str | None:
     """Finds the deepest layer that depends on frozen layers alone, None where the first trains."""
     cut = None
     for name in model.layers:
         trains = labels.get(name, "frozen") != "frozen"
-        # Without a hidden layer dropout follows the pooled features: see VGG._run_layer.
-        drops = name in ("flatten", "gap") and model.head.dropout and not model.head.hidden
-        if trains or drops:
+        if trains or name in model.dropout_rates:
             break
-        cut = name
+        if name in labels or cut:  # what has no parameters in front is not worth keeping
+            cut = name
     return cut
 
 
 def plan_features(
     config: Config,
-    model: VGG,
+    model: Network,
     stages: Sequence[Stage],
     counts: Mapping[str, int],
     workdir: Path,

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from vggjax.data.pipeline import Batch, prefetch
 from vggjax.errors import VggjaxError
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
 from vggjax.training.chunks import chunk_size, in_chunks
 from vggjax.training.config import Config
@@ -62,7 +62,7 @@ class Trained:
     """What a training leaves: the best weights, and all that they need."""
 
     workdir: Path
-    model: VGG
+    model: Network
     info: ModelInfo
 
 
@@ -250,7 +250,7 @@ def evaluate_split(
     return values
 
 
-def _put_back(model: VGG, state: TrainState) -> None:
+def _put_back(model: Network, state: TrainState) -> None:
     params, batch_stats = jax.tree.map(jnp.asarray, (state.params, state.batch_stats))
     nnx.update(model, params, batch_stats)
 

@@ -24,7 +24,8 @@ from vggjax.data.splits import make_splits, parse_split
 from vggjax.errors import ConfigError
 from vggjax.models.convolution import make_convolve
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.named import make_model
+from vggjax.models.network import Network
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.feature_plan import FeaturePlan, plan_features
@@ -49,7 +50,7 @@ class Setup:
     """Pictures beyond the first of their kind, `exact` and `near`, and how many were `leaked` by
     the data set's own splits; empty where nobody looked."""
     examples: dict[str, Examples]
-    model: VGG
+    model: Network
     info: ModelInfo
     stages: tuple[Stage, ...]
     batch_size: int
@@ -204,7 +205,7 @@ def _open_examples(
     return examples
 
 
-def build_model(config: Config, head: Head) -> VGG:
+def build_model(config: Config, head: Head) -> Network:
     """Makes the model with a new head, its base from random numbers or from the weights.
 
     Raises:
@@ -213,7 +214,7 @@ def build_model(config: Config, head: Head) -> VGG:
     path = None
     if config.pretrained:
         path = resolve_weights(config.weights, config.model, include_top=False)
-    model = VGG(
+    model = make_model(
         config.model,
         head=head,
         image_size=config.image_size,
