@@ -21,12 +21,14 @@ def train(argv: Sequence[str]) -> int:
     """Trains on a data set, evaluates, and writes the report."""
     from vggjax.run import fit
     from vggjax.training.config import Config
-    from vggjax.training.recipes import recipe_fields
+    from vggjax.training.recipes import check_needs, recipe_fields
 
     recipe = value_of(argv, "recipe")
-    dataset = value_of(argv, "dataset")
-    dataset = Config.dataset if dataset is None else dataset
-    default = Config(**recipe_fields(recipe, dataset))
+    given = {name: value_of(argv, name) for name in ("dataset", "start-from", "start_from")}
+    given = {name.replace("-", "_"): value for name, value in given.items() if value is not None}
+    default = Config(**recipe_fields(recipe, given.get("dataset", Config.dataset)))
+    if not {"-h", "--help"} & set(argv):
+        check_needs(recipe, given)
     config = parse(Config, argv, "train", default=default, description=train.__doc__)
     result = fit(config)
     print(f"\nReport   {result.report}")
@@ -252,12 +254,35 @@ def augment_preview(argv: Sequence[str]) -> int:
     return parse(run, argv, "augment-preview")
 
 
+def recipes(argv: Sequence[str]) -> int:
+    """Lists the recipes of --recipe, or tells what one of them teaches."""
+
+    def run(name: Annotated[str | None, tyro.conf.Positional] = None, /) -> int:
+        """Lists the recipes of --recipe, or tells what one of them teaches.
+
+        Args:
+            name: A recipe, to be told all of it; None lists them.
+        """
+        from rich.console import Console
+
+        from vggjax.results.recipes_screen import print_recipe, print_recipes
+
+        if name is None:
+            print_recipes(Console())
+        else:
+            print_recipe(Console(), name)
+        return 0
+
+    return parse(run, argv, "recipes")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "convert": convert,
     "summary": summary,
+    "recipes": recipes,
     "doctor": doctor,
     "augment-preview": augment_preview,
 }

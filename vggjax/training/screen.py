@@ -17,6 +17,7 @@ from vggjax.errors import shown
 from vggjax.models.assign import shapes
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, peak_rates
+from vggjax.training.recipes import lesson_of
 from vggjax.training.run_folder import describe_duplicates
 from vggjax.training.setup import Progress as Told
 from vggjax.training.setup import Setup
@@ -30,9 +31,11 @@ def print_first_screen(console: Console, run: Setup) -> None:
     kind = f"{len(devices)} x {devices[0].device_kind}" if len(devices) > 1 else ""
     names = ", ".join(shown(name) for name in source.class_names[:12])
     more = f" ... {len(source.class_names)} in all" if len(source.class_names) > 12 else ""
-    preprocessing = config.preprocessing
+    preprocessing, lesson = config.preprocessing, lesson_of(config)
     rows = [
         ("Run", shown(run.workdir)),
+        ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else ""),
+        ("Teaches", lesson.teaches if lesson else ""),
         ("Device", f"{kind or devices[0].device_kind} ({devices[0].platform}), {config.dtype}"),
         ("Data", f"{shown(source.name)}: {len(source.labels):,} pictures"),
         ("Classes", f"{len(source.class_names)}: {names}{more}"),
