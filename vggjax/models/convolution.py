@@ -38,7 +38,10 @@ def convolve(
 ) -> jax.Array:
     """Convolves `lhs` (N, H, W, C) with `rhs` (3, 3, C, D), or whatever else lax takes."""
     if jax.default_backend() == "cpu" and _is_vgg(lhs, rhs, window_strides, padding, options):
-        return _PATHS[choose_path(lhs.shape, rhs.shape, method=method)](lhs, rhs)
+        y = _PATHS[choose_path(lhs.shape, rhs.shape, method=method)](lhs, rhs)
+        # The border that VALID leaves out is a few products in a hundred, and lax is no match for
+        # the rest: a small convnet's step takes half to a quarter of the time.
+        return y[:, 1:-1, 1:-1] if padding == "VALID" else y
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
@@ -78,7 +81,8 @@ def _is_vgg(lhs, rhs, window_strides, padding, options) -> bool:
         and lhs.dtype == rhs.dtype == jnp.float32
         and rhs.shape[:2] == (3, 3)
         and tuple(window_strides) == (1, 1)
-        and padding == "SAME"
+        and padding in ("SAME", "VALID")
+        and (padding == "SAME" or min(lhs.shape[1:3]) > 2)
         and all(rates is None or set(rates) == {1} for rates in dilated)
         and options.get("feature_group_count", 1) == 1
         and options.get("batch_group_count", 1) == 1
