@@ -72,5 +72,4 @@ def test_each_piece_of_advice_is_a_flag_that_the_command_line_takes(settings):
     _, advice = advice_for(stage=0, **settings)
     assert advice
     for words in advice:
-        config = parse(Config, shlex.split(words), "train", default=Config(dataset="x"))
-        assert config != Config(dataset="x") or words == "--preprocess auto"
+        parse(Config, shlex.split(words), "train", default=Config(dataset="x"))

@@ -18,6 +18,7 @@ from vggjax.training.loop import train
 from vggjax.training.run_folder import append_log, lock_workdir, read_log
 from vggjax.training.screen import looking
 from vggjax.training.signals import Interrupted
+from vggjax.training.tensorboard import FOLDER, EventFile, check_tensorboard
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,16 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         VggjaxError: settings, data or weights that cannot be used, or a loss that is not finite.
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
+    if config.tensorboard:
+        check_tensorboard()
     if config.cross_validate:
         return _cross_validate(config, console or Console())
     trained = train(config, console=console)
+    if config.tensorboard and not (trained.workdir / FOLDER).exists():  # of a finished run
+        EventFile(trained.workdir, read_log(trained.workdir)).close()
     try:
         evaluation = evaluate(trained.workdir, split="test")
-        _log_test(trained.workdir, evaluation)
+        _log_test(trained.workdir, evaluation, tensorboard=config.tensorboard)
         report = write_report(trained.workdir)
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT, trained.workdir) from None
@@ -73,7 +78,7 @@ def _cross_validate(config: Config, console: Console) -> FitResult:
     return FitResult(workdir, None, None, evaluation, report, left_out)
 
 
-def _log_test(workdir: Path, evaluation: dict[str, Any]) -> None:
+def _log_test(workdir: Path, evaluation: dict[str, Any], *, tensorboard: bool) -> None:
     """Adds the final evaluation to the log once; a rerun finds the same."""
     lines = read_log(workdir)
     if any(line["kind"] == "test" for line in lines):
@@ -81,4 +86,9 @@ def _log_test(workdir: Path, evaluation: dict[str, Any]) -> None:
     names = ("loss", "accuracy", "top5")
     values = {f"test/{name}": evaluation[name] for name in names if name in evaluation}
     step = max((line["step"] for line in lines), default=0)
-    append_log(workdir, {"kind": "test", "step": step, **values})
+    line = {"kind": "test", "step": step, **values}
+    append_log(workdir, line)
+    if tensorboard:
+        events = EventFile(workdir)
+        events.write(line)
+        events.close()

@@ -1,7 +1,8 @@
 """The run folder: which run it is, what it saw, and its log.
 
 `config.json`, `data.json` and `splits.csv` say what the run is, so that a rerun resumes this very
-run or is refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume or test.
+run or is refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume, collapse or
+test.
 """
 
 import csv
@@ -20,6 +21,7 @@ from vggjax.data.split_file import splits_text
 from vggjax.errors import ConfigError, shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config, read_config
+from vggjax.training.tensorboard import EventFile
 
 _EARLY = ("data.json", SPLITS_FILE, ".lock")
 """What a start that was killed at once may have left."""
@@ -223,19 +225,53 @@ def _json(value: Any) -> str:
 
 
 class Log:
-    """Appends to `log.jsonl`; a resumed run drops what was written behind its checkpoint."""
+    """Appends to `log.jsonl`; a resumed run drops what was written behind its checkpoint.
 
-    def __init__(self, workdir: Path, *, step: int):
-        self._workdir = workdir
-        lines = read_log(workdir)
-        kept = [line for line in lines if line["step"] <= step]
-        if lines:
-            kept.append({"kind": "resume", "step": step})
-        write_text(workdir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    Args:
+        workdir: the run's folder.
+        step: where the run stands; later lines are of steps that will be taken again.
+        recoveries: how often the run went back so far (see recovery.py).
+        tensorboard: whether TensorBoard's event file is kept beside it.
+    """
+
+    def __init__(self, workdir: Path, *, step: int, recoveries: int = 0, tensorboard: bool = False):
+        self._workdir, self._tensorboard = workdir, tensorboard
+        self._events: EventFile | None = None
+        resumed = [{"kind": "resume", "step": step}] if read_log(workdir) else []
+        self._rewrite(step, recoveries, resumed)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._events is not None:
+            self._events.close()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds a line; it is written when this returns."""
-        append_log(self._workdir, {"kind": kind, "step": step, **values})
+        line = {"kind": kind, "step": step, **values}
+        append_log(self._workdir, line)
+        if self._events is not None:
+            self._events.write(line)
+
+    def go_back(self, step: int, recoveries: int, **values: Any) -> None:
+        """Drops the lines of the steps that are taken again, and adds one that says why."""
+        line = {"kind": "collapse", "step": step, **values, "recoveries": recoveries}
+        self._rewrite(step, recoveries - 1, [line])
+
+    def _rewrite(self, step: int, recoveries: int, added: list[dict[str, Any]]) -> None:
+        lines = read_log(self._workdir)
+        kept = [
+            line
+            for line in lines
+            if line["step"] <= step and line.get("recoveries", 0) <= recoveries
+        ] + added
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_text(self._workdir / "log.jsonl", text)
+        if self._tensorboard:
+            if self._events is not None:
+                self._events.close()
+            self._events = EventFile(self._workdir, kept)
 
 
 def append_log(workdir: Path, line: dict[str, Any]) -> None:
