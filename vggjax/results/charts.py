@@ -17,6 +17,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 40
 _MAX_DOTS = 60
 """A line of more points is drawn without its dots."""
 
+_MAX_ROWS = 4
+"""Words of marks stand one above the other, in as many lines."""
+
+FEW = 10
+"""A bar of fewer guesses is drawn pale: it says little."""
+
 _LETTER_PX = 6.6
 """About the width of a letter of the charts' text."""
 
@@ -69,8 +75,9 @@ def line_chart(
     y_axis = _Axis(low, max(ys), HEIGHT - _BOTTOM, _TOP, log=log, most=1.0 if share else None)
     tell = _percent if share else _number
     parts = [*_frame(x_axis, y_axis, tell, x_label)]
-    for i, mark in enumerate(marks):
-        parts += _mark(x_axis.at(mark.x), mark, i % 6)
+    lowest = min(len(marks), _MAX_ROWS) - 1
+    for i, mark in enumerate(marks):  # their words stand above the frame, the first the highest
+        parts += _mark(x_axis.at(mark.x), mark, lowest - i % _MAX_ROWS)
     for line in drawn:
         places = [(x_axis.at(x), y_axis.at(y)) for x, y in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -85,7 +92,7 @@ def line_chart(
         said = escape(f"best, kept: {x_label} {best[0]:g}, {tell(best[1])}")
         ring = f'<circle class="best" cx="{cx:.1f}" cy="{cy:.1f}" r="8">'
         parts.append(f"{ring}<title>{said}</title></circle>")
-    return _svg(parts, HEIGHT, label)
+    return _svg(parts, HEIGHT, label, above=15 * (lowest + 1))
 
 
 def reliability_chart(found: Reliability, *, after: Reliability | None = None) -> str:
@@ -110,7 +117,8 @@ def reliability_chart(found: Reliability, *, after: Reliability | None = None) -
             f"{low:.0%} to {high:.0%} sure: {count:,} guesses, {right:.1%} of them right, "
             f"{sure:.1%} claimed"
         )
-        parts.append(f"<g><title>{said}</title>")
+        few = ' class="few"' if count < FEW else ""
+        parts.append(f"<g{few}><title>{said}</title>")
         parts.append(_box("bar-right", x, top, width, bottom - top))
         parts.append(_box("bar-gap", x, gap[0], width, gap[1] - gap[0]))
         tall = max(1.0, (histogram_px - 8) * count / most)
@@ -186,15 +194,16 @@ def _frame(x_axis, y_axis, tell, x_label, *, below: float = 0) -> Iterable[str]:
 
 
 def _mark(x: float, mark: Mark, row: int) -> Iterable[str]:
-    yield _stroke(f"mark {mark.look}", x, _TOP, x, HEIGHT - _BOTTOM)
+    y = _TOP - 5 - 15 * row
+    yield _stroke(f"mark {mark.look}", x, y - 9, x, HEIGHT - _BOTTOM)
     fits = x + 5 + _LETTER_PX * len(mark.text) < WIDTH - _RIGHT
-    y = _TOP + 12 + 15 * row
     side = dict(anchor="start") if fits else dict(anchor="end")
     yield _text(x + (5 if fits else -5), y, mark.text, look=f"mark {mark.look}", **side)
 
 
-def _svg(parts: Iterable[str], height: float, label: str) -> str:
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img"'
+def _svg(parts: Iterable[str], height: float, label: str, *, above: float = 0) -> str:
+    box = f"0 {-above:g} {WIDTH} {height + above:g}"
+    head = f'<svg class="chart" viewBox="{box}" role="img"'
     return f'{head} aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
@@ -214,7 +223,7 @@ def _box(look: str, x: float, y: float, width: float, height: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}%"
 
 
 def _number(value: float) -> str:

@@ -46,12 +46,13 @@ def describe_training(
 
 
 def describe_stages(rows: list[dict[str, Any]]) -> list[str]:
-    """Says which layers trained in which epochs: `head alone: epoch 1 to 2`."""
+    """Says which layers trained in which epochs: `the head alone: epoch 1 to 2`."""
     stages: dict[str, list[float]] = {}
     for row in rows:
         stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
+    words = {"head": "the head alone", "head+all": "every layer", "all": "every layer"}
     return [
-        f"{'head alone' if stage == 'head' else stage.replace('+', ' and ')}: epoch {_span(epochs)}"
+        f"{words.get(stage, stage.replace('+', ' and '))}: epoch {_span(epochs)}"
         for stage, epochs in stages.items()
     ]
 

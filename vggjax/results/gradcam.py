@@ -16,7 +16,7 @@ from flax import nnx
 
 from vggjax.errors import ConfigError, unknown
 
-MIN_MAP_PX = 4
+MIN_MAP_PX = 7
 """A coarser map than 4 by 4 says nothing of where: an earlier layer is taken then."""
 
 

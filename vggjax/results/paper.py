@@ -89,5 +89,6 @@ def style(theme: Theme) -> AbstractContextManager[None]:
 def png(figure: Any) -> bytes:
     """Gives the drawn picture as a PNG file's bytes."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor=figure.get_facecolor(), bbox_inches="tight")
+    small = {"compress_level": 4}  # the default takes three times as long for a tenth less
+    figure.savefig(file, format="png", facecolor=figure.get_facecolor(), pil_kwargs=small)
     return file.getvalue()

@@ -1,6 +1,6 @@
-"""Draws the pictures of a run as PNG bytes: the confusion matrix and the worst mistakes.
+"""Draws the confusion matrix of a run as PNG bytes.
 
-In: plain rows and arrays. Out: PNG, on white paper or, with `dark`, on the dark page's. matplotlib
+In: counts and names. Out: PNG, on white paper or, with `dark`, on the dark page's. matplotlib
 is imported when a picture is drawn, and through `Figure` alone. Where files go is not decided here.
 """
 
@@ -65,42 +65,4 @@ def draw_confusion(
             axes.set_yticks(np.arange(num_classes + 1) - 0.5, minor=True)
             axes.grid(which="minor", lw=1)
         axes.tick_params(which="minor", length=0)
-        return png(figure)
-
-
-def draw_mistakes(
-    mistakes: Sequence[tuple[np.ndarray | None, str, str, float]], *, dark: bool = False
-) -> bytes:
-    """Draws a gallery of (picture uint8 RGB or None, truth, guess, probability of the guess)."""
-    from matplotlib.figure import Figure
-
-    theme = DARK if dark else LIGHT
-    columns = min(6, max(1, len(mistakes)))
-    rows = max(1, -(-len(mistakes) // columns))
-    with style(theme):
-        figure = Figure(figsize=(2.0 * columns, 2.55 * rows), layout="constrained")
-        grid = np.ravel(figure.subplots(rows, columns))
-        for axes in grid:
-            axes.set_axis_off()
-        for axes, (image, truth, guess, probability) in zip(grid, mistakes, strict=False):
-            if image is None:
-                centre = dict(ha="center", va="center", transform=axes.transAxes)
-                axes.text(0.5, 0.5, "picture not\nreadable now", color=theme.muted, **centre)
-                axes.set_aspect("equal")
-            else:
-                # A tiny picture shows its pixels; matplotlib would blur them.
-                small = max(image.shape[:2]) < 64
-                axes.imshow(image, interpolation="nearest" if small else "antialiased")
-            lines = [
-                (f"taken for {drawable(guess)}", theme.val, "bold"),
-                (f"{probability:.1%} sure", theme.muted, "normal"),
-                (f"is {drawable(truth)}", theme.ink, "normal"),
-            ]
-            for i, (text, colour, weight) in enumerate(lines):
-                place = dict(xytext=(0, -3 - 12 * i), textcoords="offset points", ha="center")
-                font = dict(va="top", fontsize=8.5, color=colour, weight=weight, parse_math=False)
-                note = axes.annotate(text, (0.5, 0), xycoords="axes fraction", **place, **font)
-                note.set_in_layout(i == len(lines) - 1)
-        if not mistakes:
-            grid[0].text(0.5, 0.5, "no mistakes", ha="center", va="center", color=theme.muted)
         return png(figure)

@@ -23,6 +23,7 @@ from vggjax.results.evaluate import open_data
 from vggjax.results.facts import (
     describe_data,
     describe_making,
+    describe_stages,
     describe_training,
     duration,
     plain,
@@ -30,6 +31,7 @@ from vggjax.results.facts import (
 )
 from vggjax.results.health import describe_health
 from vggjax.results.run_files import RunFiles, read_run
+from vggjax.results.sheets import Cell, draw_sheet
 from vggjax.results.views import draw_augmented, draw_looks
 from vggjax.training import recipes
 from vggjax.training.checkpoint import write_text
@@ -72,23 +74,23 @@ def write_report(workdir: str | Path, *, doctor: bool = False) -> Path:
     album = Album(source)
     entries = sections.mistakes(files, album)
     calibration, found = _calibrate(files, source)
-    judged, seen = calibration.pop("judged"), {}
+    judged, seen, sheets = calibration.pop("judged"), {}, {}
     if not files.config.cross_validate:
-        seen = _views(files, source, calibration.pop("model"), judged["test"])
-    sections.write_pngs(
-        files,
-        entries,
-        curves=curves.draw_curves(
-            files.rows,
-            best_epoch=files.best,
-            collapses=[float(line["epoch"]) for line in files.collapses],
-        ),
-        reliability=curves.draw_reliability(found),
-    )
+        seen, sheets = _views(files, source, calibration.pop("model"), judged["test"])
+    collapses = [float(line["epoch"]) for line in files.collapses]
+    drawn = {
+        "curves": curves.draw_curves(files.rows, best_epoch=files.best, collapses=collapses),
+        "confusion": plots.draw_confusion(files.result["confusion"], files.names),
+        "reliability": curves.draw_reliability(found),
+        "mistakes": sections.draw_mistakes(files, entries),
+        "gradcam": None,
+        "augmentation": None,
+    }
+    sections.write_pngs(files.workdir, drawn | sheets)
     context = {
         **_figures(files),
         **_words(files),
-        "curves": sections.curves(files) if files.rows else [],
+        **_course(files),
         "collapses": [{k: shown(v) if isinstance(v, str) else v for k, v in line.items()}
                       for line in files.collapses],
         "confused": sections.confused_pairs(files, album),
@@ -130,30 +132,32 @@ def _calibrate(files: RunFiles, source: Source | None) -> tuple[dict[str, Any], 
     return told | {"judged": judged, "model": model}, found
 
 
-def _views(files: RunFiles, source: Source | None, model: Any, test: Any) -> dict[str, Any]:
+def _views(
+    files: RunFiles, source: Source | None, model: Any, test: Any
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Gives the sections that need the model itself, and the same as sheets for plots/."""
     loaded = model.load()
     if source is None or loaded is None:
-        return {}
+        return {}, {}
     seen: dict[str, Any] = {}
+    sheets: dict[str, bytes] = {}
     if test is not None:
         looks, layer, side = draw_looks(*loaded, source, test)
-        names = ("picture", "for_guess", "for_truth")
-        seen["looks"] = [
-            vars(look) | {name: jpeg_uri(getattr(look, name)) for name in names} for look in looks
-        ]
+        seen |= {"looks": [look.on_page() for look in looks]}
         seen |= {"look_layer": layer, "look_side": side}
+        if looks:
+            sheets["gradcam"] = draw_sheet([look.cells() for look in looks])
     splits = read_splits(files.workdir, source)
-    if splits is not None:
-        rows = draw_augmented(files.config, loaded[1], source, splits["train"])
+    rows = (
+        [] if splits is None else draw_augmented(loaded[1], source, files.config, splits["train"])
+    )
+    if rows:
         seen["augmented"] = [
-            {
-                "name": row["name"],
-                "picture": jpeg_uri(row["picture"]),
-                "draws": [jpeg_uri(draw) for draw in row["draws"]],
-            }
-            for row in rows
+            {"name": name, "pictures": [jpeg_uri(picture) for picture in pictures]}
+            for name, pictures in rows
         ]
-    return seen
+        sheets["augmentation"] = draw_sheet([[Cell(p) for p in row] for _, row in rows])
+    return seen, sheets
 
 
 def _figures(files: RunFiles) -> dict[str, Any]:
@@ -177,6 +181,22 @@ def _figures(files: RunFiles) -> dict[str, Any]:
         "confusion": confusion,
         "max_numbered": plots.MAX_NUMBERED,
         "best": files.best,
+    }
+
+
+def _course(files: RunFiles) -> dict[str, Any]:
+    """Gives the curves, and what they show in words."""
+    rows = files.rows
+    told = {"train/accuracy", "val/accuracy"} <= set(rows[-1] if rows else ())
+    best = next((row for row in rows if row["epoch"] == files.best and "val/loss" in row), None)
+    return {
+        "curves": sections.curves(files) if rows else [],
+        "rates": sections.rate_looks(rows),
+        "stages": describe_stages(rows),
+        "best_row": best,
+        "monitor": files.config.monitor,
+        "last": rows[-1] if rows else {},
+        "gap": rows[-1]["train/accuracy"] - rows[-1]["val/accuracy"] if told else None,
     }
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from vggjax.data.source import Source
 from vggjax.errors import VggjaxError, shown
-from vggjax.results import plots
 from vggjax.results.album import Album, jpeg_uri
 from vggjax.results.calibration import (
     MAX_TEMPERATURE,
@@ -26,11 +25,13 @@ from vggjax.results.evaluate import judge_split
 from vggjax.results.facts import stage_starts
 from vggjax.results.label_issues import find_label_issues
 from vggjax.results.metrics import log_loss, most_confused
+from vggjax.results.paper import drawable
 from vggjax.results.probabilities import Judged, read_probabilities
 from vggjax.results.run_files import RunFiles
+from vggjax.results.sheets import Cell, draw_sheet
 from vggjax.training.checkpoint import load_model
 
-MAX_MISTAKES = 18
+MAX_MISTAKES = 12
 MAX_PAIRS, MAX_OF_PAIR = 6, 5
 MAX_ISSUES = 12
 
@@ -55,12 +56,21 @@ def curves(files: RunFiles) -> list[dict[str, str]]:
             lines, label=f"{metric} by epoch", share=metric == "accuracy", marks=marks, best=ring
         )
         drawn.append({"title": metric, "svg": chart})
-    rates = [("head", "line-train"), ("backbone", "line-val")]
-    lines = [Line(f"{n}'s rate", look, points(f"learning_rate/{n}")) for n, look in rates]
+    lines = [Line(name, look, points(f"learning_rate/{name}")) for name, look in rate_looks(rows)]
     if any(line.points for line in lines):
         chart = line_chart(lines, label="learning rate by epoch", log=True, marks=marks)
-        drawn.append({"title": "learning rate, of head and unfrozen layers", "svg": chart})
+        drawn.append({"title": "learning rate of head and unfrozen layers", "svg": chart})
     return drawn
+
+
+def rate_looks(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Names whose learning rates were logged, each with the class that colours its line."""
+    starts = "learning_rate/"
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(starts))
+    return [
+        (key.removeprefix(starts), f"c{(2, 3, 4, 5, 0, 1)[i % 6]}")
+        for i, key in enumerate(sorted(keys, reverse=True))
+    ]
 
 
 def confused_pairs(files: RunFiles, album: Album) -> list[dict[str, Any]]:
@@ -194,22 +204,35 @@ def label_issues(
     return {"cases": cases, "count": len(issues), "judged": len(labels), "splits": list(parts)}
 
 
-def write_pngs(files: RunFiles, entries: list[dict[str, Any]], **more: bytes | None) -> None:
-    """Writes plots/*.png: curves, confusion matrix, mistakes, and `more` by their names."""
-    folder, names = Path(files.workdir) / "plots", files.names
+def draw_mistakes(files: RunFiles, entries: list[dict[str, Any]]) -> bytes | None:
+    """Draws the worst mistakes on one sheet; None where there are none."""
+    if not entries:
+        return None
+    names = files.names
 
     def name(text: str) -> str:
-        return plots.drawable(text, names.index(text) if text in names else None)
+        return drawable(text, names.index(text) if text in names else None, width=15)
 
-    rows = [(m["pixels"], name(m["truth"]), name(m["guess"]), m["probability"]) for m in entries]
-    drawn = {
-        "confusion": plots.draw_confusion(files.result["confusion"], names),
-        "mistakes": plots.draw_mistakes(rows) if rows else None,
-        **more,
-    }
+    cells = [
+        Cell(
+            entry["pixels"],
+            (
+                (f"taken for {name(entry['guess'])}", "wrong"),
+                (f"{entry['probability']:.1%} sure", "muted"),
+                (f"is {name(entry['truth'])}", "plain"),
+            ),
+        )
+        for entry in entries
+    ]
+    return draw_sheet([cells[i : i + 6] for i in range(0, len(cells), 6)])
+
+
+def write_pngs(workdir: Path, drawn: dict[str, bytes | None]) -> None:
+    """Writes plots/<name>.png; of what was not drawn no old picture stays."""
+    folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
-    for stem, data in drawn.items():
-        path = folder / f"{stem}.png"
+    for name, data in drawn.items():
+        path = folder / f"{name}.png"
         if data is None:
             path.unlink(missing_ok=True)
         else:

@@ -13,10 +13,11 @@ from vggjax.data.augmentation import is_on
 from vggjax.data.preprocess import preprocess, resize_image
 from vggjax.data.source import Source
 from vggjax.errors import DataError, shown
-from vggjax.results.album import small
+from vggjax.results.album import jpeg_uri, small
 from vggjax.results.gradcam import grad_cam, map_layer, overlay
 from vggjax.results.preview import choose_pictures, draw_views
 from vggjax.results.probabilities import Judged
+from vggjax.results.sheets import Cell
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 
@@ -37,6 +38,22 @@ class Look:
     for_guess: np.ndarray
     for_truth: np.ndarray | None
     """None where the guess is the truth."""
+
+    def on_page(self) -> dict[str, Any]:
+        """Gives the same with its pictures as data URIs."""
+        names = ("picture", "for_guess", "for_truth")
+        return vars(self) | {name: jpeg_uri(getattr(self, name)) for name in names}
+
+    def cells(self) -> list[Cell]:
+        """Gives its pictures as a row of a sheet."""
+        said = (f"{'right' if self.right else 'wrong'}, {self.probability:.1%}", "muted")
+        row = [
+            Cell(self.picture, ((f"is {self.truth}", "plain"), said)),
+            Cell(self.for_guess, ((f"for {self.guess}", "plain" if self.right else "wrong"),)),
+        ]
+        if self.for_truth is not None:
+            row.append(Cell(self.for_truth, ((f"for {self.truth}", "plain"),)))
+        return row
 
 
 def draw_looks(
@@ -105,11 +122,12 @@ def _surest(judged: Judged, right: bool) -> list[int]:
 
 
 def draw_augmented(
-    config: Config, info: ModelInfo, source: Source, train: np.ndarray
-) -> list[dict[str, Any]]:
+    info: ModelInfo, source: Source, config: Config, train: np.ndarray
+) -> list[tuple[str, list[np.ndarray]]]:
     """Draws a few training pictures as the training may see them; none where nothing is drawn.
 
-    Gives rows of `name`, `picture` and `draws`, by the very functions of the training step.
+    Gives rows of a class' name and pictures, the first as it is, the others by the very functions
+    of the training step.
     """
     if not is_on(config.augmentation):
         return []
@@ -122,10 +140,9 @@ def draw_augmented(
     labels = source.labels[chosen].astype(np.int32)
     drawn = draw_views(images, labels, config.augmentation, seed=config.seed)
     return [
-        {
-            "name": shown(info.class_names[labels[row]]),
-            "picture": small(images[row], side_px=128),
-            "draws": [small(view["images"][row], side_px=128) for view in drawn],
-        }
+        (
+            shown(info.class_names[labels[row]]),
+            [small(view[row], side_px=128) for view in (images, *(v["images"] for v in drawn))],
+        )
         for row in range(len(chosen))
     ]
