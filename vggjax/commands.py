@@ -14,7 +14,7 @@ import tyro
 
 from vggjax.arguments import parse, value_of
 from vggjax.data.augmentation import Augmentation, resolve
-from vggjax.errors import shown
+from vggjax.errors import ConfigError, shown
 
 
 def train(argv: Sequence[str]) -> int:
@@ -61,6 +61,39 @@ def evaluate(argv: Sequence[str]) -> int:
         return 3 if found["unreadable"] else 0
 
     return parse(run, argv, "evaluate")
+
+
+def report(argv: Sequence[str]) -> int:
+    """Writes a run's report anew, or one page that compares several runs."""
+
+    def run(
+        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+        /,
+        *,
+        out: Path | None = None,
+        doctor: bool = False,
+    ) -> int:
+        """Writes a run's report anew, or one page that compares several runs.
+
+        Args:
+            runs: Folders of finished runs: one, or several to compare.
+            out: The comparison's file; None is report-comparison.html here.
+            doctor: Let one run's report look at every picture, however many there are.
+        """
+        from vggjax.results.compare import write_comparison
+        from vggjax.results.report import write_report
+
+        if len(runs) == 1 and out is None:
+            path = write_report(runs[0], doctor=doctor)
+        elif len(runs) == 1 or doctor:
+            flag, what = ("--doctor", "one run's") if doctor else ("--out", "several runs'")
+            raise ConfigError(f"{flag} is of {what} report; got {len(runs)} run folders.")
+        else:
+            path = write_comparison(runs, out or "report-comparison.html")
+        print(f"Report   {shown(path)}")
+        return 0
+
+    return parse(run, argv, "report")
 
 
 def predict(argv: Sequence[str]) -> int:
@@ -279,6 +312,7 @@ def recipes(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
+    "report": report,
     "predict": predict,
     "convert": convert,
     "summary": summary,
