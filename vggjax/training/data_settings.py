@@ -15,8 +15,8 @@ class DataSettings:
     """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), a CSV with the
     columns path,label[,split], or `digits`."""
     recipe: str | None = None
-    """Sets the defaults of what is not given: digits, flowers, probe, finetune or scratch (from
-    Python: `make_config`). Without one, `digits` has its own."""
+    """Sets the defaults of what is not given, by name: `vggjax recipes` lists them (from Python:
+    `make_config`). Without one, `digits` has its own."""
     workdir: str | None = None
     """The run's folder; None makes runs/<time>-<dataset>-<model>. An unfinished run resumes."""
     seed: int = 0
@@ -34,7 +34,7 @@ class DataSettings:
     """Train this many times, each time with another part of the pictures as the test split, and
     judge each picture once; 0 trains once."""
     image_size: int = 224
-    """Side in px of the pictures that the model sees, from 32."""
+    """Side in px of the pictures that the model sees; VGG's from 32."""
     resize: Literal["squash", "crop"] = "squash"
     """`squash` the whole picture to a square, or `crop` the middle of it."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
