@@ -17,9 +17,9 @@ from vggjax.data.fields import check, flag, shown_value
 from vggjax.data.preprocess import Preprocessing
 from vggjax.data.splits import parse_split
 from vggjax.errors import ConfigError, unknown
-from vggjax.models.arch import get_arch, match_layers
+from vggjax.models.arch import match_layers
 from vggjax.models.head import Head
-from vggjax.models.vgg import check_size
+from vggjax.models.named import find_arch
 from vggjax.training.data_settings import DataSettings
 from vggjax.training.learning_settings import LearningSettings, ModelSettings, RunSettings
 from vggjax.training.stages import Stage, parse_stages
@@ -58,8 +58,8 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
         super().__post_init__()  # types of all fields, and the augmentation's own checks
         if not self.unfreeze:
             raise ConfigError("--unfreeze takes none, all, blocks or layers; got nothing.")
-        match_layers(self.unfreeze, self._base_layers())
-        check_size(self.image_size)
+        match_layers(self.unfreeze, self.base_layers)
+        find_arch(self.model).check_size(self.image_size)
         Head.parse(self.head)
         parse_split(self.split)
         positive = ("batch_size", "learning_rate", "log_every_steps", "checkpoint_minutes")
@@ -88,7 +88,7 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
     def _check_stages(self) -> None:
         """Refuses what the stages leave no place for."""
         if self.stages:
-            parse_stages(self.stages, self._base_layers())
+            parse_stages(self.stages, self.base_layers)
             for name in ("unfreeze", "head_epochs", "epochs"):
                 if getattr(self, name) != getattr(type(self), name):
                     raise ConfigError(
@@ -103,6 +103,11 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
             for name in ("head_epochs", "backbone_learning_rate", "layer_decay"):
                 default = getattr(type(self), name)
                 self._check(name, getattr(self, name) == default, f"left out where {missing}")
+        if self.start_from is not None and self.cross_validate:
+            raise ConfigError(
+                "--cross-validate judges every picture, also those that the run of --start-from "
+                "has learned; leave one of the two out."
+            )
         if self.start_from is not None and self.weights not in ("imagenet", "none"):
             raise ConfigError(
                 f"--start-from {self.start_from} brings its own weights; leave --weights "
@@ -139,8 +144,10 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         check(self, name, holds, wanted)
 
-    def _base_layers(self) -> tuple[str, ...]:
-        return tuple(name for name in get_arch(self.model).layers() if "pool" not in name)
+    @property
+    def base_layers(self) -> tuple[str, ...]:
+        """The names of the base's layers that have parameters, in the order in which they run."""
+        return find_arch(self.model).weighted_layers()
 
     @property
     def num_epochs(self) -> int:
@@ -152,7 +159,7 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
     @property
     def planned_stages(self) -> tuple[Stage, ...]:
         """The stages as `stages` has them; none where --unfreeze decides."""
-        return parse_stages(self.stages, self._base_layers())
+        return parse_stages(self.stages, self.base_layers)
 
     @property
     def unfrozen(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ class ModelSettings:
     """The network and where its weights come from."""
 
     model: str = "vgg16"
-    """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ..."""
+    """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ...; a small convnet, as
+    cifar10-cnn, or one spelled out, as cnn-32-pool-64-pool-64."""
     weights: str = "imagenet"
     """`imagenet` (Keras' published files), `none` (from scratch), or a weight file."""
     start_from: str | None = None
@@ -38,8 +39,8 @@ class LearningSettings:
     """In place of --unfreeze, --head-epochs and --epochs: what is unfrozen one after the other, and
     the epochs of each, as in head:5 block5:20 block4:10. What is unfrozen stays so."""
     epochs: int | None = None
-    """Passes over the training split in all; None is 6, a first classifier (more give a better
-    one), or what --stages add up to."""
+    """Passes over the training split in all (or over --epoch-images of it); None is 6, a first
+    classifier (more give a better one), or what --stages add up to."""
     head_epochs: int | None = None
     """How many of the epochs train the head alone first; None is a third of them where pretrained
     layers are unfrozen below a new head."""
@@ -49,7 +50,7 @@ class LearningSettings:
     batch_size: int = 32
     """Pictures in a step, over all devices."""
     optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
-    """As Keras' own; sgd has momentum 0.9."""
+    """adam, nadam and rmsprop step as Keras' own do; sgd has momentum 0.9."""
     beta1: float = 0.9
     """Of adam and nadam: how slowly the mean of the gradients moves."""
     beta2: float = 0.999
@@ -80,8 +81,8 @@ class LearningSettings:
     """Share of each label that is spread over all classes in the training loss; what is judged has
     none."""
     ema: float = 0.0
-    """Judge and keep a moving average of the weights, which holds this share of itself at each
-    step, as in 0.999; 0 keeps the weights themselves."""
+    """Judge and keep a moving average of the weights, which keeps this share of itself at each
+    step, as in 0.999 (a smaller one in the first steps); 0 keeps the weights themselves."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` lets each class count alike in the training loss, however many pictures it has."""
     patience: int = 0
