@@ -38,7 +38,7 @@ class Features:
         examples: the split whose pictures they are of.
         views: for each drawn version that is kept its rows (N, ...), in the split's order.
         masked: the positions of pictures that cannot be read.
-        cached_views: how many versions take turns from epoch to epoch; 0 where nothing is drawn.
+        cached_views: how many versions take turns from pass to pass; 0 where nothing is drawn.
     """
 
     def __init__(

@@ -29,6 +29,9 @@ class Position:
     """What every rate is multiplied by in this stage, by --schedule plateau."""
     plateau_best: float | None = None
     plateau_stale_epochs: int = 0
+    marks: list[list[float]] = field(default_factory=list)
+    """What the guard remembers of this stage."""
+    recoveries: int = 0
 
     @property
     def factor(self) -> float:
@@ -37,7 +40,7 @@ class Position:
 
     def begin_stage(self, name: str) -> None:
         """Starts to count anew, and with the stage's full rates."""
-        self.stage, self.stale_epochs = name, 0
+        self.stage, self.stale_epochs, self.marks = name, 0, []
         self.plateau_factor, self.plateau_best, self.plateau_stale_epochs = 1.0, None, 0
 
     def take(self, value: float) -> bool:

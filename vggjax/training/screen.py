@@ -170,6 +170,13 @@ class Screen:
         parts.append(f"{values['images_per_s']:.0f} images/s, {values['seconds']:.0f} s")
         self.say("  ".join(parts) + ("  best" if is_best else ""))
 
+    def plateau(self, config: Config, factor: float) -> None:
+        """Says that the rates have fallen."""
+        self.say(
+            f"No lower val/loss for {config.plateau_patience} epochs: rates times "
+            f"{config.plateau_factor:g}, in all {factor:.3g} of the stage's."
+        )
+
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -55,6 +55,8 @@ class Setup:
     stages: tuple[Stage, ...]
     batch_size: int
     steps_per_epoch: int
+    steps_per_pass: int
+    """Steps in which each training picture is shown once; an epoch's, without --epoch-images."""
     features: dict[str, FeaturePlan]
     """Stage's name -> what it keeps of its frozen layers' outputs; stages that keep nothing are
     left out."""
@@ -94,7 +96,10 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     # A batch larger than the data would be padding; it still divides over the devices.
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
-    steps_per_epoch = examples["train"].num_batches(batch_size)
+    steps_per_pass = examples["train"].num_batches(batch_size)
+    steps_per_epoch = steps_per_pass
+    if config.epoch_images:
+        steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
     stages = plan_stages(config)
     counts = {name: len(rows) for name, rows in splits.items()}
     weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
@@ -111,7 +116,16 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
         stages=stages,
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
-        features=plan_features(config, model, stages, counts, workdir),
+        steps_per_pass=steps_per_pass,
+        features=plan_features(
+            config,
+            model,
+            stages,
+            counts,
+            workdir,
+            steps_per_epoch=steps_per_epoch,
+            steps_per_pass=steps_per_pass,
+        ),
         class_weights=weights if config.class_weights == "balanced" else None,
     )
 
