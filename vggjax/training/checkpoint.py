@@ -147,6 +147,22 @@ def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
     Raises:
         WeightsError: no finished model there, or one that is damaged.
     """
+    info = read_info(workdir)
+    head, size = Head.parse(info.head), info.preprocessing.image_size
+    model = nnx.eval_shape(
+        lambda: make_model(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
+    )
+    assign(model, read_weights(Path(workdir) / "model.safetensors"))
+    model.eval()
+    return model, info
+
+
+def read_info(workdir: str | Path) -> ModelInfo:
+    """Reads a finished model's `model.json`.
+
+    Raises:
+        WeightsError: no finished model there, or one that is damaged.
+    """
     path = Path(workdir) / "model.json"
     if not path.parent.is_dir():
         raise WeightsError(f"There is no run folder {shown(workdir)}.")
@@ -165,15 +181,10 @@ def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
         fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
         fields["class_names"] = tuple(fields["class_names"])
         info = ModelInfo(**fields)
-        head, size = Head.parse(info.head), info.preprocessing.image_size
+        Head.parse(info.head)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged: {error}.") from None
-    model = nnx.eval_shape(
-        lambda: make_model(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
-    )
-    assign(model, read_weights(path.with_name("model.safetensors")))
-    model.eval()
-    return model, info
+    return info
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -22,6 +23,7 @@ from vggjax.training.run_folder import describe_duplicates
 from vggjax.training.setup import Progress as Told
 from vggjax.training.setup import Setup
 from vggjax.training.stages import Stage
+from vggjax.weights.native import read_metadata
 
 
 def print_first_screen(console: Console, run: Setup) -> None:
@@ -46,7 +48,8 @@ def print_first_screen(console: Console, run: Setup) -> None:
         ("Pictures", f"{preprocessing.image_size} px, {preprocessing.resize}, "
                      f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
                      f"augmentation {describe(config.augmentation)}"),
-        ("Model", f"{config.model} + {run.model.head}, weights {shown(config.weights)}"),
+        ("Model", f"{config.model} + {run.model.head}, {_describe_weights(config)}"),
+        ("Learning", _describe_learning(config)),
     ]  # fmt: skip
     for stage in run.stages:
         rows.append(("Stage", _describe(run, stage)))
@@ -56,6 +59,7 @@ def print_first_screen(console: Console, run: Setup) -> None:
         if not looks_like_instructions(config.split):
             notes.append(f"--split {config.split} is not used: the data set has its own splits.")
     rows += [("Beware", shown(note)) for note in notes]
+    rows.append(("Beware", _describe_pixels(config)))
     if not config.pretrained and config.unfrozen != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
                                "--unfreeze all, will do better"))  # fmt: skip
@@ -82,9 +86,57 @@ def _describe_balance(run: Setup) -> str:
     return f"a picture counts from {named[0]} to {named[1]} in the loss, each class alike"
 
 
+def _describe_weights(config: Config) -> str:
+    if config.start_from:
+        return f"both from {shown(config.start_from)}"
+    return f"weights {shown(config.weights)}"
+
+
+def _describe_learning(config: Config) -> str:
+    """Says how the rates go, and what else is on."""
+    plateau = f"plateau (x {config.plateau_factor:g} after {config.plateau_patience} epochs)"
+    said = [f"schedule {plateau if config.schedule == 'plateau' else config.schedule}"]
+    if config.warmup_epochs:
+        said.append(f"warm-up {config.warmup_epochs:g} epoch{'s' * (config.warmup_epochs != 1)}")
+    names = {
+        "weight_decay": "weight decay",
+        "clip_norm": "gradients clipped at norm",
+        "label_smoothing": "label smoothing",
+        "ema": "weights averaged, decay",
+    }
+    said += [
+        f"{text} {value:g}" for name, text in names.items() if (value := getattr(config, name))
+    ]
+    return ", ".join(said)
+
+
+_PIXELS = {
+    "caffe": "'caffe' pixels (BGR, ImageNet's mean taken off)",
+    "torch": "'torch' pixels (ImageNet's mean and deviation)",
+    "unit": "x/255",
+}
+
+
+def _describe_pixels(config: Config) -> str:
+    """Says where the weights have learned from other pixels than they will get."""
+    if config.start_from or not config.pretrained:
+        return ""
+    mode, known = config.preprocessing.mode, None
+    if config.weights != "imagenet":
+        known = read_metadata(Path(config.weights)).get("preprocess")
+    if known not in _PIXELS:  # a file that does not say it: Keras', or some other that is not x/255
+        known = "caffe" if mode == "unit" else mode
+    if known == mode:
+        return ""
+    return (
+        f"the weights were trained on {_PIXELS[known]}, not on {_PIXELS[mode]} (--preprocess "
+        f"{mode}): frozen layers give worse features. Leave --preprocess out to do better."
+    )
+
+
 def _describe(run: Setup, stage: Stage) -> str:
     config = run.config
-    labels = label_layers(run.model, stage.unfreeze)
+    labels = label_layers(run.model, stage.unfreeze, by_block=config.layer_decay != 1)
     sizes = {
         layer: sum(math.prod(shape) for name, shape in parts.items() if name not in ("mean", "var"))
         for layer, parts in shapes(run.model).items()

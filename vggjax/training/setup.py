@@ -33,6 +33,7 @@ from vggjax.training.freezing import plan_stages
 from vggjax.training.run_folder import check_data, find_workdir, read_duplicates
 from vggjax.training.sharding import Placement
 from vggjax.training.stages import Stage
+from vggjax.training.start_from import check_start, load_start, preprocessing_of
 from vggjax.weights.load import load_base, resolve_weights
 from vggjax.weights.native import read_metadata
 
@@ -83,10 +84,12 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     check_outside(workdir, source)
     check_data(workdir, source)
     splits, duplicates = find_splits(config, workdir, source, progress=progress)
+    if config.start_from:
+        check_start(config, head, source, splits)
     model = build_model(config, head)
     provenance = {
         "vggjax": __version__,
-        "weights": config.weights,
+        "weights": config.start_from or config.weights,
         "dataset": config.dataset,
         "seed": str(config.seed),
     }
@@ -145,6 +148,8 @@ def resolve(config: Config) -> Config:
     if config.preprocess == "auto" and "weights" in changes:
         mode = read_metadata(Path(changes["weights"])).get("preprocess", "auto")
         changes["preprocess"] = mode if mode in MODES else "auto"
+    if config.start_from:
+        changes |= preprocessing_of(config)
     return dataclasses.replace(config, **changes)
 
 
@@ -222,11 +227,13 @@ def _open_examples(
 def build_model(config: Config, head: Head) -> Network:
     """Makes the model with a new head, its base from random numbers or from the weights.
 
+    With --start-from, base and head are that run's.
+
     Raises:
         WeightsError: the weights cannot be found or do not fit.
     """
     path = None
-    if config.pretrained:
+    if config.pretrained and not config.start_from:
         path = resolve_weights(config.weights, config.model, include_top=False)
     model = make_model(
         config.model,
@@ -238,4 +245,6 @@ def build_model(config: Config, head: Head) -> Network:
     )
     if path is not None:
         load_base(model, path)
+    if config.start_from:
+        load_start(model, config)
     return model
