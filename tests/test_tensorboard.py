@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vggjax.cli import main
-from vggjax.training.run_folder import Log, read_log
+from vggjax.training.log import Log, read_log
 from vggjax.training.tensorboard import EventFile
 
 

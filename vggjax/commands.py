@@ -19,7 +19,7 @@ from vggjax.errors import ConfigError, shown
 
 def train(argv: Sequence[str]) -> int:
     """Trains on a data set, evaluates, and writes the report."""
-    from vggjax.run import fit
+    from vggjax.run import find_rate, fit
     from vggjax.training.config import Config
     from vggjax.training.recipes import check_needs, recipe_fields
 
@@ -30,6 +30,10 @@ def train(argv: Sequence[str]) -> int:
     if not {"-h", "--help"} & set(argv):
         check_needs(recipe, given)
     config = parse(Config, argv, "train", default=default, description=train.__doc__)
+    if config.lr_find:
+        test, plot = find_rate(config)
+        print(f"\n{test}\nPlot     {shown(plot)}\nTake     {test.flags(config) or 'none of them'}")
+        return 0
     result = fit(config)
     print(f"\nReport   {result.report}")
     if result.model is not None:  # a cross-validation has one for each fold
