@@ -104,7 +104,8 @@ def test_every_command_explains_itself(capsys, command):
         ("summary text.jpg", "Unknown model 'text.jpg'."),
         # A wrong flag or value
         ("train --epoch 3", "--epoch, 3. Perhaps you meant --epochs. See vggjax train --help."),
-        ("train --epochs three", "--epochs takes INT; got 'three'."),
+        ("train --epochs three", "--epochs takes {None}|INT; got 'three'."),
+        ("train --batch-size three", "--batch-size takes INT; got 'three'."),
         ("train --epochs", "Missing value for argument '--epochs'."),
         ("train --epochs 0", "--epochs must be above 0; got 0."),
         ("train --split a,b,c", "Unknown split in --split 'a'. Choices: train."),

@@ -9,7 +9,7 @@ from vggjax import cli
 from vggjax.data.augmentation import PRESETS, Augmentation
 from vggjax.errors import ConfigError
 from vggjax.training.config import Config, read_config
-from vggjax.training.recipes import RECIPES, make_config
+from vggjax.training.recipes import make_config
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from vggjax.training.recipes import RECIPES, make_config
         ({"optimizer": "adamm"}, "Did you mean 'adam'"),
         ({"image_size": 31}, "32 px or more; got image size 31"),
         ({"epochs": 0}, "--epochs must be above 0; got 0"),
-        ({"epochs": 2.5}, "--epochs takes int; got 2.5"),
+        ({"epochs": 2.5}, "--epochs takes int or None; got 2.5"),
         ({"batch_size": True}, "--batch-size takes int"),
         ({"learning_rate": float("nan")}, "finite"),
         ({"head": "gap-256-0.5"}, "POOLING"),
@@ -108,16 +108,11 @@ def test_an_unknown_setting_in_a_saved_config_is_named(tmp_path):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "null", '{"epochs": ', '{"epochs": null}'])
+@pytest.mark.parametrize("text", ["", "[1]", "null", '{"epochs": ', '{"batch_size": null}'])
 def test_a_damaged_saved_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError):
         read_config(tmp_path)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_a_config_that_can_be_run(name):
-    assert make_config(name, dataset="photos").recipe == name
 
 
 def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():

@@ -12,15 +12,22 @@ from vggjax.models import convolution
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def _layer(conv, channels):
-    return nnx.Conv(channels, 5, (3, 3), conv_general_dilated=conv, rngs=nnx.Rngs(0))
+def _layer(conv, channels, padding="SAME"):
+    kwargs = dict(padding=padding, conv_general_dilated=conv, rngs=nnx.Rngs(0))
+    return nnx.Conv(channels, 5, (3, 3), **kwargs)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (5, 3), (13, 9)])
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [
+        *((size, "SAME") for size in [(1, 1), (2, 2), (4, 4), (5, 3), (13, 9)]),
+        ((13, 9), "VALID"),
+    ],
+)
 @pytest.mark.parametrize(("batch", "channels"), [(1, 3), (2, 8)])
 @pytest.mark.parametrize("method", ["auto", "direct"])
 def test_maps_of_any_size_give_what_lax_gives_with_the_same_gradients(
-    size, batch, channels, method
+    size, padding, batch, channels, method
 ):
     x = jax.random.normal(jax.random.key(0), (batch, *size, channels))
 
@@ -28,7 +35,7 @@ def test_maps_of_any_size_give_what_lax_gives_with_the_same_gradients(
         return (layer(x) ** 2).sum()
 
     def run(conv):
-        layer = _layer(conv, channels)
+        layer = _layer(conv, channels, padding)
         grads = nnx.jit(nnx.grad(loss, argnums=(0, 1)))(layer, x)
         return jax.tree.leaves((layer(x), grads))
 
@@ -57,7 +64,7 @@ def test_nnx_conv_reaches_the_way_that_was_chosen(monkeypatch, method):
     [
         {"strides": 2},
         {"kernel_dilation": 2},
-        {"padding": "VALID"},
+        {"padding": ((0, 1), (1, 0))},
         {"feature_group_count": 4},
         {"dtype": jnp.float16},
     ],

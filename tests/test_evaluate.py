@@ -170,7 +170,7 @@ def test_a_model_that_gives_no_numbers_is_refused(run):
 def test_nothing_half_written_stays_behind(run):
     before = set(os.listdir(run))
     evaluate(run)
-    assert set(os.listdir(run)) - before == {"eval.json", "predictions.csv"}
+    assert set(os.listdir(run)) - before == {"eval.json", "predictions.csv", "probabilities.npz"}
 
 
 def test_the_printed_table_is_short_and_starts_with_the_worst(capsys):

@@ -16,9 +16,9 @@ HEAD = Head("avg2", (6, 5), 0.4, 3)
 TINY = {bn: Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8), batch_norm=bn) for bn in (False, True)}
 
 
-def filled(arch, **kwargs):
+def filled(arch, *, make=VGG, **kwargs):
     """A model of numpy's random numbers: jax would compile its own for every shape."""
-    model = nnx.eval_shape(lambda: VGG(arch, **kwargs))
+    model = nnx.eval_shape(lambda: make(arch, **kwargs))
     rng = np.random.default_rng(1)
     weights = {
         # biases and statistics too: zeros and ones would hide a missing term

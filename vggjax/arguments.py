@@ -5,6 +5,7 @@ mistake of its user with one line on stderr, and this file makes the one of the 
 """
 
 import contextlib
+import difflib
 import functools
 import io
 import os
@@ -66,7 +67,11 @@ def _one_line(box: str, command: str) -> str:
     lines = [line.strip("│ \t") for line in box.splitlines()[1:]]  # the first is the box's title
     text = " ".join(line for line in lines if line.strip("╰╯─-"))
     text = re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
-    text = re.sub(r" Perhaps you meant: (--[\w-]+).*", r". Perhaps you meant \1", text)
+    text, *meant = text.split(" Perhaps you meant: ")
+    if meant:  # tyro's own order puts what merely begins alike first
+        typed, flags = re.search(r"--[\w-]+", text), re.findall(r"--[\w-]+", meant[0])
+        near = difflib.get_close_matches(typed[0], flags, n=1, cutoff=0) if typed else flags
+        text += f". Perhaps you meant {near[0]}"
     text = re.sub(
         r"Error parsing (\S+): invalid literal for int.*: (.*)", r"\1 takes INT; got \2", text
     )

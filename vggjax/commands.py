@@ -14,20 +14,26 @@ import tyro
 
 from vggjax.arguments import parse, value_of
 from vggjax.data.augmentation import Augmentation, resolve
-from vggjax.errors import shown
+from vggjax.errors import ConfigError, shown
 
 
 def train(argv: Sequence[str]) -> int:
     """Trains on a data set, evaluates, and writes the report."""
-    from vggjax.run import fit
+    from vggjax.run import find_rate, fit
     from vggjax.training.config import Config
-    from vggjax.training.recipes import recipe_fields
+    from vggjax.training.recipes import check_needs, recipe_fields
 
     recipe = value_of(argv, "recipe")
-    dataset = value_of(argv, "dataset")
-    dataset = Config.dataset if dataset is None else dataset
-    default = Config(**recipe_fields(recipe, dataset))
+    given = {name: value_of(argv, name) for name in ("dataset", "start-from", "start_from")}
+    given = {name.replace("-", "_"): value for name, value in given.items() if value is not None}
+    default = Config(**recipe_fields(recipe, given.get("dataset", Config.dataset)))
+    if not {"-h", "--help"} & set(argv):
+        check_needs(recipe, given)
     config = parse(Config, argv, "train", default=default, description=train.__doc__)
+    if config.lr_find:
+        test, plot = find_rate(config)
+        print(f"\n{test}\nPlot     {shown(plot)}\nTake     {test.flags(config) or 'none of them'}")
+        return 0
     result = fit(config)
     print(f"\nReport   {result.report}")
     if result.model is not None:  # a cross-validation has one for each fold
@@ -59,6 +65,39 @@ def evaluate(argv: Sequence[str]) -> int:
         return 3 if found["unreadable"] else 0
 
     return parse(run, argv, "evaluate")
+
+
+def report(argv: Sequence[str]) -> int:
+    """Writes a run's report anew, or one page that compares several runs."""
+
+    def run(
+        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+        /,
+        *,
+        out: Path | None = None,
+        doctor: bool = False,
+    ) -> int:
+        """Writes a run's report anew, or one page that compares several runs.
+
+        Args:
+            runs: Folders of finished runs: one, or several to compare.
+            out: The comparison's file; None is report-comparison.html here.
+            doctor: Let one run's report look at every picture, however many there are.
+        """
+        from vggjax.results.compare import write_comparison
+        from vggjax.results.report import write_report
+
+        if len(runs) == 1 and out is None:
+            path = write_report(runs[0], doctor=doctor)
+        elif len(runs) == 1 or doctor:
+            flag, what = ("--doctor", "one run's") if doctor else ("--out", "several runs'")
+            raise ConfigError(f"{flag} is of {what} report; got {len(runs)} run folders.")
+        else:
+            path = write_comparison(runs, out or "report-comparison.html")
+        print(f"Report   {shown(path)}")
+        return 0
+
+    return parse(run, argv, "report")
 
 
 def predict(argv: Sequence[str]) -> int:
@@ -122,7 +161,7 @@ def summary(argv: Sequence[str]) -> int:
         model: Annotated[str, tyro.conf.Positional] = "vgg16",
         /,
         *,
-        image_size: int = 224,
+        image_size: int | None = None,
         include_top: bool = True,
         head: str | None = None,
         unfreeze: tuple[str, ...] = ("none",),
@@ -131,9 +170,9 @@ def summary(argv: Sequence[str]) -> int:
         """Prints a network's layers, parameters and memory.
 
         Args:
-            model: vgg11, vgg13, vgg16, vgg19, or with batch normalisation vgg11_bn ...
-            image_size: Side of the pictures in px.
-            include_top: Keras' published top; --no-include-top leaves it out.
+            model: vgg11, vgg13, vgg16, vgg19, with batch normalisation vgg11_bn ..., or a convnet.
+            image_size: Side of the pictures in px; None is the network's own, 224 for VGG.
+            include_top: The published top, or the lesson's; --no-include-top leaves it out.
             head: A head of one's own instead, as in --head avg2-128-0.4-5.
             unfreeze: What trains beside the head: none, all, blocks, layers.
             batch_size: Pictures in a training step, for the memory.
@@ -149,7 +188,7 @@ def summary(argv: Sequence[str]) -> int:
             unfreeze=unfreeze,
             batch_size=batch_size,
         )
-        print_summary(found, title=f"{model}, {image_size} px")
+        print_summary(found, title=f"{model}, {found.image_size} px")
         return 0
 
     return parse(run, argv, "summary")
@@ -252,12 +291,36 @@ def augment_preview(argv: Sequence[str]) -> int:
     return parse(run, argv, "augment-preview")
 
 
+def recipes(argv: Sequence[str]) -> int:
+    """Lists the recipes of --recipe, or tells what one of them teaches."""
+
+    def run(name: Annotated[str | None, tyro.conf.Positional] = None, /) -> int:
+        """Lists the recipes of --recipe, or tells what one of them teaches.
+
+        Args:
+            name: A recipe, to be told all of it; None lists them.
+        """
+        from rich.console import Console
+
+        from vggjax.results.recipes_screen import print_recipe, print_recipes
+
+        if name is None:
+            print_recipes(Console())
+        else:
+            print_recipe(Console(), name)
+        return 0
+
+    return parse(run, argv, "recipes")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
+    "report": report,
     "predict": predict,
     "convert": convert,
     "summary": summary,
+    "recipes": recipes,
     "doctor": doctor,
     "augment-preview": augment_preview,
 }

@@ -1,23 +1,35 @@
 """The whole job in one call: train, evaluate, report; once, or a fold at a time."""
 
+import json
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from vggjax.models.vgg import VGG
+from vggjax.errors import ConfigError
+from vggjax.models.network import Network
 from vggjax.results.evaluate import evaluate
 from vggjax.results.folds import pool_folds
+from vggjax.results.lr_plot import draw_rate_test
 from vggjax.results.report import write_report
-from vggjax.training.checkpoint import ModelInfo
+from vggjax.training.checkpoint import ModelInfo, write_text
 from vggjax.training.config import Config
 from vggjax.training.folds import prepare_folds
+from vggjax.training.log import append_log, read_log
 from vggjax.training.loop import train
-from vggjax.training.run_folder import append_log, lock_workdir, read_log
-from vggjax.training.screen import looking
+from vggjax.training.lr_find import RateTest, check_rate_test, try_rates
+from vggjax.training.run_folder import (
+    RATE_FILE,
+    RATE_PLOT,
+    lock_workdir,
+    unusable,
+)
+from vggjax.training.screen import looking, print_first_screen
+from vggjax.training.setup import set_up
 from vggjax.training.signals import Interrupted
+from vggjax.training.tensorboard import FOLDER, EventFile, check_tensorboard
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class FitResult:
     """What a run leaves: its folder, the best model, and what the evaluation found."""
 
     workdir: Path
-    model: VGG | None
+    model: Network | None
     """None of a cross-validation: no one model was judged."""
     info: ModelInfo | None
     evaluation: dict[str, Any]
@@ -41,17 +53,49 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         VggjaxError: settings, data or weights that cannot be used, or a loss that is not finite.
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
+    if config.lr_find:
+        raise ConfigError("--lr-find trains nothing; from Python it is vggjax.run.find_rate.")
+    if config.tensorboard:
+        check_tensorboard()
     if config.cross_validate:
         return _cross_validate(config, console or Console())
     trained = train(config, console=console)
+    if config.tensorboard and not (trained.workdir / FOLDER).exists():  # of a finished run
+        EventFile(trained.workdir, read_log(trained.workdir)).close()
     try:
         evaluation = evaluate(trained.workdir, split="test")
-        _log_test(trained.workdir, evaluation)
+        _log_test(trained.workdir, evaluation, tensorboard=config.tensorboard)
         report = write_report(trained.workdir)
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT, trained.workdir) from None
     unreadable = trained.info.left_out | evaluation["unreadable"]
     return FitResult(trained.workdir, trained.model, trained.info, evaluation, report, unreadable)
+
+
+def find_rate(config: Config, *, console: Console | None = None) -> tuple[RateTest, Path]:
+    """Tries which learning rate to take, and gives what was found and where it is drawn.
+
+    Writes `lr-find.json` and `plots/lr-find.png` in the run folder, and nothing else: no run begins
+    there.
+
+    Raises:
+        VggjaxError: settings, data or weights that cannot be used.
+    """
+    console = console or Console()
+    check_rate_test(config)
+    with looking(console, "comparing pictures") as progress:
+        run = set_up(config, progress=progress)
+    print_first_screen(console, run)
+    test = try_rates(run, console)
+    plot = run.workdir / "plots" / RATE_PLOT
+    try:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        plot.write_bytes(draw_rate_test(test))
+        found = asdict(test) | {"suggestion": test.suggestion, "flags": test.flags(config)}
+        write_text(run.workdir / RATE_FILE, json.dumps(found) + "\n")
+    except OSError as error:
+        raise unusable(run.workdir, error) from None
+    return test, plot
 
 
 def _cross_validate(config: Config, console: Console) -> FitResult:
@@ -73,7 +117,7 @@ def _cross_validate(config: Config, console: Console) -> FitResult:
     return FitResult(workdir, None, None, evaluation, report, left_out)
 
 
-def _log_test(workdir: Path, evaluation: dict[str, Any]) -> None:
+def _log_test(workdir: Path, evaluation: dict[str, Any], *, tensorboard: bool) -> None:
     """Adds the final evaluation to the log once; a rerun finds the same."""
     lines = read_log(workdir)
     if any(line["kind"] == "test" for line in lines):
@@ -81,4 +125,9 @@ def _log_test(workdir: Path, evaluation: dict[str, Any]) -> None:
     names = ("loss", "accuracy", "top5")
     values = {f"test/{name}": evaluation[name] for name in names if name in evaluation}
     step = max((line["step"] for line in lines), default=0)
-    append_log(workdir, {"kind": "test", "step": step, **values})
+    line = {"kind": "test", "step": step, **values}
+    append_log(workdir, line)
+    if tensorboard:
+        events = EventFile(workdir)
+        events.write(line)
+        events.close()

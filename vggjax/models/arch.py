@@ -3,10 +3,13 @@
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
 (arXiv:1409.1556), table 1: A, B, D and E are VGG11, 13, 16 and 19. The names are Keras'
 (`block1_conv1` ... `block5_pool`); the batch normalisation behind `block1_conv1` is `block1_bn1`.
-Everything else in the package speaks of layers by these names. No jax here.
+Everything else in the package speaks of layers by these names. `Backbone` is what any table of
+layers offers, also that of the small convnets (cnn.py). No jax here.
 """
 
 import fnmatch
+import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,8 +30,71 @@ MIN_SIZE_PX = 32
 """Five poolings halve the picture five times: below 32 px nothing is left of it."""
 
 
+class Backbone(ABC):
+    """The layers before a head, by name and in order: all that network.py runs a network from.
+
+    `block2_conv1` is a 3x3 convolution at stride 1, `block2_bn1` its batch normalisation,
+    `block2_pool` a 2x2 max pooling, `block2_drop1` dropout; `gray` makes one channel of three.
+    """
+
+    name: str
+    image_size = 224
+    """Side in px of the pictures that the network is known for."""
+    padding = "SAME"
+    """`SAME` keeps the map's size in a convolution, `VALID` takes 2 px off."""
+
+    @abstractmethod
+    def conv_channels(self) -> dict[str, tuple[int, int]]:
+        """Maps each convolution's name, in order, to (channels in, channels out)."""
+
+    @abstractmethod
+    def layers(self) -> tuple[str, ...]:
+        """Names every layer in the order in which it runs."""
+
+    def dropout_rates(self) -> dict[str, float]:
+        """Maps each dropout's name to its rate."""
+        return {}
+
+    def weighted_layers(self) -> tuple[str, ...]:
+        """Names the layers that have parameters: what can be frozen or unfrozen."""
+        return tuple(name for name in self.layers() if "_conv" in name or "_bn" in name)
+
+    @property
+    def width(self) -> int:
+        """Channels of the last layer's map."""
+        return list(self.conv_channels().values())[-1][1]
+
+    def map_size(self, image_size: int) -> int:
+        """Gives the side of the last layer's map for a picture's side in px; 0 where none is."""
+        size, lost = image_size, 2 if self.padding == "VALID" else 0
+        for name in self.layers():
+            if "_conv" in name:
+                size -= lost
+            elif name.endswith("_pool"):
+                size //= 2
+        return max(size, 0)
+
+    @property
+    def min_size_px(self) -> int:
+        """The least side of a picture of which something is left."""
+        return next(size for size in itertools.count(1) if self.map_size(size))
+
+    def check_size(self, image_size: int) -> int:
+        """Gives the size back where the network can take it.
+
+        Raises:
+            ConfigError: below `min_size_px`.
+        """
+        if image_size < self.min_size_px:
+            raise ConfigError(
+                f"{self.name} makes pictures smaller on the way and needs {self.min_size_px} px or "
+                f"more; got image size {image_size}."
+            )
+        return image_size
+
+
 @dataclass(frozen=True)
-class Arch:
+class Arch(Backbone):
     """One row of the table: which layers there are before the head, and how wide they are."""
 
     name: str

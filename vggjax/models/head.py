@@ -86,6 +86,15 @@ class Head:
         hidden = (f"fc{i}" for i in range(1, len(self.hidden) + 1))
         return (*POOLINGS[self.pooling], *hidden, "predictions")
 
+    def dropout_rates(self) -> dict[str, float]:
+        """Maps the layers behind which units are dropped to the rate.
+
+        These are the hidden layers, or the pooled features where there is none.
+        """
+        hidden = [name for name in self.layers() if name.startswith("fc")]
+        names = hidden or POOLINGS[self.pooling][-1:]
+        return dict.fromkeys(names, self.dropout) if self.dropout else {}
+
     def num_features(self, size: int, channels: int) -> int:
         """Counts what the first dense layer takes from a (size, size, channels) feature map."""
         side = {"flatten": size, "avg2": size // 2, "gap": 1}[self.pooling]

@@ -2,8 +2,9 @@
 
 In: a run folder (config.json, data.json, model.safetensors). Out: eval.json, everything that
 metrics.summarize gives, and predictions.csv, one line a picture; for a split other than test
-eval-<split>.json and predictions-<split>.csv, so that the test's figures stay. Both appear whole or
-not at all. Pictures that cannot be read are counted and named, never guessed at.
+eval-<split>.json and predictions-<split>.csv, so that the test's figures stay. All probabilities
+are kept beside them (probabilities.py). Each file appears whole or not at all. Pictures that cannot
+be read are counted and named, never guessed at.
 """
 
 import csv
@@ -33,7 +34,8 @@ from vggjax.data.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, shown, unknown
 from vggjax.models.vgg import VGG
 from vggjax.results.metrics import TOP_K, summarize, top_classes
-from vggjax.training.checkpoint import load_model, write_text
+from vggjax.results.probabilities import Judged, write_probabilities
+from vggjax.training.checkpoint import ModelInfo, load_model, write_text
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_folder import check_splits
 from vggjax.training.step import make_predict_step
@@ -64,30 +66,15 @@ def evaluate(
     config = read_config(workdir)
     model, info = load_model(workdir)
     source = open_data(workdir, config)
-    check_splits(workdir)
-    splits = read_splits(workdir, source)
-    if splits is None:
-        raise ConfigError(
-            f"{shown(workdir / SPLITS_FILE)} is missing, so nobody can tell which pictures the "
-            "model has not seen. Train again with another --workdir."
-        )
-    indices = splits[split]
-    examples = Examples(
-        source,
-        indices,
-        info.preprocessing,
-        cache_mb=0,  # one pass only
-        num_threads=config.num_threads,
-        max_unreadable=config.max_unreadable,
-    )
     start = time.monotonic()
-    batch_size = min(batch_size or config.batch_size, len(indices))
-    index, labels, probs = run_model(model, info.preprocessing, examples, batch_size)
+    judged, unreadable = judge_split(
+        workdir, config, model, info, source, split, batch_size=batch_size
+    )
     result = {
         "split": split,
-        **summarize(probs, labels, info.class_names),
+        **summarize(judged.probs, judged.labels, info.class_names),
         "class_names": list(info.class_names),
-        "unreadable": {source.ids[i]: reason for i, reason in sorted(examples.unreadable.items())},
+        "unreadable": {source.ids[i]: reason for i, reason in sorted(unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 3),
         "device": _device(),
@@ -96,12 +83,52 @@ def evaluate(
         | {name: version(name) for name in ("jax", "flax", "numpy", "pillow")},
     }
     suffix = "" if split == "test" else f"-{split}"
-    ids = [source.ids[i] for i in index]
-    text = _predictions_csv(ids, split, labels, probs, info.class_names)
+    ids = [source.ids[i] for i in judged.index]
+    text = _predictions_csv(ids, split, judged.labels, judged.probs, info.class_names)
     write_text(workdir / f"predictions{suffix}.csv", text)
     write_text(workdir / f"eval{suffix}.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     print_summary(result)
     return result
+
+
+def judge_split(
+    workdir: Path,
+    config: Config,
+    model: VGG,
+    info: ModelInfo,
+    source: Source,
+    split: str,
+    *,
+    batch_size: int | None = None,
+) -> tuple[Judged, dict[int, str]]:
+    """Runs the model over a split of the run and keeps what it says in the run folder.
+
+    Returns:
+        What it says of the readable pictures, and the others: index into the source -> reason.
+
+    Raises:
+        ConfigError: the run does not say any more which pictures the split has.
+        DataError: too many pictures cannot be read, or the model gives no numbers.
+    """
+    check_splits(workdir)
+    splits = read_splits(workdir, source)
+    if splits is None:
+        raise ConfigError(
+            f"{shown(workdir / SPLITS_FILE)} is missing, so nobody can tell which pictures the "
+            "model has not seen. Train again with another --workdir."
+        )
+    examples = Examples(
+        source,
+        splits[split],
+        info.preprocessing,
+        cache_mb=0,  # one pass only
+        num_threads=config.num_threads,
+        max_unreadable=config.max_unreadable,
+    )
+    batch_size = min(batch_size or config.batch_size, len(examples))
+    judged = Judged(*run_model(model, info.preprocessing, examples, batch_size))
+    write_probabilities(workdir, split, judged)
+    return judged, examples.unreadable
 
 
 def run_model(

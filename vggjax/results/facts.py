@@ -19,31 +19,81 @@ Facts = dict[str, str]
 
 
 def describe_training(
-    config: Config, info: dict[str, Any], rows: list[dict[str, Any]], best: float | None
+    config: Config,
+    info: dict[str, Any],
+    rows: list[dict[str, Any]],
+    *,
+    best: float | None,
+    device: str,
 ) -> Facts:
     """Says what was trained; `rows` are the epochs, `best` the one whose weights were kept."""
     seen = info["preprocessing"]
     size = f"{seen['image_size']}x{seen['image_size']} px"
-    stages: dict[str, list[float]] = {}
-    for row in rows:
-        stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
-    told = [
-        f"{'head alone' if stage == 'head' else stage.replace('+', ' and ')}: epoch {_span(epochs)}"
-        for stage, epochs in stages.items()
-    ]
     weights = config.weights if config.pretrained else "none: from scratch, random"
+    if config.start_from:
+        weights = f"the run {config.start_from}"
     described = {
         "Network": f"{info['arch']}, head {info['head']}",
         "Started from": short(weights),
         "Input": f"{size}, {seen['resize']}, {seen['interpolation']}, '{seen['mode']}' values",
-        "Unfrozen": "the head" + "".join(f", {n}" for n in config.unfreeze if n != "none"),
-        "Stages": "; ".join(told) or "not logged",
-        "Optimiser": f"{config.optimizer}, rate {config.learning_rate:g}, {config.schedule}",
+        "Trained": "; ".join(describe_stages(rows)) or "not logged",
+        "Optimiser": _describe_learning(config),
         "Augmentation": describe(config.augmentation),
     }
     if best is not None:
         described["Kept"] = f"the weights of epoch {best:g}, best by {config.monitor}"
-    return described
+    return described | {"Took": describe_time(rows) or "not logged", "Device": device}
+
+
+def describe_stages(rows: list[dict[str, Any]]) -> list[str]:
+    """Says which layers trained in which epochs: `the head alone: epoch 1 to 2`."""
+    stages: dict[str, list[float]] = {}
+    for row in rows:
+        stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
+    words = {"head": "the head alone", "head+all": "every layer", "all": "every layer"}
+    return [
+        f"{words.get(stage, stage.replace('+', ' and '))}: epoch {_span(epochs)}"
+        for stage, epochs in stages.items()
+    ]
+
+
+def stage_starts(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
+    """Finds where other layers began to train: (epoch, between two, and what was added)."""
+    starts = []
+    for before, row in zip(rows, rows[1:], strict=False):
+        was, now = str(before.get("stage")), str(row.get("stage"))
+        if now != was:
+            added = [word for word in now.split("+") if word not in was.split("+")]
+            starts.append(((before["epoch"] + row["epoch"]) / 2, "+".join(added) or now))
+    return starts
+
+
+def describe_time(rows: list[dict[str, Any]]) -> str:
+    """Says how long the epochs took and how fast they were; nothing where no log says it."""
+    speeds = [row["images_per_s"] for row in rows if row.get("images_per_s")]
+    if not speeds:
+        return ""
+    seconds = sum(row.get("seconds", 0) for row in rows)
+    epochs = f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}"
+    return f"{duration(seconds)}: {epochs}, {float(np.median(speeds)):,.0f} pictures a second"
+
+
+def _describe_learning(config: Config) -> str:
+    words = [config.optimizer, f"rate {config.learning_rate:g}"]
+    if config.backbone_learning_rate is not None:
+        words.append(f"{config.backbone_learning_rate:g} for the unfrozen layers")
+    if config.layer_decay != 1:
+        words.append(f"times {config.layer_decay:g} a block down")
+    words.append(config.schedule)
+    for name, text in (
+        ("weight_decay", "weight decay"),
+        ("clip_norm", "gradients clipped at"),
+        ("label_smoothing", "labels smoothed by"),
+        ("ema", "weights averaged by"),
+    ):
+        if getattr(config, name):
+            words.append(f"{text} {getattr(config, name):g}")
+    return ", ".join([*words, f"batches of {config.batch_size}"])
 
 
 def describe_data(config: Config, data: dict[str, Any], names: list[str]) -> Facts:
@@ -63,21 +113,12 @@ def describe_data(config: Config, data: dict[str, Any], names: list[str]) -> Fac
     return described | {"Fingerprint": str(data["fingerprint"])[:16]}
 
 
-def describe_making(
-    result: dict[str, Any], info: dict[str, Any], rows: list[dict[str, Any]]
-) -> Facts:
-    """Says when, where and with what the figures were made."""
+def describe_making(result: dict[str, Any], info: dict[str, Any]) -> Facts:
+    """Says when and with what the figures were made."""
     described = {
         "Evaluated": f"{result['evaluated_at'].replace('T', ' ')[:16]} UTC, {result['seconds']} s",
-        "Device": str(result.get("device", "not recorded")),
         "Versions": ", ".join(f"{k} {v}" for k, v in result.get("versions", {}).items()),
     }
-    speeds = [row["images_per_s"] for row in rows if row.get("images_per_s")]
-    if speeds:
-        described["Training time"] = (
-            f"{_duration(sum(row.get('seconds', 0) for row in rows))}, {len(rows)} epochs, "
-            f"{float(np.median(speeds)):,.0f} pictures a second"
-        )
     return described | {
         f"Model: {name.replace('_', ' ')}": plain(value)
         for name, value in info.get("provenance", {}).items()
@@ -89,7 +130,8 @@ def _span(epochs: list[float]) -> str:
     return f"{first}" if first == last else f"{first} to {last}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Words a length of time: `47 s`, `3 min 28 s`, `2 h 5 min`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if not minutes and not hours:

@@ -139,5 +139,18 @@ def most_confused(
     ]
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Gives the exact two-sided p of McNemar's test for two judges of the same pictures.
+
+    In: how many pictures the one named correctly and the other not, and the other way round; those
+    on which both agree say nothing. Out: how probable so uneven a split, or a more uneven one, were
+    if both were equally good: a fair coin thrown for each such picture (McNemar 1947, Psychometrika
+    12:153).
+    """
+    total = only_first + only_second
+    tail = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)

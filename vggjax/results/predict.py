@@ -27,7 +27,7 @@ from vggjax.data.preprocess import Preprocessing, resize_image
 from vggjax.errors import ConfigError, DataError, WeightsError, shown
 from vggjax.models.arch import ARCHS, get_arch
 from vggjax.models.head import PUBLISHED_TOP
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.results.imagenet import decode_predictions as decode_predictions
 from vggjax.results.imagenet import imagenet_classes
 from vggjax.results.metrics import top_classes
@@ -128,7 +128,7 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
 
 
 def predict_pictures(
-    model: VGG, info: ModelInfo, paths: Sequence[Path], *, top: int = 5, batch_size: int = 32
+    model: Network, info: ModelInfo, paths: Sequence[Path], *, top: int = 5, batch_size: int = 32
 ) -> tuple[list[Prediction], list[tuple[Path, str]]]:
     """Gives the predictions in the order of `paths`, and (path, reason) of those left out."""
     predict_step = make_predict_step(model, info.preprocessing.mode)
@@ -195,7 +195,7 @@ def write_csv(path: str | Path, rows: Sequence[Prediction]) -> None:
 
 def _open_model(
     workdir: str | None, weights: str | None, model: str | None
-) -> tuple[VGG, ModelInfo]:
+) -> tuple[Network, ModelInfo]:
     if weights is None:
         if model is not None:
             raise ConfigError(

@@ -25,7 +25,7 @@ from vggjax.data.source import Source
 from vggjax.data.sources import open_source
 from vggjax.errors import ConfigError, DataError, shown
 from vggjax.models.arch import MIN_SIZE_PX
-from vggjax.results.plots import FONT, drawable
+from vggjax.results.paper import FONT, drawable
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 DRAWS = 8
@@ -66,7 +66,7 @@ def write_preview(
     preprocessing = Preprocessing(image_size=image_size)
     source = open_source(dataset, data_dir=data_dir)
     _check_apart(path, source)
-    chosen, images = _choose(source, preprocessing, rows=rows, seed=seed)
+    chosen, images = choose_pictures(source, preprocessing, rows=rows, seed=seed)
     drawn = draw_views(images, source.labels[chosen], augmentation, seed=seed)
     title = f"Augmentation: {describe(augmentation)}"
     below = f"{shown(source.name)}, {image_size} px, seed {seed}"
@@ -119,11 +119,23 @@ def _check_apart(path: Path, source: Source) -> None:
         raise ConfigError(f"{shown(path)} is a picture of the data set; give another file.")
 
 
-def _choose(
-    source: Source, preprocessing: Preprocessing, *, rows: int, seed: int
+def choose_pictures(
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    rows: int,
+    seed: int = 0,
+    among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Picks readable pictures at random, one class after the other: indices and uint8 pictures."""
-    order = np.random.default_rng(seed).permutation(len(source))
+    """Picks readable pictures at random, one class after the other, `among` these indices alone.
+
+    Gives their indices and themselves, uint8 (N, S, S, 3), in the order of the classes.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    among = np.arange(len(source)) if among is None else np.asarray(among)
+    order = among[np.random.default_rng(seed).permutation(len(among))]
     labels = source.labels[order]
     turn = np.empty(len(order), np.int64)  # a picture's place among its class' own
     for label in range(len(source.class_names)):

@@ -2,15 +2,11 @@
 
 In: a run folder that was evaluated (evaluate.py), or a cross-validation's, whose folds were. Out:
 report.html, which needs no other file, no network and no script, and the pictures alone under
-plots/. Where the data set is gone or changed the page is written all the same, without the
-photographs of the mistakes.
+plots/. Where the data set or the model is gone the page is written all the same, without what needs
+them. What each section shows is gathered in sections.py and views.py, and laid out in pages/.
 """
 
-import base64
-import csv
-import io
 import json
-import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,213 +14,229 @@ from typing import Any
 import numpy as np
 
 from vggjax.data.source import Source
-from vggjax.errors import ConfigError, DataError, VggjaxError, shown
-from vggjax.results import plots
+from vggjax.data.split_file import read_splits
+from vggjax.errors import VggjaxError, shown
+from vggjax.results import curves, plots, sections
+from vggjax.results.album import Album, data_uri, jpeg_uri
+from vggjax.results.command import train_command
 from vggjax.results.evaluate import open_data
 from vggjax.results.facts import (
     describe_data,
     describe_making,
+    describe_stages,
     describe_training,
+    duration,
     plain,
     short,
 )
-from vggjax.results.metrics import most_confused
+from vggjax.results.health import describe_health
+from vggjax.results.run_files import RunFiles, read_run
+from vggjax.results.sheets import Cell, draw_sheet
+from vggjax.results.views import draw_augmented, draw_looks
+from vggjax.training import recipes
 from vggjax.training.checkpoint import write_text
-from vggjax.training.config import read_config
-from vggjax.training.run_folder import fold_folders, read_log
-
-MAX_MISTAKES = 24
-"""Pictures in the gallery."""
 
 MAX_CLASSES = 15
 """With more classes the page opens with the hardest ones, and the others behind a fold."""
 
-THUMBNAIL_PX = 240
+_CONTENTS = {
+    "lesson": "The lesson",
+    "what": "What was trained",
+    "folds": "Folds",
+    "curves": "Curves",
+    "confusion": "Confusion matrix",
+    "pairs": "Confused pairs",
+    "classes": "Classes",
+    "calibration": "Calibration",
+    "mistakes": "Mistakes",
+    "labels": "Labels",
+    "looks": "Grad-CAM",
+    "augmentation": "Augmentation",
+    "data": "Data",
+    "use": "Commands",
+}
+"""Sections by their anchors, in the page's order; those that are not there are left out."""
 
 
-def write_report(workdir: str | Path) -> Path:
+def write_report(workdir: str | Path, *, doctor: bool = False) -> Path:
     """Writes report.html and plots/*.png into the run folder; gives the page's path.
+
+    `doctor` looks at every picture of the data set, however many there are.
 
     Raises:
         ConfigError: no run there, or one that was not evaluated on its test split yet.
     """
-    workdir = Path(workdir)
-    config = read_config(workdir)
-    result = _read_json(workdir / "eval.json", workdir)
-    data = _read_json(workdir / "data.json", workdir)
-    runs = fold_folders(workdir, config) or [workdir]
-    info = _read_json(runs[0] / "model.json", workdir)
-    rows = mean_epochs([read_epochs(run) for run in runs])
-    best = None if config.cross_validate else best_epoch(rows, config.monitor)
-    names = [shown(name) for name in result["class_names"]]
-    wrong = _read_wrong(workdir / "predictions.csv")
+    files = read_run(workdir)
     try:
-        source, gone = open_data(workdir, config), None
+        source, gone = open_data(files.workdir, files.config), None
     except VggjaxError as error:
         source, gone = None, str(error)
-    mistakes = _with_pictures(wrong[:MAX_MISTAKES], source)
-
-    folder = workdir / "plots"
-    folder.mkdir(exist_ok=True)
-    images = {}
-    for name, draw in {
-        "curves": lambda dark: plots.draw_curves(rows, best_epoch=best, dark=dark),
-        "confusion": lambda dark: plots.draw_confusion(result["confusion"], names, dark=dark),
-    }.items():
-        light = draw(False)
-        (folder / f"{name}.png").write_bytes(light)
-        width = int.from_bytes(light[16:20]) // 3 * 2  # px, from the PNG's header; 1.5 a CSS px
-        images[name] = {"light": _data_uri(light), "dark": _data_uri(draw(True)), "width": width}
-    _write_gallery(folder / "mistakes.png", mistakes, names)
-
-    per_class = [row | {"shown": shown(row["name"])} for row in result["per_class"]]
-    page = _template().render(
-        title=f"{info['arch']} on {short(config.dataset)}",
-        result=result,
-        per_class=per_class,
-        worst=per_class if len(names) <= MAX_CLASSES else _hardest(per_class),
-        names=names,
-        folds=result.get("folds", []),
-        right=round(result["accuracy"] * result["num_examples"]),
-        commonest=max(row["support"] for row in result["per_class"]) / result["num_examples"],
-        trained=describe_training(config, info, rows, best),
-        data=describe_data(config, data, names),
-        images=images,
-        has_curves=bool(rows),
-        undrawable=any(plots.drawable(name, width=len(name)) != name for name in names),
-        confused=most_confused(result["confusion"], names),
-        max_numbered=plots.MAX_NUMBERED,
-        mistakes=[entry | {"image": _thumbnail(entry["image"])} for entry in mistakes],
-        num_wrong=len(wrong),
-        gone=gone,
-        unreadable=[
-            (shown(i), shown(reason))
-            for i, reason in (info.get("left_out", {}) | result["unreadable"]).items()
-        ],
-        made_with=describe_making(result, info, rows),
-        config={name: plain(value) for name, value in json.loads(config.to_json()).items()},
-        predict_command=f"vggjax predict PHOTO.jpg --workdir {shlex.quote(shown(runs[0]))}",
-    )
-    path = workdir / "report.html"
-    write_text(path, page)
+    album = Album(source)
+    entries = sections.mistakes(files, album)
+    calibration, found = _calibrate(files, source)
+    judged, seen, sheets = calibration.pop("judged"), {}, {}
+    if not files.config.cross_validate:
+        seen, sheets = _views(files, source, calibration.pop("model"), judged["test"])
+    collapses = [float(line["epoch"]) for line in files.collapses]
+    drawn = {
+        "curves": curves.draw_curves(files.rows, best_epoch=files.best, collapses=collapses),
+        "confusion": plots.draw_confusion(files.result["confusion"], files.names),
+        "reliability": curves.draw_reliability(found),
+        "mistakes": sections.draw_mistakes(files, entries),
+        "gradcam": None,
+        "augmentation": None,
+    }
+    sections.write_pngs(files.workdir, drawn | sheets)
+    context = {
+        **_figures(files),
+        **_words(files),
+        **_course(files),
+        "collapses": [{k: shown(v) if isinstance(v, str) else v for k, v in line.items()}
+                      for line in files.collapses],
+        "confused": sections.confused_pairs(files, album),
+        "calibration": calibration,
+        "mistakes": [entry | {"image": jpeg_uri(entry["pixels"])} for entry in entries],
+        "num_wrong": len(files.wrong),
+        "issues": sections.label_issues(files, album, judged),
+        "gone": gone and shown(gone),
+        "health": describe_health(files.config, source, ask=doctor),
+        "looks": [], "look_layer": "", "look_side": 0, "augmented": [],
+        **seen,
+    }  # fmt: skip
+    path = files.workdir / "report.html"
+    write_text(path, render("report.html.j2", context | {"contents": _contents(context)}))
     return path
 
 
-def read_epochs(workdir: str | Path) -> list[dict[str, Any]]:
-    """Reads a log's evaluations in the order of their epochs, each once; no log gives none."""
-    rows = [row for row in read_log(workdir) if row.get("kind") == "epoch"]
-    return sorted({row["epoch"]: row for row in rows}.values(), key=lambda row: row["epoch"])
-
-
-def mean_epochs(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Gives one row an epoch with the means over the runs that came so far."""
-    by_epoch: dict[float, list[dict[str, Any]]] = {}
-    for row in (row for rows in runs for row in rows):
-        by_epoch.setdefault(row["epoch"], []).append(row)
-    return [
-        rows[0] | {key: float(np.mean([row[key] for row in rows if key in row]))
-                   for key, value in rows[0].items() if isinstance(value, float)}
-        for _, rows in sorted(by_epoch.items())
-    ]  # fmt: skip
-
-
-def best_epoch(rows: list[dict[str, Any]], monitor: str) -> float | None:
-    """Gives the first epoch with the best `monitor`: the lowest loss or the highest accuracy."""
-    sign = 1 if monitor.endswith("loss") else -1
-    known = [row for row in rows if math.isfinite(row.get(monitor, math.nan))]
-    return min(known, key=lambda row: sign * row[monitor])["epoch"] if known else None
-
-
-def _read_json(path: Path, workdir: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ConfigError(
-            f"{shown(path)} is not there, so there is nothing to report yet. Finish the training, "
-            f"then: vggjax evaluate --workdir {shown(workdir)}"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{shown(path)} is damaged ({error}); evaluate the run again.") from None
-
-
-def _read_wrong(path: Path) -> list[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            wrong = [row for row in csv.DictReader(file) if row["correct"] == "0"]
-            wrong.sort(key=lambda row: -float(row["probability"]))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        raise ConfigError(f"{shown(path)} is missing or damaged; evaluate the run again.") from None
-    return wrong
-
-
-def _with_pictures(wrong: list[dict[str, Any]], source: Source | None) -> list[dict[str, Any]]:
-    wanted = {row["id"] for row in wrong}
-    ids = enumerate(source.ids) if source is not None else ()
-    index = {shown(name): i for i, name in ids if shown(name) in wanted}
-    mistakes = []
-    for row in wrong:
-        image = None
-        if source is not None and row["id"] in index:
-            try:
-                image = source.read(index[row["id"]]).pixels
-            except DataError:
-                pass  # it was there when the run was evaluated; the page says that it is not now
-        mistakes.append(
-            {
-                "id": row["id"],
-                "truth": shown(row["truth"]),
-                "guess": shown(row["guess"]),
-                "probability": float(row["probability"]),
-                "truth_probability": float(row["truth_probability"]),
-                "image": image,
-            }
-        )
-    return mistakes
-
-
-def _write_gallery(path: Path, mistakes: list[dict[str, Any]], names: list[str]) -> None:
-    if not mistakes:
-        path.unlink(missing_ok=True)
-        return
-
-    def name(text: str) -> str:
-        return plots.drawable(text, names.index(text) if text in names else None)
-
-    rows = [(m["image"], name(m["truth"]), name(m["guess"]), m["probability"]) for m in mistakes]
-    path.write_bytes(plots.draw_mistakes(rows))
-
-
-def _thumbnail(image: np.ndarray | None) -> str | None:
-    from PIL import Image
-
-    if image is None:
-        return None
-    picture = Image.fromarray(image)
-    side = max(picture.size)
-    if side <= THUMBNAIL_PX // 4:  # a tiny picture shows its pixels, sharp
-        times = THUMBNAIL_PX // side
-        picture = picture.resize((picture.width * times, picture.height * times), 0)
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return _data_uri(file.getvalue(), "jpeg")
-
-
-def _hardest(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(per_class, key=lambda row: row["f1"])[:MAX_CLASSES]
-
-
-def _template() -> Any:
+def render(name: str, context: dict[str, Any]) -> str:
+    """Fills a template of pages/; whatever is no HTML is escaped."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
     settings = dict(autoescape=True, undefined=jinja2.StrictUndefined)
     environment = jinja2.Environment(
         loader=loader, trim_blocks=True, lstrip_blocks=True, **settings
     )
     environment.filters["percent"] = lambda share: f"{share:.1%}"
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name).render(context).lstrip()
 
 
-def _data_uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def _calibrate(files: RunFiles, source: Source | None) -> tuple[dict[str, Any], Any]:
+    """Gives the calibration's section with `judged`, what was said of each split, and `model`."""
+    if files.config.cross_validate:
+        told, found = sections.calibration(files, None, None)
+        return told | {"judged": {"all folds": sections.read_folds(files)}}, found
+    model = sections.Model(files, source)
+    judged = {split: model.judged(split) for split in ("test", "val")}
+    told, found = sections.calibration(files, judged["test"], judged["val"])
+    return told | {"judged": judged, "model": model}, found
+
+
+def _views(
+    files: RunFiles, source: Source | None, model: Any, test: Any
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Gives the sections that need the model itself, and the same as sheets for plots/."""
+    loaded = model.load()
+    if source is None or loaded is None:
+        return {}, {}
+    seen: dict[str, Any] = {}
+    sheets: dict[str, bytes] = {}
+    if test is not None:
+        looks, layer, side = draw_looks(*loaded, source, test)
+        seen |= {"looks": [look.on_page() for look in looks]}
+        seen |= {"look_layer": layer, "look_side": side}
+        if looks:
+            sheets["gradcam"] = draw_sheet([look.cells() for look in looks])
+    splits = read_splits(files.workdir, source)
+    rows = (
+        [] if splits is None else draw_augmented(loaded[1], source, files.config, splits["train"])
+    )
+    if rows:
+        seen["augmented"] = [
+            {"name": name, "pictures": [jpeg_uri(picture) for picture in pictures]}
+            for name, pictures in rows
+        ]
+        sheets["augmentation"] = draw_sheet([[Cell(p) for p in row] for _, row in rows])
+    return seen, sheets
+
+
+def _figures(files: RunFiles) -> dict[str, Any]:
+    result, names = files.result, files.names
+    per_class = [row | {"shown": shown(row["name"])} for row in result["per_class"]]
+    hardest = sorted(per_class, key=lambda row: row["f1"])[:MAX_CLASSES]
+    confusion = None
+    if len(names) > plots.MAX_NUMBERED:
+        light = plots.draw_confusion(result["confusion"], names)
+        dark = plots.draw_confusion(result["confusion"], names, dark=True)
+        width = int.from_bytes(light[16:20]) // 3 * 2  # px, from the PNG's header; 1.5 a CSS px
+        confusion = {"light": data_uri(light), "dark": data_uri(dark), "width": width}
+    return {
+        "result": result,
+        "per_class": per_class,
+        "worst": per_class if len(names) <= MAX_CLASSES else hardest,
+        "names": names,
+        "folds": result.get("folds", []),
+        "right": round(result["accuracy"] * result["num_examples"]),
+        "commonest": max(row["support"] for row in result["per_class"]) / result["num_examples"],
+        "confusion": confusion,
+        "max_numbered": plots.MAX_NUMBERED,
+        "best": files.best,
+    }
+
+
+def _course(files: RunFiles) -> dict[str, Any]:
+    """Gives the curves, and what they show in words."""
+    rows = files.rows
+    told = {"train/accuracy", "val/accuracy"} <= set(rows[-1] if rows else ())
+    best = next((row for row in rows if row["epoch"] == files.best and "val/loss" in row), None)
+    return {
+        "curves": sections.curves(files) if rows else [],
+        "rates": sections.rate_looks(rows),
+        "stages": describe_stages(rows),
+        "best_row": best,
+        "monitor": files.config.monitor,
+        "last": rows[-1] if rows else {},
+        "gap": rows[-1]["train/accuracy"] - rows[-1]["val/accuracy"] if told else None,
+    }
+
+
+def _words(files: RunFiles) -> dict[str, Any]:
+    config, result, info = files.config, files.result, files.info
+    left_out = info.get("left_out", {}) | result["unreadable"]
+    device = str(result.get("device", "not recorded"))
+    seconds = [row["seconds"] for row in files.rows if "seconds" in row]
+    return {
+        "title": f"{info['arch']} on {short(config.dataset)}",
+        "took": duration(float(np.sum(seconds))) if seconds else "",
+        "lesson": _lesson(config),
+        "trained": describe_training(config, info, files.rows, best=files.best, device=device),
+        "data": describe_data(config, files.data, files.names),
+        "unreadable": [(shown(id), shown(reason)) for id, reason in left_out.items()],
+        "made_with": describe_making(result, info),
+        "config": {name: plain(value) for name, value in json.loads(config.to_json()).items()},
+        "predict_command": f"vggjax predict PHOTO.jpg --workdir "
+        f"{shlex.quote(shown(files.runs[0]))}",
+        "train_command": train_command(config),
+    }
+
+
+def _lesson(config: Any) -> dict[str, str] | None:
+    """Gives what the run's recipe teaches; None where it has no recipe, or one without words."""
+    find = getattr(recipes, "lesson_of", None)
+    found = find(config) if find is not None else None
+    names = ("title", "teaches", "source", "figure")
+    told = {name: shown(getattr(found, name, None) or "") for name in names}
+    return told if told["title"] and told["teaches"] else None
+
+
+def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
+    missing = {
+        "lesson": not context["lesson"],
+        "folds": not context["folds"],
+        "curves": not context["curves"],
+        "pairs": not context["confused"],
+        "labels": not context["issues"],
+        "looks": not context["looks"],
+        "augmentation": not context["augmented"],
+    }
+    return [(anchor, text) for anchor, text in _CONTENTS.items() if not missing.get(anchor)]

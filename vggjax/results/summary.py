@@ -15,7 +15,8 @@ from rich.table import Table
 from vggjax.errors import ConfigError
 from vggjax.models.assign import shapes
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.named import find_arch, make_model
+from vggjax.models.network import Network
 from vggjax.training.freezing import label_layers
 
 
@@ -34,6 +35,7 @@ class Row:
 class Summary:
     """A network's rows and the memory in bytes that a training step takes, by kind."""
 
+    image_size: int
     rows: tuple[Row, ...]
     memory: dict[str, int]
 
@@ -45,31 +47,32 @@ class Summary:
 def summarize_model(
     arch: str,
     *,
-    image_size: int = 224,
+    image_size: int | None = None,
     include_top: bool = True,
     head: Head | None = None,
     unfreeze: tuple[str, ...] = ("none",),
     batch_size: int = 32,
 ) -> Summary:
-    """Describes a network without building it.
+    """Describes a network without building it; `image_size` None is its own, 224 px for VGG.
 
     The memory is what cannot be avoided with Adam in float32: parameters, gradients and two moments
     of what trains, and the activations: those that the backward pass needs, from the first layer
     that trains on, or the widest layer's input and output. The compiler's workspace comes on top.
 
     Raises:
-        ConfigError: an unknown network or layer, or a size that VGG cannot take.
+        ConfigError: an unknown network or layer, or a size that it cannot take.
     """
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
+    size = find_arch(arch).image_size if image_size is None else image_size
     top = include_top and head is None
 
-    def build() -> VGG:
-        return VGG(arch, include_top=top, head=head, image_size=image_size)
+    def build() -> Network:
+        return make_model(arch, include_top=top, head=head, image_size=size)
 
     model = nnx.eval_shape(build)
     labels = label_layers(model, unfreeze)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     outputs = nnx.eval_shape(lambda m, x: m(x, taps=m.layers), model, images)
     parameters = shapes(model)
     rows = []
@@ -84,7 +87,7 @@ def summarize_model(
     # The input of the first layer that trains is needed for its weights' gradient.
     kept = sum(math.prod(row.output) for row in rows[max(first - 1, 0) :])
     # A forward pass holds a layer's input and output at once, frozen or not.
-    sizes = [3 * image_size**2, *(math.prod(row.output) for row in rows)]
+    sizes = [3 * size**2, *(math.prod(row.output) for row in rows)]
     widest = max(a + b for a, b in zip(sizes, sizes[1:], strict=False))
     memory = {
         "parameters": 4 * sum(row.params + row.statistics for row in rows),
@@ -92,7 +95,7 @@ def summarize_model(
         "moments (Adam)": 8 * trained,
         f"activations, batch of {batch_size}": 4 * max(kept, widest) * batch_size,
     }
-    return Summary(tuple(rows), memory)
+    return Summary(size, tuple(rows), memory)
 
 
 def print_summary(summary: Summary, *, title: str, console: Console | None = None) -> None:

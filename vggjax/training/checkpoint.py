@@ -25,7 +25,8 @@ from vggjax.data.preprocess import Preprocessing
 from vggjax.errors import VggjaxError, WeightsError, shown
 from vggjax.models.assign import assign, extract
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.named import make_model
+from vggjax.models.network import Network
 from vggjax.training.step import TrainState
 from vggjax.weights.files import read_weights, write_weights
 
@@ -69,13 +70,16 @@ class Checkpoints:
         step = int(state.step)
         # Each better one ranks above all before it: the one to keep is the last of them.
         rank = float(step) if is_best else -1.0
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(_model_tree(state)),
-            optimizer=ocp.args.StandardSave(_flatten(state.opt_state)),
-            progress=ocp.args.JsonSave(dataclasses.asdict(position)),
-        )
+        items = {
+            "model": ocp.args.StandardSave(_model_tree(*state.judged)),
+            "optimizer": ocp.args.StandardSave(_flatten(state.opt_state)),
+            "progress": ocp.args.JsonSave(dataclasses.asdict(position)),
+        }
+        if state.averages is not None:  # the model is theirs, and training goes on from these
+            items["learning"] = ocp.args.StandardSave(_flatten(_learning(state)))
         with self._writing():
-            self._manager.save(step, args=items, metrics={"rank": rank})
+            args = ocp.args.Composite(**items)
+            self._manager.save(step, args=args, metrics={"rank": rank})
 
     def latest_progress(self) -> dict[str, Any] | None:
         """Reads where the run stands, or None before the first checkpoint."""
@@ -85,10 +89,10 @@ class Checkpoints:
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return dict(self._manager.restore(step, args=args)["progress"])
 
-    def restore_model(self, model: VGG, step: int) -> None:
+    def restore_model(self, model: Network, step: int) -> None:
         """Puts a checkpoint's parameters and running statistics into the model."""
         _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-        template = _abstract(_model_tree(TrainState(None, params, batch_stats, None)))
+        template = _abstract(_model_tree(params, batch_stats))
         args = ocp.args.Composite(model=ocp.args.StandardRestore(template))
         tree = self._manager.restore(step, args=args)["model"]
         nnx.replace_by_pure_dict(params, tree["params"])
@@ -96,13 +100,22 @@ class Checkpoints:
         nnx.update(model, params, batch_stats)
 
     def restore_optimizer(self, state: TrainState, step: int) -> TrainState:
-        """Gives the state of a stage with a checkpoint's moments and step in it."""
-        template = _abstract(_flatten(state.opt_state))
-        args = ocp.args.Composite(optimizer=ocp.args.StandardRestore(template))
-        leaves = self._manager.restore(step, args=args)["optimizer"]
-        structure = jax.tree.structure(state.opt_state)
-        opt_state = jax.tree.unflatten(structure, [leaves[name] for name in template])
-        return state._replace(opt_state=opt_state, step=jnp.asarray(step, jnp.int32))
+        """Puts the rest of a checkpoint into a stage's state, made from its restored model."""
+        state = state._replace(
+            opt_state=self._restore_like(state.opt_state, "optimizer", step),
+            step=jnp.asarray(step, jnp.int32),
+        )
+        if state.averages is None:
+            return state
+        training, batch_stats = self._restore_like(_learning(state), "learning", step)
+        params = nnx.merge_state(state.params, training)
+        return state._replace(params=params, batch_stats=batch_stats)
+
+    def _restore_like(self, tree: Any, item: str, step: int) -> Any:
+        template = _abstract(_flatten(tree))
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
+        leaves = self._manager.restore(step, args=args)[item]
+        return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in template])
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ class ModelInfo:
     """Training and validation pictures that could not be read: id -> reason."""
 
 
-def save_model(workdir: str | Path, model: VGG, info: ModelInfo) -> None:
+def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> None:
     """Writes `model.safetensors`, then `model.json`, whose presence says that both are whole."""
     workdir = Path(workdir)
     metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
@@ -128,8 +141,24 @@ def save_model(workdir: str | Path, model: VGG, info: ModelInfo) -> None:
     write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
 
 
-def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
+def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
     """Loads what save_model wrote, ready to predict.
+
+    Raises:
+        WeightsError: no finished model there, or one that is damaged.
+    """
+    info = read_info(workdir)
+    head, size = Head.parse(info.head), info.preprocessing.image_size
+    model = nnx.eval_shape(
+        lambda: make_model(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
+    )
+    assign(model, read_weights(Path(workdir) / "model.safetensors"))
+    model.eval()
+    return model, info
+
+
+def read_info(workdir: str | Path) -> ModelInfo:
+    """Reads a finished model's `model.json`.
 
     Raises:
         WeightsError: no finished model there, or one that is damaged.
@@ -152,15 +181,10 @@ def load_model(workdir: str | Path) -> tuple[VGG, ModelInfo]:
         fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
         fields["class_names"] = tuple(fields["class_names"])
         info = ModelInfo(**fields)
-        head, size = Head.parse(info.head), info.preprocessing.image_size
+        Head.parse(info.head)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged: {error}.") from None
-    model = nnx.eval_shape(
-        lambda: VGG(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
-    )
-    assign(model, read_weights(path.with_name("model.safetensors")))
-    model.eval()
-    return model, info
+    return info
 
 
 def write_text(path: Path, text: str) -> None:
@@ -173,11 +197,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _model_tree(state: TrainState) -> dict[str, Any]:
+def _model_tree(params: nnx.State, batch_stats: nnx.State) -> dict[str, Any]:
     return {
-        "params": nnx.to_pure_dict(state.params),
-        "batch_stats": nnx.to_pure_dict(state.batch_stats),
+        "params": nnx.to_pure_dict(params),
+        "batch_stats": nnx.to_pure_dict(batch_stats),
     }
+
+
+def _learning(state: TrainState) -> tuple[nnx.State, nnx.State]:
+    """Gives what the averages are of."""
+    params = nnx.State({layer: state.params[layer] for layer in state.averages[0]})
+    return params, state.batch_stats
 
 
 def _flatten(tree: Any) -> dict[str, np.ndarray]:

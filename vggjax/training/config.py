@@ -9,17 +9,20 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vggjax.data.augmentation import NAMES as AUGMENTATION_FIELDS
 from vggjax.data.augmentation import Augmentation, describe, is_on, resolve
-from vggjax.data.fields import check, flag
+from vggjax.data.fields import check, flag, shown_value
 from vggjax.data.preprocess import Preprocessing
 from vggjax.data.splits import parse_split
 from vggjax.errors import ConfigError, unknown
-from vggjax.models.arch import get_arch, match_layers
+from vggjax.models.arch import match_layers
 from vggjax.models.head import Head
-from vggjax.models.vgg import check_size
+from vggjax.models.named import find_arch
+from vggjax.training.data_settings import DataSettings
+from vggjax.training.learning_settings import LearningSettings, ModelSettings, RunSettings
+from vggjax.training.stages import Stage, parse_stages
 
 HOW_NOT_WHAT = (
     "workdir",
@@ -31,159 +34,85 @@ HOW_NOT_WHAT = (
     "max_unreadable",
     "log_every_steps",
     "checkpoint_minutes",
+    "tensorboard",
+    "lr_find",
 )
 """Fields that change how a run goes and not what comes out of it: a resumed run may differ here.
 (Cached features are the same numbers to the last bit or two: two programs may round differently.)
 """
 
 
-@dataclass(frozen=True)
-class _DataSettings:
-    """The first of Config's fields: a base class, so that they come first in --help."""
-
-    dataset: str = "digits"
-    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), a CSV with the
-    columns path,label[,split], or `digits`."""
-    recipe: str | None = None
-    """Sets the defaults of what is not given: digits, flowers, probe, finetune or scratch (from
-    Python: `make_config`). Without one, `digits` has its own."""
-    workdir: str | None = None
-    """The run's folder; None makes runs/<time>-<dataset>-<model>. An unfinished run resumes."""
-    seed: int = 0
-    """Of the splits, the order, the initialisation and every random draw."""
-
-    data_dir: str | None = None
-    """Where tfds keeps prepared data sets; None is tfds' own place."""
-    split: str = "0.8,0.1,0.1"
-    """Shares of train,val,test, stratified by class, where the data set has no splits; or slices
-    of its own, as in train[:80%],train[80%:90%],train[90%:]."""
-    duplicates: Literal["near", "exact", "ignore"] = "near"
-    """Which pictures count as the same and stay in one split: also such as were saved anew or made
-    smaller, only equal ones, or none."""
-    cross_validate: int = 0
-    """Train this many times, each time with another part of the pictures as the test split, and
-    judge each picture once; 0 trains once."""
-    image_size: int = 224
-    """Side in px of the pictures that the model sees, from 32."""
-    resize: Literal["squash", "crop"] = "squash"
-    """`squash` the whole picture to a square, or `crop` the middle of it."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    """Of the resize, as in Keras' load_img."""
-    preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto"
-    """Of the pixels: `caffe` for Keras' weights, `torch`, or `unit` for x/255. `auto` is caffe
-    with weights and torch without."""
-    cache_mb: int = 2048
-    """Keep the decoded pictures in memory where they take no more than this; 0 switches it off."""
-    num_threads: int | None = None
-    """Threads that decode pictures; None is one for each core."""
-    max_unreadable: float = 0.05
-    """Go on while no more than this share of a split's pictures is unreadable."""
-
-    augment: Literal["none", "flip", "crop-flip", "randaugment"] | None = None
-    """Random changes to the training pictures, by name; the settings below win over it. None is
-    flip where none of them is given, and what is given, alone, where one is."""
+_EPOCHS = 6
+"""Of a run that says neither --epochs nor --stages."""
 
 
 @dataclass(frozen=True)
-class Config(Augmentation, _DataSettings):
-    """The settings of one run: data, augmentation, model, training and bookkeeping."""
+class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSettings):
+    """The settings of one run: data, augmentation, model, learning and bookkeeping, in --help too.
 
-    model: str = "vgg16"
-    """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ..."""
-    weights: str = "imagenet"
-    """`imagenet` (Keras' published files), `none` (from scratch), or a weight file."""
-    head: str = "gap-256-0.5-classes"
-    """POOLING[-WIDTH ...][-DROPOUT]-OUTPUTS: pooling flatten, avg2 or gap; outputs `classes`
-    or a number, 1 for one sigmoid unit."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; parameters, logits and loss are float32."""
-    convolution: Literal["auto", "winograd", "direct"] = "auto"
-    """Of 3x3 kernels on CPUs: `winograd` has a quarter of the products and differs in the sixth
-    digit, `direct` has them all, `auto` takes the faster."""
-
-    unfreeze: tuple[str, ...] = ("none",)
-    """What trains beside the head: none, all, blocks (block5), layers (block5_conv3)."""
-    epochs: int = 6
-    """Passes over the training split in all; six give a first classifier, more a better one."""
-    head_epochs: int | None = None
-    """How many of the epochs train the head alone first; None is a third of them where pretrained
-    layers are unfrozen."""
-    batch_size: int = 32
-    """Pictures in a step, over all devices."""
-    optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
-    """sgd has momentum 0.9."""
-    learning_rate: float = 1e-3
-    """Of the head, at its highest."""
-    backbone_learning_rate: float | None = None
-    """Of the unfrozen layers; None is a hundredth of the head's with pretrained weights, and the
-    head's without."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """What the rates do behind the warm-up, in each stage."""
-    warmup_epochs: float = 1.0
-    """The rates rise over this long, at most half of a stage."""
-    weight_decay: float = 0.0
-    """Decoupled, on the kernels of what trains."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` lets each class count alike in the training loss, however many pictures it has."""
-    patience: int = 0
-    """Stop after this many epochs without a better `monitor`; 0 never stops early."""
-    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
-    """What chooses the best weights, which are the ones kept."""
-
-    cache_features: Literal["auto", "off"] = "auto"
-    """`auto` computes the frozen layers once for each picture and keeps what they give, where
-    nothing random comes before and the stage has more than one epoch."""
-    cached_views: int = 0
-    """With augmentation: draw this many versions of each picture once and keep their features, in
-    place of new draws at every step; 0 draws anew and keeps nothing."""
-    feature_cache_mb: int = 4096
-    """Keep the features in memory where they take no more than this, else in a file in the run
-    folder while the stage lasts."""
-    feature_dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the features as they are kept; None is --dtype's, which loses nothing."""
-
-    parallel: Literal["jit", "pmap"] = "jit"
-    """How the step is spread over several devices."""
-    log_every_steps: int = 20
-    """How often the loss is fetched and written down; at least four times an epoch."""
-    checkpoint_minutes: float = 10.0
-    """Save this often inside a long epoch as well; every epoch's end is saved."""
+    (A dataclass takes its fields from the last of its base classes first.)
+    """
 
     def __post_init__(self) -> None:
         """Refuses what cannot be run, with the fix."""
         super().__post_init__()  # types of all fields, and the augmentation's own checks
         if not self.unfreeze:
             raise ConfigError("--unfreeze takes none, all, blocks or layers; got nothing.")
-        arch = get_arch(self.model)
-        match_layers(self.unfreeze, (name for name in arch.layers() if "pool" not in name))
-        check_size(self.image_size)
+        match_layers(self.unfreeze, self.base_layers)
+        find_arch(self.model).check_size(self.image_size)
         Head.parse(self.head)
         parse_split(self.split)
-        positive = ("batch_size", "epochs", "learning_rate", "log_every_steps")
-        for name in positive:
+        positive = ("batch_size", "learning_rate", "log_every_steps", "checkpoint_minutes")
+        for name in (*positive, "plateau_patience"):
             self._check(name, getattr(self, name) > 0, "above 0")
-        for name in ("dataset", "weights", "workdir"):
+        for name in ("epochs", "num_threads", "backbone_learning_rate"):
+            value = getattr(self, name)
+            self._check(name, value is None or value > 0, "above 0")
+        for name in ("dataset", "weights", "workdir", "start_from"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{flag(name)} is empty; give it a value.")
         self._check("seed", self.seed < 2**32, "below 2**32")
-        sizes = ("cache_mb", "cached_views", "feature_cache_mb")
-        for name in ("seed", "warmup_epochs", "weight_decay", "patience", *sizes):
+        sizes = ("cache_mb", "cached_views", "feature_cache_mb", "epoch_images")
+        durations = ("warmup_epochs", "patience")
+        for name in ("seed", "weight_decay", "clip_norm", *durations, *sizes):
             self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("max_unreadable", "label_smoothing", "ema", "beta1", "beta2"):
+            self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._check("layer_decay", 0 < self.layer_decay <= 1, "above 0, to 1")
+        self._check("plateau_factor", 0 < self.plateau_factor < 1, "between 0 and 1")
         folds = self.cross_validate
         self._check("cross_validate", folds == 0 or folds > 1, "0, or 2 folds or more")
-        self._check("max_unreadable", 0 <= self.max_unreadable < 1, "in [0, 1)")
-        self._check("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
-        self._check("num_threads", self.num_threads is None or self.num_threads > 0, "above 0")
-        rate = self.backbone_learning_rate
-        self._check("backbone_learning_rate", rate is None or rate > 0, "above 0")
-        if self.head_epochs is not None:
-            fix = f"from 0 to below --epochs {self.epochs}; the epochs count the head's as well"
-            self._check("head_epochs", 0 <= self.head_epochs < self.epochs, fix)
-        if self.unfreeze == ("none",):
-            for name in ("head_epochs", "backbone_learning_rate"):
-                self._check(name, getattr(self, name) is None, "left out where --unfreeze is none")
-
+        self._check_stages()
         self._check_features()
+
+    def _check_stages(self) -> None:
+        """Refuses what the stages leave no place for."""
+        if self.stages:
+            parse_stages(self.stages, self.base_layers)
+            for name in ("unfreeze", "head_epochs", "epochs"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(
+                        f"--stages {shown_value(self, 'stages')} says what trains and for how "
+                        f"long; leave {flag(name)} {shown_value(self, name)} out."
+                    )
+        if self.head_epochs is not None:
+            fix = f"from 0 to below --epochs {self.num_epochs}; the epochs count the head's as well"
+            self._check("head_epochs", 0 <= self.head_epochs < self.num_epochs, fix)
+        if self.unfrozen == ("none",):
+            missing = "--stages unfreeze nothing" if self.stages else "--unfreeze is none"
+            for name in ("head_epochs", "backbone_learning_rate", "layer_decay"):
+                default = getattr(type(self), name)
+                self._check(name, getattr(self, name) == default, f"left out where {missing}")
+        if self.start_from is not None and self.cross_validate:
+            raise ConfigError(
+                "--cross-validate judges every picture, also those that the run of --start-from "
+                "has learned; leave one of the two out."
+            )
+        if self.start_from is not None and self.weights not in ("imagenet", "none"):
+            raise ConfigError(
+                f"--start-from {self.start_from} brings its own weights; leave --weights "
+                f"{self.weights} out."
+            )
 
     def _check_features(self) -> None:
         """Refuses what can keep no features, where keeping them would change what is learned."""
@@ -216,9 +145,31 @@ class Config(Augmentation, _DataSettings):
         check(self, name, holds, wanted)
 
     @property
+    def base_layers(self) -> tuple[str, ...]:
+        """The names of the base's layers that have parameters, in the order in which they run."""
+        return find_arch(self.model).weighted_layers()
+
+    @property
+    def num_epochs(self) -> int:
+        """The epochs of the run: `epochs`, or what the stages add up to."""
+        if self.stages:
+            return sum(stage.epochs for stage in self.planned_stages)
+        return _EPOCHS if self.epochs is None else self.epochs
+
+    @property
+    def planned_stages(self) -> tuple[Stage, ...]:
+        """The stages as `stages` has them; none where --unfreeze decides."""
+        return parse_stages(self.stages, self.base_layers)
+
+    @property
+    def unfrozen(self) -> tuple[str, ...]:
+        """What trains beside the head in the end, as `unfreeze` says it."""
+        return self.planned_stages[-1].unfreeze if self.stages else self.unfreeze
+
+    @property
     def pretrained(self) -> bool:
         """Whether the convolutional base starts from weights that were learned before."""
-        return self.weights != "none"
+        return self.weights != "none" or self.start_from is not None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -257,8 +208,11 @@ class Config(Augmentation, _DataSettings):
         """Finds the fields that would change the result: {name: (own value, other's value)}.
 
         The same augmentation said in another way, by its name or without one, is no difference.
+        Nor are epochs that are said or left out.
         """
         passed_over = set(HOW_NOT_WHAT)
+        if self.num_epochs == other.num_epochs:
+            passed_over.add("epochs")
         if self.augmentation == other.augmentation:
             passed_over |= {"augment", *AUGMENTATION_FIELDS}
         return {

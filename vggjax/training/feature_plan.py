@@ -17,9 +17,10 @@ import jax.numpy as jnp
 
 from vggjax.data.augmentation import describe, is_on
 from vggjax.errors import ConfigError
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.training.config import Config
-from vggjax.training.freezing import Labels, Stage, label_layers
+from vggjax.training.freezing import Labels, label_layers
+from vggjax.training.stages import Stage
 
 SPARE_BYTES = 2**30
 """Left free on the disk that a file of features goes to: checkpoints want room too."""
@@ -34,7 +35,7 @@ class FeaturePlan:
     """Of one picture's features."""
     dtype: str
     views: tuple[int, ...]
-    """The drawn versions of each training picture that the stage's epochs need; (0,) is the plain
+    """The drawn versions of each training picture that the stage's passes need; (0,) is the plain
     picture where nothing is drawn."""
     size_bytes: int
     where: Literal["memory", "file", "nowhere"]
@@ -54,30 +55,33 @@ def megabytes(size_bytes: int) -> str:
     return f"{math.ceil(size_bytes / 2**20):,} MB"
 
 
-def find_cut(model: VGG, labels: Labels) -> str | None:
+def find_cut(model: Network, labels: Labels) -> str | None:
     """Finds the deepest layer that depends on frozen layers alone, None where the first trains."""
     cut = None
     for name in model.layers:
         trains = labels.get(name, "frozen") != "frozen"
-        # Without a hidden layer dropout follows the pooled features: see VGG._run_layer.
-        drops = name in ("flatten", "gap") and model.head.dropout and not model.head.hidden
-        if trains or drops:
+        if trains or name in model.dropout_rates:
             break
-        cut = name
+        if name in labels or cut:  # what has no parameters in front is not worth keeping
+            cut = name
     return cut
 
 
 def plan_features(
     config: Config,
-    model: VGG,
+    model: Network,
     stages: Sequence[Stage],
     counts: Mapping[str, int],
     workdir: Path,
+    *,
+    steps_per_epoch: int = 1,
+    steps_per_pass: int = 1,
 ) -> dict[str, FeaturePlan]:
     """Plans what each stage keeps, {stage's name: plan}; a stage that keeps nothing has no entry.
 
     `counts` are the pictures of `train` and `val`. Where nothing is drawn, features are kept by
-    themselves if the stage has more than one epoch; drawn versions only on request.
+    themselves if the stage goes through the pictures more than once; drawn versions only on
+    request.
 
     Raises:
         ConfigError: what was asked for cannot be kept.
@@ -87,10 +91,12 @@ def plan_features(
     plans = {}
     for stage in stages:
         cut = find_cut(model, label_layers(model, stage.unfreeze))
-        if cut is None or (stage.epochs < 2 and not config.cached_views):
+        steps = stage.epochs * steps_per_epoch
+        if cut is None or (steps <= steps_per_pass and not config.cached_views):
             continue
-        epochs = range(stage.first_epoch, stage.first_epoch + stage.epochs)
-        views = tuple(sorted({view_of(epoch, config.cached_views) for epoch in epochs}))
+        first = stage.first_epoch * steps_per_epoch
+        passes = range(first // steps_per_pass, (first + steps - 1) // steps_per_pass + 1)
+        views = tuple(sorted({view_of(number, config.cached_views) for number in passes}))
         dtype = config.feature_dtype or config.dtype
         size = config.image_size
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -105,15 +111,15 @@ def plan_features(
     if config.cached_views and not plans:
         raise ConfigError(
             f"--cached-views {config.cached_views} needs frozen layers before the first that "
-            f"trains; got --unfreeze {' '.join(config.unfreeze)}. Leave it out: "
+            f"trains; got --unfreeze {' '.join(config.unfrozen)}. Leave it out: "
             f"{describe(config.augmentation)} is then drawn anew at every step."
         )
     return plans
 
 
-def view_of(epoch: int, cached_views: int) -> int:
-    """Says which of the drawn versions an epoch uses: they take turns."""
-    return epoch % max(cached_views, 1)
+def view_of(number: int, cached_views: int) -> int:
+    """Says which of the drawn versions a pass through the pictures uses: they take turns."""
+    return number % max(cached_views, 1)
 
 
 def _find_room(

@@ -23,10 +23,10 @@ from vggjax.data.pipeline import Batch, Examples, prefetch
 from vggjax.models.assign import extract
 from vggjax.training.feature_plan import FeaturePlan, megabytes, view_of
 from vggjax.training.feature_store import FileStore, MemoryStore, Store, make_key
-from vggjax.training.freezing import Stage
 from vggjax.training.screen import Screen
 from vggjax.training.setup import Setup
 from vggjax.training.signals import Stop
+from vggjax.training.stages import Stage
 from vggjax.training.step import make_feature_step
 from vggjax.training.tally import Program
 
@@ -38,7 +38,7 @@ class Features:
         examples: the split whose pictures they are of.
         views: for each drawn version that is kept its rows (N, ...), in the split's order.
         masked: the positions of pictures that cannot be read.
-        cached_views: how many versions take turns from epoch to epoch; 0 where nothing is drawn.
+        cached_views: how many versions take turns from pass to pass; 0 where nothing is drawn.
     """
 
     def __init__(

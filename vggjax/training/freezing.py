@@ -2,12 +2,12 @@
 
 One labelling, layer name -> `frozen`, `backbone` or `head`, is used twice: it filters what is
 differentiated (`nnx.DiffState`), so that the backward pass of frozen blocks is not computed, and it
-routes the update (`optax.multi_transform`), so that they hold no moments. A run is a list of
-stages; within one the labelling does not change.
+routes the update (`optax.multi_transform`), so that they hold no moments. With --layer-decay each
+block is a label of its own (`block5`) in place of `backbone`. A run is a list of stages; within one
+the labelling does not change.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,47 +17,51 @@ from flax import nnx
 from vggjax.models.arch import match_layers
 from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
+from vggjax.training.optimizers import scale_by_optimizer, scale_by_rate
+from vggjax.training.stages import Stage, name_stage
 
 Labels = Mapping[str, str]
-"""Layer name -> `frozen`, `backbone` or `head`, for every layer that has parameters."""
-
-_SCALERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "adam": optax.scale_by_adam,
-    "nadam": lambda: optax.scale_by_adam(nesterov=True),
-    "rmsprop": lambda: optax.scale_by_rms(decay=0.9, eps=1e-7),  # Keras' defaults
-    "sgd": lambda: optax.trace(decay=0.9),
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of epochs in which the same layers train."""
-
-    name: str
-    unfreeze: tuple[str, ...]
-    first_epoch: int
-    epochs: int
+"""Layer name -> `frozen`, `head`, and `backbone` or its block, for every layer with parameters."""
 
 
 def plan_stages(config: Config) -> tuple[Stage, ...]:
-    """Divides the epochs: the head alone first, where pretrained layers would be wrecked by it."""
+    """Divides the epochs: the head alone first, where pretrained layers would be wrecked by it.
+
+    A run that goes on from another's head needs no such stage.
+    """
+    if config.stages:
+        return config.planned_stages
+    epochs, head_epochs = config.num_epochs, config.head_epochs
     if config.unfreeze == ("none",):
-        return (Stage("head", config.unfreeze, 0, config.epochs),)
-    head_epochs = config.head_epochs
+        return (Stage("head", config.unfreeze, 0, epochs),)
     if head_epochs is None:
-        head_epochs = max(1, config.epochs // 3) if config.pretrained and config.epochs > 1 else 0
-    name = "head+" + "+".join(config.unfreeze)
-    last = Stage(name, config.unfreeze, head_epochs, config.epochs - head_epochs)
+        is_new = config.pretrained and config.start_from is None
+        head_epochs = max(1, epochs // 3) if is_new and epochs > 1 else 0
+    name = name_stage(config.unfreeze)
+    last = Stage(name, config.unfreeze, head_epochs, epochs - head_epochs)
     return (Stage("head", ("none",), 0, head_epochs), last) if head_epochs else (last,)
 
 
-def label_layers(model: VGG, unfreeze: tuple[str, ...]) -> dict[str, str]:
-    """Labels every layer that has parameters; the head always trains."""
-    base = [name for name in model.arch.layers() if not name.endswith("_pool")]
+def label_layers(
+    model: VGG, unfreeze: tuple[str, ...], *, by_block: bool = False
+) -> dict[str, str]:
+    """Labels every layer that has parameters; the head always trains.
+
+    `by_block` labels an unfrozen layer with its block's name, so that blocks may differ in rate.
+    """
+    base = model.arch.weighted_layers()
     unfrozen = match_layers(unfreeze, base)
-    labels = {name: "backbone" if name in unfrozen else "frozen" for name in base}
+    labels = {
+        name: "frozen" if name not in unfrozen else block_of(name) if by_block else "backbone"
+        for name in base
+    }
     head = model.head.layers() if model.head else ()
     return labels | {name: "head" for name in head if hasattr(model, name)}
+
+
+def block_of(layer: str) -> str:
+    """Gives the block of a layer of the base: `block5_conv3` is of `block5`."""
+    return layer.split("_")[0]
 
 
 def trainable(labels: Labels) -> Callable[[tuple, Any], bool]:
@@ -75,21 +79,29 @@ def set_training_mode(model: VGG, labels: Labels, *, axis_name: str | None = Non
 
 
 def peak_rates(config: Config) -> dict[str, float]:
-    """Gives the highest learning rate of `head` and of `backbone`."""
+    """Gives the highest learning rate of each label that trains: `head`, and `backbone` or blocks.
+
+    With --layer-decay d the last block learns at the backbone's rate, the one before it at d times
+    that, and so on down, whether they are unfrozen or not.
+    """
     backbone = config.backbone_learning_rate
     if backbone is None:
         # A hundredth: pretrained features are to be adjusted, not relearned.
         backbone = config.learning_rate * (0.01 if config.pretrained else 1.0)
-    return {"head": config.learning_rate, "backbone": backbone}
+    rates = {"head": config.learning_rate}
+    if config.layer_decay == 1:
+        return rates | {"backbone": backbone}
+    blocks = dict.fromkeys(map(block_of, reversed(config.base_layers)))
+    return rates | {block: backbone * config.layer_decay**i for i, block in enumerate(blocks)}
 
 
 def make_schedules(config: Config, stage: Stage, steps_per_epoch: int) -> dict[str, optax.Schedule]:
-    """Makes the learning rates of `head` and `backbone` over the steps of a stage, from its 0."""
+    """Makes the learning rate of each label over the steps of a stage, from its 0."""
     steps = stage.epochs * steps_per_epoch
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), steps // 2)
 
     def schedule(peak: float) -> optax.Schedule:
-        if config.schedule == "constant":
+        if config.schedule != "cosine":  # a plateau's rates fall by a factor: see Position
             return optax.warmup_constant_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
         first = peak / (warmup_steps + 1)  # not 0: the first step is to learn as well
         return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, steps)
@@ -99,23 +111,30 @@ def make_schedules(config: Config, stage: Stage, steps_per_epoch: int) -> dict[s
 
 def make_optimizer(
     config: Config, labels: Labels, schedules: Mapping[str, optax.Schedule]
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Makes the update: each label at its own rate, frozen parameters not at all.
 
+    Its `update` takes the trainable gradients alone, so that their norm is what is clipped and
+    nothing asks for those of frozen layers, and `factor` (), which multiplies every rate.
     `optax.multi_transform` is the older name of `optax.partition`.
     """
+    decay = optax.add_decayed_weights(
+        config.weight_decay,
+        # Neither biases nor normalisation: they have one axis.
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
 
     def tx(schedule: optax.Schedule) -> optax.GradientTransformation:
-        decay = optax.add_decayed_weights(
-            config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-        )
-        scaled = [_SCALERS[config.optimizer](), *([decay] if config.weight_decay else [])]
-        return optax.chain(*scaled, optax.scale_by_learning_rate(schedule))
+        rule = scale_by_optimizer(config.optimizer, beta1=config.beta1, beta2=config.beta2)
+        decayed = [decay] if config.weight_decay else []
+        return optax.chain(rule, *decayed, scale_by_rate(schedule))
 
     transforms = {label: tx(schedule) for label, schedule in schedules.items()}
-    return optax.multi_transform(
+    routed = optax.multi_transform(
         transforms | {"frozen": optax.set_to_zero()},
         lambda params: jax.tree_util.tree_map_with_path(
             lambda path, _: labels[path[0].key], params
         ),
     )
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(clip, routed) if config.clip_norm else routed

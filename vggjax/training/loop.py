@@ -9,51 +9,34 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from rich.console import Console
 
 from vggjax.data.pipeline import Batch, prefetch
 from vggjax.errors import VggjaxError
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
 from vggjax.training.chunks import chunk_size, in_chunks
 from vggjax.training.config import Config
 from vggjax.training.features import kept_features
-from vggjax.training.freezing import Stage, label_layers, make_optimizer, make_schedules
+from vggjax.training.freezing import label_layers, make_optimizer, make_schedules
+from vggjax.training.position import Position
 from vggjax.training.reading import adapted, left_out, read_pictures, say_adapted
 from vggjax.training.run_folder import Log, lock_workdir, make_workdir
 from vggjax.training.screen import Screen, looking, print_first_screen
 from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
 from vggjax.training.signals import Stop, stop_signals
+from vggjax.training.stages import Stage
 from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
 from vggjax.training.tally import Clock, Program, Tally
-
-
-@dataclass
-class Position:
-    """Where a run stands, beside its state: saved with every checkpoint as JSON."""
-
-    step: int = 0
-    stage: str | None = None
-    best_value: float | None = None
-    best_step: int = 0
-    stale_epochs: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def take(self, value: float) -> bool:
-        """Takes an evaluation's value, higher is better; says whether it is the best so far."""
-        value = -math.inf if math.isnan(value) else value
-        is_best = self.best_value is None or value > self.best_value
-        if is_best:
-            self.best_value, self.best_step = value, self.step
-        self.stale_epochs = 0 if is_best else self.stale_epochs + 1
-        return is_best
+from vggjax.training.walk import batches_between, pictures_before
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ class Trained:
     """What a training leaves: the best weights, and all that they need."""
 
     workdir: Path
-    model: VGG
+    model: Network
     info: ModelInfo
 
 
@@ -82,7 +65,7 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
         return Trained(run.workdir, model, info)
 
     print_first_screen(console, run)
-    with Screen(console, config.epochs) as screen:
+    with Screen(console, config.num_epochs) as screen:
         read_pictures(run, screen)
         said = adapted(run)
         make_workdir(run.workdir, config, run.source, run.splits, run.duplicates)
@@ -139,33 +122,25 @@ def _train_stage(
             screen.say(f"No better {config.monitor} for {config.patience} epochs: stopped.")
             break
         epoch, start = divmod(position.step, steps_per_epoch)
+        epoch_ends = (epoch + 1) * steps_per_epoch
         where = {"epoch": epoch + 1, "stage": stage.name}
-        screen.begin(f"epoch {epoch + 1}/{config.epochs}", steps_per_epoch, done=start)
+        screen.begin(f"epoch {epoch + 1}/{config.num_epochs}", steps_per_epoch, done=start)
         tally, clock = Tally(placement, position.sums), Clock(train_step)
-        examples = run.examples["train"]
-        batches = examples.batches(
-            run.batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            shuffle=True,
-            start=start,
-            process=placement.process,
-        )
+        batches = batches_between(run, position.step, epoch_ends)
         chunks = in_chunks(batches, size, step=position.step, every=log_every_steps)
-        done = start
         with closing(prefetch(chunks, put)) as chunks:
             for steps, batch in chunks:
                 state, metrics = train_step(state, batch)  # 1. learn
                 tally.add(steps, metrics)
+                shown = pictures_before(run, position.step)
                 position.step += steps
-                before, done = done, done + steps
-                clock.tick(min(done * run.batch_size, len(examples)) - before * run.batch_size)
+                clock.tick(pictures_before(run, position.step) - shown)
                 if position.step % log_every_steps == 0:  # 2. report; the only wait
                     values = _means(tally.fetch(), "train")
                     _check_finite(values, position.step, config)
                     log.write("step", position.step, **where, **values, **rates(position.step))
                     screen.figures(values, clock.images_per_s())
-                screen.advance(done)
+                screen.advance(position.step % steps_per_epoch or steps_per_epoch)
                 is_due = time.monotonic() - saved_s > 60 * config.checkpoint_minutes
                 if (stop.signum or is_due) and position.step % steps_per_epoch:
                     tally.fetch()
@@ -180,13 +155,18 @@ def _train_stage(
         values["images_per_s"] = clock.images_per_s()
         values |= evaluate_split(run, "val", eval_step, state)
         values["seconds"] = clock.seconds()
-        value = values[config.monitor]  # 4. keep the best
+        values |= rates(position.step)
+        value = values[config.monitor]  # 4. keep the best, and slow down where it gets no better
         is_best = position.take(-value if config.monitor == "val/loss" else value)
+        slower = position.reduce_on_plateau(config, values["val/loss"])
         position.sums = {}
         checkpoints.save(placement.fetch(state), position, is_best=is_best)
         saved_s = time.monotonic()
-        log.write("epoch", position.step, **where, **values, **rates(position.step))
+        log.write("epoch", position.step, **where, **values)
         screen.epoch(epoch + 1, stage.name, values, is_best=is_best)
+        if slower:
+            state = state._replace(factor=placement.put_state(np.float32(position.factor)))
+            screen.plateau(config, position.factor)
         stop.check(run.workdir)
     _put_back(run.model, placement.fetch(state))
 
@@ -201,7 +181,7 @@ def _begin_stage(
 ) -> tuple[TrainState, Callable, Callable[[int], dict[str, float]]]:
     """Compiles a stage's step and makes its state, with the checkpoint's moments if resumed."""
     config = run.config
-    labels = label_layers(run.model, stage.unfreeze)
+    labels = label_layers(run.model, stage.unfreeze, by_block=config.layer_decay != 1)
     schedules = make_schedules(config, stage, run.steps_per_epoch)
     tx = make_optimizer(config, labels, schedules)
     train_step = make_train_step(
@@ -212,21 +192,27 @@ def _begin_stage(
         mode=config.preprocessing.mode,
         augmentation=config.augmentation,
         class_weights=run.class_weights,
+        label_smoothing=config.label_smoothing,
+        ema=config.ema,
         seed=config.seed,
         after=cut,
         in_chunks=in_chunks,
     )
-    state = make_state(run.model, tx, labels, step=position.step)
-    if position.stage == stage.name:
+    is_resumed = position.stage == stage.name
+    if not is_resumed:
+        position.begin_stage(stage.name)
+    state = make_state(
+        run.model, tx, labels, step=position.step, factor=position.factor, ema=config.ema
+    )
+    if is_resumed:
         state = checkpoints.restore_optimizer(state, position.step)
-    else:
-        position.stage, position.stale_epochs = stage.name, 0
     first_step = stage.first_epoch * run.steps_per_epoch
 
     def rates(step: int) -> dict[str, float]:
         used = {label for label in labels.values() if label in schedules}
         return {
             f"learning_rate/{label}": float(schedules[label](step - 1 - first_step))
+            * position.factor
             for label in sorted(used)
         }
 
@@ -241,7 +227,7 @@ def evaluate_split(
     batches = run.examples[split].batches(run.batch_size, process=run.placement.process)
     with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for batch in batches:
-            tally.add(1, eval_step((state.params, state.batch_stats), batch))
+            tally.add(1, eval_step(state.judged, batch))
     tally.fetch()
     values = _means(tally.sums, split)
     if len(run.source.class_names) <= 5:
@@ -249,9 +235,8 @@ def evaluate_split(
     return values
 
 
-def _put_back(model: VGG, state: TrainState) -> None:
-    params, batch_stats = jax.tree.map(jnp.asarray, (state.params, state.batch_stats))
-    nnx.update(model, params, batch_stats)
+def _put_back(model: Network, state: TrainState) -> None:
+    nnx.update(model, *jax.tree.map(jnp.asarray, state.judged))
 
 
 def _means(sums: dict[str, float], split: str) -> dict[str, float]:

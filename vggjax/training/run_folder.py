@@ -1,7 +1,7 @@
-"""The run folder: which run it is, what it saw, and its log.
+"""The run folder: which run it is and what it saw.
 
 `config.json`, `data.json` and `splits.csv` say what the run is, so that a rerun resumes this very
-run or is refused; `log.jsonl` has one JSON object a line, `kind` step, epoch, resume or test.
+run or is refused. Its log is log.py's.
 """
 
 import csv
@@ -20,9 +20,12 @@ from vggjax.data.split_file import splits_text
 from vggjax.errors import ConfigError, shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config, read_config
+from vggjax.training.log import Log as Log
+from vggjax.training.log import append_log as append_log
+from vggjax.training.log import read_log as read_log
 
-_EARLY = ("data.json", SPLITS_FILE, ".lock")
-"""What a start that was killed at once may have left."""
+RATE_FILE, RATE_PLOT = "lr-find.json", "lr-find.png"
+_EARLY = ("data.json", SPLITS_FILE, ".lock", RATE_FILE)
 
 
 def default_workdir(config: Config) -> Path:
@@ -49,13 +52,20 @@ def find_workdir(config: Config) -> Path:
                     f"{workdir} belongs to a run with other settings: {listed}. Give the same "
                     "settings to resume it, or another --workdir."
                 )
-        elif workdir.exists() and any(path.name not in _EARLY for path in workdir.iterdir()):
+        elif workdir.exists() and not all(_is_early(path) for path in workdir.iterdir()):
             raise ConfigError(
                 f"{workdir} holds files but no run; give --workdir a new or an empty folder."
             )
     except OSError as error:
-        raise _unusable(workdir, error) from None
+        raise unusable(workdir, error) from None
     return workdir
+
+
+def _is_early(path: Path) -> bool:
+    """Says whether a start that was killed at once, or --lr-find, may have left it."""
+    if path.name == "plots":
+        return [plot.name for plot in path.iterdir()] == [RATE_PLOT]
+    return path.name in _EARLY
 
 
 def make_workdir(
@@ -84,7 +94,7 @@ def make_workdir(
         # Also over an older one: what may differ in a resumed run is to be true as well.
         write_text(workdir / "config.json", config.to_json())
     except OSError as error:
-        raise _unusable(workdir, error) from None
+        raise unusable(workdir, error) from None
 
 
 def fold_folders(workdir: Path, config: Config) -> list[Path]:
@@ -115,7 +125,8 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _unusable(workdir: Path, error: OSError) -> ConfigError:
+def unusable(workdir: Path, error: OSError) -> ConfigError:
+    """Words why a run folder cannot be read or written."""
     return ConfigError(
         f"Cannot use the run folder {workdir}: {error.strerror or error}. Give another --workdir."
     )
@@ -220,38 +231,3 @@ def _describe(source: Source, splits: dict[str, Any]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
-
-
-class Log:
-    """Appends to `log.jsonl`; a resumed run drops what was written behind its checkpoint."""
-
-    def __init__(self, workdir: Path, *, step: int):
-        self._workdir = workdir
-        lines = read_log(workdir)
-        kept = [line for line in lines if line["step"] <= step]
-        if lines:
-            kept.append({"kind": "resume", "step": step})
-        write_text(workdir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Adds a line; it is written when this returns."""
-        append_log(self._workdir, {"kind": kind, "step": step, **values})
-
-
-def append_log(workdir: Path, line: dict[str, Any]) -> None:
-    """Adds a line to `log.jsonl`."""
-    with (workdir / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def read_log(workdir: str | Path) -> list[dict[str, Any]]:
-    """Reads `log.jsonl`; a last line that a kill cut short is left out."""
-    path = Path(workdir) / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found

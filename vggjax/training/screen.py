@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -16,10 +17,13 @@ from vggjax.data.splits import remarks_on_splits
 from vggjax.errors import shown
 from vggjax.models.assign import shapes
 from vggjax.training.config import Config
-from vggjax.training.freezing import Stage, label_layers, peak_rates
+from vggjax.training.freezing import label_layers, peak_rates
+from vggjax.training.recipes import lesson_of
 from vggjax.training.run_folder import describe_duplicates
 from vggjax.training.setup import Progress as Told
 from vggjax.training.setup import Setup
+from vggjax.training.stages import Stage
+from vggjax.weights.native import read_metadata
 
 
 def print_first_screen(console: Console, run: Setup) -> None:
@@ -29,9 +33,11 @@ def print_first_screen(console: Console, run: Setup) -> None:
     kind = f"{len(devices)} x {devices[0].device_kind}" if len(devices) > 1 else ""
     names = ", ".join(shown(name) for name in source.class_names[:12])
     more = f" ... {len(source.class_names)} in all" if len(source.class_names) > 12 else ""
-    preprocessing = config.preprocessing
+    preprocessing, lesson = config.preprocessing, lesson_of(config)
     rows = [
         ("Run", shown(run.workdir)),
+        ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else ""),
+        ("Teaches", lesson.teaches if lesson else ""),
         ("Device", f"{kind or devices[0].device_kind} ({devices[0].platform}), {config.dtype}"),
         ("Data", f"{shown(source.name)}: {len(source.labels):,} pictures"),
         ("Classes", f"{len(source.class_names)}: {names}{more}"),
@@ -42,7 +48,8 @@ def print_first_screen(console: Console, run: Setup) -> None:
         ("Pictures", f"{preprocessing.image_size} px, {preprocessing.resize}, "
                      f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
                      f"augmentation {describe(config.augmentation)}"),
-        ("Model", f"{config.model} + {run.model.head}, weights {shown(config.weights)}"),
+        ("Model", f"{config.model} + {run.model.head}, {_describe_weights(config)}"),
+        ("Learning", _describe_learning(config)),
     ]  # fmt: skip
     for stage in run.stages:
         rows.append(("Stage", _describe(run, stage)))
@@ -52,7 +59,8 @@ def print_first_screen(console: Console, run: Setup) -> None:
         if not looks_like_instructions(config.split):
             notes.append(f"--split {config.split} is not used: the data set has its own splits.")
     rows += [("Beware", shown(note)) for note in notes]
-    if not config.pretrained and config.unfreeze != ("all",):
+    rows.append(("Beware", _describe_pixels(config)))
+    if not config.pretrained and config.unfrozen != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
                                "--unfreeze all, will do better"))  # fmt: skip
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -78,9 +86,57 @@ def _describe_balance(run: Setup) -> str:
     return f"a picture counts from {named[0]} to {named[1]} in the loss, each class alike"
 
 
+def _describe_weights(config: Config) -> str:
+    if config.start_from:
+        return f"both from {shown(config.start_from)}"
+    return f"weights {shown(config.weights)}"
+
+
+def _describe_learning(config: Config) -> str:
+    """Says how the rates go, and what else is on."""
+    plateau = f"plateau (x {config.plateau_factor:g} after {config.plateau_patience} epochs)"
+    said = [f"schedule {plateau if config.schedule == 'plateau' else config.schedule}"]
+    if config.warmup_epochs:
+        said.append(f"warm-up {config.warmup_epochs:g} epoch{'s' * (config.warmup_epochs != 1)}")
+    names = {
+        "weight_decay": "weight decay",
+        "clip_norm": "gradients clipped at norm",
+        "label_smoothing": "label smoothing",
+        "ema": "weights averaged, decay",
+    }
+    said += [
+        f"{text} {value:g}" for name, text in names.items() if (value := getattr(config, name))
+    ]
+    return ", ".join(said)
+
+
+_PIXELS = {
+    "caffe": "'caffe' pixels (BGR, ImageNet's mean taken off)",
+    "torch": "'torch' pixels (ImageNet's mean and deviation)",
+    "unit": "x/255",
+}
+
+
+def _describe_pixels(config: Config) -> str:
+    """Says where the weights have learned from other pixels than they will get."""
+    if config.start_from or not config.pretrained:
+        return ""
+    mode, known = config.preprocessing.mode, None
+    if config.weights != "imagenet":
+        known = read_metadata(Path(config.weights)).get("preprocess")
+    if known not in _PIXELS:  # a file that does not say it: Keras', or some other that is not x/255
+        known = "caffe" if mode == "unit" else mode
+    if known == mode:
+        return ""
+    return (
+        f"the weights were trained on {_PIXELS[known]}, not on {_PIXELS[mode]} (--preprocess "
+        f"{mode}): frozen layers give worse features. Leave --preprocess out to do better."
+    )
+
+
 def _describe(run: Setup, stage: Stage) -> str:
     config = run.config
-    labels = label_layers(run.model, stage.unfreeze)
+    labels = label_layers(run.model, stage.unfreeze, by_block=config.layer_decay != 1)
     sizes = {
         layer: sum(math.prod(shape) for name, shape in parts.items() if name not in ("mean", "var"))
         for layer, parts in shapes(run.model).items()
@@ -165,6 +221,13 @@ class Screen:
             )
         parts.append(f"{values['images_per_s']:.0f} images/s, {values['seconds']:.0f} s")
         self.say("  ".join(parts) + ("  best" if is_best else ""))
+
+    def plateau(self, config: Config, factor: float) -> None:
+        """Says that the rates have fallen."""
+        self.say(
+            f"No lower val/loss for {config.plateau_patience} epochs: rates times "
+            f"{config.plateau_factor:g}, in all {factor:.3g} of the stage's."
+        )
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""

@@ -24,13 +24,16 @@ from vggjax.data.splits import make_splits, parse_split
 from vggjax.errors import ConfigError
 from vggjax.models.convolution import make_convolve
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.named import make_model
+from vggjax.models.network import Network
 from vggjax.training.checkpoint import ModelInfo
 from vggjax.training.config import Config
 from vggjax.training.feature_plan import FeaturePlan, plan_features
-from vggjax.training.freezing import Stage, plan_stages
+from vggjax.training.freezing import plan_stages
 from vggjax.training.run_folder import check_data, find_workdir, read_duplicates
 from vggjax.training.sharding import Placement
+from vggjax.training.stages import Stage
+from vggjax.training.start_from import check_start, load_start, preprocessing_of
 from vggjax.weights.load import load_base, resolve_weights
 from vggjax.weights.native import read_metadata
 
@@ -48,11 +51,13 @@ class Setup:
     """Pictures beyond the first of their kind, `exact` and `near`, and how many were `leaked` by
     the data set's own splits; empty where nobody looked."""
     examples: dict[str, Examples]
-    model: VGG
+    model: Network
     info: ModelInfo
     stages: tuple[Stage, ...]
     batch_size: int
     steps_per_epoch: int
+    steps_per_pass: int
+    """Steps in which each training picture is shown once; an epoch's, without --epoch-images."""
     features: dict[str, FeaturePlan]
     """Stage's name -> what it keeps of its frozen layers' outputs; stages that keep nothing are
     left out."""
@@ -79,10 +84,12 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     check_outside(workdir, source)
     check_data(workdir, source)
     splits, duplicates = find_splits(config, workdir, source, progress=progress)
+    if config.start_from:
+        check_start(config, head, source, splits)
     model = build_model(config, head)
     provenance = {
         "vggjax": __version__,
-        "weights": config.weights,
+        "weights": config.start_from or config.weights,
         "dataset": config.dataset,
         "seed": str(config.seed),
     }
@@ -92,7 +99,10 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     # A batch larger than the data would be padding; it still divides over the devices.
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
-    steps_per_epoch = examples["train"].num_batches(batch_size)
+    steps_per_pass = examples["train"].num_batches(batch_size)
+    steps_per_epoch = steps_per_pass
+    if config.epoch_images:
+        steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
     stages = plan_stages(config)
     counts = {name: len(rows) for name, rows in splits.items()}
     weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
@@ -109,7 +119,16 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
         stages=stages,
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
-        features=plan_features(config, model, stages, counts, workdir),
+        steps_per_pass=steps_per_pass,
+        features=plan_features(
+            config,
+            model,
+            stages,
+            counts,
+            workdir,
+            steps_per_epoch=steps_per_epoch,
+            steps_per_pass=steps_per_pass,
+        ),
         class_weights=weights if config.class_weights == "balanced" else None,
     )
 
@@ -129,6 +148,8 @@ def resolve(config: Config) -> Config:
     if config.preprocess == "auto" and "weights" in changes:
         mode = read_metadata(Path(changes["weights"])).get("preprocess", "auto")
         changes["preprocess"] = mode if mode in MODES else "auto"
+    if config.start_from:
+        changes |= preprocessing_of(config)
     return dataclasses.replace(config, **changes)
 
 
@@ -203,16 +224,18 @@ def _open_examples(
     return examples
 
 
-def build_model(config: Config, head: Head) -> VGG:
+def build_model(config: Config, head: Head) -> Network:
     """Makes the model with a new head, its base from random numbers or from the weights.
+
+    With --start-from, base and head are that run's.
 
     Raises:
         WeightsError: the weights cannot be found or do not fit.
     """
     path = None
-    if config.pretrained:
+    if config.pretrained and not config.start_from:
         path = resolve_weights(config.weights, config.model, include_top=False)
-    model = VGG(
+    model = make_model(
         config.model,
         head=head,
         image_size=config.image_size,
@@ -222,4 +245,6 @@ def build_model(config: Config, head: Head) -> VGG:
     )
     if path is not None:
         load_base(model, path)
+    if config.start_from:
+        load_start(model, config)
     return model

@@ -8,7 +8,7 @@ one device draws what four draw. Metrics are masked sums: divide once, at the en
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from vggjax.data.mix import mix
 from vggjax.data.preprocess import preprocess
 from vggjax.models.vgg import VGG
 from vggjax.training.freezing import Labels, set_training_mode, trainable
+from vggjax.training.score import Metrics, score
 from vggjax.training.sharding import Placement
 
 
@@ -33,19 +34,43 @@ class TrainState(NamedTuple):
     params: nnx.State
     batch_stats: nnx.State
     opt_state: optax.OptState
+    factor: jax.Array | None = None
+    """(), what every rate is multiplied by: Position's."""
+    averages: tuple[nnx.State, nnx.State] | None = None
+    """Moving averages of the parameters that train and of the running statistics, with --ema."""
 
-
-Metrics = dict[str, jax.Array]
-"""Sums over the examples of a batch: `loss`, `correct`, `top5`, `count`."""
+    @property
+    def judged(self) -> tuple[nnx.State, nnx.State]:
+        """The parameters and running statistics that are judged and kept: averages where any."""
+        if self.averages is None:
+            return self.params, self.batch_stats
+        return nnx.merge_state(self.params, self.averages[0]), self.averages[1]
 
 
 def make_state(
-    model: VGG, tx: optax.GradientTransformation, labels: Labels, *, step: int = 0
+    model: VGG,
+    tx: optax.GradientTransformation,
+    labels: Labels,
+    *,
+    step: int = 0,
+    factor: float = 1.0,
+    ema: float = 0.0,
 ) -> TrainState:
-    """Starts a stage from the model's present parameters, at a step of the whole run."""
+    """Starts a stage from the model's present parameters, at a step of the whole run.
+
+    With `ema`, the averages start there as well.
+    """
     _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    opt_state = tx.init(nnx.filter_state(params, trainable(labels)))
-    return TrainState(jnp.asarray(step, jnp.int32), params, batch_stats, opt_state)
+    training = nnx.filter_state(params, trainable(labels))
+    averages = jax.tree.map(jnp.copy, (training, batch_stats)) if ema else None
+    return TrainState(
+        jnp.asarray(step, jnp.int32),
+        params,
+        batch_stats,
+        tx.init(training),
+        jnp.asarray(factor, jnp.float32),
+        averages,
+    )
 
 
 def make_train_step(
@@ -57,6 +82,8 @@ def make_train_step(
     mode: str,
     augmentation: Augmentation | None = None,
     class_weights: np.ndarray | None = None,
+    label_smoothing: float = 0.0,
+    ema: float = 0.0,
     seed: int = 0,
     after: str | None = None,
     in_chunks: bool = False,
@@ -72,6 +99,8 @@ def make_train_step(
         mode: of preprocess.
         augmentation: of the training pictures; None is none.
         class_weights: (C,), what an example of each class counts in the loss; None is 1 for each.
+        label_smoothing: share of each label that is spread over all classes in the loss.
+        ema: how much of itself the moving average of the weights keeps at a step; 0 makes none.
         seed: of augmentation and dropout.
         after: the layer whose outputs the batches bring as "features", in place of "images".
         in_chunks: the batches come as chunks.py makes them, and so the metrics, (size,).
@@ -95,7 +124,9 @@ def make_train_step(
 
         def loss_fn(model: VGG) -> tuple[jax.Array, Metrics]:
             logits = model(inputs, after=after, dropout_keys=key_dropout, mask=batch["mask"])
-            metrics = _score(logits, batch, class_weights)
+            metrics = score(
+                logits, batch, class_weights=class_weights, label_smoothing=label_smoothing
+            )
             return metrics["loss"] / jnp.maximum(count, 1), metrics
 
         model = nnx.merge(graphdef, state.params, state.batch_stats)
@@ -104,13 +135,28 @@ def make_train_step(
         grads, metrics = reduce(grads), reduce(metrics)
 
         training = nnx.filter_state(state.params, trainable(labels))
-        updates, opt_state = tx.update(grads, state.opt_state, training)
-        params = nnx.merge_state(state.params, optax.apply_updates(training, updates))
+        updates, opt_state = tx.update(grads, state.opt_state, training, factor=state.factor)
+        training = optax.apply_updates(training, updates)
         batch_stats = nnx.state(model, nnx.BatchStat)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        averages = state.averages
+        if ema:
+            averages = _averaged(averages, (training, batch_stats), ema, state.step)
+        params = nnx.merge_state(state.params, training)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, state.factor, averages)
+        return new, metrics
 
     function = _one_by_one(train_step, placement.axis_name) if in_chunks else train_step
     return placement.compile(function, donate_state=donate)
+
+
+def _averaged(averages: Any, new: Any, ema: float, step: jax.Array) -> Any:
+    """Moves the averages towards new values; what stays as it is they equal to the bit.
+
+    In the first steps they keep less, (1 + t) / (10 + t) as in TensorFlow's moving averages:
+    the weights that a network starts from are not worth keeping.
+    """
+    keeps = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, value: old + (1 - keeps) * (value - old), averages, new)
 
 
 def _one_by_one(train_step: Callable, axis_name: str | None) -> Callable:
@@ -147,7 +193,7 @@ def make_eval_step(
 
     def eval_step(state: tuple[nnx.State, nnx.State], batch: dict[str, jax.Array]) -> Metrics:
         logits = nnx.merge(graphdef, *state)(_inputs(batch, mode, after), after=after)
-        metrics = _score(logits, batch)
+        metrics = score(logits, batch)
         return lax.psum(metrics, placement.axis_name) if placement.axis_name else metrics
 
     return placement.compile(eval_step)
@@ -260,35 +306,3 @@ def _augmented(
         return batch | {"images": images}
     options = {"mixup": a.mixup, "cutmix": a.cutmix, "axis_name": axis_name}
     return batch | mix(key, images, batch["label"], batch["mask"], **options)._asdict()
-
-
-def _score(
-    logits: jax.Array, batch: dict[str, jax.Array], class_weights: np.ndarray | None = None
-) -> Metrics:
-    """Sums a batch's scores: a mixed row's loss is its soft label's, the rest the heavier one's."""
-    label, mask = batch["label"], batch["mask"]
-    loss = _cross_entropy(logits, label, class_weights)
-    if "share" in batch:  # cross-entropy is linear in the label: the mean of two is the soft one's
-        other, share = batch["other"], batch["share"]
-        loss = share * loss + (1 - share) * _cross_entropy(logits, other, class_weights)
-        label = jnp.where(share >= 0.5, label, other)
-    if logits.shape[-1] == 1:
-        guess = (logits[:, 0] > 0).astype(label.dtype)
-        top5 = jnp.ones_like(mask)
-    else:
-        guess = logits.argmax(-1)
-        best = lax.top_k(logits, min(5, logits.shape[-1]))[1]
-        top5 = (best == label[:, None]).any(-1)
-    # where, not a product: a padded row may hold anything, also NaN.
-    sums = {"loss": loss, "correct": guess == label, "top5": top5, "count": jnp.ones_like(mask)}
-    return {name: jnp.where(mask > 0, values, 0.0).sum() for name, values in sums.items()}
-
-
-def _cross_entropy(
-    logits: jax.Array, label: jax.Array, class_weights: np.ndarray | None
-) -> jax.Array:
-    if logits.shape[-1] == 1:
-        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
-    else:
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    return loss if class_weights is None else loss * jnp.asarray(class_weights)[label]
