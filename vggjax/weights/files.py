@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggjax.errors import WeightsError, shown
-from vggjax.weights.keras import (
-    read_keras_h5,
-    read_keras_zip,
-    write_legacy_h5,
-    write_weights_h5,
-)
+from vggjax.weights.keras import read_keras_h5, read_keras_zip
+from vggjax.weights.keras_write import write_legacy_h5, write_weights_h5
 from vggjax.weights.native import read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
