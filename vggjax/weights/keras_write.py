@@ -1,10 +1,13 @@
-"""Writes the layouts of Keras: the published legacy `.h5` and `.weights.h5`.
+"""Writes the layouts of Keras: the published legacy `.h5`, `.weights.h5` and `.keras`.
 
-Keras' `load_weights` takes both, the legacy one by name too; what each looks like is in keras.py.
+Keras' `load_weights` takes the first two, the legacy one by name too, and `load_model` the third;
+what each looks like is in keras.py. What this package wants to remember (which pixels the weights
+expect, the names of the classes, where they came from) lies beside, where Keras passes over it.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +16,24 @@ import numpy as np
 from vggjax.weights.naming import TABLE_NAME, Layer, order
 
 if TYPE_CHECKING:
+    import h5py
+
     from vggjax.models.assign import Weights
+
+NOTE = "vggjax"
+"""The attribute of an `.h5`'s root, and with `.json` the member of a `.keras`, for the metadata."""
 
 _BN = ("scale", "bias", "mean", "var")  # the order of Keras' lists, and of `vars`
 
 
-def write_legacy_h5(path: Path, weights: Weights) -> None:
+def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
     """Writes the layout of the published files: `/block1_conv1/block1_conv1_W_1:0`."""
     import h5py
 
     suffixes = {"kernel": "W_1", "scale": "gamma_1", "mean": "moving_mean_1",
                 "var": "moving_variance_1"}  # fmt: skip
     with h5py.File(path, "w") as file:
+        _note(file, metadata)
         layers = _with_plain_layers(weights)
         file.attrs["layer_names"] = np.array(layers, dtype="S")
         file.attrs["backend"] = np.bytes_("tensorflow")
@@ -41,12 +50,13 @@ def write_legacy_h5(path: Path, weights: Weights) -> None:
                 group.create_dataset(key, data=array)
 
 
-def write_weights_h5(path: Path, weights: Weights) -> None:
+def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
     """Writes Keras 3's `.weights.h5`: `/layers/conv2d/vars/0`, numbered by class in order."""
     import h5py
 
     counts: dict[str, int] = {}
     with h5py.File(path, "w") as file:
+        _note(file, metadata)
         for layer in sorted(weights, key=order):
             params = weights[layer]
             kind = {"conv": "conv2d", "dense": "dense"}.get(
@@ -57,6 +67,11 @@ def write_weights_h5(path: Path, weights: Weights) -> None:
             group.attrs["name"] = layer
             for i, param in enumerate(_param_order(params)):
                 group.create_dataset(str(i), data=params[param])
+
+
+def _note(file: h5py.File, metadata: dict[str, str]) -> None:
+    if metadata:
+        file.attrs[NOTE] = np.bytes_(json.dumps(metadata, sort_keys=True).encode())
 
 
 def _param_order(params: dict[str, np.ndarray]) -> list[str]:
