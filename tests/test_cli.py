@@ -62,7 +62,7 @@ def test_every_command_explains_itself(capsys, command):
     ("line", "says"),
     [
         ("trian", "Unknown command 'trian'. Did you mean 'train'?"),
-        ("--bogus", "Choices: train, evaluate, predict, convert, summary, doctor, aug"),
+        ("--bogus", "Choices: train, evaluate, predict, convert, verify, summary, doctor, aug"),
         # A missing file or folder
         ("train --dataset ./gone", "There is no folder 'gone'."),
         ("train --dataset flowrs", "Did you mean 'flowers'?"),

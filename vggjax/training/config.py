@@ -20,9 +20,11 @@ from vggjax.errors import ConfigError, unknown
 from vggjax.models.arch import get_arch, match_layers
 from vggjax.models.head import Head
 from vggjax.models.vgg import check_size
+from vggjax.weights.digests import expected_sha256
 
 HOW_NOT_WHAT = (
     "workdir",
+    "expect_sha256",
     "data_dir",
     "cache_mb",
     "cache_features",
@@ -92,6 +94,8 @@ class Config(Augmentation, _DataSettings):
     """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ..."""
     weights: str = "imagenet"
     """`imagenet` (Keras' published files), `none` (from scratch), or a weight file."""
+    expect_sha256: str | None = None
+    """Refuse the weights' file unless this is its checksum, as sha256sum prints it."""
     head: str = "gap-256-0.5-classes"
     """POOLING[-WIDTH ...][-DROPOUT]-OUTPUTS: pooling flatten, avg2 or gap; outputs `classes`
     or a number, 1 for one sigmoid unit."""
@@ -165,6 +169,9 @@ class Config(Augmentation, _DataSettings):
         for name in ("dataset", "weights", "workdir"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{flag(name)} is empty; give it a value.")
+        if self.expect_sha256 is not None:
+            expected_sha256(self.expect_sha256)
+            self._check("expect_sha256", self.pretrained, "left out where --weights is none")
         self._check("seed", self.seed < 2**32, "below 2**32")
         sizes = ("cache_mb", "cached_views", "feature_cache_mb")
         for name in ("seed", "warmup_epochs", "weight_decay", "patience", *sizes):

@@ -5,7 +5,6 @@ for bit (float16 and float64 become float32). Where they came from is noted in t
 first source's name, kind, checksums and the day, and the pixels that the weights expect.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from vggjax.errors import WeightsError, shown
 from vggjax.weights.digests import Digests, check_sha256, file_digests
 from vggjax.weights.files import Facts, check_destination, read_facts, read_weights, write_weights
 from vggjax.weights.fit import network_of
+from vggjax.weights.origin import noted_origin
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def convert_file(
         check_sha256(src, digests.sha256, expect_sha256)
     facts, notes = read_facts(src), []
     weights = read_weights(src, notes=notes)
-    metadata = facts.metadata | {"preprocess": facts.preprocess}
-    if "source_md5" not in metadata:
-        metadata |= {"source": shown(src.name)} | origin(digests, facts)
+    metadata = noted_origin(src, digests, facts)
     shapes = {k: {name: a.shape for name, a in params.items()} for k, params in weights.items()}
     if "arch" not in metadata and (arch := network_of(shapes)):
         metadata["arch"] = arch
@@ -74,16 +72,6 @@ def convert_file(
         for layer, params in weights.items()
     ]
     return Conversion(rows, facts, digests, notes)
-
-
-def origin(digests: Digests, facts: Facts) -> dict[str, str]:
-    """Says where weights came from, for the metadata of files that are made from them."""
-    return {
-        "source_md5": digests.md5,
-        "source_sha256": digests.sha256,
-        "source_format": facts.kind,
-        "source_date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -55,6 +55,9 @@ Plain `.h5` is the layout of the published files."""
 
 WRITABLE = tuple(LAYOUTS)
 
+PIXELS = ("caffe", "torch", "unit")
+"""Ways in which pixels are prepared (data/preprocess.py)."""
+
 PARAMS = ("kernel", "scale", "bias", "mean", "var")
 """Parameters' names, in the order in which they are given."""
 
@@ -74,7 +77,12 @@ class Facts:
     def preprocess(self) -> str:
         """The preprocessing of pixels that these weights expect: caffe, torch or unit."""
         noted = self.metadata.get("preprocess")
-        return noted if noted in ("caffe", "torch", "unit") else self.pixels
+        return noted if noted in PIXELS else self.pixels
+
+    @property
+    def tells_pixels(self) -> bool:
+        """Whether the file itself says so, by a note or by whose names it bears."""
+        return self.metadata.get("preprocess") in PIXELS or self.pixels != Facts.pixels
 
 
 def read_weights(

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggjax.errors import WeightsError, shown
+from vggjax.models.batch_norm import EPSILON
 from vggjax.weights.keras_write import write_weights_h5
 from vggjax.weights.naming import TABLE_NAME, in_base, order
 
 if TYPE_CHECKING:
     from vggjax.models.assign import Weights
-
-EPSILON = 1e-5
-"""Of batch normalisation, as the model has it (models/batch_norm.py); Keras' default is another."""
 
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same weights give the same bytes
 

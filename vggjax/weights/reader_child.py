@@ -92,7 +92,7 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[Hdf5, dict[str, str]]]:
         window, shift = _contents(disk, archive, member)
         try:
             with open_hdf5(window, shift=shift) as file:
-                yield file, own
+                yield file, own | facts(file.root)
         except WeightsError as error:
             raise WeightsError(f"{MEMBER}: {error}", code=error.code) from None
 
