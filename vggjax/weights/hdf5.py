@@ -237,6 +237,7 @@ def _text(value: object, where: str, *, most: int = _MAX_NAME_BYTES) -> str:
     if not isinstance(value, bytes | str):
         raise WeightsError(f"{where} is no text: {shown(repr(value)[:80])}.", code="E_NAME")
     try:
+        value = bytes(value) if isinstance(value, bytes) else str(value)  # plain ones, for messages
         text = value.decode() if isinstance(value, bytes) else value
         text.encode()  # h5py gives bytes that are not UTF-8 as lone surrogates
     except UnicodeError:
@@ -260,7 +261,7 @@ def _check_chunks(
     if filters - _FILTERS:
         raise WeightsError(
             f"{span.where} is packed by the filter {min(filters - _FILTERS)}; read are gzip, "
-            f"shuffle and fletcher32. Write it again without.",
+            f"shuffle and fletcher32.",
             code="E_FILTER",
         )
     counts = [-(-n // chunk) for n, chunk in zip(span.shape, plist.get_chunk(), strict=True)]
@@ -287,6 +288,11 @@ def _unwritten(where: str) -> WeightsError:
 
 
 def _kind(stored: h5py.h5t.TypeID) -> str:
+    kind = stored.get_class()
+    if kind == h5py.h5t.FLOAT:
+        return "floats of a format of their own"
+    if kind in (h5py.h5t.STRING, h5py.h5t.VLEN):
+        return "text"
     try:
         return str(stored.dtype)[:60]
     except (TypeError, ValueError):

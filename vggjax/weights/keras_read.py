@@ -8,6 +8,7 @@ model is rebuilt.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from vggjax.weights.spans import FLOATS, Span, casts, check_spans, open_regular,
 
 if TYPE_CHECKING:
     from vggjax.models.assign import Weights
+
+_WAY_OUT = "Save the weights again with model.save_weights, or use another copy of the file."
+_HAS_WAY_OUT = re.compile(r"\b(again|Save|Pack|another copy)\b")
 
 
 def read_keras_h5(
@@ -119,14 +123,16 @@ def _read(
 
 @contextlib.contextmanager
 def _named(path: str | os.PathLike, name: str | None) -> Iterator[None]:
-    """Puts the file's name before every refusal that lacks it."""
+    """Puts the file's name before every refusal that lacks it, and a way out behind it."""
     name = name or shown(path)
     try:
         yield
     except WeightsError as error:
-        if name in str(error):
+        message = str(error)
+        if name in message:
             raise
-        raise WeightsError(f"{name}: {error}", code=error.code) from None
+        way_out = "" if _HAS_WAY_OUT.search(message) else f" {_WAY_OUT}"
+        raise WeightsError(f"{name}: {message}{way_out}", code=error.code) from None
 
 
 def _span(where: str, shape: list[int], dtype: str, start: int | None) -> Span:
