@@ -36,6 +36,7 @@ def features(convs, *, norm, widths=WIDTHS):
 
 def torchvision_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1000):
     """torchvision's VGG; `classes` None leaves the classifier out."""
+    import torch
     from torch import nn
 
     class VGG(nn.Module):
@@ -54,11 +55,14 @@ def torchvision_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, cl
             x = self.avgpool(self.features(x))
             return x if classes is None else self.classifier(x.flatten(1))
 
-    return shaken(VGG())
+    with torch.device("meta"):  # torch's own numbers would take seconds
+        model = VGG()
+    return shaken(model)
 
 
 def timm_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1000):
     """timm's VGG: the hidden layers are convolutions."""
+    import torch
     from torch import nn
 
     class ConvMlp(nn.Module):
@@ -87,13 +91,16 @@ def timm_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1
         def forward(self, x):
             return self.head(self.pre_logits(self.features(x)))
 
-    return shaken(VGG())
+    with torch.device("meta"):  # torch's own numbers would take seconds
+        model = VGG()
+    return shaken(model)
 
 
 def shaken(model):
-    """Gives each number another value, of a size that keeps the activations': in eval mode."""
+    """Gives each number a value, of a size that keeps the activations': in eval mode."""
     import torch
 
+    model = model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

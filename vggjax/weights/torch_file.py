@@ -6,9 +6,12 @@ reads it, `weights_only=True`, where torch is installed. Two layouts are read, t
 today and the pickles in a row of before 2020; the zip archive is written.
 """
 
+import ctypes
 import importlib.util
 import io
 import math
+import mmap
+import os
 import pickle
 import pickletools
 import struct
@@ -90,7 +93,11 @@ def load_tensors(
     noted = getattr(state, "_metadata", None)
     noted = noted.get("", {}).get(_NOTE, {}) if isinstance(noted, dict) else {}
     metadata = {k: v for k, v in noted.items() if isinstance(k, str) and isinstance(v, str)}
-    return {key: _tensor(key, tensor, name) for key, tensor in tensors.items()}, metadata
+    found = {
+        key: _tensor(tensor, where=f"{name}: {shown(key)!r}", mapped=zipped)
+        for key, tensor in tensors.items()
+    }
+    return found, metadata
 
 
 def _refuse_code(file: IO[bytes], zipped: bool, name: str) -> None:
@@ -230,16 +237,32 @@ def _check_storage(tensors: dict[str, Any], name: str) -> None:
             )
 
 
-def _tensor(key: str, tensor: Any, name: str) -> Tensor:
+def _tensor(tensor: Any, *, where: str, mapped: bool) -> Tensor:
     import torch
 
     floats = {torch.float16: "<f2", torch.float32: "<f4", torch.float64: "<f8"}
     dtype = floats.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    mapped = mapped and tensor.is_contiguous()
 
     def rows(start: int, stop: int) -> np.ndarray:
-        return tensor.detach()[start:stop].numpy()
+        part = tensor.detach()[start:stop].numpy()
+        if not mapped:
+            return part
+        copy = part.copy()
+        _let_go(part)
+        return copy
 
-    return Tensor(f"{name}: {shown(key)!r}", tuple(tensor.shape), dtype, rows)
+    return Tensor(where, tuple(tensor.shape), dtype, rows)
+
+
+def _let_go(part: np.ndarray) -> None:
+    """Gives a mapped file's pages back to the system, which would count them until the end."""
+    madvise = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "madvise", None)
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    start = -(-part.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = part.ctypes.data + part.nbytes - start
+    if madvise is not None and advice is not None and length > 0:
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 def write_torch_file(path: Path, tensors: Iterable[Written], metadata: dict[str, str]) -> None:
