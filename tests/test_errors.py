@@ -18,7 +18,8 @@ def codes_given() -> dict[str, str]:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "code":
-                for value in ast.walk(node.value):
+                either = [node.value, *ast.iter_child_nodes(node.value)]  # of an `if`
+                for value in either if isinstance(node.value, ast.IfExp) else either[:1]:
                     if isinstance(value, ast.Constant) and isinstance(value.value, str):
                         found[value.value] = f"{path.name}:{node.value.lineno}"
     return found

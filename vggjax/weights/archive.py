@@ -36,10 +36,13 @@ def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(file) as archive:
             _check_members(archive.infolist())
             yield archive
+    except WeightsError:
+        raise
     except (
         zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error,
-        UnicodeError, OverflowError,
+        ValueError, OverflowError, OSError,
     ) as error:  # fmt: skip
+        # zipfile raises all of these for damaged archives, depending on where the damage lies.
         raise WeightsError(
             f"it is a damaged archive ({shown(error)}). Fetch or write it again.", code="E_ZIP"
         ) from None

@@ -22,6 +22,7 @@ from vggjax.weights.keras_archive import write_keras
 from vggjax.weights.keras_read import is_hdf5, read_keras_facts, read_keras_h5, read_keras_zip
 from vggjax.weights.keras_write import write_legacy_h5, write_weights_h5
 from vggjax.weights.native import is_native, read_native, write_native
+from vggjax.weights.replace import replacing
 from vggjax.weights.spans import open_regular
 from vggjax.weights.tensors import Tensor, is_safetensors, read_header, write_tensors
 from vggjax.weights.torch_file import (
@@ -252,9 +253,7 @@ def write_weights(
     """
     path, (ending, layout) = Path(path), check_destination(path, layout)
     checked, metadata = _checked(weights), metadata or {}
-    # Hidden and of this process alone, so that two runs do not write into each other's.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         if layout is None:
             WRITERS[ending](part, checked, metadata)
         elif layout == "vggjax":
@@ -263,15 +262,6 @@ def write_weights(
             write_tensors(part, torch_tensors(checked, layout), {"format": "pt", **metadata})
         else:
             write_torch_file(part, torch_tensors(checked, layout), metadata)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise WeightsError(
-            f"{shown(path)} cannot be written: {error.strerror or shown(error)}.", code="E_WRITE"
-        ) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 WRITERS = {".h5": write_legacy_h5, ".weights.h5": write_weights_h5, ".keras": write_keras}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggjax.weights.hdf5_write import create_hdf5
 from vggjax.weights.naming import TABLE_NAME, Layer, order
 
 if TYPE_CHECKING:
@@ -28,11 +29,9 @@ _BN = ("scale", "bias", "mean", "var")  # the order of Keras' lists, and of `var
 
 def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
     """Writes the layout of the published files: `/block1_conv1/block1_conv1_W_1:0`."""
-    import h5py
-
     suffixes = {"kernel": "W_1", "scale": "gamma_1", "mean": "moving_mean_1",
                 "var": "moving_variance_1"}  # fmt: skip
-    with h5py.File(path, "w") as file:
+    with create_hdf5(path) as file:
         _note(file, metadata)
         layers = _with_plain_layers(weights)
         file.attrs["layer_names"] = np.array(layers, dtype="S")
@@ -52,10 +51,8 @@ def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> N
 
 def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
     """Writes Keras 3's `.weights.h5`: `/layers/conv2d/vars/0`, numbered by class in order."""
-    import h5py
-
     counts: dict[str, int] = {}
-    with h5py.File(path, "w") as file:
+    with create_hdf5(path) as file:
         _note(file, metadata)
         for layer in sorted(weights, key=order):
             params = weights[layer]
