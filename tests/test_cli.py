@@ -62,7 +62,7 @@ def test_every_command_explains_itself(capsys, command):
     ("line", "says"),
     [
         ("trian", "Unknown command 'trian'. Did you mean 'train'?"),
-        ("--bogus", "Choices: train, evaluate, predict, convert, summary, doctor, aug"),
+        ("--bogus", "Choices: train, evaluate, predict, convert, verify, summary, doctor, aug"),
         # A missing file or folder
         ("train --dataset ./gone", "There is no folder 'gone'."),
         ("train --dataset flowrs", "Did you mean 'flowers'?"),
@@ -85,7 +85,7 @@ def test_every_command_explains_itself(capsys, command):
         ("train --optimizer adamm", "'adam', 'nadam', 'rmsprop', 'sgd'"),
         ("evaluate --workdir empty --split tset", "Did you mean 'test'?"),
         ("predict flowers --weights text.jpg --model vgg61", "Unknown model 'vgg61'."),
-        ("convert empty.h5 new.pt", "'new.pt' has none of .safetensors, .weights.h5, .h5"),
+        ("convert empty.h5 new.ckpt", "'new.ckpt' has none of .safetensors, .weights.h5, .h5"),
         ("summary vgg61", "Unknown model 'vgg61'."),
         ("summary vgg16 --unfreeze blok5", "Did you mean 'block5'?"),
         # An empty folder or file
@@ -197,7 +197,7 @@ def test_python_m_vggjax_is_the_same_command():
     command = [sys.executable, "-m", "vggjax", "convert", "gone.h5", "new.h5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "vggjax: error: There is no file gone.h5.\n"
+    assert done.stderr == "vggjax: error: There is no file gone.h5. [E_FILE]\n"
 
 
 def test_train_py_is_vggjax_train():

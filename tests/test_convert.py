@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
+from torch_models import ENDINGS
 
 from vggjax.errors import WeightsError
 from vggjax.models.assign import shapes
 from vggjax.models.vgg import VGG
 from vggjax.weights.convert import convert_file, print_table
-from vggjax.weights.files import WRITABLE, read_weights, write_weights
+from vggjax.weights.files import read_weights, write_weights
 from vggjax.weights.native import read_metadata
 
 SCRIPT = Path(__file__).parents[1] / "weights" / "convert.py"
@@ -29,8 +30,8 @@ def weights(tiny_arch):
     }
 
 
-@pytest.mark.parametrize("src", WRITABLE)
-@pytest.mark.parametrize("dst", WRITABLE)
+@pytest.mark.parametrize("src", ENDINGS)
+@pytest.mark.parametrize("dst", ENDINGS)
 def test_conversion_keeps_every_bit(tmp_path, weights, src, dst):
     write_weights(tmp_path / f"src{src}", weights)
     convert_file(tmp_path / f"src{src}", tmp_path / f"dst{dst}")
@@ -65,7 +66,7 @@ def test_the_same_weights_and_metadata_make_the_same_safetensors_file(tmp_path, 
 
 def test_the_table_names_every_layer_and_counts_the_parameters(tmp_path, weights, capsys):
     write_weights(tmp_path / "a.h5", weights)
-    rows = convert_file(tmp_path / "a.h5", tmp_path / "b.safetensors")
+    rows = convert_file(tmp_path / "a.h5", tmp_path / "b.safetensors").rows
     assert [row.layer for row in rows] == list(weights)
     total = sum(a.size for params in weights.values() for a in params.values())
     assert sum(row.parameters for row in rows) == total
@@ -88,7 +89,7 @@ def test_nothing_is_written_onto_the_source(tmp_path, weights):
 
 @pytest.mark.parametrize(
     ("dst", "reason"),
-    [("b.keras", "none of .safetensors"), ("gone/b.h5", "no folder"), ("", "none of")],
+    [("b.txt", "none of .safetensors"), ("gone/b.h5", "no folder"), ("", "none of")],
 )
 def test_a_destination_that_cannot_be_is_refused_before_reading(tmp_path, dst, reason):
     with pytest.raises(WeightsError, match=reason):

@@ -11,13 +11,14 @@ import h5py
 import numpy as np
 import pytest
 from flax import nnx
+from torch_models import ENDINGS
 
 from vggjax.errors import WeightsError
 from vggjax.models.arch import Arch
 from vggjax.models.assign import shapes
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
-from vggjax.weights.files import PARAMS, WRITABLE, read_weights, write_weights
+from vggjax.weights.files import PARAMS, read_weights, write_weights
 from vggjax.weights.native import read_metadata
 
 TINY = Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8))
@@ -62,7 +63,7 @@ def write_v3(path, weights, *, names, prefix="layers", dtype=np.float32):
         file["optimizer/vars/0"] = np.int64(7)
 
 
-@pytest.mark.parametrize("ending", WRITABLE)
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("arch", [TINY, TINY_BN], ids=lambda arch: arch.name)
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, ending, arch):
     weights = random_weights(arch, Head("flatten", (6, 5), outputs=3))
@@ -70,14 +71,14 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, ending, arch):
     assert_equal(read_weights(tmp_path / f"w{ending}"), weights)
 
 
-@pytest.mark.parametrize("ending", WRITABLE)
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_the_same_weights_give_the_same_bytes(tmp_path, weights, ending):
     for name in "ab":
         write_weights(tmp_path / f"{name}{ending}", weights)
     assert (tmp_path / f"a{ending}").read_bytes() == (tmp_path / f"b{ending}").read_bytes()
 
 
-@pytest.mark.parametrize("ending", WRITABLE)
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_content_decides_and_not_the_ending(tmp_path, weights, ending):
     write_weights(tmp_path / f"w{ending}", weights)
     disguised = tmp_path / "photo.jpg"
@@ -214,15 +215,11 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
     assert "is a folder" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("ending", [*WRITABLE, ".keras"])
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_a_truncated_file_of_any_kind_is_refused(tmp_path, weights, ending, share):
-    whole = tmp_path / f"whole{ending if ending in WRITABLE else '.weights.h5'}"
+    whole = tmp_path / f"whole{ending}"
     write_weights(whole, weights)
-    if ending == ".keras":
-        with zipfile.ZipFile(tmp_path / "whole.keras", "w") as archive:
-            archive.write(whole, "model.weights.h5")
-        whole = tmp_path / "whole.keras"
     content, cut = whole.read_bytes(), tmp_path / f"cut{ending}"
     cut.write_bytes(content[: int(len(content) * share)])
     refusal(cut)
@@ -272,7 +269,7 @@ def test_numbers_and_names_that_contradict_each_other_are_refused(tmp_path, weig
     assert "numbering" in refusal(path)
 
 
-@pytest.mark.parametrize("name", ["w.keras", "w.txt", "w", ".h5"])
+@pytest.mark.parametrize("name", ["w.txt", "w", ".h5"])
 def test_an_unknown_ending_is_refused_with_the_choices(tmp_path, weights, name):
     with pytest.raises(WeightsError, match=r"\.safetensors, \.weights\.h5, \.h5"):
         write_weights(tmp_path / name, weights)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from vggjax.commands import COMMANDS
-from vggjax.errors import ConfigError, VggjaxError, shown, unknown
+from vggjax.errors import ConfigError, VggjaxError, line_of, shown, unknown
 from vggjax.training.compiled import keep_compiled
 from vggjax.training.sharding import leave
 from vggjax.training.signals import Interrupted
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_compiled()
         return COMMANDS[argv[0]](argv[1:])
     except VggjaxError as error:
-        return _fail(str(error))
+        return _fail(line_of(error))
     except Interrupted as stopped:
         return _fail(str(stopped), code=128 + stopped.signum)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import tyro
 from vggjax.arguments import parse, value_of
 from vggjax.data.augmentation import Augmentation, resolve
 from vggjax.errors import ConfigError, shown
+from vggjax.weight_commands import convert, verify
 
 
 def train(argv: Sequence[str]) -> int:
@@ -112,6 +113,7 @@ def predict(argv: Sequence[str]) -> int:
         model: str | None = None,
         top: int = 5,
         csv: str | None = None,
+        expect_sha256: str | None = None,
     ) -> int:
         """Names what is on pictures.
 
@@ -122,36 +124,21 @@ def predict(argv: Sequence[str]) -> int:
             model: The network that the weights are for.
             top: How many classes to give.
             csv: A file to write the table to.
+            expect_sha256: Refuse the weights unless this is their file's checksum.
         """
         from vggjax.results.predict import predict_command
 
         return predict_command(
-            list(pictures), workdir=workdir, weights=weights, model=model, top=top, csv=csv
+            list(pictures),
+            workdir=workdir,
+            weights=weights,
+            model=model,
+            top=top,
+            csv=csv,
+            expect_sha256=expect_sha256,
         )
 
     return parse(run, argv, "predict")
-
-
-def convert(argv: Sequence[str]) -> int:
-    """Converts a weight file of any readable layout to .safetensors, .weights.h5 or .h5."""
-
-    def run(
-        src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
-        dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
-        /,
-    ) -> int:
-        """Converts a weight file of any readable layout to .safetensors, .weights.h5 or .h5.
-
-        Args:
-            src: The file to read; its content says what it is.
-            dst: The file to write; its ending says what it becomes.
-        """
-        from vggjax.weights.convert import convert
-
-        convert(src, dst)
-        return 0
-
-    return parse(run, argv, "convert")
 
 
 def summary(argv: Sequence[str]) -> int:
@@ -319,6 +306,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "predict": predict,
     "convert": convert,
+    "verify": verify,
     "summary": summary,
     "recipes": recipes,
     "doctor": doctor,

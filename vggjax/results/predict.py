@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ from vggjax.training.step import make_predict_step
 PUBLISHED_PREPROCESSING = Preprocessing("caffe", 224, "crop", "bicubic")
 """What the published weights' ImageNet accuracies were measured with."""
 
+TORCH_PREPROCESSING = Preprocessing("torch", 224, "crop", "bilinear")
+"""The same of torchvision's weights."""
+
 
 class Prediction(NamedTuple):
     """One picture and its most probable classes, best first."""
@@ -53,6 +57,7 @@ def predict_command(
     model: str | None = None,
     top: int = 5,
     csv: str | None = None,
+    expect_sha256: str | None = None,
 ) -> int:
     """Predicts, prints a table and writes the CSV; gives the exit code.
 
@@ -63,6 +68,7 @@ def predict_command(
         model: the network that the weights are for.
         top: how many classes to give.
         csv: a file to write.
+        expect_sha256: refuse weights with another checksum.
 
     Returns:
         0, or 3 where pictures were left out, each named with its reason on stderr.
@@ -76,7 +82,7 @@ def predict_command(
     if csv is not None and (os.path.isdir(csv) or not Path(csv).absolute().parent.is_dir()):
         raise ConfigError(f"--csv must name a file in a folder that exists; got {shown(csv)!r}.")
     paths = find_pictures(patterns)
-    network, info = _open_model(workdir, weights, model)
+    network, info = _open_model(workdir, weights, model, expect_sha256)
     rows, skipped = predict_pictures(network, info, paths, top=top)
     for path, reason in skipped if rows or len(skipped) > 1 else ():
         print(f"vggjax: left out: {shown(path)}: {shown(reason)}", file=sys.stderr)
@@ -194,9 +200,11 @@ def write_csv(path: str | Path, rows: Sequence[Prediction]) -> None:
 
 
 def _open_model(
-    workdir: str | None, weights: str | None, model: str | None
+    workdir: str | None, weights: str | None, model: str | None, expect_sha256: str | None
 ) -> tuple[Network, ModelInfo]:
     if weights is None:
+        if expect_sha256 is not None:
+            raise ConfigError("--expect-sha256 goes with --weights FILE.")
         if model is not None:
             raise ConfigError(
                 f"--model {model} goes with --weights (a file, or imagenet); a run's folder knows "
@@ -210,14 +218,22 @@ def _open_model(
     get_arch(model)
     if weights == "none":
         raise ConfigError("--weights none is an untrained network; give a file, or imagenet.")
+    from vggjax.weights.files import read_facts
     from vggjax.weights.load import load_pretrained
 
     try:
-        network = load_pretrained(model, weights=weights, include_top=True)
+        network = load_pretrained(
+            model, weights=weights, include_top=True, expect_sha256=expect_sha256
+        )
     except WeightsError as error:
-        raise WeightsError(_other_classes(weights) or str(error)) from None
+        if error.code == "E_DIGEST":
+            raise
+        raise WeightsError(_other_classes(weights) or str(error), code=error.code) from None
     names = tuple(name for _, name in imagenet_classes())
-    return network, ModelInfo(model, str(PUBLISHED_TOP), names, PUBLISHED_PREPROCESSING)
+    mode = "caffe" if weights == "imagenet" else read_facts(weights).preprocess
+    pixels = TORCH_PREPROCESSING if mode == "torch" else PUBLISHED_PREPROCESSING
+    pixels = replace(pixels, mode=mode)
+    return network, ModelInfo(model, str(PUBLISHED_TOP), names, pixels)
 
 
 def _other_classes(weights: str) -> str | None:

@@ -136,6 +136,8 @@ def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> None:
     """Writes `model.safetensors`, then `model.json`, whose presence says that both are whole."""
     workdir = Path(workdir)
     metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
+    metadata["image_size"] = str(info.preprocessing.image_size)
+    metadata["class_names"] = json.dumps(info.class_names)
     metadata |= {name: shown(value) for name, value in info.provenance.items()}
     write_weights(workdir / "model.safetensors", extract(model), metadata=metadata)
     write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")

@@ -23,9 +23,11 @@ from vggjax.models.named import find_arch
 from vggjax.training.data_settings import DataSettings
 from vggjax.training.learning_settings import LearningSettings, ModelSettings, RunSettings
 from vggjax.training.stages import Stage, parse_stages
+from vggjax.weights.digests import expected_sha256
 
 HOW_NOT_WHAT = (
     "workdir",
+    "expect_sha256",
     "data_dir",
     "cache_mb",
     "cache_features",
@@ -71,6 +73,9 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
         for name in ("dataset", "weights", "workdir", "start_from"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{flag(name)} is empty; give it a value.")
+        if self.expect_sha256 is not None:
+            expected_sha256(self.expect_sha256)
+            self._check("expect_sha256", self.pretrained, "left out where --weights is none")
         self._check("seed", self.seed < 2**32, "below 2**32")
         sizes = ("cache_mb", "cached_views", "feature_cache_mb", "epoch_images")
         durations = ("warmup_epochs", "patience")

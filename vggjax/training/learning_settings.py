@@ -16,6 +16,8 @@ class ModelSettings:
     cifar10-cnn, or one spelled out, as cnn-32-pool-64-pool-64."""
     weights: str = "imagenet"
     """`imagenet` (Keras' published files), `none` (from scratch), or a weight file."""
+    expect_sha256: str | None = None
+    """Refuse the weights' file unless this is its checksum, as sha256sum prints it."""
     start_from: str | None = None
     """A finished run's folder, to go on from its base and its head in place of --weights: the same
     classes, model and head; its preprocessing is taken over."""

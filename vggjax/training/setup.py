@@ -16,7 +16,6 @@ from vggjax import __version__
 from vggjax.data.class_weights import balanced_weights
 from vggjax.data.duplicates import find_duplicates
 from vggjax.data.pipeline import Examples
-from vggjax.data.preprocess import MODES
 from vggjax.data.source import Source
 from vggjax.data.sources import open_source
 from vggjax.data.split_file import read_splits
@@ -34,8 +33,9 @@ from vggjax.training.run_folder import check_data, find_workdir, read_duplicates
 from vggjax.training.sharding import Placement
 from vggjax.training.stages import Stage
 from vggjax.training.start_from import check_start, load_start, preprocessing_of
+from vggjax.weights.files import read_facts
 from vggjax.weights.load import load_base, resolve_weights
-from vggjax.weights.native import read_metadata
+from vggjax.weights.origin import weights_origin
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,16 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
     splits, duplicates = find_splits(config, workdir, source, progress=progress)
     if config.start_from:
         check_start(config, head, source, splits)
-    model = build_model(config, head)
+    path = find_weights(config)
+    model = build_model(config, head, path)
     provenance = {
         "vggjax": __version__,
         "weights": config.start_from or config.weights,
         "dataset": config.dataset,
         "seed": str(config.seed),
     }
+    if path is not None:
+        provenance |= weights_origin(path)
     classes, preprocessing = source.class_names, config.preprocessing
     info = ModelInfo(config.model, str(head), classes, preprocessing, config.dtype, provenance)
     examples = _open_examples(config, source, splits)
@@ -136,7 +139,7 @@ def set_up(config: Config, *, progress: Progress | None = None) -> Setup:
 def resolve(config: Config) -> Config:
     """Makes `config.json` mean the same from any working directory, pixels included.
 
-    A weight file that a run of ours made says which pixels it was trained on.
+    A weight file of a run of ours says which pixels it was trained on, and so do torch's names.
     """
     changes = {
         name: str(Path(value).resolve())
@@ -146,8 +149,8 @@ def resolve(config: Config) -> Config:
     if config.data_dir:
         changes["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
     if config.preprocess == "auto" and "weights" in changes:
-        mode = read_metadata(Path(changes["weights"])).get("preprocess", "auto")
-        changes["preprocess"] = mode if mode in MODES else "auto"
+        facts = read_facts(changes["weights"])
+        changes["preprocess"] = facts.preprocess if facts.tells_pixels else "auto"
     if config.start_from:
         changes |= preprocessing_of(config)
     return dataclasses.replace(config, **changes)
@@ -224,17 +227,27 @@ def _open_examples(
     return examples
 
 
-def build_model(config: Config, head: Head) -> Network:
-    """Makes the model with a new head, its base from random numbers or from the weights.
+def find_weights(config: Config) -> Path | None:
+    """Gives the file of the pretrained weights, if the run starts from some.
+
+    Raises:
+        WeightsError: it cannot be had, or is not the one expected.
+    """
+    if config.start_from or not config.pretrained:
+        return None
+    return resolve_weights(
+        config.weights, config.model, include_top=False, expect_sha256=config.expect_sha256
+    )
+
+
+def build_model(config: Config, head: Head, path: Path | None) -> Network:
+    """Makes the model with a new head, its base from random numbers or from the weights' file.
 
     With --start-from, base and head are that run's.
 
     Raises:
-        WeightsError: the weights cannot be found or do not fit.
+        WeightsError: the weights do not fit.
     """
-    path = None
-    if config.pretrained and not config.start_from:
-        path = resolve_weights(config.weights, config.model, include_top=False)
     model = make_model(
         config.model,
         head=head,

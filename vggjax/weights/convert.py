@@ -1,7 +1,8 @@
 """Converts any readable weight file to any writable kind, and shows what was converted.
 
 `python weights/convert.py SRC DST` and `vggjax convert SRC DST` both end here. Values go over bit
-for bit (float16 and float64 become float32). What the source was is noted in safetensors' metadata.
+for bit (float16 and float64 become float32). Where they came from is noted in the new file: the
+first source's name, kind, checksums and the day, and the pixels that the weights expect.
 """
 
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggjax.errors import WeightsError, shown
-from vggjax.weights.files import check_destination, read_weights, write_weights
-from vggjax.weights.native import read_metadata
-from vggjax.weights.published import file_md5
+from vggjax.weights.digests import Digests, check_sha256, file_digests
+from vggjax.weights.files import Facts, check_destination, read_facts, read_weights, write_weights
+from vggjax.weights.fit import network_of
+from vggjax.weights.origin import noted_origin
 
 
 @dataclass(frozen=True)
@@ -24,30 +26,52 @@ class Row:
     parameters: int
 
 
-def convert_file(src: Path, dst: Path) -> list[Row]:
-    """Converts `src`, whatever it is, to what the ending of `dst` says.
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted."""
+
+    rows: list[Row]
+    facts: Facts
+    """Of the source."""
+    digests: Digests
+    notes: list[str]
+    """What was cast or left out, a line each."""
+
+
+def convert_file(
+    src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
+) -> Conversion:
+    """Converts `src`, whatever it is, to what the ending of `dst` says, or `layout` (see files.py).
 
     Raises:
-        WeightsError: unreadable, unwritable, or one and the same file.
+        WeightsError: unreadable, unwritable, one and the same file, or not the one expected.
     """
     src, dst = Path(src), Path(dst)
-    check_destination(dst)
+    check_destination(dst, layout)
     if src.exists() and dst.exists() and src.samefile(dst):
-        raise WeightsError(f"{shown(src)} is both source and destination; name another file.")
-    weights = read_weights(src)
-    metadata = read_metadata(src)
-    if "source_md5" not in metadata:
-        metadata |= {"source": shown(src.name), "source_md5": file_md5(src)}
-    write_weights(dst, weights, metadata=metadata)
-    return [
+        raise WeightsError(
+            f"{shown(src)} is both source and destination; name another file.", code="E_WRITE"
+        )
+    digests = file_digests(src)
+    if expect_sha256 is not None:
+        check_sha256(src, digests.sha256, expect_sha256)
+    facts, notes = read_facts(src), []
+    weights = read_weights(src, notes=notes)
+    metadata = noted_origin(src, digests, facts)
+    shapes = {k: {name: a.shape for name, a in params.items()} for k, params in weights.items()}
+    if "arch" not in metadata and (arch := network_of(shapes)):
+        metadata["arch"] = arch
+    write_weights(dst, weights, metadata=metadata, layout=layout)
+    rows = [
         Row(
             layer,
-            {name: array.shape for name, array in params.items()},
+            shapes[layer],
             ", ".join(sorted({str(array.dtype) for array in params.values()})),
             sum(array.size for array in params.values()),
         )
         for layer, params in weights.items()
     ]
+    return Conversion(rows, facts, digests, notes)
 
 
 def print_table(rows: Sequence[Row]) -> None:
@@ -69,12 +93,20 @@ def print_table(rows: Sequence[Row]) -> None:
     Console(highlight=False).print(table)
 
 
-def convert(src: Path, dst: Path) -> None:
-    """Converts and prints the table.
+def convert(
+    src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
+) -> None:
+    """Converts, and prints the source's checksum and the table.
 
     Raises:
         WeightsError: as `convert_file`.
     """
-    rows = convert_file(src, dst)
-    print_table(rows)
+    done = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
+    print(f"{shown(src)}: {done.facts.kind}")
+    print(f"SHA-256  {done.digests.sha256}")
+    print(f"Known    {done.digests.known_as or 'not among the published files'}")
+    print(f"Pixels   {done.facts.preprocess}")
+    for note in done.notes:
+        print(f"Note     {shown(note)}")
+    print_table(done.rows)
     print(f"{shown(dst)}: {Path(dst).stat().st_size / 1e6:,.1f} MB")

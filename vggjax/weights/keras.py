@@ -1,37 +1,27 @@
-"""Reads every layout in which Keras keeps weights, with h5py alone, and writes two of them.
+"""Finds the layers in every layout in which Keras keeps weights, with h5py alone.
 
-Read, told apart by content:
+Told apart by content:
 - legacy: attributes `layer_names` and `weight_names`, data sets `/block1_conv1/block1_conv1_W_1:0`
   (the published files) or `/block1_conv1/block1_conv1/kernel:0`; whole-model `.h5` keeps the same
   tree under `/model_weights`, and a nested model's layers together under its name;
 - `.weights.h5` (Keras 3): `/layers/conv2d/vars/0`, nested models inside `/layers/functional`, the
-  layer's name in the attribute `name` of `vars` where there is one (naming.py where not);
-- `.keras`: a zip with such a file as `model.weights.h5`.
-Written: the published legacy layout and `.weights.h5`, both of which Keras' `load_weights` takes.
-Optimiser state and the counters of random layers are left out. No Keras model is ever rebuilt.
+  layer's name in the attribute `name` of `vars` where there is one (naming.py where not).
+Optimiser state and the counters of random layers are left out. Nothing is read yet, and no Keras
+model is ever rebuilt. Runs inside the process of reader.py.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import h5py
 
 from vggjax.errors import WeightsError, shown
-from vggjax.weights.hdf5 import child, names, open_hdf5, read_array, text
+from vggjax.weights.hdf5 import Hdf5, at, has, keys, names, word
 from vggjax.weights.naming import TABLE_NAME, Layer, named, order
-
-if TYPE_CHECKING:
-    import h5py
-
-    from vggjax.models.assign import Weights
+from vggjax.weights.spans import Span
 
 PARAMS = {
     "kernel": "kernel", "W": "kernel", "bias": "bias", "b": "bias",
@@ -39,73 +29,90 @@ PARAMS = {
 }  # fmt: skip
 """Keras' names of parameters, old and new, and ours."""
 
-MEMBER = "model.weights.h5"
-MAX_BYTES = 2**32
-"""VGG19 with its top is 575 MB as float32, 1.15 GB as float64."""
-
-_BN = ("scale", "bias", "mean", "var")  # the order of Keras' lists, and of `vars`
+_IN_ORDER = ("kernel", "scale", "bias", "mean", "var")  # in Keras' lists, and of `vars`
+_BN = _IN_ORDER[1:]
 _LEGACY_PARAM = re.compile(
     r"(?:.*_)?(kernel|W|bias|b|gamma|beta|moving_mean|moving_variance)(_\d+)?"
 )
 _NOT_WEIGHTS = {"optimizer", "optimizer_weights", "seed_generator"}
+_KERAS_OWN = {"top_level_model_weights"}  # of no layer; empty
 _MAX_DEPTH = 12
+_LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|__lambda__)"')
 
 
-def read_keras_h5(path: Path, *, name: str | None = None) -> Weights:
-    """Reads an HDF5 file that Keras wrote, of any layout.
-
-    Raises:
-        WeightsError: damaged, not of a known layout, or holding what weights cannot be.
-    """
-    with open_hdf5(path, name=name or shown(path)) as file:
-        root = child(file, "model_weights") if "model_weights" in file else file
-        if any(attribute in root.attrs for attribute in ("layer_names", "layer_names0")):
-            layers = list(_legacy_layers(root))
-        else:
-            layers = list(_v3_layers(file, depth=0))
-        if not layers:
-            raise WeightsError(
-                "no layer with weights is in it. Known are Keras' published layout, whole-model "
-                ".h5, .weights.h5 and .keras, each holding a VGG's layers."
-            )
-        return named(layers)
-
-
-def read_keras_zip(path: Path) -> Weights:
-    """Reads the weights of a `.keras` archive; its configuration is never run.
+def find_layers(file: Hdf5) -> tuple[str, dict[str, dict[str, Span]], list[str]]:
+    """Gives the layout's name, the layers' arrays by the table's names, and remarks.
 
     Raises:
-        WeightsError: a damaged archive, one without weights, or damaged weights in it.
+        WeightsError: not of a known layout, or holding what weights cannot be.
     """
-    name = shown(path)
-    try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            found = [info for info in archive.infolist() if info.filename == MEMBER]
-            if len(found) != 1:
-                raise WeightsError(
-                    f"{name} is a zip archive with {len(found) or 'no'} {MEMBER}; a .keras file "
-                    f"has one."
-                )
-            if found[0].file_size > MAX_BYTES:
-                raise WeightsError(f"{name}: {MEMBER} would unpack to more than any VGG has.")
-            unpacked = Path(folder) / MEMBER
-            with archive.open(found[0]) as source, open(unpacked, "wb") as target:
-                shutil.copyfileobj(source, target, 2**20)
-            return read_keras_h5(unpacked, name=f"{name} ({MEMBER})")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    root, layout, remarks = file.root, "weights.h5", []
+    if has(root, "model_weights"):
+        refuse_code(_configuration(root))
+        root, layout = file.take(root, "model_weights"), "whole model"
+    if any(attribute in root.attrs for attribute in ("layer_names", "layer_names0")):
+        layout = layout if layout == "whole model" else "legacy"
+        layers = list(_legacy_layers(file, root, remarks))
+    else:
+        layers = list(_v3_layers(file, root, depth=0))
+    if not layers:
         raise WeightsError(
-            f"{name} is a damaged archive ({shown(error)}). Fetch or write it again."
-        ) from None
+            "no layer with weights is in it. Known are Keras' published layout, whole-model "
+            ".h5, .weights.h5 and .keras, each holding a VGG's layers.",
+            code="E_FORMAT",
+        )
+    if not any(layer.kind == "conv" for layer in layers):
+        listed = ", ".join(shown(layer.name) for layer in layers[:5])
+        raise WeightsError(
+            f"no convolution is in it, only {listed}: expected is a VGG.", code="E_ARCH"
+        )
+    return layout, named(layers), remarks
 
 
-def _legacy_layers(root: h5py.Group) -> Iterator[Layer]:
-    if text(root.attrs.get("backend", "tensorflow")) == "theano":
-        raise WeightsError("its kernels are in Theano's order, turned by 180 degrees.")
-    for group_name in names(root, "layer_names"):
-        group = child(root, group_name)
+def facts(root: h5py.File) -> dict[str, str]:
+    """Gives what this package wrote into the attribute `vggjax`; empty where there is none."""
+    try:
+        found = json.loads(word(root, "vggjax", default="{}", most=2**16))
+    except (WeightsError, ValueError, RecursionError):
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in items if isinstance(value, str)}
+
+
+def refuse_code(configuration: bytes) -> None:
+    """Refuses a model's configuration with Python code in it; never interprets it.
+
+    Raises:
+        WeightsError: a Lambda layer.
+    """
+    if _LAMBDA.search(configuration):
+        raise WeightsError(
+            "the model has a Lambda layer, which is Python code inside the file; it was not run. "
+            "Save the weights alone: model.save_weights('w.weights.h5').",
+            code="E_CODE",
+        )
+
+
+def _configuration(root: h5py.File) -> bytes:
+    return word(root, "model_config", default="", most=2**24).encode()
+
+
+def _legacy_layers(file: Hdf5, root: h5py.Group, remarks: list[str]) -> Iterator[Layer]:
+    if word(root, "backend", default="tensorflow") == "theano":
+        raise WeightsError(
+            "its kernels are in Theano's order, turned by 180 degrees. Save it with "
+            "TensorFlow's kernels, or take the published file that has tf_kernels in its name.",
+            code="E_ORDER",
+        )
+    listed = names(root, "layer_names")
+    if surplus := sorted(set(keys(root)) - {name.split("/")[0] for name in listed} - _KERAS_OWN):
+        first = ", ".join(map(shown, surplus[:3]))
+        remarks.append(f"{len(surplus)} unlisted in layer_names and left out: {first}")
+    for group_name in listed:
+        group = file.take(root, group_name)
         paths = [path for path in names(group, "weight_names") if "seed_generator" not in path]
         owners = {path.split("/")[-2] if "/" in path else group_name for path in paths}
-        found: dict[str, dict[str, np.ndarray]] = {}
+        found: dict[str, dict[str, Span]] = {}
         for path in paths:
             # One owner: the group's name is the layer's, which a scope may have renamed. Several:
             # the group is a nested model, and each path ends in LAYER/PARAM.
@@ -115,61 +122,75 @@ def _legacy_layers(root: h5py.Group) -> Iterator[Layer]:
             if not match:
                 raise WeightsError(
                     f"{shown(path)!r} of layer {shown(owner)!r} is no parameter of a convolution, "
-                    f"a dense layer or a batch normalisation ({', '.join(PARAMS)})."
+                    f"a dense layer or a batch normalisation ({', '.join(PARAMS)}).",
+                    code="E_UNEXPECTED",
                 )
             params = found.setdefault(owner, {})
             if (param := PARAMS[match[1]]) in params:
-                raise WeightsError(f"the layer {shown(owner)!r} has two parameters {param!r}.")
-            params[param] = read_array(child(group, path))
+                raise WeightsError(
+                    f"the layer {shown(owner)!r} has two parameters {param!r}.", code="E_DUPLICATE"
+                )
+            params[param] = file.span(file.take(group, path), layer=owner)
         for owner, params in found.items():
+            if list(params) != [param for param in _IN_ORDER if param in params]:
+                # Keras itself goes by the order and would mix them up: both must say the same.
+                raise WeightsError(
+                    f"the layer {shown(owner)!r} lists {', '.join(params)}; Keras' order is "
+                    f"{', '.join(param for param in _IN_ORDER if param in params)}.",
+                    code="E_ORDER",
+                )
             yield _checked(Layer(owner, params))
 
 
-def _v3_layers(group: h5py.Group, *, depth: int) -> Iterator[Layer]:
-    import h5py
-
+def _v3_layers(file: Hdf5, group: h5py.Group, *, depth: int) -> Iterator[Layer]:
     if depth > _MAX_DEPTH:
-        raise WeightsError(f"its groups are nested more than {_MAX_DEPTH} deep.")
-    if len(group) > 10_000:
-        raise WeightsError(f"{shown(group.name)} holds far too many groups: {len(group)}.")
+        raise WeightsError(
+            f"its groups are nested more than {_MAX_DEPTH} deep at {at(group)}.", code="E_FORMAT"
+        )
     before = None
-    for key in sorted(group, key=_natural):
+    for key in sorted(keys(group), key=_natural):
         if key in _NOT_WEIGHTS:
             continue
-        node = child(group, key)
+        node = file.take(group, key)
         if not isinstance(node, h5py.Group):
             continue
         if key == "vars":
             if len(node):
                 own = group.name.split("/")[-1]
-                yield _v3_layer(text(node.attrs.get("name", own)), node)
+                yield _v3_layer(file, word(node, "name", default=own), node)
             continue
-        for layer in _v3_layers(node, depth=depth + 1):
+        for layer in _v3_layers(file, node, depth=depth + 1):
             # Keras itself goes by these numbers and overlooks the names: both must say the same.
             if re.fullmatch(r"conv2d(_\d+)?", key) and TABLE_NAME.fullmatch(layer.name):
                 if before is not None and order(layer.name) < order(before):
                     raise WeightsError(
-                        f"its numbering puts {shown(before)!r} before {shown(layer.name)!r}."
+                        f"its numbering puts {shown(before)!r} before {shown(layer.name)!r}.",
+                        code="E_ORDER",
                     )
                 before = layer.name
             yield layer
 
 
-def _v3_layer(name: str, node: h5py.Group) -> Layer:
-    keys = sorted(node, key=_natural)
-    if keys != [str(i) for i in range(len(keys))]:
-        raise WeightsError(f"the arrays of layer {shown(name)!r} are not numbered from 0.")
-    arrays = [read_array(child(node, key)) for key in keys]
-    ranks = [array.ndim for array in arrays]
+def _v3_layer(file: Hdf5, name: str, node: h5py.Group) -> Layer:
+    numbers = sorted(keys(node), key=_natural)
+    if len(numbers) > len(_BN) or numbers != [str(i) for i in range(len(numbers))]:
+        raise WeightsError(
+            f"the layer {shown(name)!r} at {at(node)} has the arrays "
+            f"{', '.join(map(shown, numbers[:6]))}; expected are 0, 1 ..., four at most.",
+            code="E_UNEXPECTED",
+        )
+    spans = [file.span(file.take(node, number), layer=name) for number in numbers]
+    ranks = [span.ndim for span in spans]
     if ranks == [1, 1, 1, 1]:
-        params = dict(zip(_BN, arrays, strict=True))
+        params = dict(zip(_BN, spans, strict=True))
     elif ranks[0] > 1 and ranks[1:] in ([], [1]):
-        params = dict(zip(("kernel", "bias"), arrays, strict=False))
+        params = dict(zip(("kernel", "bias"), spans, strict=False))
     else:
         raise WeightsError(
-            f"the layer {shown(name)!r} has arrays of shapes "
-            f"{', '.join(str(array.shape) for array in arrays)}: neither a convolution nor a dense "
-            f"layer nor a batch normalisation."
+            f"the layer {shown(name)!r} at {at(node)} has arrays of shapes "
+            f"{', '.join(str(span.shape) for span in spans)}: neither a convolution nor a dense "
+            f"layer nor a batch normalisation.",
+            code="E_SHAPE",
         )
     return _checked(Layer(name, params))
 
@@ -179,73 +200,28 @@ def _checked(layer: Layer) -> Layer:
     kernel, bias = layer.params.get("kernel"), layer.params.get("bias")
     where = f"the layer {shown(layer.name)!r}"
     if kernel is not None and layer.kind == "other":
-        raise WeightsError(f"{where} has a kernel of shape {kernel.shape}.")
+        raise WeightsError(
+            f"{where} has a kernel of shape {kernel.shape}; expected are 4 axes of a convolution "
+            f"or 2 of a dense layer.",
+            code="E_SHAPE",
+        )
     if kernel is not None and bias is not None and bias.shape != kernel.shape[-1:]:
-        raise WeightsError(f"{where} has a kernel {kernel.shape} and a bias {bias.shape}.")
-    if kernel is None and len({array.shape for array in layer.params.values()}) > 1:
-        raise WeightsError(f"{where} has statistics of different lengths.")
+        if bias.ndim == 1 and layer.kind == "conv" and bias.shape == kernel.shape[:1]:
+            raise WeightsError(
+                f"{where} has a kernel {kernel.shape} in the order (out, in, height, width) of "
+                f"Theano and torch under Keras' names; expected is (height, width, in, out).",
+                code="E_ORDER",
+            )
+        raise WeightsError(
+            f"{where} has a kernel {kernel.shape} and a bias {bias.shape}; expected is a bias "
+            f"{kernel.shape[-1:]}.",
+            code="E_SHAPE",
+        )
+    if kernel is None and len({span.shape for span in layer.params.values()}) > 1:
+        raise WeightsError(f"{where} has statistics of different lengths.", code="E_SHAPE")
     return layer
 
 
 def _natural(key: str) -> list:
     """Sorts `conv2d_2` before `conv2d_10`, and `conv2d` before both."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", key)]
-
-
-def write_legacy_h5(path: Path, weights: Weights) -> None:
-    """Writes the layout of the published files: `/block1_conv1/block1_conv1_W_1:0`."""
-    import h5py
-
-    suffixes = {"kernel": "W_1", "scale": "gamma_1", "mean": "moving_mean_1",
-                "var": "moving_variance_1"}  # fmt: skip
-    with h5py.File(path, "w") as file:
-        layers = _with_plain_layers(weights)
-        file.attrs["layer_names"] = np.array(layers, dtype="S")
-        file.attrs["backend"] = np.bytes_("tensorflow")
-        file.attrs["keras_version"] = np.bytes_("2.0.0")  # Keras then converts nothing
-        for layer in layers:
-            group, params = file.create_group(layer), weights.get(layer, {})
-            bias = "b_1" if "kernel" in params else "beta_1"
-            stored = {
-                f"{layer}_{bias if param == 'bias' else suffixes[param]}:0": params[param]
-                for param in _param_order(params)
-            }
-            group.attrs["weight_names"] = np.array(list(stored), dtype="S")
-            for key, array in stored.items():
-                group.create_dataset(key, data=array)
-
-
-def write_weights_h5(path: Path, weights: Weights) -> None:
-    """Writes Keras 3's `.weights.h5`: `/layers/conv2d/vars/0`, numbered by class in order."""
-    import h5py
-
-    counts: dict[str, int] = {}
-    with h5py.File(path, "w") as file:
-        for layer in sorted(weights, key=order):
-            params = weights[layer]
-            kind = {"conv": "conv2d", "dense": "dense"}.get(
-                Layer(layer, params).kind, "batch_normalization"
-            )
-            number = counts[kind] = counts.get(kind, -1) + 1
-            group = file.create_group(f"layers/{kind}{f'_{number}' if number else ''}/vars")
-            group.attrs["name"] = layer
-            for i, param in enumerate(_param_order(params)):
-                group.create_dataset(str(i), data=params[param])
-
-
-def _param_order(params: dict[str, np.ndarray]) -> list[str]:
-    return [name for name in (("kernel", "bias") if "kernel" in params else _BN) if name in params]
-
-
-def _with_plain_layers(weights: Weights) -> list[str]:
-    """Adds the layers without weights that the published files list too, where they belong."""
-    layers = sorted(weights, key=order)
-    listed = ["input_1"] if all(map(TABLE_NAME.fullmatch, layers)) else []
-    plain = bool(listed)
-    for layer, after in zip(layers, [*layers[1:], ""], strict=True):
-        listed.append(layer)
-        block = layer.split("_")[0]
-        if plain and layer.startswith("block") and not after.startswith(f"{block}_"):
-            listed.append(f"{block}_pool")
-            listed += ["flatten"] if after and not after.startswith("block") else []
-    return listed

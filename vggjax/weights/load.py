@@ -15,11 +15,13 @@ from flax import nnx
 
 from vggjax.errors import ConfigError, WeightsError, shown, unknown
 from vggjax.models.arch import Arch
-from vggjax.models.assign import Weights, assign, shapes
+from vggjax.models.assign import assign, shapes
 from vggjax.models.convolution import convolve
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
+from vggjax.weights.digests import check_sha256, expected_sha256, file_digests
 from vggjax.weights.files import read_weights
+from vggjax.weights.fit import Shapes, check_fits
 from vggjax.weights.naming import in_base
 from vggjax.weights.published import find_published
 
@@ -32,6 +34,7 @@ def load_pretrained(
     head: Head | None = None,
     image_size: int = 224,
     base_only: bool = False,
+    expect_sha256: str | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     conv: Callable[..., jax.Array] = convolve,
     rngs: nnx.Rngs | None = None,
@@ -46,6 +49,7 @@ def load_pretrained(
         image_size: side in px that the head is built for.
         base_only: take the file's convolutional base and leave its top, if any; a `head` then
             starts random. `weights="imagenet"` with a `head` can mean nothing else, and implies it.
+        expect_sha256: refuse another file than the one with this checksum, in 64 digits.
         dtype: of the arithmetic.
         conv: stands behind the signature of `lax.conv_general_dilated`.
         rngs: of whatever starts random.
@@ -68,7 +72,7 @@ def load_pretrained(
     if weights == "none":
         make = VGG
     else:
-        path = resolve_weights(weights, name, include_top=include_top)
+        path = resolve_weights(weights, name, include_top=include_top, expect_sha256=expect_sha256)
         base_only = base_only or (weights == "imagenet" and not include_top)
 
         def make(*args, **kwargs) -> VGG:
@@ -96,12 +100,24 @@ def load_pretrained(
     return model
 
 
-def resolve_weights(weights: str | os.PathLike, arch: str, *, include_top: bool) -> Path:
+def resolve_weights(
+    weights: str | os.PathLike, arch: str, *, include_top: bool, expect_sha256: str | None = None
+) -> Path:
     """Gives the path of the file that `imagenet` or a path stands for.
 
     Raises:
-        WeightsError: no such file, or published weights that cannot be had.
+        WeightsError: no such file, published weights that cannot be had, or a file with another
+            SHA-256 than the one expected.
     """
+    if expect_sha256 is not None:
+        expected_sha256(expect_sha256)  # a slip of the pen is told before a download
+    path = _find(weights, arch, include_top)
+    if expect_sha256 is not None:
+        check_sha256(path, file_digests(path).sha256, expect_sha256)
+    return path
+
+
+def _find(weights: str | os.PathLike, arch: str, include_top: bool) -> Path:
     if weights == "imagenet":
         return find_published(arch, include_top)
     path = Path(weights)
@@ -110,10 +126,12 @@ def resolve_weights(weights: str | os.PathLike, arch: str, *, include_top: bool)
     if len(path.parts) == 1 and not path.suffix:
         hint = " (and there is no such file here)"
         raise WeightsError(
-            unknown("weights", shown(path), ("imagenet", "none", "a file's path"), hint=hint)
+            unknown("weights", shown(path), ("imagenet", "none", "a file's path"), hint=hint),
+            code="E_FILE",
         )
     raise WeightsError(
-        f"There is no weight file {shown(path)}. --weights takes imagenet, none or a file's path."
+        f"There is no weight file {shown(path)}. --weights takes imagenet, none or a file's path.",
+        code="E_FILE",
     )
 
 
@@ -126,41 +144,25 @@ def load_base(model: VGG, path: str | os.PathLike) -> None:
     Raises:
         WeightsError: unreadable, or the base is not the model's.
     """
-    weights = read_weights(path)
-    base = {layer: params for layer, params in weights.items() if in_base(layer)}
-    top = [layer for layer in shapes(model) if not in_base(layer)]
-    try:
-        assign(model, base, skip=top)
-    except WeightsError as error:
-        raise WeightsError(f"{shown(path)}: {error}") from None
+    expected = shapes(model)
+    wanted = {layer: params for layer, params in expected.items() if in_base(layer)}
+
+    def check(found: Shapes) -> None:
+        base = {layer: params for layer, params in found.items() if in_base(layer)}
+        words = f"{model.arch.name} without a top"
+        check_fits(base, wanted, name=shown(path), model=words)
+
+    weights = read_weights(path, check=check)
+    for layer in [layer for layer in weights if not in_base(layer)]:
+        del weights[layer]
+    assign(model, weights, skip=[layer for layer in expected if not in_base(layer)])
 
 
 def _assign_whole(model: VGG, path: Path) -> None:
-    weights = read_weights(path)
-    try:
-        assign(model, weights)
-    except WeightsError as error:
-        raise WeightsError(f"{shown(path)}: {error}{_way_out(model, weights)}") from None
-
-
-def _way_out(model: VGG, weights: Weights) -> str:
-    """Says how to ask for what the file may have been meant for, where its base does fit."""
     expected = shapes(model)
-    given = {layer: {k: v.shape for k, v in params.items()} for layer, params in weights.items()}
-    if {k: v for k, v in given.items() if in_base(k)} != {
-        k: v for k, v in expected.items() if in_base(k)
-    }:
-        return ""
-    file_top = [layer for layer in given if not in_base(layer)]
-    model_top = [layer for layer in expected if not in_base(layer)]
-    if not model_top:
-        return f" Ask with base_only=True to leave out the file's top ({', '.join(file_top)})."
-    if not file_top:
-        return (
-            " The file has no top. Ask with include_top=False for the base alone, or give a head= "
-            "and base_only=True for a head that starts random."
-        )
-    return (
-        " The base fits and the top does not. Ask with include_top=False, head= and base_only=True "
-        "for a head that starts random."
-    )
+    top = f" with the head {model.head}" if model.head else " without a top"
+
+    def check(found: Shapes) -> None:
+        check_fits(found, expected, name=shown(path), model=f"{model.arch.name}{top}")
+
+    assign(model, read_weights(path, check=check))

@@ -79,7 +79,7 @@ def named(layers: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
     for layer in layers:
         name = names[id(layer)]
         if name in weights:
-            raise WeightsError(f"two layers are both called {shown(name)!r}.")
+            raise WeightsError(f"two layers are both called {shown(name)!r}.", code="E_DUPLICATE")
         weights[name] = layer.params
     return {name: weights[name] for name in sorted(weights, key=order)}
 

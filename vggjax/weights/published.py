@@ -86,7 +86,8 @@ def find_published(arch: str, include_top: bool) -> Path:
         archs = ", ".join(sorted({entry.arch for entry in PUBLISHED}))
         raise WeightsError(
             f"Keras publishes ImageNet weights for {archs}; got {arch}. Use --weights FILE with "
-            f"weights of your own, or --weights none."
+            f"weights of your own, or --weights none.",
+            code="E_FILE",
         )
     wanted = table[include_top]
     passed_over: list[str] = []
@@ -150,7 +151,8 @@ def _download(entry: Published, passed_over: list[str]) -> Path:
         f"The published weights of {entry.arch} are not here and cannot be downloaded "
         f"({unreachable}).{over} Three ways out: put the file by hand at "
         f"{shown(folder / entry.file_name)} (from {entry.url}, {entry.size_bytes:,} bytes, md5 "
-        f"{entry.md5}); or --weights FILE with weights of your own; or --weights none."
+        f"{entry.md5}); or --weights FILE with weights of your own; or --weights none.",
+        code="E_FILE",
     )
 
 
