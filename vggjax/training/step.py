@@ -236,21 +236,22 @@ _VIEWS = 2**32 - 1
 
 
 def make_predict_step(model: VGG, mode: str) -> Callable[[np.ndarray], jax.Array]:
-    """Compiles images uint8 (N, S, S, 3) -> probabilities float32 (N, C).
+    """Makes images uint8 (N, S, S, 3) -> probabilities float32 (N, C), compiled once a shape.
 
     The model is held by reference, not copied. One sigmoid unit gives two columns, (1 - p, p).
     """
     model.eval()
     graphdef, state = nnx.split(model)
 
-    @jax.jit
-    def predict_step(state: nnx.State, images: jax.Array) -> jax.Array:
-        logits = nnx.merge(graphdef, state)(preprocess(images, mode))
-        if logits.shape[-1] == 1:
-            return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=-1)
-        return jax.nn.softmax(logits)
+    return lambda images: _predict(graphdef, mode, state, images)
 
-    return lambda images: predict_step(state, images)
+
+@partial(jax.jit, static_argnums=(0, 1))  # a second step of the same network compiles nothing
+def _predict(graphdef: Any, mode: str, state: nnx.State, images: jax.Array) -> jax.Array:
+    logits = nnx.merge(graphdef, state)(preprocess(images, mode))
+    if logits.shape[-1] == 1:
+        return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=-1)
+    return jax.nn.softmax(logits)
 
 
 def _inputs(batch: dict[str, jax.Array], mode: str, after: str | None) -> jax.Array:
