@@ -38,12 +38,13 @@ def set_up(
     model = VGG(arch, head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
     settings = {"weights": "none", "unfreeze": "all", "warmup_epochs": 0} | settings
     config = Config(**settings)
-    labels = label_layers(model, config.unfreeze)
+    labels = label_layers(model, config.unfreeze, by_block=config.layer_decay != 1)
     tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
     placement = placement or Placement(devices=jax.devices()[:1])
-    options = dict(mode="torch", augmentation=augmentation, seed=5, donate=donate)
+    options = dict(mode="torch", augmentation=augmentation, seed=5, donate=donate, ema=config.ema)
     step = make_train_step(model, tx, labels, placement=placement, **options)
-    return model, step, placement.put_state(make_state(model, tx, labels)), placement
+    state = make_state(model, tx, labels, ema=config.ema)
+    return model, step, placement.put_state(state), placement
 
 
 # All that could tell one device's rows from four devices': own draws, and partners elsewhere.
