@@ -14,11 +14,12 @@ from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training import setup
 from vggjax.training.config import Config
+from vggjax.training.forward import make_feature_step
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.loop import Interrupted, train
 from vggjax.training.run_folder import read_log
 from vggjax.training.sharding import Placement
-from vggjax.training.step import make_feature_step, make_state, make_train_step
+from vggjax.training.step import make_state, make_train_step
 
 
 @pytest.fixture

@@ -41,12 +41,13 @@ def set_up(arch, unfreeze, **settings):
     model = VGG(arch, head=Head.parse("gap-16-3"), image_size=96, rngs=nnx.Rngs(0))
     settings = {"unfreeze": unfreeze, "warmup_epochs": 0, "schedule": "constant"} | settings
     config = Config(weights="none", **settings)
-    labels = label_layers(model, unfreeze)
+    labels = label_layers(model, unfreeze, by_block=config.layer_decay != 1)
     stage = plan_stages(config)[-1]
     tx = make_optimizer(config, labels, make_schedules(config, stage, 10))
     placement = Placement(devices=jax.devices()[:1])
-    step = make_train_step(model, tx, labels, placement=placement, mode="torch", donate=False)
-    return model, step, make_state(model, tx, labels)
+    options = {"label_smoothing": config.label_smoothing, "ema": config.ema, "donate": False}
+    step = make_train_step(model, tx, labels, placement=placement, mode="torch", **options)
+    return model, step, make_state(model, tx, labels, ema=config.ema)
 
 
 def changed_layers(model, before):
@@ -80,14 +81,14 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trained_ones_update_them():
     assert statistics == {f"block5_bn{i}/{n}" for i in (1, 2) for n in ("mean", "var")}
 
 
-def compiled_step(unfreeze):
-    _, step, state = set_up(TINY, unfreeze)
+def compiled_step(unfreeze, **settings):
+    _, step, state = set_up(TINY, unfreeze, **settings)
     return step.lower(state, make_batch()).compile().as_text()
 
 
-def count_work(unfreeze):
+def count_work(unfreeze, **settings):
     """Counts the compiled step's convolutions, and its products beyond those of the head alone."""
-    text = compiled_step(unfreeze)
+    text = compiled_step(unfreeze, **settings)
     return tuple(len(re.findall(rf"= \S+ {name}\(", text)) for name in ("convolution", "dot"))
 
 
@@ -106,7 +107,11 @@ def test_the_compiled_step_holds_no_backward_convolution_of_frozen_blocks(monkey
     assert convolutions == forward
     # block5_conv2: gradients of kernel (nine products) and input; block5_conv1: of the kernel.
     # The head's first layer hands its gradient down: one product more.
-    assert count_work(("block5",)) == (forward + 1, products + 2 * 9 + 1)
+    of_block5 = (forward + 1, products + 2 * 9 + 1)
+    assert count_work(("block5",)) == of_block5
+    # Their norm asks for no more of them, nor does what else hangs on them.
+    asking = {"clip_norm": 1.0, "ema": 0.9, "label_smoothing": 0.1, "layer_decay": 0.5}
+    assert count_work(("block5",), **asking) == of_block5
     # Every convolution has both, but the first, whose input are the images.
     assert count_work(("all",)) == (forward + forward - 1, products + forward * 9 + 1)
 

@@ -5,22 +5,41 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from vggjax.results import plots
+from vggjax.results import curves, paper, plots, sheets
+from vggjax.results.calibration import reliability
+from vggjax.results.sheets import Cell
 
 
 def _pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def test_every_plot_has_a_light_and_a_dark_paper():
-    rows = [{"epoch": e, "stage": "head", "val/loss": 1 / e, "val/accuracy": 0.5} for e in (1, 2)]
-    for draw in (
-        lambda dark: plots.draw_curves(rows, best_epoch=2, dark=dark),
-        lambda dark: plots.draw_confusion([[3, 1], [0, 4]], ["a", "b"], dark=dark),
-        lambda dark: plots.draw_mistakes([(None, "a", "b", 0.9)], dark=dark),
+ROWS = [{"epoch": e, "stage": "head", "val/loss": 1 / e, "val/accuracy": 0.5} for e in (1, 2)]
+
+
+def test_every_plot_is_on_white_paper_and_the_matrix_on_the_dark_pages_too():
+    for drawn in (
+        curves.draw_curves(ROWS, best_epoch=2, collapses=[2]),
+        curves.draw_reliability(reliability(np.array([0.2, 0.9]), np.array([0, 1]))),
+        plots.draw_confusion([[3, 1], [0, 4]], ["a", "b"]),
+        sheets.draw_sheet([[Cell(None, (("a", "wrong"), ("b", "muted")))]]),
     ):
-        assert (_pixels(draw(False))[0, 0] == 255).all()
-        assert (_pixels(draw(True))[0, 0] < 40).all()
+        assert (_pixels(drawn)[0, 0] == 255).all()
+    dark = plots.draw_confusion([[3, 1], [0, 4]], ["a", "b"], dark=True)
+    assert (_pixels(dark)[0, 0] < 40).all()
+
+
+def test_a_sheet_shows_its_pictures_in_their_places():
+    red, blue = np.zeros((2, 30, 60, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    sheet = _pixels(sheets.draw_sheet([[Cell(red), Cell(blue)], [Cell(None), Cell(red)]])).astype(
+        int
+    )
+    found = np.sign(sheet[..., 0] - sheet[..., 2])  # red 1, blue -1, white and grey near 0
+    middle = [sheet.shape[i] // 4 for i in (0, 1)]
+    far = [sheet.shape[i] * 3 // 4 for i in (0, 1)]
+    assert found[middle[0], middle[1]] == 1 and found[middle[0], far[1]] == -1
+    assert found[far[0] - 60, middle[1]] == 0 and found[far[0], far[1]] == 1
 
 
 def test_a_matrix_is_darkest_in_the_column_of_the_class_that_is_always_guessed():
@@ -34,7 +53,7 @@ def test_a_matrix_is_darkest_in_the_column_of_the_class_that_is_always_guessed()
 
 def test_names_that_the_font_lacks_are_drawn_without_a_warning():
     names = ["薔薇", "роза", r"$\frac$", "🌹", "a" * 500, "b\x00\n"]
-    assert [plots.drawable(name, i) for i, name in enumerate(names)] == [
+    assert [paper.drawable(name, i) for i, name in enumerate(names)] == [
         "class 0",
         "роза",
         r"$\frac$",
@@ -43,8 +62,8 @@ def test_names_that_the_font_lacks_are_drawn_without_a_warning():
         r"b\x00\n",
     ]
     plots.draw_confusion(np.eye(6, dtype=int), names)
-    plots.draw_mistakes([(np.zeros((9, 9, 3), np.uint8), name, name, 0.5) for name in names])
-    plots.draw_curves([{"epoch": 1, "stage": "薔薇"}, {"epoch": 2, "stage": r"$\frac$"}])
+    sheets.draw_sheet([[Cell(np.zeros((9, 9, 3), np.uint8), ((n, "plain"),)) for n in names]])
+    curves.draw_curves([{"epoch": 1, "stage": "薔薇"}, {"epoch": 2, "stage": r"$\frac$"}])
 
 
 def test_drawing_leaves_matplotlibs_settings_alone():
@@ -54,4 +73,6 @@ def test_drawing_leaves_matplotlibs_settings_alone():
 
 
 def test_no_plot_goes_through_pyplot():
-    assert "pyplot" not in Path(plots.__file__).read_text().replace("pyplot's", "")
+    for module in (curves, paper, plots, sheets):
+        text = Path(module.__file__).read_text(encoding="utf-8")
+        assert "pyplot" not in text.replace("pyplot's", ""), module.__name__

@@ -14,15 +14,10 @@ from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
+from vggjax.training.forward import few_at_a_time, make_predict_step
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.sharding import Placement
-from vggjax.training.step import (
-    few_at_a_time,
-    make_eval_step,
-    make_predict_step,
-    make_state,
-    make_train_step,
-)
+from vggjax.training.step import make_eval_step, make_state, make_train_step
 
 PLAIN = Arch("tiny", (1, 1, 1, 1, 1), (4, 4, 8, 8, 8))
 BN = Arch("tiny_bn", PLAIN.convs, PLAIN.widths, batch_norm=True)
@@ -44,12 +39,13 @@ def set_up(
     model = VGG(arch, head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
     settings = {"weights": "none", "unfreeze": "all", "warmup_epochs": 0} | settings
     config = Config(**settings)
-    labels = label_layers(model, config.unfreeze)
+    labels = label_layers(model, config.unfreeze, by_block=config.layer_decay != 1)
     tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
     placement = placement or Placement(devices=jax.devices()[:1])
-    options = dict(mode="torch", augmentation=augmentation, seed=5, donate=donate)
+    options = dict(mode="torch", augmentation=augmentation, seed=5, donate=donate, ema=config.ema)
     step = make_train_step(model, tx, labels, placement=placement, **options)
-    return model, step, placement.put_state(make_state(model, tx, labels)), placement
+    state = make_state(model, tx, labels, ema=config.ema)
+    return model, step, placement.put_state(state), placement
 
 
 # All that could tell one device's rows from four devices': own draws, and partners elsewhere.
@@ -216,7 +212,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_one_that_
 
 @pytest.mark.parametrize("count", [1, 8, 9, 20])
 def test_a_few_pictures_at_a_time_give_what_all_at_once_give(tiny_arch, monkeypatch, count):
-    monkeypatch.setattr("vggjax.training.step.FEW_PIXELS", 9 * 32**2)  # eight of them
+    monkeypatch.setattr("vggjax.training.forward.FEW_PIXELS", 9 * 32**2)  # eight of them
     model = VGG(tiny_arch, head=Head.parse("gap-3"), image_size=32)
     images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (count, 32, 32, 3)), jnp.float32)
     for forward in (model, lambda x: model(x, until="block2_pool")):

@@ -7,11 +7,14 @@ exact test); others by their intervals alone, and the page says so.
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vggjax.data.augmentation import NAMES as AUGMENTATION_FIELDS
+from vggjax.data.augmentation import describe
 from vggjax.errors import ConfigError, shown
 from vggjax.results.charts import Line, line_chart
 from vggjax.results.command import train_command
@@ -69,6 +72,7 @@ def write_comparison(workdirs: Sequence[str | Path], out: str | Path) -> Path:
             "title": f"{len(runs)} runs on {_datasets(runs)}",
             "runs": told,
             "best": told[best],
+            "scale": _scale(runs),
             "same_data": len({files.data["fingerprint"] for files in runs}) == 1,
             "settings": differing_settings([files.config for files in runs]),
             "charts": _charts(runs, names, looks),
@@ -112,10 +116,12 @@ def compare_pair(first: RunFiles, second: RunFiles) -> dict[str, Any]:
 
 def differing_settings(configs: Sequence[Config]) -> dict[str, list[str]]:
     """Lists the settings that would change the result and are not the same in all runs."""
-    found = {}
+    passed_over = {*HOW_NOT_WHAT, "augment", *AUGMENTATION_FIELDS}
+    drawn = [describe(config.augmentation) for config in configs]
+    found = {"augmentation": drawn} if len(set(drawn)) > 1 else {}
     for field in dataclasses.fields(Config):
         values = [plain(getattr(config, field.name)) for config in configs]
-        if field.name not in HOW_NOT_WHAT and len(set(values)) > 1:
+        if field.name not in passed_over and len(set(values)) > 1:
             found[field.name] = [value or "none" for value in values]
     return found
 
@@ -136,6 +142,13 @@ def _charts(runs: list[RunFiles], names: list[str], looks: list[str]) -> list[di
         for title, x_label, lines in charts
         if any(line.points for line in lines)
     ]
+
+
+def _scale(runs: list[RunFiles]) -> tuple[float, float]:
+    """Gives the ends, in whole twentieths, of a scale that holds every run's interval."""
+    intervals = [files.result["accuracy_interval"] for files in runs]
+    low = math.floor(20 * min(low for low, _ in intervals)) / 20
+    return low, max(low + 0.05, math.ceil(20 * max(high for _, high in intervals)) / 20)
 
 
 def _classes(runs: list[RunFiles]) -> list[dict[str, Any]]:
@@ -178,6 +191,8 @@ def _check_out(out: str | Path) -> Path:
 
 
 def _check_runs(workdirs: Sequence[str | Path]) -> None:
+    if not workdirs:
+        raise ConfigError("A report is of a finished run: give its folder, or several to compare.")
     if not 2 <= len(workdirs) <= MAX_RUNS:
         raise ConfigError(f"A comparison takes 2 to {MAX_RUNS} run folders; got {len(workdirs)}.")
     real = [os.path.realpath(workdir) for workdir in workdirs]

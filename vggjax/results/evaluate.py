@@ -37,8 +37,8 @@ from vggjax.results.metrics import TOP_K, summarize, top_classes
 from vggjax.results.probabilities import Judged, write_probabilities
 from vggjax.training.checkpoint import ModelInfo, load_model, write_text
 from vggjax.training.config import Config, read_config
+from vggjax.training.forward import make_predict_step
 from vggjax.training.run_folder import check_splits
-from vggjax.training.step import make_predict_step
 
 MAX_ROWS = 20
 """Classes that the printed table shows, the worst first."""

@@ -60,7 +60,10 @@ def _maps(
 
     gradient = jax.grad(score)(features).astype(jnp.float32)  # (N, h, w, C)
     weights = gradient.mean((1, 2), keepdims=True)  # alpha of the paper's equation 1
-    return nnx.relu((weights * features.astype(jnp.float32)).sum(-1))  # equation 2
+    maps = (weights * features.astype(jnp.float32)).sum(-1)  # equation 2, before its relu
+    # A fast convolution rounds 0 to 1e-9, which a drawing would stretch to full strength.
+    floor = 1e-5 * jnp.abs(maps).max((1, 2), keepdims=True)
+    return jnp.where(maps > floor, maps, 0.0)
 
 
 def map_layer(model: Any, image_size: int) -> str:

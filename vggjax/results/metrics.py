@@ -148,7 +148,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     12:153).
     """
     total = only_first + only_second
-    tail = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
+    ways = tail = 1  # of choosing k of them, from k = 0 on; whole numbers, so nothing is rounded
+    for k in range(min(only_first, only_second)):
+        ways = ways * (total - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**total)
 
 

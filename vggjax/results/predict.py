@@ -33,7 +33,7 @@ from vggjax.results.imagenet import decode_predictions as decode_predictions
 from vggjax.results.imagenet import imagenet_classes
 from vggjax.results.metrics import top_classes
 from vggjax.training.checkpoint import ModelInfo, load_model, write_text
-from vggjax.training.step import make_predict_step
+from vggjax.training.forward import make_predict_step
 
 PUBLISHED_PREPROCESSING = Preprocessing("caffe", 224, "crop", "bicubic")
 """What the published weights' ImageNet accuracies were measured with."""

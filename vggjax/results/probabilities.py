@@ -44,7 +44,8 @@ def write_probabilities(workdir: Path, split: str, judged: Judged) -> None:
 def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> Judged | None:
     """Reads the file; None where there is none that can be used."""
     try:
-        with np.load(_path(workdir, split), allow_pickle=False) as file:
+        data = io.BytesIO(_path(workdir, split).read_bytes())
+        with np.load(data, allow_pickle=False) as file:
             judged = Judged(file["index"], file["labels"], file["probs"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None

@@ -205,9 +205,10 @@ def _words(files: RunFiles) -> dict[str, Any]:
     left_out = info.get("left_out", {}) | result["unreadable"]
     device = str(result.get("device", "not recorded"))
     seconds = [row["seconds"] for row in files.rows if "seconds" in row]
+    folds = f"{config.cross_validate} x " if config.cross_validate else ""  # rows are their means
     return {
         "title": f"{info['arch']} on {short(config.dataset)}",
-        "took": duration(float(np.sum(seconds))) if seconds else "",
+        "took": f"{folds}{duration(float(np.sum(seconds)))}" if seconds else "",
         "lesson": _lesson(config),
         "trained": describe_training(config, info, files.rows, best=files.best, device=device),
         "data": describe_data(config, files.data, files.names),

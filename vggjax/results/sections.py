@@ -56,20 +56,26 @@ def curves(files: RunFiles) -> list[dict[str, str]]:
             lines, label=f"{metric} by epoch", share=metric == "accuracy", marks=marks, best=ring
         )
         drawn.append({"title": metric, "svg": chart})
-    lines = [Line(name, look, points(f"learning_rate/{name}")) for name, look in rate_looks(rows)]
+    lines = [Line(name, look, points(key)) for key, name, look in rate_looks(rows)]
     if any(line.points for line in lines):
         chart = line_chart(lines, label="learning rate by epoch", log=True, marks=marks)
-        drawn.append({"title": "learning rate of head and unfrozen layers", "svg": chart})
+        drawn.append({"title": "learning rate", "svg": chart})
     return drawn
 
 
-def rate_looks(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Names whose learning rates were logged, each with the class that colours its line."""
+def rate_looks(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Lists the learning rates that were logged: (key, name, class that colours its line).
+
+    Rates that are the same throughout are one, with both names.
+    """
     starts = "learning_rate/"
-    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(starts))
+    keys = sorted({key for row in rows for key in row if key.startswith(starts)}, reverse=True)
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for key in keys:
+        alike.setdefault(tuple(row.get(key) for row in rows), []).append(key)
     return [
-        (key.removeprefix(starts), f"c{(2, 3, 4, 5, 0, 1)[i % 6]}")
-        for i, key in enumerate(sorted(keys, reverse=True))
+        (same[0], " and ".join(key.removeprefix(starts) for key in same), f"c{(2, 3, 4, 5)[i % 4]}")
+        for i, same in enumerate(alike.values())
     ]
 
 

@@ -23,11 +23,11 @@ from vggjax.data.pipeline import Batch, Examples, prefetch
 from vggjax.models.assign import extract
 from vggjax.training.feature_plan import FeaturePlan, megabytes, view_of
 from vggjax.training.feature_store import FileStore, MemoryStore, Store, make_key
+from vggjax.training.forward import make_feature_step
 from vggjax.training.screen import Screen
 from vggjax.training.setup import Setup
 from vggjax.training.signals import Stop
 from vggjax.training.stages import Stage
-from vggjax.training.step import make_feature_step
 from vggjax.training.tally import Program
 
 

@@ -1,11 +1,10 @@
-"""The compiled steps: learn from a batch, score a batch, predict a batch.
+"""The compiled steps: learn from a batch, score a batch (forward.py only computes).
 
 A batch is pipeline.py's: images uint8 (N, S, S, 3), label int32 (N,), mask float32 (N,), index.
 Randomness is a function of (seed, step, row), so a resumed run draws what it would have drawn, and
 one device draws what four draw. Metrics are masked sums: divide once, at the end.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -197,89 +196,6 @@ def make_eval_step(
         return lax.psum(metrics, placement.axis_name) if placement.axis_name else metrics
 
     return placement.compile(eval_step)
-
-
-def make_feature_step(
-    model: VGG,
-    cut: str,
-    *,
-    placement: Placement,
-    mode: str,
-    augmentation: Augmentation | None = None,
-    seed: int = 0,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-) -> Callable[[tuple[nnx.State, nnx.State, jax.Array], dict[str, jax.Array]], Metrics]:
-    """Compiles ((params, batch_stats, view), batch) -> what train_step's `after` takes.
-
-    That is `features`, the output of the layer `cut`, and `mask`, of the whole global batch, on
-    every process. What is drawn is a function of (seed, picture, view).
-    """
-    model.eval()
-    graphdef = nnx.graphdef(model)
-
-    def feature_step(
-        state: tuple[nnx.State, nnx.State, jax.Array], batch: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        *state, view = state
-        images = batch["images"]
-        if augmentation is not None:
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _VIEWS), view)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-            images = augment(keys, images, augmentation)
-        prefix = nnx.merge(graphdef, *state)
-        features = few_at_a_time(
-            lambda x: prefix(preprocess(x, mode), until=cut), images, placement=placement
-        )
-        return {"features": features.astype(dtype), "mask": batch["mask"]}
-
-    return placement.compile(feature_step, gather=True)
-
-
-_VIEWS = 2**32 - 1
-"""Where a step's number stands in the keys of what is drawn anew at every step."""
-
-
-def make_predict_step(model: VGG, mode: str) -> Callable[[np.ndarray], jax.Array]:
-    """Compiles images uint8 (N, S, S, 3) -> probabilities float32 (N, C).
-
-    The model is held by reference, not copied. One sigmoid unit gives two columns, (1 - p, p).
-    """
-    model.eval()
-    graphdef, state = nnx.split(model)
-
-    @jax.jit
-    def predict_step(state: nnx.State, images: jax.Array) -> jax.Array:
-        network = nnx.merge(graphdef, state)
-        logits = few_at_a_time(lambda x: network(preprocess(x, mode)), images)
-        if logits.shape[-1] == 1:
-            return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=-1)
-        return jax.nn.softmax(logits)
-
-    return lambda images: predict_step(state, images)
-
-
-FEW_PIXELS = 2**17
-"""What a forward pass takes at a time on a CPU, where more is no faster: two pictures of 200 px."""
-
-
-def few_at_a_time(
-    forward: Callable[[jax.Array], jax.Array],
-    images: jax.Array,
-    *,
-    placement: Placement | None = None,
-) -> jax.Array:
-    """Runs a forward pass over (N, S, S, 3), on a CPU a few pictures at a time.
-
-    The maps of block1 are the largest of all: at 200 px and 32 pictures two of them take 655 MB.
-    """
-    is_shared = placement is not None and len(placement.devices) > 1
-    count, height, width = images.shape[:3]
-    few = 2 ** int(math.log2(max(1, FEW_PIXELS // (height * width))))
-    if jax.default_backend() != "cpu" or is_shared or count <= few:
-        return forward(images)
-    padded = jnp.pad(images, ((0, -count % few), (0, 0), (0, 0), (0, 0)))
-    outputs = lax.map(forward, padded.reshape(-1, few, *images.shape[1:]))
-    return outputs.reshape(-1, *outputs.shape[2:])[:count]
 
 
 def _inputs(batch: dict[str, jax.Array], mode: str, after: str | None) -> jax.Array:
