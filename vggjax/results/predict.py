@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,22 +23,15 @@ from rich.progress import track
 from rich.table import Table
 
 from vggjax.data.pictures import ENDINGS, load_image
-from vggjax.data.preprocess import Preprocessing, resize_image
-from vggjax.errors import ConfigError, DataError, WeightsError, shown
-from vggjax.models.arch import ARCHS, get_arch
-from vggjax.models.head import PUBLISHED_TOP
+from vggjax.data.preprocess import resize_image
+from vggjax.errors import ConfigError, DataError, shown
+from vggjax.models.arch import ARCHS
 from vggjax.models.network import Network
 from vggjax.results.imagenet import decode_predictions as decode_predictions
-from vggjax.results.imagenet import imagenet_classes
 from vggjax.results.metrics import top_classes
+from vggjax.results.published_model import open_published
 from vggjax.training.checkpoint import ModelInfo, load_model, write_text
 from vggjax.training.forward import make_predict_step
-
-PUBLISHED_PREPROCESSING = Preprocessing("caffe", 224, "crop", "bicubic")
-"""What the published weights' ImageNet accuracies were measured with."""
-
-TORCH_PREPROCESSING = Preprocessing("torch", 224, "crop", "bilinear")
-"""The same of torchvision's weights."""
 
 
 class Prediction(NamedTuple):
@@ -215,46 +207,7 @@ def _open_model(
         raise ConfigError("--workdir and --weights both name a model; give one of them.")
     if model is None:
         raise ConfigError(f"--weights needs --model, one of {', '.join(ARCHS)}.")
-    get_arch(model)
-    if weights == "none":
-        raise ConfigError("--weights none is an untrained network; give a file, or imagenet.")
-    from vggjax.weights.files import read_facts
-    from vggjax.weights.load import load_pretrained
-
-    try:
-        network = load_pretrained(
-            model, weights=weights, include_top=True, expect_sha256=expect_sha256
-        )
-    except WeightsError as error:
-        if error.code == "E_DIGEST":
-            raise
-        raise WeightsError(_other_classes(weights) or str(error), code=error.code) from None
-    names = tuple(name for _, name in imagenet_classes())
-    mode = "caffe" if weights == "imagenet" else read_facts(weights).preprocess
-    pixels = TORCH_PREPROCESSING if mode == "torch" else PUBLISHED_PREPROCESSING
-    pixels = replace(pixels, mode=mode)
-    return network, ModelInfo(model, str(PUBLISHED_TOP), names, pixels)
-
-
-def _other_classes(weights: str) -> str | None:
-    """Words the refusal of a readable file whose head is not ImageNet's; None for any other."""
-    from vggjax.weights.files import read_weights
-
-    try:
-        kernel = read_weights(weights).get("predictions", {}).get("kernel")
-    except (WeightsError, OSError):
-        return None
-    if kernel is None:
-        return (
-            f"{shown(weights)} has no classifier, only the convolutional base: nothing can be "
-            "predicted from it. Give the full file, or train one with train.py."
-        )
-    if kernel.shape[-1] == 1000:
-        return None
-    return (
-        f"{shown(weights)} has {kernel.shape[-1]} outputs, not ImageNet's 1000, and does not say "
-        "what they mean. For a model of train.py give its folder: --workdir RUN."
-    )
+    return open_published(model, weights, expect_sha256=expect_sha256)
 
 
 def _newest_run() -> Path:

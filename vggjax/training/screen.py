@@ -49,6 +49,7 @@ def print_first_screen(console: Console, run: Setup) -> None:
                      f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
                      f"augmentation {describe(config.augmentation)}"),
         ("Model", f"{config.model} + {run.model.head}, {_describe_weights(config)}"),
+        ("SHA-256", _describe_origin(run.info.provenance)),
         ("Learning", _describe_learning(config)),
     ]  # fmt: skip
     for stage in run.stages:
@@ -69,6 +70,13 @@ def print_first_screen(console: Console, run: Setup) -> None:
     for name, text in filter(all, rows):
         table.add_row(name, escape(text))
     console.print(table)
+
+
+def _describe_origin(provenance: dict[str, str]) -> str:
+    if "weights_sha256" not in provenance:
+        return ""
+    known = provenance.get("weights_known_as") or provenance["weights_format"]
+    return f"{provenance['weights_sha256']}: {known}"
 
 
 def _describe_cut(run: Setup) -> str:

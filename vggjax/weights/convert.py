@@ -104,7 +104,7 @@ def convert(
     done = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
     print(f"{shown(src)}: {done.facts.kind}")
     print(f"SHA-256  {done.digests.sha256}")
-    print(f"Known    {done.digests.known_as or 'not among the published files'}")
+    print(f"Known    {done.digests.known_as or 'none of the published files'}")
     print(f"Pixels   {done.facts.preprocess}")
     for note in done.notes:
         print(f"Note     {shown(note)}")

@@ -34,6 +34,9 @@ PIXELS = {
 }
 """What each preprocessing means (data/preprocess.py)."""
 
+RANGES = {"caffe": "-124 to 152", "torch": "-2.1 to 2.6", "unit": "0 to 1"}
+"""The values that pixels then have."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -225,25 +228,27 @@ def _convolve(x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def print_verdict(verdict: Verdict) -> None:
     """Prints what was found, a line each, to stdout."""
-    facts, digests, outputs = verdict.facts, verdict.digests, verdict.outputs
-    other = "torch" if facts.preprocess == "caffe" else "caffe"
+    facts, outputs, mode = verdict.facts, verdict.outputs, verdict.facts.preprocess
+    usual = "" if facts.tells_pixels else " (as Keras' weights do: the file itself does not say)"
     lines = {
         "File": f"{shown(verdict.path)}, {verdict.path.stat().st_size:,} bytes",
         "Format": facts.kind,
-        "SHA-256": digests.sha256,
-        "Known as": digests.known_as or "none of the published files",
+        "SHA-256": verdict.digests.sha256,
+        "Known as": verdict.digests.known_as or "none of the published files",
         "Network": f"{verdict.network}, {len(verdict.layers)} layers with "
         f"{verdict.parameters:,} numbers",
         "Top": ", ".join(verdict.top) or "none",
-        "Type": "; ".join(verdict.notes) or "float32",
+        "Type": "; ".join(map(shown, verdict.notes)) or "float32",
         "Values": "finite: 0 NaN, 0 infinite",
-        "Pixels": f"--preprocess {facts.preprocess}: {PIXELS[facts.preprocess]}",
-        "": f"with --preprocess unit or {other} it would run, and see other pictures than it "
-        f"was trained on",
+        "Pixels": f"--preprocess {mode}: {PIXELS[mode]}; {RANGES[mode]}{usual}",
+        "Not unit": f"--preprocess unit would give 0 to 1 where {RANGES[mode]} is expected: it "
+        f"runs, and sees nothing that it was trained on",
         "Forward": f"noise of seed {SEED}, {verdict.image_size} px: {outputs.size:,} outputs from "
         f"{outputs.min():.4g} to {outputs.max():.4g}",
-        "Digest": verdict.digest,
+        "Digest": f"{verdict.digest} (of these outputs, the same on every machine)",
     }
+    if mode == "unit":
+        del lines["Not unit"]
     for name in ("source", "source_sha256", "source_format", "source_date", "class_names"):
         if name in facts.metadata:
             lines[name.replace("_", " ").capitalize()] = shown(facts.metadata[name])
