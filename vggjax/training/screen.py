@@ -15,6 +15,7 @@ from vggjax.data.augmentation import describe
 from vggjax.data.instructions import looks_like_instructions
 from vggjax.data.splits import remarks_on_splits
 from vggjax.errors import shown
+from vggjax.models import winograd
 from vggjax.models.assign import shapes
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, peak_rates
@@ -61,6 +62,7 @@ def print_first_screen(console: Console, run: Setup) -> None:
             notes.append(f"--split {config.split} is not used: the data set has its own splits.")
     rows += [("Beware", shown(note)) for note in notes]
     rows.append(("Beware", _describe_pixels(config)))
+    rows.append(("Beware", _describe_convolution(config, devices[0].platform)))
     if not config.pretrained and config.unfrozen != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
                                "--unfreeze all, will do better"))  # fmt: skip
@@ -77,6 +79,15 @@ def _describe_origin(provenance: dict[str, str]) -> str:
         return ""
     known = provenance.get("weights_known_as") or provenance["weights_format"]
     return f"{provenance['weights_sha256']}: {known}"
+
+
+def _describe_convolution(config: Config, platform: str) -> str:
+    if platform != "cpu" or config.convolution == "direct" or winograd.native():
+        return ""
+    return (
+        "the compiled convolution is not here, and a step takes two to three times as long: "
+        "pip install -e . where there is a C++ compiler"
+    )
 
 
 def _describe_cut(run: Setup) -> str:
