@@ -12,7 +12,7 @@ from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, peak_rates
 from vggjax.training.position import Position
 
-SGD = {"optimizer": "sgd", "learning_rate": 1.0, "backbone_learning_rate": 0.5}
+SGD = {"optimizer": "sgd", "learning_rate": 1.0, "backbone_learning_rate": 1.0}
 
 
 def make(arch=PLAIN, **settings):
@@ -77,9 +77,9 @@ def test_layer_decay_leaves_what_one_block_learns_and_frozen_blocks_as_they_are(
 
 
 def test_the_norm_of_all_that_trains_is_clipped_together():
-    whole = moved("block5", backbone_learning_rate=1.0)
+    whole = moved("block5")
     limit = norm(whole) / 3
-    clipped = moved("block5", backbone_learning_rate=1.0, clip_norm=limit)
+    clipped = moved("block5", clip_norm=limit)
     assert norm(clipped) == pytest.approx(limit, rel=1e-4)
     for name in ("fc1/kernel", "block5_conv1/kernel"):
         np.testing.assert_allclose(3 * clipped[name], whole[name], rtol=1e-3, atol=1e-6)

@@ -3,7 +3,8 @@
 import pytest
 
 from vggjax.errors import ConfigError
-from vggjax.training.run_folder import Log, append_log, lock_workdir, read_log
+from vggjax.training.log import Log, append_log, read_log
+from vggjax.training.run_folder import lock_workdir
 
 
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_path):

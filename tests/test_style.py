@@ -183,6 +183,8 @@ def parses(monkeypatch, capsys):
     for place in (
         "vggjax.run.fit",
         "vggjax.results.evaluate.evaluate",
+        "vggjax.results.report.write_report",
+        "vggjax.results.compare.write_comparison",
         "vggjax.results.predict.predict_command",
         "vggjax.weights.convert.convert",
         "vggjax.results.summary.summarize_model",

@@ -27,7 +27,7 @@ def causes_and_advice(
     advice: list[str] = []
     rates = {name: rate * factor for name, rate in peak_rates(config).items()}
     rate = rates["head"]
-    low, high = USUAL_RATES.get(config.optimizer, (1e-5, 1e-3))
+    _, high = USUAL_RATES.get(config.optimizer, (1e-5, 1e-3))
     unfrozen = stage.unfreeze != ("none",)
     published = config.weights == "imagenet" and config.start_from is None
     if published and config.preprocessing.mode != "caffe":
@@ -38,13 +38,13 @@ def causes_and_advice(
     if not config.pretrained and config.unfrozen != ("all",):
         causes.append("the frozen layers are random (--weights none)")
         advice.append("--unfreeze all")
-    if finite and rate < low:
+    if finite and is_slow(config, factor):
         causes.append(f"the rate {rate:.2g} is low for {config.optimizer}")
         advice.append(f"--learning-rate {rate * 10:.2g}")
     else:
         word = "high for" if rate > high else "perhaps too high, with"
         causes.append(f"the rate {rate:.2g} is {word} {config.optimizer}")
-        advice.append(f"--learning-rate {rate / 10:.2g}")
+        advice.append(f"--learning-rate {rate / 10 if rate <= 100 * high else high:.2g}")
     if unfrozen and config.pretrained:
         if stage.first_epoch == 0 and config.start_from is None:
             causes.append(
@@ -66,6 +66,12 @@ def causes_and_advice(
         causes.append(f"{config.model} from scratch has no batch normalisation to keep it alive")
         advice.append(f"--model {config.model}_bn")
     return tuple(causes), tuple(advice)
+
+
+def is_slow(config: Config, factor: float) -> bool:
+    """Says whether the rate is lower than usual, so that a lower one would be no cure."""
+    low, _ = USUAL_RATES.get(config.optimizer, (1e-5, 1e-3))
+    return config.learning_rate * factor < low
 
 
 def _stages(config: Config) -> str:

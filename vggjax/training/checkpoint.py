@@ -84,10 +84,19 @@ class Checkpoints:
     def latest_progress(self) -> dict[str, Any] | None:
         """Reads where the run stands, or None before the first checkpoint."""
         step = self._manager.latest_step()
-        if step is None:
-            return None
+        return None if step is None else self.progress(step)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Reads where the run stood at a checkpoint."""
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return dict(self._manager.restore(step, args=args)["progress"])
+
+    def forget(self, step: int) -> None:
+        """Deletes the checkpoints behind a step: the run goes back, and takes those steps again."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            for later in [saved for saved in self._manager.all_steps() if saved > step]:
+                self._manager.delete(later)
 
     def restore_model(self, model: Network, step: int) -> None:
         """Puts a checkpoint's parameters and running statistics into the model."""

@@ -38,9 +38,11 @@ HOW_NOT_WHAT = (
     "checkpoint_minutes",
     "tensorboard",
     "lr_find",
+    "on_collapse",
 )
 """Fields that change how a run goes and not what comes out of it: a resumed run may differ here.
-(Cached features are the same numbers to the last bit or two: two programs may round differently.)
+(Cached features are the same numbers to the last bit or two: two programs may round differently.
+A run that collapsed may be let recover.)
 """
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vggjax.training.advice import causes_and_advice
+from vggjax.training.advice import causes_and_advice, is_slow
 from vggjax.training.config import Config
 from vggjax.training.stages import Stage
 
@@ -62,6 +62,8 @@ class Collapse:
     causes: tuple[str, ...]
     advice: tuple[str, ...]
     finite: bool = True
+    too_slow: bool = False
+    """Whether the rate is rather too low: a tenth of it would be no cure."""
 
     @property
     def reason(self) -> str:
@@ -123,7 +125,7 @@ class Guard:
             stretch = 0.75 * self._steps_per_epoch
         else:
             stretch = max(self._steps_per_epoch, MIN_STEPS)
-        if step - self._first_step < stretch or self._learns_by(val):
+        if step - self._first_step < stretch or (val is not None and self.learns(val)):
             return None
         return self._judge(marks, step, stretch, val)
 
@@ -146,12 +148,9 @@ class Guard:
         while len(marks) > 1 and marks[1][0] <= oldest:
             del marks[0]
 
-    def _learns_by(self, val: Mapping[str, float] | None) -> bool:
+    def learns(self, val: Mapping[str, float]) -> bool:
         """Says whether the validation split is judged better than by chance."""
-        if val is None:
-            return False
-        right = val["val/accuracy"] * self._val_pictures
-        low, _ = _interval(right, self._val_pictures)
+        low, _ = _interval(val["val/accuracy"] * self._val_pictures, self._val_pictures)
         return low > self._chance.accuracy
 
     def _judge(
@@ -198,10 +197,8 @@ class Guard:
         )
 
     def _collapse(self, step: int, seen: str, *, finite: bool = True) -> Collapse:
-        causes, advice = causes_and_advice(
-            self._config, self._stage, finite=finite, factor=self._factor
-        )
-        return Collapse(step, seen, causes, advice, finite)
+        found = causes_and_advice(self._config, self._stage, finite=finite, factor=self._factor)
+        return Collapse(step, seen, *found, finite, finite and is_slow(self._config, self._factor))
 
 
 @dataclass(frozen=True)

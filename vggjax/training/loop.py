@@ -5,7 +5,6 @@ Where a run stands is one integer, its step: order is a function of (seed, epoch
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,16 +18,17 @@ from flax import nnx
 from rich.console import Console
 
 from vggjax.data.pipeline import Batch, prefetch
-from vggjax.errors import VggjaxError
 from vggjax.models.network import Network
 from vggjax.training.checkpoint import Checkpoints, ModelInfo, load_model, save_model
 from vggjax.training.chunks import chunk_size, in_chunks
 from vggjax.training.config import Config
 from vggjax.training.features import kept_features
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules
+from vggjax.training.log import Log
 from vggjax.training.position import Position
 from vggjax.training.reading import adapted, left_out, read_pictures, say_adapted
-from vggjax.training.run_folder import Log, lock_workdir, make_workdir
+from vggjax.training.recovery import Watch
+from vggjax.training.run_folder import lock_workdir, make_workdir
 from vggjax.training.screen import Screen, looking, print_first_screen
 from vggjax.training.setup import Setup, set_up
 from vggjax.training.signals import Interrupted as Interrupted
@@ -52,7 +52,7 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
     """Trains, or goes on training, and saves the best weights in the run folder.
 
     Raises:
-        VggjaxError: settings, data or weights that cannot be used, or a loss that is not finite.
+        VggjaxError: settings, data or weights that cannot be used, or a collapse that ends the run.
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
     console = console or Console()
@@ -75,17 +75,13 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
             Checkpoints(run.workdir) as checkpoints,
         ):
             position = Position(**(checkpoints.latest_progress() or {}))
-            log = Log(run.workdir, step=position.step)
-            if position.step:
-                screen.say(f"Going on from step {position.step:,}.")
-                checkpoints.restore_model(run.model, position.step)
-            for stage in run.stages:
-                last_step = (stage.first_epoch + stage.epochs) * run.steps_per_epoch
-                if position.step < last_step:
-                    with kept_features(run, stage, screen, stop) as (kept, cut):
-                        _train_stage(
-                            kept, stage, cut, last_step, position, checkpoints, log, screen, stop
-                        )
+            where = {"step": position.step, "recoveries": position.recoveries}
+            with Log(run.workdir, **where, tensorboard=config.tensorboard) as log:
+                if position.step:
+                    screen.say(f"Going on from step {position.step:,}.")
+                    checkpoints.restore_model(run.model, position.step)
+                for stage in run.stages:
+                    _train_stage(run, stage, position, checkpoints, log, screen, stop)
             checkpoints.restore_model(run.model, position.best_step)
             stop.check(run.workdir)
         say_adapted(run, screen, said=said)  # where they were read while the network trained
@@ -97,6 +93,25 @@ def train(config: Config, *, console: Console | None = None) -> Trained:
 def _train_stage(
     run: Setup,
     stage: Stage,
+    position: Position,
+    checkpoints: Checkpoints,
+    log: Log,
+    screen: Screen,
+    stop: Stop,
+) -> None:
+    last_step = (stage.first_epoch + stage.epochs) * run.steps_per_epoch
+    if position.step < last_step:
+        with kept_features(run, stage, screen, stop) as (kept, cut):
+            through = False
+            while not through:
+                through = _train_epochs(
+                    kept, stage, cut, last_step, position, checkpoints, log, screen, stop
+                )
+
+
+def _train_epochs(
+    run: Setup,
+    stage: Stage,
     cut: str | None,
     last_step: int,
     position: Position,
@@ -104,7 +119,8 @@ def _train_stage(
     log: Log,
     screen: Screen,
     stop: Stop,
-) -> None:
+) -> bool:
+    """Trains what a stage has left; False where the run went back after a collapse."""
     config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
     log_every_steps = min(config.log_every_steps, max(1, steps_per_epoch // 4))
     size = chunk_size(run, stage.name, cut, most=log_every_steps)
@@ -112,6 +128,7 @@ def _train_stage(
     train_step = Program(train_step, lambda said: screen.say(f"{stage.name}: {said}"))
     mode = config.preprocessing.mode
     eval_step = Program(make_eval_step(run.model, placement=placement, mode=mode, after=cut))
+    watch = Watch(run, stage, position, checkpoints, log, screen)
 
     def put(item: tuple[int, Batch]) -> tuple[int, dict[str, jax.Array]]:
         return item[0], placement.put_batch(item[1], in_chunks=size > 1)
@@ -137,7 +154,8 @@ def _train_stage(
                 clock.tick(pictures_before(run, position.step) - shown)
                 if position.step % log_every_steps == 0:  # 2. report; the only wait
                     values = _means(tally.fetch(), "train")
-                    _check_finite(values, position.step, config)
+                    if watch.went_back(tally.sums):
+                        return False
                     log.write("step", position.step, **where, **values, **rates(position.step))
                     screen.figures(values, clock.images_per_s())
                 screen.advance(position.step % steps_per_epoch or steps_per_epoch)
@@ -151,13 +169,15 @@ def _train_stage(
 
         tally.fetch()
         values = _means(tally.sums, "train")  # 3. evaluate
-        _check_finite(values, position.step, config)
         values["images_per_s"] = clock.images_per_s()
         values |= evaluate_split(run, "val", eval_step, state)
         values["seconds"] = clock.seconds()
         values |= rates(position.step)
+        if watch.went_back(tally.sums, val=values):
+            return False
         value = values[config.monitor]  # 4. keep the best, and slow down where it gets no better
         is_best = position.take(-value if config.monitor == "val/loss" else value)
+        watch.note(values, is_best=is_best)
         slower = position.reduce_on_plateau(config, values["val/loss"])
         position.sums = {}
         checkpoints.save(placement.fetch(state), position, is_best=is_best)
@@ -169,6 +189,7 @@ def _train_stage(
             screen.plateau(config, position.factor)
         stop.check(run.workdir)
     _put_back(run.model, placement.fetch(state))
+    return True
 
 
 def _begin_stage(
@@ -246,12 +267,3 @@ def _means(sums: dict[str, float], split: str) -> dict[str, float]:
     if split == "train":
         del means["train/top5"]
     return means
-
-
-def _check_finite(values: dict[str, float], step: int, config: Config) -> None:
-    loss = values["train/loss"]
-    if not math.isfinite(loss):
-        raise VggjaxError(
-            f"The loss is {loss} at step {step}: training diverged. Lower --learning-rate "
-            f"(now {config.learning_rate}) or lengthen --warmup-epochs, in another --workdir."
-        )

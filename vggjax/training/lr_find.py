@@ -9,7 +9,6 @@ was tried is thrown away.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vggjax.data.pipeline import Batch, prefetch
+from vggjax.data.pipeline import prefetch
 from vggjax.errors import ConfigError
 from vggjax.training.config import Config
 from vggjax.training.features import kept_features
@@ -30,6 +29,7 @@ from vggjax.training.setup import Setup
 from vggjax.training.signals import Stop
 from vggjax.training.step import TrainState, make_state, make_train_step
 from vggjax.training.tally import Program
+from vggjax.training.walk import batches_between
 
 FIRST_RATE, LAST_RATE = 1e-6, 10.0
 MIN_STEPS, MAX_STEPS = 100, 200
@@ -144,7 +144,7 @@ def try_rates(run: Setup, console: Console) -> RateTest:
         VggjaxError: pictures that cannot be read.
     """
     stage = run.stages[0]
-    steps = min(max(run.steps_per_epoch, MIN_STEPS), MAX_STEPS)
+    steps = min(max(run.steps_per_pass, MIN_STEPS), MAX_STEPS)
     rates = np.geomspace(FIRST_RATE, LAST_RATE, steps).tolist()
     run = dataclasses.replace(run, examples={"train": run.examples["train"]})
     with Screen(console, stage.epochs) as screen:
@@ -158,7 +158,7 @@ def try_rates(run: Setup, console: Console) -> RateTest:
 def _features(run: Setup, steps: int, screen: Screen) -> Iterator[tuple[Setup, str | None]]:
     """Keeps the frozen layers' outputs where that is less work than computing them each time."""
     plan = run.features.get(run.stages[0].name)
-    if plan is None or plan.where != "memory" or steps < run.steps_per_epoch:
+    if plan is None or plan.where != "memory" or steps < run.steps_per_pass:
         yield run, None
         return
     with kept_features(run, run.stages[0], screen, Stop()) as (kept, cut):
@@ -173,7 +173,7 @@ def _losses(run: Setup, cut: str | None, rates: Sequence[float], screen: Screen)
     losses: list[float] = []
     smoothed, least = 0.0, math.inf
     screen.begin("trying rates", len(rates))
-    with closing(prefetch(_batches(run), run.placement.put_batch)) as batches:
+    with closing(prefetch(batches_between(run, 0, len(rates)), run.placement.put_batch)) as batches:
         for done, (rate, batch) in enumerate(zip(rates, batches, strict=False), start=1):
             factor = run.placement.put_state(jnp.asarray(rate / highest, jnp.float32))
             state, metrics = step(state._replace(factor=factor), batch)
@@ -187,18 +187,6 @@ def _losses(run: Setup, cut: str | None, rates: Sequence[float], screen: Screen)
             if not math.isfinite(loss) or unbiased > _DIVERGED * least:
                 break
     return losses
-
-
-def _batches(run: Setup) -> Iterator[Batch]:
-    """Yields the training batches of as many epochs as are asked for."""
-    for epoch in itertools.count():
-        yield from run.examples["train"].batches(
-            run.batch_size,
-            seed=run.config.seed,
-            epoch=epoch,
-            shuffle=True,
-            process=run.placement.process,
-        )
 
 
 def _first_step(run: Setup, cut: str | None) -> tuple[Callable, TrainState]:

@@ -32,6 +32,11 @@ class Position:
     marks: list[list[float]] = field(default_factory=list)
     """What the guard remembers of this stage."""
     recoveries: int = 0
+    """How often the run went back after a collapse."""
+    good_step: int = 0
+    """The last best one that was better than chance; 0 is none."""
+    warned: bool = False
+    """Whether a collapse was said and is not over."""
 
     @property
     def factor(self) -> float:

@@ -20,8 +20,6 @@ from vggjax.data.split_file import splits_text
 from vggjax.errors import ConfigError, shown
 from vggjax.training.checkpoint import write_text
 from vggjax.training.config import Config, read_config
-from vggjax.training.log import Log as Log
-from vggjax.training.log import append_log as append_log
 from vggjax.training.log import read_log as read_log
 
 RATE_FILE, RATE_PLOT = "lr-find.json", "lr-find.png"

@@ -1,0 +1,154 @@
+"""What is done about a collapse: it is said, the run is stopped, or it goes back (--on-collapse).
+
+A run goes back to its best checkpoint if that belongs to the stage and was better than chance, or
+else to the stage's start, with the best weights from before it or those that the run began with;
+its rates are then a tenth of what they were. All of that is a function of the run's position, so
+that a run which is killed meanwhile comes to the same end.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from vggjax.errors import VggjaxError
+from vggjax.training.checkpoint import Checkpoints
+from vggjax.training.freezing import peak_rates
+from vggjax.training.guard import Chance, Collapse, Guard
+from vggjax.training.log import Log
+from vggjax.training.position import Position
+from vggjax.training.screen import Screen
+from vggjax.training.setup import Setup, build_model
+from vggjax.training.stages import Stage
+
+MOST_RECOVERIES = 3
+"""Of a run: at a thousandth of its rates it is not the rate."""
+
+_ELSEWHERE = "in another --workdir"
+_HERE = "or, in this one, --on-collapse recover"
+
+
+class Watch:
+    """Watches over one stage, and does what --on-collapse says."""
+
+    def __init__(
+        self,
+        run: Setup,
+        stage: Stage,
+        position: Position,
+        checkpoints: Checkpoints,
+        log: Log,
+        screen: Screen,
+    ):
+        self._run, self._stage, self._position = run, stage, position
+        self._checkpoints, self._log, self._screen = checkpoints, log, screen
+        labels = run.source.labels[run.splits["train"]]
+        chance = Chance.of(
+            np.bincount(labels, minlength=len(run.source.class_names)),
+            class_weights=run.class_weights,
+            label_smoothing=run.config.label_smoothing,
+        )
+        self._guard = Guard(
+            run.config,
+            stage,
+            chance,
+            steps_per_epoch=run.steps_per_epoch,
+            val_pictures=len(run.splits["val"]),
+            factor=position.factor,
+        )
+
+    def went_back(
+        self, sums: Mapping[str, float], *, val: Mapping[str, float] | None = None
+    ) -> bool:
+        """Looks as the guard does; True where the run went back, its model and position changed.
+
+        Raises:
+            VggjaxError: a collapse that ends the run.
+        """
+        collapse = self._guard.look(self._position.marks, self._position.step, sums, val=val)
+        if collapse is None:
+            return False
+        way, position = self._run.config.on_collapse, self._position
+        if way == "recover" and position.recoveries < MOST_RECOVERIES and not collapse.too_slow:
+            self._recover(collapse)
+            return True
+        if way != "warn" or not collapse.finite:
+            self._stop(collapse)
+        if not position.warned:
+            position.warned = True
+            told = self._told(collapse)
+            self._log.write("collapse", collapse.step, **told, action="warned")
+            self._say(collapse, f"{told['advice']}, {_ELSEWHERE}; {_HERE}.")
+        return False
+
+    def note(self, val: Mapping[str, float], *, is_best: bool) -> None:
+        """Notes where the run can go back to; takes a warning back where it learns after all."""
+        if not self._guard.learns(val):
+            return
+        if is_best:
+            self._position.good_step = self._position.step
+        if self._position.warned:
+            self._position.warned = False
+            self._screen.say("It learns after all: validation is better than chance.")
+
+    def _recover(self, collapse: Collapse) -> None:
+        position, told = self._position, self._told(collapse)
+        _go_back(self._run, self._stage, position, self._checkpoints)
+        begin = f"step {position.step:,}" if position.step else "the start"
+        action = f"went back to {begin}, to a tenth of the rates"
+        self._log.go_back(position.step, position.recoveries, **told, action=action)
+        rates = ", ".join(
+            f"{name} {rate * position.factor:.2g}"
+            for name, rate in peak_rates(self._run.config).items()
+        )
+        which = f"recovery {position.recoveries} of {MOST_RECOVERIES}"
+        self._say(collapse, f"Back to {begin}, to a tenth of the rates ({rates}): {which}.")
+
+    def _stop(self, collapse: Collapse) -> None:
+        told, times = self._told(collapse), self._position.recoveries
+        self._log.write("collapse", collapse.step, **told, action="stopped")
+        verb = "collapsed" if collapse.finite else "diverged"
+        again = f" It went back {times} times before." if times else ""
+        here = "" if self._run.config.on_collapse == "recover" else f"; {_HERE}"
+        raise VggjaxError(
+            f"Training {verb} {self._where(collapse)}: {told['reason']}{again} {told['advice']}, "
+            f"{_ELSEWHERE}{here}."
+        )
+
+    def _say(self, collapse: Collapse, then: str) -> None:
+        seen, _, wrong = collapse.reason.partition(". ")
+        self._screen.say(f"COLLAPSE {self._where(collapse)}: {seen}.\n  {wrong}\n  {then}")
+
+    def _told(self, collapse: Collapse) -> dict[str, Any]:
+        advice = f"Try {', or '.join(collapse.advice)}"
+        told = {"reason": collapse.reason, "advice": advice}
+        return {"epoch": self._epoch(collapse), "stage": self._stage.name} | told
+
+    def _where(self, collapse: Collapse) -> str:
+        return f"in epoch {self._epoch(collapse)} ({self._stage.name})"
+
+    def _epoch(self, collapse: Collapse) -> int:
+        return (collapse.step - 1) // self._run.steps_per_epoch + 1
+
+
+def _go_back(run: Setup, stage: Stage, position: Position, checkpoints: Checkpoints) -> None:
+    first_step = stage.first_epoch * run.steps_per_epoch
+    best_step = position.best_step if position.good_step == position.best_step else 0
+    if best_step > first_step:
+        before = Position(**checkpoints.progress(best_step))
+    else:
+        before = Position(step=first_step)
+        if best_step:
+            kept = ("best_value", "best_step", "good_step")
+            before = dataclasses.replace(before, **{name: getattr(position, name) for name in kept})
+    before.rate_factor = position.rate_factor / 10
+    before.recoveries = position.recoveries + 1
+    if best_step:
+        checkpoints.restore_model(run.model, best_step)
+    else:
+        fresh = build_model(run.config, run.model.head)
+        nnx.update(run.model, nnx.state(fresh, (nnx.Param, nnx.BatchStat)))
+    checkpoints.forget(before.step)
+    vars(position).update(vars(before))
