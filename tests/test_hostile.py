@@ -134,12 +134,39 @@ def test_what_was_cast_and_what_was_left_out_is_told(tmp_path):
     with h5py.File(tmp_path / "w.h5", "r+") as file:
         kernel = file["block1_conv1/block1_conv1_W_1:0"][()]
         del file["block1_conv1/block1_conv1_W_1:0"]
-        file["block1_conv1/block1_conv1_W_1:0"] = kernel.astype(">f8")
+        file["block1_conv1/block1_conv1_W_1:0"] = kernel.astype("<f8")
         file["stowaway"] = np.zeros(3)
     notes = []
     got = read_weights(tmp_path / "w.h5", notes=notes)
     assert np.array_equal(got["block1_conv1"]["kernel"], kernel)
     assert notes == [
-        "1 array stored as big-endian float64 became float32",
+        "1 array stored as float64 became float32",
         "1 unlisted in layer_names and left out: stowaway",
     ]
+
+
+def test_arrays_of_both_byte_orders_are_refused_and_of_one_are_read(tmp_path):
+    import h5py
+
+    path, weights = tmp_path / "w.h5", made_weights()
+    write_weights(path, weights)
+    for layer, params in weights.items():
+        with h5py.File(path, "r+") as file:
+            for name, array in zip(file[layer].attrs["weight_names"], params.values(), strict=True):
+                del file[layer][name]
+                file[layer][name] = array.astype(">f4")
+        if layer == "block3_conv1":
+            with pytest.raises(WeightsError, match="another byte order") as caught:
+                read_weights(path)
+            assert caught.value.code == "E_DTYPE"
+    assert same(read_weights(path), weights)
+
+
+def test_a_file_that_is_being_written_is_told_from_a_damaged_one(tmp_path):
+    import h5py
+
+    write_weights(tmp_path / "w.h5", made_weights())
+    with h5py.File(tmp_path / "w.h5", "r+"):
+        with pytest.raises(WeightsError, match="another program writes it") as caught:
+            read_weights(tmp_path / "w.h5")
+    assert caught.value.code == "E_FILE"

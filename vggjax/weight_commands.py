@@ -23,11 +23,9 @@ def convert(argv: Sequence[str]) -> int:
         """Converts a weight file between the layouts of Keras, torchvision, timm and vggjax.
 
         Args:
-            src: The file to read; its content says what it is.
-            dst: The file to write; its ending says what it becomes: .safetensors, .weights.h5, .h5,
-                .keras or .pth.
-            format: Whose names, where the ending does not say it; .safetensors is vggjax, .pth
-                torchvision.
+            src: The file to read, whose content says what it is; or a run's folder.
+            dst: The file to write, by its ending: .safetensors, .weights.h5, .h5, .keras or .pth.
+            format: Whose names; .safetensors is vggjax's and .pth torchvision's by itself.
             expect_sha256: Refuse a SRC with another checksum.
         """
         from vggjax.weights.convert import convert

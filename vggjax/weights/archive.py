@@ -102,6 +102,20 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
         raise WeightsError("it would unpack to more than any VGG has.", code="E_BOMB")
 
 
+def check_contents(archive: zipfile.ZipFile) -> None:
+    """Reads every member to its end, and so its checksum, for readers that do not look at it.
+
+    Raises:
+        WeightsError: a member is not what was put in.
+    """
+    if (name := archive.testzip()) is not None:
+        raise WeightsError(
+            f"it is a damaged archive: the checksum of {shown(name)!r} is wrong. Fetch or write "
+            f"it again.",
+            code="E_ZIP",
+        )
+
+
 def member_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
     """Gives the byte of the archive where the contents of an uncompressed member begin."""
     file.seek(member.header_offset + 26)

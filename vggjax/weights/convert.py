@@ -43,10 +43,14 @@ def convert_file(
 ) -> Conversion:
     """Converts `src`, whatever it is, to what the ending of `dst` says, or `layout` (see files.py).
 
+    A run's folder stands for the model in it.
+
     Raises:
         WeightsError: unreadable, unwritable, one and the same file, or not the one expected.
     """
     src, dst = Path(src), Path(dst)
+    if (src / "model.safetensors").is_file():
+        src = src / "model.safetensors"  # of a run's folder
     check_destination(dst, layout)
     if src.exists() and dst.exists() and src.samefile(dst):
         raise WeightsError(

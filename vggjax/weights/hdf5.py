@@ -19,16 +19,14 @@ import h5py
 import numpy as np
 
 from vggjax.errors import WeightsError, shown
+from vggjax.weights.hdf5_chunks import check_chunks, check_index, unwritten
 from vggjax.weights.spans import Span, check_span
 
 MAX_NAMES = 10_000
 """The whole of VGG19 with batch normalisation has 44 layers with weights."""
 
 _MAX_NAME_BYTES = 1024
-_MAX_CHUNKS = 100_000
 _SLAB_BYTES = 2**25  # so much of a packed array is unpacked at a time
-_PACKED_RATIO = 100  # gzip makes trained weights a tenth smaller, not a hundred times
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 _FLOATS = {
     "<f4": h5py.h5t.IEEE_F32LE, ">f4": h5py.h5t.IEEE_F32BE, "<f2": h5py.h5t.IEEE_F16LE,
     ">f2": h5py.h5t.IEEE_F16BE, "<f8": h5py.h5t.IEEE_F64LE, ">f8": h5py.h5t.IEEE_F64BE,
@@ -110,13 +108,13 @@ class Hdf5:
         check_span(span)
         size_bytes = dataset.id.get_storage_size()
         if layout == h5py.h5d.CHUNKED:
-            _check_chunks(dataset, plist, span, size_bytes)
+            check_chunks(dataset, plist, span)
         elif size_bytes != span.nbytes:
-            raise _unwritten(where)
+            raise unwritten(where)
         elif layout == h5py.h5d.CONTIGUOUS:
             offset = dataset.id.get_offset()
             if offset is None:
-                raise _unwritten(where)
+                raise unwritten(where)
             if self._shift is not None:
                 return Span(where, shape, dtype, offset + self._shift)
         self._packed[where] = dataset
@@ -125,6 +123,8 @@ class Hdf5:
     def unpack(self, where: str) -> Iterator[np.ndarray]:
         """Yields a packed array's numbers piece by piece along its first axis, as stored."""
         dataset = self._packed[where]
+        if dataset.chunks:
+            check_index(dataset, where)
         rows = dataset.chunks[0] if dataset.chunks else 1
         row_bytes = dataset.dtype.itemsize * math.prod(dataset.shape[1:]) * rows
         rows *= max(1, _SLAB_BYTES // row_bytes)
@@ -150,6 +150,12 @@ def open_hdf5(file: str | IO[bytes], *, shift: int | None = 0) -> Iterator[Hdf5]
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         # h5py raises all of these for damaged files, depending on where the damage lies.
         why = " ".join(str(error).split()) or type(error).__name__
+        if "lock file" in why or "already open for write" in why:
+            raise WeightsError(
+                f"another program writes it, or was killed while it did ({shown(why)}). Wait, or "
+                f"write it again.",
+                code="E_FILE" if "lock file" in why else "E_FORMAT",
+            ) from None
         cut = "truncated" in why or "eof" in why.lower()
         raise WeightsError(
             f"it is damaged or cut short, HDF5 cannot read it ({shown(why)}). "
@@ -252,39 +258,6 @@ def _text(value: object, where: str, *, most: int = _MAX_NAME_BYTES) -> str:
 def at(node: h5py.Group | h5py.Dataset) -> str:
     """Names an object in messages."""
     return shown(node.name or "/")
-
-
-def _check_chunks(
-    dataset: h5py.Dataset, plist: h5py.h5p.PropDCID, span: Span, size_bytes: int
-) -> None:
-    filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    if filters - _FILTERS:
-        raise WeightsError(
-            f"{span.where} is packed by the filter {min(filters - _FILTERS)}; read are gzip, "
-            f"shuffle and fletcher32.",
-            code="E_FILTER",
-        )
-    counts = [-(-n // chunk) for n, chunk in zip(span.shape, plist.get_chunk(), strict=True)]
-    padded = math.prod(counts) * math.prod(plist.get_chunk())
-    ratio = span.nbytes / max(size_bytes, 1)
-    if math.prod(counts) > _MAX_CHUNKS or padded > 8 * span.size + 2**20:
-        raise WeightsError(
-            f"{span.where} is cut into pieces of {plist.get_chunk()}, as no weights are.",
-            code="E_BOMB",
-        )
-    if size_bytes == 0 or dataset.id.get_num_chunks() != math.prod(counts):
-        raise _unwritten(span.where)
-    if span.nbytes > 2**24 and ratio > _PACKED_RATIO:
-        raise WeightsError(
-            f"{span.where} would unpack to {ratio:,.0f} times its size; weights do not.",
-            code="E_BOMB",
-        )
-
-
-def _unwritten(where: str) -> WeightsError:
-    return WeightsError(
-        f"{where} was declared, but not all of its numbers were ever written.", code="E_UNWRITTEN"
-    )
 
 
 def _kind(stored: h5py.h5t.TypeID) -> str:

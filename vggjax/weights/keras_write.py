@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 NOTE = "vggjax"
 """The attribute of an `.h5`'s root, and with `.json` the member of a `.keras`, for the metadata."""
 
+MAX_NOTE_BYTES = 60_000
+"""An attribute has no more than 64 KiB; what does not fit is left out, the longest text first."""
+
 _BN = ("scale", "bias", "mean", "var")  # the order of Keras' lists, and of `vars`
 
 
@@ -67,8 +70,11 @@ def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> 
 
 
 def _note(file: h5py.File, metadata: dict[str, str]) -> None:
+    metadata = dict(metadata)
+    while metadata and len(text := json.dumps(metadata, sort_keys=True)) > MAX_NOTE_BYTES:
+        metadata.pop(max(metadata, key=lambda key: len(metadata[key])))  # thousands of classes
     if metadata:
-        file.attrs[NOTE] = np.bytes_(json.dumps(metadata, sort_keys=True).encode())
+        file.attrs[NOTE] = np.bytes_(text.encode())
 
 
 def _param_order(params: dict[str, np.ndarray]) -> list[str]:

@@ -96,7 +96,7 @@ def check_span(span: Span) -> None:
 
 
 def check_spans(spans: Iterable[Span], *, size_bytes: int) -> None:
-    """Refuses arrays that lie outside the file, share bytes, or are too many together.
+    """Refuses arrays that lie outside the file, share bytes, or do not go together.
 
     Raises:
         WeightsError: any of these, with the arrays' names.
@@ -107,6 +107,12 @@ def check_spans(spans: Iterable[Span], *, size_bytes: int) -> None:
     if (total := sum(span.size for span in spans)) > MAX_ELEMENTS:
         raise WeightsError(
             f"its arrays claim {total:,} numbers together, more than any VGG has.", code="E_BOMB"
+        )
+    if len({span.dtype[0] for span in spans}) > 1:
+        odd = min(spans, key=lambda span: sum(other.dtype[0] == span.dtype[0] for other in spans))
+        raise WeightsError(
+            f"{odd.where} has another byte order than the other arrays; the file is damaged.",
+            code="E_DTYPE",
         )
     before, end = None, 0
     for span in sorted((s for s in spans if s.start is not None), key=lambda span: span.start):

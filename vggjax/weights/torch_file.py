@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from vggjax.errors import WeightsError, shown
-from vggjax.weights.archive import open_archive
+from vggjax.weights.archive import check_contents, open_archive
 from vggjax.weights.tensors import Tensor, Written
 
 MAX_PICKLE_BYTES = 2**22
@@ -123,6 +123,7 @@ def _refuse_code(file: IO[bytes], zipped: bool, name: str) -> None:
         if any(info.compress_type != zipfile.ZIP_STORED for info in members):
             raise WeightsError(f"{name} is packed, as torch packs no file.", code="E_ZIP")
         _scan(archive.read(pickles[0]), 1, name)
+        check_contents(archive)  # torch itself passes over the checksums
 
 
 def _scan(text: bytes, pickles: int, name: str) -> None:

@@ -1,0 +1,108 @@
+"""Random damage to small weight files, by seed, and what a reader may make of it.
+
+A file may be refused, or read. Then its layers and shapes are exactly those expected, and its
+values those that were written, but for what the format cannot tell: HDF5 and safetensors have no
+checksum over plain numbers, HDF5 none over an array's address and type.
+"""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vggjax.errors import CODES, WeightsError
+from vggjax.models.arch import Arch
+
+COUNT = 2000
+FIVE = Arch("five", (1, 1, 1, 1, 1), (1, 1, 2, 2, 2))
+EIGHT = Arch("vgg11", (1, 1, 2, 2, 2), (1, 1, 2, 2, 2))  # torchvision's names want VGG11's layers
+
+
+def made_weights(arch):
+    rng = np.random.default_rng(0)
+    return {
+        layer: {"kernel": rng.uniform(0.1, 1, (3, 3, *io)).astype(np.float32),
+                "bias": rng.uniform(0.1, 1, io[1]).astype(np.float32)}
+        for layer, io in arch.conv_channels().items()
+    }  # fmt: skip
+
+
+def damaged(content, rng):
+    """Gives the damaged contents, and the places of the bytes that are not as they were."""
+    if rng.random() < 0.1:
+        cut = rng.randrange(len(content))
+        return content[:cut], range(cut, len(content))
+    bad = bytearray(content)
+    if rng.random() < 0.05:  # a run of zeros, as of a disk that lost a block
+        start = rng.randrange(len(bad))
+        stop = min(len(bad), start + rng.choice((4, 16, 64, 512)))
+        bad[start:stop] = bytes(stop - start)
+    for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 8))):
+        at = rng.randrange(len(bad))
+        bad[at] = rng.choice((rng.randrange(256), 0, 255, bad[at] ^ 1 << rng.randrange(8)))
+    changed = [i for i, (a, b) in enumerate(zip(content, bad, strict=True)) if a != b]
+    return bytes(bad), changed
+
+
+def places(content, weights):
+    """Finds where in the good file each array's numbers lie, `{(layer, parameter): range}`."""
+    found = {}
+    for layer, params in weights.items():
+        for name, array in params.items():
+            numbers = array.tobytes()
+            start = content.find(numbers)
+            assert content.count(numbers) == 1, "the numbers must lie in the file once"
+            found[layer, name] = range(start, start + len(numbers))
+    return found
+
+
+@dataclass
+class Outcome:
+    """What became of all the damaged files."""
+
+    counts: Counter = field(default_factory=Counter)
+    changed: list = field(default_factory=list)
+    """Files that were read with other values: (contents, changed bytes, changed arrays)."""
+
+
+def fuzz(path, read, weights, *, seed, count=COUNT):
+    """Reads `count` damaged copies of the file at `path`.
+
+    Args:
+        path: the good file; the damaged ones are written beside it.
+        read: takes a path and a check of shapes, and gives the weights.
+        weights: what is in the good file.
+        seed: of the damage.
+        count: of the copies.
+    """
+    content, bad = path.read_bytes(), path.with_name(f"bad-{path.name}")
+    shapes = {k: {n: a.shape for n, a in v.items()} for k, v in weights.items()}
+
+    def check(found):
+        if found != shapes:
+            raise WeightsError("not the layers that are expected", code="E_SHAPE")
+
+    outcome = Outcome()
+    for i in range(count):
+        rng = random.Random(f"{seed}:{i}")
+        contents, where = damaged(content, rng)
+        bad.write_bytes(contents)
+        try:
+            got = read(bad, check)
+        except WeightsError as error:  # anything else is a fault of ours
+            assert error.code in CODES and "\n" not in str(error) and str(bad) in str(error)
+            outcome.counts[error.code] += 1
+            continue
+        assert {k: {n: a.shape for n, a in v.items()} for k, v in got.items()} == shapes
+        arrays = [(k, n) for k, v in weights.items() for n in v if other(got[k][n], v[n])]
+        assert all(np.isfinite(got[k][n]).all() for k, n in arrays)
+        outcome.counts["changed" if arrays else "as it was"] += 1
+        if arrays:
+            outcome.changed.append((contents, where, arrays))
+    assert sum(outcome.counts.values()) == count
+    return outcome
+
+
+def other(got, want):
+    return got.dtype != np.float32 or not np.array_equal(got, want)
