@@ -1,10 +1,11 @@
 """Peak memory of training block5 and a head, VGG16, 200 px, batch 32, against Keras-TF and PyTorch.
 
-    python -m benchmarks.memory [--photographs 160] [--rounds 5]
+    python -m benchmarks.memory [--photographs 96] [--rounds 5]
 
 Each is a process of its own, and the figure the largest resident set that the system saw of it, the
-libraries' own weight included. Ours is `train.py` with what it keeps by itself, pictures and
-features; the peers hold their pictures as uint8 in memory and make as many steps.
+libraries' own weight included. Ours is the training of `train.py` with what it keeps by itself,
+pictures, features and checkpoints, its validation included; the peers hold their pictures as uint8
+in memory and make the steps of one epoch.
 """
 
 import argparse
@@ -44,13 +45,13 @@ def command(name: str, photographs: int, scratch: Path, folder: Path) -> list[st
     if name != "ours":
         code = f"from benchmarks.memory import peer; peer({name!r}, {photographs})"
         return [sys.executable, "-c", code]
-    return [
-        *(sys.executable, "-m", "vggjax", "train"),
-        *("--dataset", str(folder), "--workdir", str(scratch / "run"), "--weights", "none"),
-        *("--preprocess", "caffe", "--unfreeze", "block5", "--augment", "none", "--epochs", "2"),
-        *("--image-size", str(SIZE_PX), "--batch-size", str(BATCH), "--optimizer", "nadam"),
-        *("--head", "avg2-128-0.4-classes"),
-    ]  # fmt: skip
+    settings = dict(
+        dataset=str(folder), workdir=str(scratch / "run"), weights="none", preprocess="caffe",
+        unfreeze=("block5",), augment="none", epochs=2, image_size=SIZE_PX, batch_size=BATCH,
+        optimizer="nadam", head="avg2-128-0.4-classes",
+    )  # fmt: skip
+    code = f"from vggjax.training.loop import train, Config; train(Config(**{settings!r}))"
+    return [sys.executable, "-c", code]
 
 
 def peak_mb(arguments: list[str]) -> float:
@@ -63,7 +64,7 @@ def peak_mb(arguments: list[str]) -> float:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def measure(*, photographs: int = 160, rounds: int = 5) -> Iterator[Row]:
+def measure(*, photographs: int = 96, rounds: int = 5) -> Iterator[Row]:
     names = ["ours"]
     names += ["Keras-TF"] if installed("keras", "tensorflow") else []
     names += ["PyTorch"] if installed("torch") else []
@@ -81,7 +82,7 @@ def measure(*, photographs: int = 160, rounds: int = 5) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photographs", type=int, default=160)
+    parser.add_argument("--photographs", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
     print_table(measure(**vars(parser.parse_args())))
 
