@@ -8,7 +8,7 @@ import pytest
 from vggjax import cli
 from vggjax.results.command import train_command
 from vggjax.training.config import Config
-from vggjax.training.recipes import make_config
+from vggjax.training.recipes import NEEDS, RECIPES, make_config
 
 
 @pytest.fixture
@@ -52,6 +52,17 @@ def typed(monkeypatch):
 def test_the_command_typed_again_is_the_same_run(config, typed):
     found = typed(train_command(config))
     assert dataclasses.replace(found, workdir=None) == dataclasses.replace(config, workdir=None)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_command_of_every_recipe_typed_again_is_the_same_run(recipe, typed):
+    given = {"dataset": "photos"}
+    if recipe in NEEDS:
+        field, example, _ = NEEDS[recipe]
+        given[field] = example
+    config = make_config(recipe, **given, learning_rate=3e-5)
+    found = typed(train_command(config))
+    assert dataclasses.replace(found, workdir=None) == config
 
 
 def test_only_what_differs_is_told():

@@ -164,11 +164,14 @@ def test_a_collapse_is_marked_and_told(whole, tmp_path, monkeypatch):
         "stage": "head+all",
         "reason": "At <chance>.",
     }
-    lines = [*epochs, line | {"advice": "A lower rate.", "action": "warn"}]
+    lines = [*epochs, line | {"advice": "Try --clip-norm 1", "action": "warned"}]
     (copy / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_report(copy)
     told = section(copy, "curves")
-    assert "Collapse in epoch 2." in told and "At &lt;chance&gt;. A lower rate." in told
+    assert (
+        "Collapse in epoch 2." in told
+        and "At &lt;chance&gt;. Try --clip-norm 1. What was done: warned." in told
+    )
     assert told.count('class="mark collapse"') >= 2
 
 
@@ -176,11 +179,11 @@ def test_a_recipes_lesson_comes_first_and_is_escaped(whole, monkeypatch):
     class Lesson:
         title, teaches, source, figure = "Frozen <first>", "Why & how.", "a book", "85.4 %"
 
-    monkeypatch.setattr(recipes, "lesson_of", lambda config: Lesson, raising=False)
+    monkeypatch.setattr(recipes, "lesson_of", lambda config: Lesson)
     write_report(whole)
     text = (whole / "report.html").read_text(encoding="utf-8")
     assert "Frozen &lt;first&gt;" in text and "Its author&#39;s figure" not in text
     assert text.index('id="lesson"') < text.index('id="what"')
-    monkeypatch.setattr(recipes, "lesson_of", lambda config: None, raising=False)
+    monkeypatch.setattr(recipes, "lesson_of", lambda config: None)
     write_report(whole)
     assert 'id="lesson"' not in (whole / "report.html").read_text(encoding="utf-8")

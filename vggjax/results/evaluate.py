@@ -32,7 +32,7 @@ from vggjax.data.split_file import NAME as SPLITS_FILE
 from vggjax.data.split_file import read_splits
 from vggjax.data.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, shown, unknown
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.results.metrics import TOP_K, summarize, top_classes
 from vggjax.results.probabilities import Judged, write_probabilities
 from vggjax.training.checkpoint import ModelInfo, load_model, write_text
@@ -94,7 +94,7 @@ def evaluate(
 def judge_split(
     workdir: Path,
     config: Config,
-    model: VGG,
+    model: Network,
     info: ModelInfo,
     source: Source,
     split: str,
@@ -132,7 +132,7 @@ def judge_split(
 
 
 def run_model(
-    model: VGG, preprocessing: Preprocessing, examples: Examples, batch_size: int
+    model: Network, preprocessing: Preprocessing, examples: Examples, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gives (index into the source, label, probabilities (N, C)) of all readable examples.
 

@@ -88,7 +88,7 @@ def write_report(workdir: str | Path, *, doctor: bool = False) -> Path:
     }
     sections.write_pngs(files.workdir, drawn | sheets)
     context = {
-        **_figures(files),
+        **_figures(files, drawn["confusion"]),
         **_words(files),
         **_course(files),
         "collapses": [{k: shown(v) if isinstance(v, str) else v for k, v in line.items()}
@@ -118,6 +118,8 @@ def render(name: str, context: dict[str, Any]) -> str:
         loader=loader, trim_blocks=True, lstrip_blocks=True, **settings
     )
     environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["loss"] = lambda loss: f"{loss:.3f}" if loss < 1000 else f"{loss:.2g}"
+    environment.filters["sentence"] = lambda text: f"{str(text).rstrip('. ')}."
     return environment.get_template(name).render(context).lstrip()
 
 
@@ -160,13 +162,13 @@ def _views(
     return seen, sheets
 
 
-def _figures(files: RunFiles) -> dict[str, Any]:
+def _figures(files: RunFiles, light: bytes) -> dict[str, Any]:
+    """Gives the figures of the evaluation; `light` is the confusion matrix on white."""
     result, names = files.result, files.names
     per_class = [row | {"shown": shown(row["name"])} for row in result["per_class"]]
     hardest = sorted(per_class, key=lambda row: row["f1"])[:MAX_CLASSES]
     confusion = None
     if len(names) > plots.MAX_NUMBERED:
-        light = plots.draw_confusion(result["confusion"], names)
         dark = plots.draw_confusion(result["confusion"], names, dark=True)
         width = int.from_bytes(light[16:20]) // 3 * 2  # px, from the PNG's header; 1.5 a CSS px
         confusion = {"light": data_uri(light), "dark": data_uri(dark), "width": width}
@@ -223,8 +225,7 @@ def _words(files: RunFiles) -> dict[str, Any]:
 
 def _lesson(config: Any) -> dict[str, str] | None:
     """Gives what the run's recipe teaches; None where it has no recipe, or one without words."""
-    find = getattr(recipes, "lesson_of", None)
-    found = find(config) if find is not None else None
+    found = recipes.lesson_of(config)
     names = ("title", "teaches", "source", "figure")
     told = {name: shown(getattr(found, name, None) or "") for name in names}
     return told if told["title"] and told["teaches"] else None

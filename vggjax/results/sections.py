@@ -3,6 +3,7 @@
 Nothing is written here but a split's probabilities, where they are not kept yet; no HTML is made.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ MAX_MISTAKES = 12
 MAX_PAIRS, MAX_OF_PAIR = 6, 5
 MAX_ISSUES = 12
 
+STEEP = 200
+"""A loss that falls by more than this is drawn by powers of ten: its end would be one flat line."""
+
 
 def curves(files: RunFiles) -> list[dict[str, str]]:
     """Draws loss, accuracy and rates by epoch, with stages, collapses and the best epoch marked."""
@@ -51,11 +55,18 @@ def curves(files: RunFiles) -> list[dict[str, str]]:
             Line("training", "line-train", points(f"train/{metric}")),
             Line("validation", "line-val", points(f"val/{metric}")),
         ]
+        seen = [y for line in lines for _, y in line.points if y > 0 and math.isfinite(y)]
+        steep = metric == "loss" and seen and max(seen) > STEEP * min(seen)
         ring = next((point for point in lines[1].points if point[0] == best), None)
         chart = line_chart(
-            lines, label=f"{metric} by epoch", share=metric == "accuracy", marks=marks, best=ring
+            lines,
+            label=f"{metric} by epoch",
+            share=metric == "accuracy",
+            log=bool(steep),
+            marks=marks,
+            best=ring,
         )
-        drawn.append({"title": metric, "svg": chart})
+        drawn.append({"title": f"{metric}, by powers of ten" if steep else metric, "svg": chart})
     lines = [Line(name, look, points(key)) for key, name, look in rate_looks(rows)]
     if any(line.points for line in lines):
         chart = line_chart(lines, label="learning rate by epoch", log=True, marks=marks)

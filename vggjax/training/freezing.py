@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from vggjax.models.arch import match_layers
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.training.config import Config
 from vggjax.training.optimizers import scale_by_optimizer, scale_by_rate
 from vggjax.training.stages import Stage, name_stage
@@ -43,7 +43,7 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
 
 
 def label_layers(
-    model: VGG, unfreeze: tuple[str, ...], *, by_block: bool = False
+    model: Network, unfreeze: tuple[str, ...], *, by_block: bool = False
 ) -> dict[str, str]:
     """Labels every layer that has parameters; the head always trains.
 
@@ -69,7 +69,7 @@ def trainable(labels: Labels) -> Callable[[tuple, Any], bool]:
     return lambda path, value: isinstance(value, nnx.Param) and labels[path[0]] != "frozen"
 
 
-def set_training_mode(model: VGG, labels: Labels, *, axis_name: str | None = None) -> None:
+def set_training_mode(model: Network, labels: Labels, *, axis_name: str | None = None) -> None:
     """Lets the batch normalisations that train use the batch; frozen ones keep their statistics."""
     for name, label in labels.items():
         if "_bn" in name:

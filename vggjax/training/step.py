@@ -20,7 +20,7 @@ from vggjax.data.augment import augment
 from vggjax.data.augmentation import Augmentation
 from vggjax.data.mix import mix
 from vggjax.data.preprocess import preprocess
-from vggjax.models.vgg import VGG
+from vggjax.models.network import Network
 from vggjax.training.freezing import Labels, set_training_mode, trainable
 from vggjax.training.score import Metrics, score
 from vggjax.training.sharding import Placement
@@ -47,7 +47,7 @@ class TrainState(NamedTuple):
 
 
 def make_state(
-    model: VGG,
+    model: Network,
     tx: optax.GradientTransformation,
     labels: Labels,
     *,
@@ -73,7 +73,7 @@ def make_state(
 
 
 def make_train_step(
-    model: VGG,
+    model: Network,
     tx: optax.GradientTransformation,
     labels: Labels,
     *,
@@ -121,7 +121,7 @@ def make_train_step(
         inputs = _inputs(batch, mode, after)
         count = reduce(batch["mask"].sum())
 
-        def loss_fn(model: VGG) -> tuple[jax.Array, Metrics]:
+        def loss_fn(model: Network) -> tuple[jax.Array, Metrics]:
             logits = model(inputs, after=after, dropout_keys=key_dropout, mask=batch["mask"])
             metrics = score(
                 logits, batch, class_weights=class_weights, label_smoothing=label_smoothing
@@ -181,7 +181,7 @@ def _one_by_one(train_step: Callable, axis_name: str | None) -> Callable:
 
 
 def make_eval_step(
-    model: VGG, *, placement: Placement, mode: str, after: str | None = None
+    model: Network, *, placement: Placement, mode: str, after: str | None = None
 ) -> Callable[[tuple[nnx.State, nnx.State], dict[str, jax.Array]], Metrics]:
     """Compiles ((params, batch_stats), batch) -> metrics; nothing random, nothing learned.
 
