@@ -52,8 +52,22 @@ def server(files, tmp_path, monkeypatch):
         def __init__(self, *args):
             super().__init__(*args, directory=tmp_path / "server")
 
+        def do_GET(self):
+            wanted = self.headers.get("Range")
+            content = (tmp_path / "server" / self.path[1:]).read_bytes()
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            if start >= len(content):
+                return self.send_error(416)
+            self.send_response(206 if wanted else 200)
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{len(content)}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start:])
+
         def log_request(self, *_):
-            requests.append(f"{self.command} {self.path.split('/')[-1]}")
+            at = self.headers.get("Range", "")
+            requests.append(f"{self.command} {self.path.split('/')[-1]} {at}".strip())
 
         def log_message(self, *_):
             pass
@@ -144,6 +158,24 @@ def test_a_half_download_of_before_is_replaced(files, server, tmp_path):
     (tmp_path / "cache" / files[False].name).write_bytes(files[False].read_bytes()[:-100])
     path = find_published("vgg16", include_top=False)
     assert path.read_bytes() == files[False].read_bytes()
+
+
+def test_a_download_that_was_cut_off_goes_on_where_it_ended(files, server, tmp_path):
+    content, name = files[False].read_bytes(), files[False].name
+    (tmp_path / "cache" / f".{name}.part").write_bytes(content[:1000])
+    path = find_published("vgg16", include_top=False)
+    assert path.read_bytes() == content and server[-1] == f"GET {name} bytes=1000-"
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [name]
+
+
+def test_a_rest_of_another_file_is_noticed_and_the_next_try_succeeds(files, server, tmp_path):
+    content, name = files[False].read_bytes(), files[False].name
+    for rest in (b"x" * 1000, b"x" * len(content)):
+        (tmp_path / "cache" / f".{name}.part").write_bytes(rest)
+        with pytest.raises(WeightsError, match="cannot be downloaded"):
+            find_published("vgg16", include_top=False)
+        assert not list((tmp_path / "cache").iterdir())
+    assert find_published("vgg16", include_top=False).read_bytes() == content
 
 
 def test_without_a_network_the_three_ways_out_come_within_seconds(files):

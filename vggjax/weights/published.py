@@ -1,9 +1,10 @@
 """The weights that Keras publishes for ImageNet: their names, addresses, checksums and licence.
 
 `find_published` looks in `./weights/`, in this package's cache, in Keras' own (`~/.keras/models`),
-and then downloads into this package's cache. A file counts only with the published size and md5; a
-converted `weights/vgg16.safetensors` counts where `vggjax convert` noted in it that it came from
-the published file. Reading the file is not here (see files.py).
+and then downloads into this package's cache, where a download that was cut off goes on. A file
+counts only with the published size and md5; a converted `weights/vgg16.safetensors` counts where
+`vggjax convert` noted in it that it came from the published file. Reading the file is not here (see
+files.py).
 """
 
 import hashlib
@@ -140,7 +141,7 @@ def _download(entry: Published, passed_over: list[str]) -> Path:
                 known_hash=f"md5:{entry.md5}",
                 fname=entry.file_name,
                 path=folder,
-                downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
+                downloader=_fetch,
             )
             return Path(path)
         # requests' errors are OSErrors; pooch raises ValueError for a wrong checksum.
@@ -154,6 +155,34 @@ def _download(entry: Published, passed_over: list[str]) -> Path:
         f"{entry.md5}); or --weights FILE with weights of your own; or --weights none.",
         code="E_FILE",
     )
+
+
+def _fetch(url: str, output: str, _: object) -> None:
+    """Downloads to pooch's file, going on where an earlier try of the same file ended."""
+    import requests
+    from tqdm import tqdm
+
+    part = cache_dir() / f".{url.rpartition('/')[2]}.part"
+    at = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={at}-"} if at else {}
+    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+        if response.status_code == 416:  # there is nothing behind: what is here is no part of it
+            part.unlink()
+            raise OSError("an earlier download was longer than the file; it was removed")
+        response.raise_for_status()
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
+            at = 0
+        length = int(response.headers.get("Content-Length", 0)) + at
+        with (
+            open(part, "ab" if at else "wb") as file,
+            tqdm(total=length, initial=at, unit="B", unit_scale=True, desc=part.name[1:-5]) as bar,
+        ):
+            for piece in response.iter_content(2**20):
+                file.write(piece)
+                bar.update(len(piece))
+    if part.stat().st_size != length:
+        raise OSError("the connection ended early; the same command goes on from there")
+    os.replace(part, output)
 
 
 def _probe(entry: Published) -> str | None:
