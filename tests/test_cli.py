@@ -62,7 +62,7 @@ def test_every_command_explains_itself(capsys, command):
     ("line", "says"),
     [
         ("trian", "Unknown command 'trian'. Did you mean 'train'?"),
-        ("--bogus", "Choices: train, evaluate, predict, convert, verify, summary, doctor, aug"),
+        ("--bogus", "Choices: train, evaluate, report, predict, convert, verify, summary, recipes"),
         # A missing file or folder
         ("train --dataset ./gone", "There is no folder 'gone'."),
         ("train --dataset flowrs", "Did you mean 'flowers'?"),
@@ -120,7 +120,7 @@ def test_every_command_explains_itself(capsys, command):
         ("convert empty.h5", "DST The file to write"),
         ("convert empty.h5 new.h5 --force", "Unrecognized options: --force."),
         ("summary vgg16 --image-size 16", "32 px or more; got image size 16."),
-        ("summary vgg16 --no-include-topp", "Perhaps you meant --include-top."),
+        ("summary vgg16 --no-include-topp", "Perhaps you meant --no-include-top."),
         # Data: looking at it, drawing it, cutting it
         ("doctor gone", "There is no folder 'gone', and no tfds data set of that name."),
         ("doctor ./gone.csv", "There is no file"),

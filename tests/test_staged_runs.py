@@ -1,9 +1,12 @@
 """Whole runs with stages, averages, falling rates and short epochs: resumed, chained, kept."""
 
+import io
+
 import numpy as np
 import pytest
 from flax import nnx
 from kept_run import interrupt_at, make_config_of
+from rich.console import Console
 from test_loop import assert_same_weights, log_without_times, weights_of
 
 from vggjax.errors import ConfigError
@@ -11,6 +14,7 @@ from vggjax.training import loop, setup
 from vggjax.training.checkpoint import load_model
 from vggjax.training.loop import Interrupted, train
 from vggjax.training.run_folder import read_log
+from vggjax.training.screen import print_first_screen
 from vggjax.training.walk import batches_between, pictures_before
 
 STAGES = {"unfreeze": ("none",), "head_epochs": None, "epochs": None}
@@ -183,3 +187,20 @@ def test_a_run_starts_from_another_with_its_pixels_and_only_where_all_fits(confi
     (tmp_path / "pictures" / "c").rename(tmp_path / "pictures" / "d")
     with pytest.raises(ConfigError, match="other classes apart: a, b, c; the data set has a, b, d"):
         setup.set_up(config_of("refused", **start))
+
+
+def test_the_first_screen_says_each_stage_s_rates_and_which_pixels_the_weights_expect(config_of):
+    def screen(name, **settings):
+        console = Console(width=400, record=True, file=io.StringIO())
+        print_first_screen(console, setup.set_up(config_of(name, **STAGES | settings)))
+        return console.export_text()
+
+    told = screen("run", **ALL_AT_ONCE, preprocess="unit")
+    assert "epochs 4-6: head+block5, " in told
+    assert "nadam, rate head 0.05, block5 0.0005, block4 0.00025; 3 steps an epoch" in told
+    assert "plateau (x 0.1 after 1 epochs), weight decay 0.001, gradients clipped at" in told
+    assert "the weights were trained on 'caffe' pixels" in told and "not on x/255" in told
+    plain = screen("plain", unfreeze=("block5",))
+    assert "the weights were trained on" not in plain
+    assert "rate head 0.01, backbone 0.0001" in plain
+    assert "the weights were" not in screen("new", preprocess="unit", weights="none")

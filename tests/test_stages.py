@@ -2,9 +2,11 @@
 
 import pytest
 
+from vggjax.cli import main
 from vggjax.errors import ConfigError
 from vggjax.training.config import Config
 from vggjax.training.freezing import plan_stages
+from vggjax.training.recipes import make_config
 
 
 def plan(*stages, **settings):
@@ -82,3 +84,23 @@ def test_what_is_no_stage_or_no_rate_is_refused_with_the_fix(settings, message):
 def test_epochs_that_are_said_or_left_out_are_the_same_run():
     assert Config(epochs=6).differences(Config()) == {}
     assert Config(epochs=7).differences(Config()) == {"epochs": (7, None)}
+
+
+def test_stages_stand_in_place_of_a_recipe_s_epochs_and_unfreeze_in_place_of_its_stages(
+    monkeypatch, capsys
+):
+    config = make_config("finetune", dataset="photos", stages=("head:2", "block5:3"))
+    assert (config.num_epochs, config.unfrozen) == (5, ("block5",))
+    config = make_config("cifar10-finetune", unfreeze=("block5",))
+    assert (config.stages, config.num_epochs, config.layer_decay) == ((), 6, 0.65)
+    with pytest.raises(ConfigError, match="leave --epochs 3 out"):
+        make_config("cifar10-finetune", epochs=3)
+
+    def seen(config):
+        raise ConfigError(f"{config.stages} {config.unfreeze} {config.epochs}")
+
+    monkeypatch.setattr("vggjax.run.fit", seen)
+    assert main("train --dataset digits --stages head:1 all:1".split()) == 2
+    assert "('head:1', 'all:1') ('none',) None" in capsys.readouterr().err
+    assert main("train --stages head:1 --unfreeze block5".split()) == 2
+    assert "leave --unfreeze block5 out" in capsys.readouterr().err

@@ -24,9 +24,10 @@ def train(argv: Sequence[str]) -> int:
     from vggjax.training.recipes import check_needs, recipe_fields
 
     recipe = value_of(argv, "recipe")
-    given = {name: value_of(argv, name) for name in ("dataset", "start-from", "start_from")}
+    names = ("dataset", "start-from", "start_from", "stages", "unfreeze")
+    given = {name: value_of(argv, name) for name in names}
     given = {name.replace("-", "_"): value for name, value in given.items() if value is not None}
-    default = Config(**recipe_fields(recipe, given.get("dataset", Config.dataset)))
+    default = Config(**recipe_fields(recipe, given.get("dataset", Config.dataset), given))
     if not {"-h", "--help"} & set(argv):
         check_needs(recipe, given)
     config = parse(Config, argv, "train", default=default, description=train.__doc__)

@@ -1,4 +1,7 @@
-"""The commands for data sets: `doctor` and `augment-preview` (see commands.py)."""
+"""The commands that look at a data set before any training: doctor and augment-preview.
+
+As in commands.py, what a command needs is imported inside it.
+"""
 
 from collections.abc import Sequence
 from json import dumps

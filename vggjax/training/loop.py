@@ -244,11 +244,11 @@ def evaluate_split(
     run: Setup, split: str, eval_step: Callable, state: TrainState
 ) -> dict[str, float]:
     """Scores every readable picture of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
-    tally = Tally(run.placement)
+    tally, judged = Tally(run.placement), state.judged
     batches = run.examples[split].batches(run.batch_size, process=run.placement.process)
     with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for batch in batches:
-            tally.add(1, eval_step(state.judged, batch))
+            tally.add(1, eval_step(judged, batch))
     tally.fetch()
     values = _means(tally.sums, split)
     if len(run.source.class_names) <= 5:

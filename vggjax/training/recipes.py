@@ -126,13 +126,17 @@ def make_config(recipe: str | None = None, **flags: Any) -> Config:
     Raises:
         ConfigError: no such recipe, one that lacks what it needs, or settings that cannot be run.
     """
-    fields = recipe_fields(recipe, flags.get("dataset", "digits"))
+    fields = recipe_fields(recipe, flags.get("dataset", "digits"), flags)
     check_needs(recipe, flags)
     return Config(**(fields | flags))
 
 
-def recipe_fields(recipe: str | None, dataset: str) -> dict[str, Any]:
-    """Gives the fields that a recipe, or the data set by itself, sets."""
+def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """Gives the fields that a recipe, or the data set by itself, sets.
+
+    `given` are the names of the fields that are set beside it: --stages stand in place of a
+    recipe's --unfreeze and epochs, and --unfreeze in place of its stages.
+    """
     if recipe is None and dataset != "digits":
         return {}
     recipe = recipe or "digits"
@@ -140,7 +144,11 @@ def recipe_fields(recipe: str | None, dataset: str) -> dict[str, Any]:
         raise ConfigError(f"--recipe classify trains nothing; run it as: {command_of(recipe)}")
     if recipe not in RECIPES:
         raise ConfigError(unknown("recipe", recipe, RECIPES))
-    return RECIPES[recipe] | {"recipe": recipe}
+    in_place = ("unfreeze", "head_epochs", "epochs") if "stages" in given else ()
+    if "unfreeze" in given:
+        in_place = ("stages",)
+    fields = {name: value for name, value in RECIPES[recipe].items() if name not in in_place}
+    return fields | {"recipe": recipe}
 
 
 def check_needs(recipe: str | None, given: Collection[str]) -> None:
