@@ -149,7 +149,7 @@ def test_a_run_without_mistakes_says_so_and_leaves_no_old_gallery(tmp_path):
     assert not (run / "plots" / "mistakes.png").exists()
 
 
-@pytest.mark.parametrize(("classes", "epochs"), [(2, 1), (2, 0), (25, 2), (100, 1)])
+@pytest.mark.parametrize(("classes", "epochs"), [(2, 1), (2, 0), (25, 2)])
 def test_few_epochs_and_few_or_many_classes_make_a_page(tmp_path, classes, epochs):
     names = [f"kind {i}" for i in range(classes)]
     run = evaluated(tmp_path / "run", make_pictures(tmp_path / "x", names, each=3), epochs=epochs)

@@ -110,6 +110,7 @@ def test_without_its_model_or_its_data_a_run_still_has_a_page(
     assert not section(copy, "labels")
 
 
+@pytest.mark.slow
 def test_one_unit_for_two_classes_has_its_maps_too(tmp_path):
     pictures = make_pictures(tmp_path / "two", ("a", "b"), each=6)
     run = make_run(tmp_path / "run", pictures, head="gap-1", augment="none")
