@@ -149,6 +149,11 @@ def test_no_alarm_for_a_run_that(name):
     assert play(**HEALTHY[name]) == []
 
 
+def test_averaged_weights_that_are_good_still_do_not_hide_that_nothing_is_learned():
+    found = play(at(2.303), at(0.1), epochs=1, val=lambda epoch: (0.5, 0.9), ema=0.999)
+    assert len(found) == 1
+
+
 def test_few_pictures_are_no_evidence():
     assert play(at(0.7), at(0.5), counts=[5, 5], batch_size=4, steps_per_epoch=8, epochs=4) == []
 

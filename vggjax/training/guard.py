@@ -66,9 +66,14 @@ class Collapse:
     """Whether the rate is rather too low: a tenth of it would be no cure."""
 
     @property
+    def wrong(self) -> str:
+        """What may be wrong, as a sentence."""
+        return f"What may be wrong: {'; '.join(self.causes)}."
+
+    @property
     def reason(self) -> str:
         """What was seen and what may be wrong, in one line."""
-        return f"{self.seen}. What may be wrong: {'; '.join(self.causes)}."
+        return f"{self.seen}. {self.wrong}"
 
 
 class Guard:
@@ -125,6 +130,8 @@ class Guard:
             stretch = 0.75 * self._steps_per_epoch
         else:
             stretch = max(self._steps_per_epoch, MIN_STEPS)
+            if self._config.ema:  # averaged weights outlive those that learn
+                val = None
         if step - self._first_step < stretch or (val is not None and self.learns(val)):
             return None
         return self._judge(marks, step, stretch, val)
@@ -171,7 +178,11 @@ class Guard:
         near = min(0.05, (1 - chance.accuracy) / 4)
         if low > chance.accuracy + better or high > chance.accuracy + near:
             return None
-        if whole.loss < 0.99 * chance.loss or last.loss < 0.98 * chance.loss:
+        # A few steps from before the collapse are passed over, but where classes are uneven: there
+        # the losses of half an epoch vary by which pictures it drew.
+        even = chance.loss > 0.95 * math.log(chance.classes)
+        worst = max(whole.loss, min(before.loss, last.loss)) if even else whole.loss
+        if worst < 0.99 * chance.loss or last.loss < 0.98 * chance.loss:
             return None
         # On its way down? A low rate leaves the loss at chance for long, and hardly shakes it: a
         # thousandth is a beginning; with higher ones a hundredth. Above chance, as with a new head

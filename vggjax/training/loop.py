@@ -27,7 +27,7 @@ from vggjax.training.freezing import label_layers, make_optimizer, make_schedule
 from vggjax.training.log import Log
 from vggjax.training.position import Position
 from vggjax.training.reading import adapted, left_out, read_pictures, say_adapted
-from vggjax.training.recovery import Watch
+from vggjax.training.recovery import Watch, learn_from_judged
 from vggjax.training.run_folder import lock_workdir, make_workdir
 from vggjax.training.screen import Screen, looking, print_first_screen
 from vggjax.training.setup import Setup, set_up
@@ -227,6 +227,8 @@ def _begin_stage(
     )
     if is_resumed:
         state = checkpoints.restore_optimizer(state, position.step)
+    if position.back_step == position.step:
+        state = learn_from_judged(state)
     first_step = stage.first_epoch * run.steps_per_epoch
 
     def rates(step: int) -> dict[str, float]:

@@ -33,6 +33,8 @@ class Position:
     """What the guard remembers of this stage."""
     recoveries: int = 0
     """How often the run went back after a collapse."""
+    back_step: int | None = None
+    """Where it last went back to."""
     good_step: int = 0
     """The last best one that was better than chance; 0 is none."""
     warned: bool = False

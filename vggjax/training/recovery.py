@@ -10,18 +10,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from vggjax.errors import VggjaxError
 from vggjax.training.checkpoint import Checkpoints
-from vggjax.training.freezing import peak_rates
+from vggjax.training.freezing import label_layers, peak_rates
 from vggjax.training.guard import Chance, Collapse, Guard
 from vggjax.training.log import Log
 from vggjax.training.position import Position
 from vggjax.training.screen import Screen
 from vggjax.training.setup import Setup, build_model
 from vggjax.training.stages import Stage
+from vggjax.training.step import TrainState
 
 MOST_RECOVERIES = 3
 """Of a run: at a thousandth of its rates it is not the rate."""
@@ -99,9 +102,12 @@ class Watch:
         begin = f"step {position.step:,}" if position.step else "the start"
         action = f"went back to {begin}, to a tenth of the rates"
         self._log.go_back(position.step, position.recoveries, **told, action=action)
+        by_block = self._run.config.layer_decay != 1
+        labels = label_layers(self._run.model, self._stage.unfreeze, by_block=by_block).values()
         rates = ", ".join(
-            f"{name} {rate * position.factor:.2g}"
-            for name, rate in peak_rates(self._run.config).items()
+            f"{label} {rate * position.factor:.2g}"
+            for label, rate in peak_rates(self._run.config).items()
+            if label in labels
         )
         which = f"recovery {position.recoveries} of {MOST_RECOVERIES}"
         self._say(collapse, f"Back to {begin}, to a tenth of the rates ({rates}): {which}.")
@@ -118,8 +124,8 @@ class Watch:
         )
 
     def _say(self, collapse: Collapse, then: str) -> None:
-        seen, _, wrong = collapse.reason.partition(". ")
-        self._screen.say(f"COLLAPSE {self._where(collapse)}: {seen}.\n  {wrong}\n  {then}")
+        seen = f"COLLAPSE {self._where(collapse)}: {collapse.seen}."
+        self._screen.say("\n  ".join([seen, collapse.wrong, then]))
 
     def _told(self, collapse: Collapse) -> dict[str, Any]:
         advice = f"Try {', or '.join(collapse.advice)}"
@@ -133,6 +139,14 @@ class Watch:
         return (collapse.step - 1) // self._run.steps_per_epoch + 1
 
 
+def learn_from_judged(state: TrainState) -> TrainState:
+    """Goes on from the averaged weights, with --ema: they were good, the others may have died."""
+    if state.averages is None:
+        return state
+    params, batch_stats = jax.tree.map(jnp.copy, state.judged)
+    return state._replace(params=params, batch_stats=batch_stats)
+
+
 def _go_back(run: Setup, stage: Stage, position: Position, checkpoints: Checkpoints) -> None:
     first_step = stage.first_epoch * run.steps_per_epoch
     best_step = position.best_step if position.good_step == position.best_step else 0
@@ -144,7 +158,7 @@ def _go_back(run: Setup, stage: Stage, position: Position, checkpoints: Checkpoi
             kept = ("best_value", "best_step", "good_step")
             before = dataclasses.replace(before, **{name: getattr(position, name) for name in kept})
     before.rate_factor = position.rate_factor / 10
-    before.recoveries = position.recoveries + 1
+    before.recoveries, before.back_step = position.recoveries + 1, before.step
     if best_step:
         checkpoints.restore_model(run.model, best_step)
     else:
