@@ -15,7 +15,7 @@ from vggjax.errors import CODES, WeightsError
 from vggjax.models.arch import Arch
 
 COUNT = 2000
-FIVE = Arch("five", (1, 1, 1, 1, 1), (1, 1, 2, 2, 2))
+THREE = Arch("three", (1, 1, 1), (1, 1, 2))
 EIGHT = Arch("vgg11", (1, 1, 2, 2, 2), (1, 1, 2, 2, 2))  # torchvision's names want VGG11's layers
 
 

@@ -148,18 +148,20 @@ def test_what_was_cast_and_what_was_left_out_is_told(tmp_path):
 def test_arrays_of_both_byte_orders_are_refused_and_of_one_are_read(tmp_path):
     import h5py
 
-    path, weights = tmp_path / "w.h5", made_weights()
-    write_weights(path, weights)
-    for layer, params in weights.items():
+    weights = made_weights()
+    for name, layers in {"both": ["block3_conv1"], "one": list(weights)}.items():
+        path = tmp_path / f"{name}.h5"
+        write_weights(path, weights)
         with h5py.File(path, "r+") as file:
-            for name, array in zip(file[layer].attrs["weight_names"], params.values(), strict=True):
-                del file[layer][name]
-                file[layer][name] = array.astype(">f4")
-        if layer == "block3_conv1":
-            with pytest.raises(WeightsError, match="another byte order") as caught:
-                read_weights(path)
-            assert caught.value.code == "E_DTYPE"
-    assert same(read_weights(path), weights)
+            for layer in layers:
+                key = f"{layer}/{layer}_W_1:0", f"{layer}/{layer}_b_1:0"
+                for name, array in zip(key, weights[layer].values(), strict=True):
+                    del file[name]
+                    file[name] = array.astype(">f4")
+    with pytest.raises(WeightsError, match=r"block3_conv1.*another byte order") as caught:
+        read_weights(tmp_path / "both.h5")
+    assert caught.value.code == "E_DTYPE"
+    assert same(read_weights(tmp_path / "one.h5"), weights)
 
 
 def test_a_file_that_is_being_written_is_told_from_a_damaged_one(tmp_path):
