@@ -65,7 +65,7 @@ def test_nothing_random_is_drawn_for_a_file_that_fills_the_model(tiny_arch, with
         drawn.append(not isinstance(jax.random.key_data(key), jax.core.Tracer))
         return jnp.zeros(shape)
 
-    monkeypatch.setattr("vggjax.models.vgg._he", spy)
+    monkeypatch.setattr("vggjax.models.network._he", spy)
     load(tiny_arch, with_top[0], THREE)
     assert drawn and not any(drawn)
     load(tiny_arch, with_top[0], FIVE, base_only=True)

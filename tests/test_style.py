@@ -37,7 +37,6 @@ MODULES = {
 IMPORTED_BY_OTHERS = {
     "filelock": "jax keeps a compilation cache of bounded size with it",
     "importlib-resources": "tensorflow-datasets imports it and does not declare it",
-    "tqdm": "pooch draws its progress bar with it",
 }
 
 
