@@ -80,6 +80,6 @@ def _stages(config: Config) -> str:
     head = max(1, epochs // 3)
     rest = max(1, epochs - head)
     if config.unfrozen == ("all",):
-        deep = max(1, rest // 2)
-        return f"--stages head:{head} block5:{deep} all:{max(1, rest - deep)}"
+        deep, last = max(1, rest // 2), config.base_layers[-1].split("_")[0]
+        return f"--stages head:{head} {last}:{deep} all:{max(1, rest - deep)}"
     return f"--stages head:{head} {'+'.join(config.unfrozen)}:{rest}"
