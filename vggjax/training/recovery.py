@@ -22,7 +22,7 @@ from vggjax.training.guard import Chance, Collapse, Guard
 from vggjax.training.log import Log
 from vggjax.training.position import Position
 from vggjax.training.screen import Screen
-from vggjax.training.setup import Setup, build_model
+from vggjax.training.setup import Setup, build_model, find_weights
 from vggjax.training.stages import Stage
 from vggjax.training.step import TrainState
 
@@ -162,7 +162,7 @@ def _go_back(run: Setup, stage: Stage, position: Position, checkpoints: Checkpoi
     if best_step:
         checkpoints.restore_model(run.model, best_step)
     else:
-        fresh = build_model(run.config, run.model.head)
+        fresh = build_model(run.config, run.model.head, find_weights(run.config))
         nnx.update(run.model, nnx.state(fresh, (nnx.Param, nnx.BatchStat)))
     checkpoints.forget(before.step)
     vars(position).update(vars(before))
