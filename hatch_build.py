@@ -52,7 +52,7 @@ class Library:
 LIBRARIES = (
     Library(
         "winograd",
-        Path("vggjax", "models", "native"),
+        Path("vggjax", "models", "kernels", "native"),
         kernels="winograd_kernels.cc",
         rest="winograd_ffi.cc",
         baseline={"baseline_kernels": ("-DVECTOR_BYTES=16",)},
@@ -64,7 +64,7 @@ LIBRARIES = (
     ),
     Library(
         "resize",
-        Path("vggjax", "data", "native"),
+        Path("vggjax", "data", "images", "native"),
         kernels="resize_kernels.cc",
         rest="resize.cc",
         baseline={"baseline_resize": ()},

@@ -2,8 +2,8 @@
 
     python -m benchmarks.augment [--photos FOLDER] [--batch-size 8] [--rounds 5]
 
-Prints ms for each picture of 224 px, medians over the rounds, everything in turn in each round, so
-that a busy machine slows all alike. Without photographs it makes pictures itself. The weights are
+Prints ms for each image of 224 px, medians over the rounds, everything in turn in each round, so
+that a busy machine slows all alike. Without photographs it makes images itself. The weights are
 random: arithmetic takes as long with any.
 """
 
@@ -19,16 +19,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vggjax.data.augment import augment
-from vggjax.data.augmentation import PRESETS, Augmentation, describe
-from vggjax.data.mix import mix
-from vggjax.data.preprocess import Preprocessing, resize_image
-from vggjax.data.sources import open_source
+from vggjax.data.augment.augment import augment
+from vggjax.data.augment.mix import mix
+from vggjax.data.augment.settings import PRESETS, Augmentation, describe
+from vggjax.data.images.preprocess import Preprocessing, resize_image
+from vggjax.data.sources.open import open_source
 from vggjax.models.head import Head
 from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
-from vggjax.training.sharding import Placement
+from vggjax.training.parallel import Placement
 from vggjax.training.step import make_state, make_train_step
 
 SIZE_PX = 224
@@ -63,7 +63,7 @@ ALONE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what augmentation costs.")
-    parser.add_argument("--photos", type=Path, help="a folder of pictures, one folder per class")
+    parser.add_argument("--photos", type=Path, help="a folder of images, one folder per class")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="vgg16")
@@ -73,14 +73,14 @@ def main() -> None:
     print(
         f"{device.device_kind} ({device.platform}), {os.cpu_count()} cores, jax {jax.__version__}"
     )
-    print(f"{len(images)} pictures of {SIZE_PX} px at a time, medians of {args.rounds}\n")
+    print(f"{len(images)} images of {SIZE_PX} px at a time, medians of {args.rounds}\n")
 
-    print("ms a picture, alone")
+    print("ms an image, alone")
     calls = {name: alone(images, augmentation) for name, augmentation in ALONE.items()}
     for name, ms in measure(calls, args.rounds, len(images)).items():
         print(f"  {name:<24}{ms:8.2f}")
 
-    print(f"\nms a picture, a step of {args.model} that trains block5")
+    print(f"\nms an image, a step of {args.model} that trains block5")
     calls = {
         name: train(images, args.model, augmentation)
         for name, augmentation in (("none", Augmentation()), ("full affine", LESSON))
@@ -98,12 +98,12 @@ def load(folder: Path | None, count: int) -> np.ndarray:
     if folder is not None:
         source = open_source(str(folder))
         chosen = np.linspace(0, len(source) - 1, count).astype(int)
-        pictures = [resize_image(source.read(int(i)).pixels, preprocessing) for i in chosen]
+        images = [resize_image(source.read(int(i)).pixels, preprocessing) for i in chosen]
     else:
         rng = np.random.default_rng(0)
         coarse = rng.integers(0, 256, (count, 14, 14, 3), np.uint8)
-        pictures = [resize_image(image, preprocessing) for image in coarse]
-    return np.stack(pictures)
+        images = [resize_image(image, preprocessing) for image in coarse]
+    return np.stack(images)
 
 
 def alone(images: np.ndarray, a: Augmentation) -> Callable[[], object]:
@@ -148,7 +148,7 @@ def train(images: np.ndarray, name: str, augmentation: Augmentation) -> Callable
 
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int, count: int) -> dict[str, float]:
-    """Gives the median ms a picture of each call, all in turn, `rounds` times."""
+    """Gives the median ms an image of each call, all in turn, `rounds` times."""
     for call in calls.values():
         jax.block_until_ready(call())
     times: dict[str, list[float]] = {name: [] for name in calls}

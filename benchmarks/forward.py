@@ -2,7 +2,7 @@
 
     python -m benchmarks.forward [--arch vgg16 vgg19] [--batch-size 1 8] [--rounds 7]
 
-Milliseconds a picture, medians of rounds in which all take their turn, on all cores that the
+Milliseconds an image, medians of rounds in which all take their turn, on all cores that the
 process may use.
 """
 
@@ -15,7 +15,7 @@ from flax import nnx
 
 from benchmarks import peers
 from benchmarks.measure import Call, Row, in_turn, make_row, print_table
-from vggjax.models.convolution import make_convolve
+from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.vgg import VGG
 
 SIZE_PX = 224
@@ -40,7 +40,7 @@ def measure(
             }
             work = f"{arch.upper()} forward, {SIZE_PX} px, batch {batch_size}"
             seconds = in_turn(calls, rounds=rounds)
-            yield make_row(work, "ms a picture", seconds, times=1e3 / batch_size, aim=0.6)
+            yield make_row(work, "ms an image", seconds, times=1e3 / batch_size, aim=0.6)
 
 
 def main() -> None:

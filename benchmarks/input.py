@@ -1,9 +1,9 @@
-"""Pictures per second from files to augmented 224 px batches: vggjax, tf.data and Keras.
+"""Images per second from files to augmented 224 px batches: vggjax, tf.data and Keras.
 
     python -m benchmarks.input [--photos FOLDER]
 
 All three read the same files in one process, each in turn, and the figure is the median of the
-passes. FOLDER holds class folders of photographs; without it pictures are made. Larger
+passes. FOLDER holds class folders of photographs; without it images are made. Larger
 photographs are made of them by enlarging. TensorFlow and Keras come with the `bench` extra.
 """
 
@@ -29,13 +29,13 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from vggjax.data.augment import augment
-from vggjax.data.augmentation import Augmentation
-from vggjax.data.pictures import ENDINGS
-from vggjax.data.pipeline import Examples, prefetch
-from vggjax.data.preprocess import Preprocessing
-from vggjax.data.source import Source
-from vggjax.data.sources import open_source
+from vggjax.data.augment.augment import augment
+from vggjax.data.augment.settings import Augmentation
+from vggjax.data.images.decode import ENDINGS
+from vggjax.data.images.preprocess import Preprocessing
+from vggjax.data.loader import SplitLoader, prefetch
+from vggjax.data.sources.open import open_source
+from vggjax.data.sources.source import Source
 
 SIZE, BATCH = 224, 32
 AUGMENTATIONS = {
@@ -51,11 +51,11 @@ AUGMENTATIONS = {
     ),
 }
 Pass = Callable[[], int]
-"""Reads every picture once; gives their number."""
+"""Reads every image once; gives their number."""
 
 
 def ours(source: Source, kind: str, *, cache_mb: int = 0) -> Pass:
-    examples = Examples(source, np.arange(len(source)), Preprocessing(), cache_mb=cache_mb)
+    examples = SplitLoader(source, np.arange(len(source)), Preprocessing(), cache_mb=cache_mb)
     examples.prepare()
     change = jax.jit(partial(augment, augmentation=AUGMENTATIONS[kind]))
     if kind == "nothing":
@@ -76,16 +76,16 @@ def ours(source: Source, kind: str, *, cache_mb: int = 0) -> Pass:
 
 def tf_data(files: list[str], kind: str, *, cached: bool = False, antialias: bool = False) -> Pass:
     def load(path: tf.Tensor) -> tf.Tensor:
-        picture = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-        picture = tf.image.resize(picture, (SIZE, SIZE), antialias=antialias)
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        image = tf.image.resize(image, (SIZE, SIZE), antialias=antialias)
         if cached:  # as bytes: floats would take four times the memory
-            picture = tf.cast(tf.round(picture), tf.uint8)
-        return tf.image.random_flip_left_right(picture) if kind == "flip" else picture
+            image = tf.cast(tf.round(image), tf.uint8)
+        return tf.image.random_flip_left_right(image) if kind == "flip" else image
 
-    def move(pictures: tf.Tensor) -> tf.Tensor:
+    def move(images: tf.Tensor) -> tf.Tensor:
         return tf.raw_ops.ImageProjectiveTransformV3(
-            images=pictures,
-            transforms=draw_matrices(tf.shape(pictures)[0]),
+            images=images,
+            transforms=draw_matrices(tf.shape(images)[0]),
             output_shape=(SIZE, SIZE),
             fill_value=0.0,
             interpolation="BILINEAR",
@@ -100,7 +100,7 @@ def tf_data(files: list[str], kind: str, *, cached: bool = False, antialias: boo
 
 
 def draw_matrices(count: tf.Tensor) -> tf.Tensor:
-    """Draws one matrix for each picture: turn, shear, zoom and flip about the centre, shift."""
+    """Draws one matrix for each image: turn, shear, zoom and flip about the center, shift."""
     uniform = lambda low, high: tf.random.uniform([count], low, high)  # noqa: E731
     turn, shear = uniform(-0.52, 0.52), uniform(-0.17, 0.17)
     flip = tf.sign(uniform(-1.0, 1.0))
@@ -142,9 +142,9 @@ def drain(data: tf.data.Dataset) -> Pass:
 class Figure(NamedTuple):
     """Of one contender, medians over the passes."""
 
-    pictures_per_s: float
+    images_per_s: float
     cpu_us: float
-    """CPU time for a picture, of all threads: it says what a busy machine hides."""
+    """CPU time for an image, of all threads: it says what a busy machine hides."""
 
 
 def compare(contenders: dict[str, Pass], passes: int, expected: int) -> dict[str, Figure]:
@@ -154,7 +154,7 @@ def compare(contenders: dict[str, Pass], passes: int, expected: int) -> dict[str
         begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
         count = run()
         seconds, cpu_s = time.perf_counter() - begin_s, time.process_time() - begin_cpu_s
-        assert count == expected, f"{name} read {count} of {expected} pictures"
+        assert count == expected, f"{name} read {count} of {expected} images"
         if turn:
             figures[name].append(Figure(count / seconds, cpu_s / count * 1e6))
     return {
@@ -168,11 +168,11 @@ def report(title: str, figures: dict[str, Figure]) -> None:
     mine, *others = figures.values()
     for name, figure in figures.items():
         print(
-            f"    {name:20} {figure.pictures_per_s:9,.1f} pictures/s "
+            f"    {name:20} {figure.images_per_s:9,.1f} images/s "
             f"{figure.cpu_us:11,.0f} us CPU each "
-            f"{figure.pictures_per_s / mine.pictures_per_s:8.2f}"
+            f"{figure.images_per_s / mine.images_per_s:8.2f}"
         )
-    ratio = mine.pictures_per_s / max(other.pictures_per_s for other in others)
+    ratio = mine.images_per_s / max(other.images_per_s for other in others)
     print(f"    vggjax is {ratio:.2f} times the best of the others", flush=True)
 
 
@@ -184,8 +184,8 @@ def find_photographs(folder: str | None, scratch: Path, most: int) -> Path:
             coarse = np.random.default_rng(i).integers(0, 256, (9, 9, 3), np.uint8)
             target = here / "abcde"[i % 5] / f"{i:05d}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC)
-            picture.save(target, quality=90)
+            image = Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC)
+            image.save(target, quality=90)
         return here
     found = sorted(path for path in Path(folder).resolve().glob("*/*") if is_jpeg(path))
     for path in found[:: max(1, -(-len(found) // most))]:
@@ -205,13 +205,13 @@ def enlarge(photographs: Path, scratch: Path, size: tuple[int, int], count: int)
     for path in found[:: max(1, len(found) // count)][:count]:
         target = here / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as picture:
-            picture.resize(size, Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
+        with Image.open(path) as image:
+            image.resize(size, Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
     return here
 
 
 def measure(folder: Path, kinds: Iterable[str], passes: int, *, shrinks: bool = False) -> None:
-    """Compares decode + resize + augmentation; pictures that shrink also with equal filters.
+    """Compares decode + resize + augmentation; images that shrink also with equal filters.
 
     vggjax smooths what it makes smaller, as load_img does, which tf.data does only when told to
     and image_dataset_from_directory cannot.

@@ -5,13 +5,13 @@
 DATASET is a folder of one folder per class, of which so many photographs are taken; without one
 they are made. Ours is the whole command, run once: `fit` with the recipe `flowers` on random
 weights, that is starting, reading, comparing, training, validating each epoch, the test split and
-the report, compilation included. Keras-TF does the lesson in two ways, with the pictures decoded
+the report, compilation included. Keras-TF does the lesson in two ways, with the images decoded
 beforehand, half of them for training, a fifth to validate, the rest to test:
 
 - as the lesson does: `fit` on the whole network with its base frozen, which computes the base for
-  every picture in every epoch. That takes hours: the median times of its training and evaluation
+  every image in every epoch. That takes hours: the median times of its training and evaluation
   steps over the rounds are multiplied by the steps that the lesson has.
-- features once: the same steps' time for one `predict` of the base over all pictures, and `fit` of
+- features once: the same steps' time for one `predict` of the base over all images, and `fit` of
   the head alone on features of that shape, all epochs run.
 """
 
@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.measure import Row, in_turn, print_table
 from benchmarks.peers import installed
 from benchmarks.stages import CLASSES, SIZE_PX, make_keras, make_photographs
-from vggjax.run import fit
+from vggjax.api import fit
 from vggjax.training.recipes import make_config
 
 BATCH = 16

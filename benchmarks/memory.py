@@ -4,7 +4,7 @@
 
 Each is a process of its own, and the figure the largest resident set that the system saw of it, the
 libraries' own weight included. Ours is the training of `train.py` with what it keeps by itself,
-pictures, features and checkpoints, its validation included; the peers hold their pictures as uint8
+images, features and checkpoints, its validation included; the peers hold their images as uint8
 in memory and make the steps of one epoch.
 """
 
@@ -28,12 +28,12 @@ BATCH = 32
 
 def peer(name: str, photographs: int) -> None:
     """Trains with one of the peers, in this process."""
-    pictures = np.zeros((photographs, SIZE_PX, SIZE_PX, 3), np.uint8)
+    images = np.zeros((photographs, SIZE_PX, SIZE_PX, 3), np.uint8)
     steps = range(0, photographs * 8 // 10, BATCH)
     if name == "Keras-TF":
         model, _, _ = make_keras(unfreeze="block5")
         for at in steps:
-            x = pictures[at : at + BATCH].astype(np.float32)
+            x = images[at : at + BATCH].astype(np.float32)
             model.train_on_batch(x, np.zeros(len(x), np.int64))
     else:
         step = torch_step(unfreeze="block5", batch_size=BATCH)
@@ -50,7 +50,7 @@ def command(name: str, photographs: int, scratch: Path, folder: Path) -> list[st
         unfreeze=("block5",), augment="none", epochs=2, image_size=SIZE_PX, batch_size=BATCH,
         optimizer="nadam", head="avg2-128-0.4-classes",
     )  # fmt: skip
-    code = f"from vggjax.training.loop import train, Config; train(Config(**{settings!r}))"
+    code = f"from vggjax.training.trainer import train, Config; train(Config(**{settings!r}))"
     return [sys.executable, "-c", code]
 
 

@@ -1,8 +1,8 @@
-"""What a folder of 200,000 pictures costs before the first step: seconds and memory.
+"""What a folder of 200,000 images costs before the first step: seconds and memory.
 
     python -m benchmarks.scan [--files 200000]
 
-The files are hard links to twenty pictures, in ten classes. Each size runs in a process of its
+The files are hard links to twenty images, in ten classes. Each size runs in a process of its
 own, so that the peak is its alone; 2,000 files show what the imports take.
 """
 
@@ -19,28 +19,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vggjax.data.pipeline import Examples
-from vggjax.data.preprocess import Preprocessing
-from vggjax.data.sources import open_source
-from vggjax.data.splits import make_splits
+from vggjax.data.images.preprocess import Preprocessing
+from vggjax.data.loader import SplitLoader
+from vggjax.data.sources.open import open_source
+from vggjax.data.splits.splits import make_splits
 
-FEW, CLASSES, PICTURES, BATCHES = 2_000, 10, 20, 50
+FEW, CLASSES, IMAGES, BATCHES = 2_000, 10, 20, 50
 
 
 def make_folder(root: Path, files: int) -> None:
     originals = root / "originals"
     originals.mkdir(parents=True)
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
-        picture = Image.fromarray(pixels).resize((128, 128), Image.Resampling.BICUBIC)
-        picture.save(originals / f"{i}.jpg")
+        image = Image.fromarray(pixels).resize((128, 128), Image.Resampling.BICUBIC)
+        image.save(originals / f"{i}.jpg")
     for label in range(CLASSES):
         (root / "photos" / f"class_{label}").mkdir(parents=True)
     for i in range(files):
         # A filesystem may bound the links of a file: another copy for each ten thousand.
-        original = originals / f"{i % PICTURES}.jpg"
+        original = originals / f"{i % IMAGES}.jpg"
         target = root / "photos" / f"class_{i % CLASSES}" / f"photograph_{i:06d}.jpg"
-        if i and i % 10_000 < PICTURES:
+        if i and i % 10_000 < IMAGES:
             original.write_bytes(replace(original))
         os.link(original, target)
 
@@ -65,14 +65,14 @@ def measure(folder: str) -> None:
     scanned = peak_mb()
     splits = make_splits(source)
     cut_s = time.perf_counter() - begin_s - scan_s
-    examples = Examples(source, splits["train"], Preprocessing(), cache_mb=0)
+    examples = SplitLoader(source, splits["train"], Preprocessing(), cache_mb=0)
     batches = examples.batches(32, seed=0, epoch=0, shuffle=True)
     first_s = time.perf_counter()
     images = sum(len(batch["index"]) for batch in itertools.islice(batches, BATCHES))
     rate = images / (time.perf_counter() - first_s)
     print(
         f"{len(source):8,} files: scanned in {scan_s:5.2f} s, cut in {cut_s:4.2f} s, "
-        f"{BATCHES} batches at {rate:5.0f} pictures/s; peak {imported:4.0f} MB imported, "
+        f"{BATCHES} batches at {rate:5.0f} images/s; peak {imported:4.0f} MB imported, "
         f"{scanned:4.0f} scanned, {peak_mb():4.0f} in all",
         flush=True,
     )

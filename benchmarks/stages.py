@@ -1,8 +1,8 @@
 """A stage of transfer learning, ours and the peers', as calls that can be timed in turn.
 
 Ours goes through what the training loop goes through: kept features, batches, chunks, the compiled
-step. Keras' is `train_on_batch` of the same network and optimiser, PyTorch's the same by hand, both
-on preprocessed pictures in memory. Weights and pictures are random: times do not depend on them.
+step. Keras' is `train_on_batch` of the same network and optimizer, PyTorch's the same by hand, both
+on preprocessed images in memory. Weights and images are random: times do not depend on them.
 All compilation is left out.
 """
 
@@ -20,15 +20,15 @@ from PIL import Image
 
 from benchmarks.measure import Call, Row, in_turn, make_row, print_table
 from benchmarks.peers import installed, torch_base
-from vggjax.data.pipeline import prefetch
-from vggjax.training import loop
-from vggjax.training.chunks import chunk_size, in_chunks
+from vggjax.data.loader import prefetch
+from vggjax.training import trainer
+from vggjax.training.cache.features import cached_features
+from vggjax.training.chunks import chunk_size, stack_batches
 from vggjax.training.config import Config
-from vggjax.training.features import kept_features
-from vggjax.training.run_folder import make_workdir
-from vggjax.training.setup import set_up
+from vggjax.training.prepare import prepare_run
+from vggjax.training.progress import MetricAccumulator
+from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
-from vggjax.training.tally import Tally
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -54,9 +54,9 @@ class Quiet:
 def make_photographs(root: Path, count: int) -> Path:
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 256, (15, 20, 3), np.uint8)
-        picture = Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC)
+        image = Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC)
         (root / f"class_{i % CLASSES}").mkdir(parents=True, exist_ok=True)
-        picture.save(root / f"class_{i % CLASSES}" / f"{i:05}.jpg", quality=90)
+        image.save(root / f"class_{i % CLASSES}" / f"{i:05}.jpg", quality=90)
     return root
 
 
@@ -72,23 +72,23 @@ class Ours:
             batch_size=batch_size, image_size=SIZE_PX, preprocess="caffe", augment="none",
             optimizer="nadam", duplicates="ignore", split="0.8,0.1,0.1", schedule="constant",
         )  # fmt: skip
-        run = set_up(config)
+        run = prepare_run(config)
         for examples in run.examples.values():
             examples.prepare()
         make_workdir(run.workdir, config, run.source, run.splits)
         stage = run.stages[-1]
         screen = Quiet()
-        kept = kept_features(run, stage, screen, Stop())
+        kept = cached_features(run, stage, screen, Stop())
         begin_s = time.perf_counter()
         self._run, cut = self._open.enter_context(kept)
-        pictures = sum(map(len, self._run.examples.values()))
-        self.pictures = len(self._run.examples["train"])
+        images = sum(map(len, self._run.examples.values()))
+        self.images = len(self._run.examples["train"])
         computing_s = time.perf_counter() - begin_s - screen.compile_s
-        self.fill_s = computing_s * self.pictures / pictures
+        self.fill_s = computing_s * self.images / images
         self._every = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
         self._size = chunk_size(run, stage.name, cut, most=self._every)
-        self._state, self._step, _ = loop._begin_stage(
-            self._run, stage, cut, self._size > 1, loop.Position(), None
+        self._state, self._step, _ = trainer._begin_stage(
+            self._run, stage, cut, self._size > 1, trainer.TrainProgress(), None
         )
         self._epoch = 0
 
@@ -96,11 +96,11 @@ class Ours:
         run, placement = self._run, self._run.placement
         options = dict(seed=0, epoch=self._epoch, shuffle=True)
         batches = run.examples["train"].batches(run.batch_size, **options)
-        chunks = in_chunks(batches, self._size, step=0, every=self._every)
-        tally = Tally(placement)
+        chunks = stack_batches(batches, self._size, step=0, every=self._every)
+        tally = MetricAccumulator(placement)
 
         def put(item: tuple) -> tuple:
-            return item[0], placement.put_batch(item[1], in_chunks=self._size > 1)
+            return item[0], placement.put_batch(item[1], stack_batches=self._size > 1)
 
         for steps, batch in prefetch(chunks, put):
             self._state, metrics = self._step(self._state, batch)
@@ -212,9 +212,9 @@ def measure(
         seconds = in_turn(calls, rounds=rounds)
         ours.close()
     peers = {name: each / batch_size for name, each in seconds.items() if name != "ours"}
-    later = seconds["ours"] / ours.pictures
-    first = later + ours.fill_s / ours.pictures
+    later = seconds["ours"] / ours.images
+    first = later + ours.fill_s / ours.images
     what = "the head" if unfreeze == "none" else f"{unfreeze} + head"
     for epochs, own, aim in (("first epoch", first, aims[0]), ("later epochs", later, aims[1])):
         work = f"train {what}, {SIZE_PX} px, batch {batch_size}, {epochs}"
-        yield make_row(work, "ms a picture", {"ours": own, **peers}, times=1e3, aim=aim)
+        yield make_row(work, "ms an image", {"ours": own, **peers}, times=1e3, aim=aim)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_all [--arch vgg16] [--batch-size 16] [--rounds 5]
 
-Milliseconds a picture for forward, backward and an SGD update with momentum; medians of rounds in
+Milliseconds an image for forward, backward and an SGD update with momentum; medians of rounds in
 which all take their turn.
 """
 
@@ -16,8 +16,8 @@ from flax import nnx
 
 from benchmarks import peers
 from benchmarks.measure import Call, Row, in_turn, make_row, print_table
-from vggjax.models.convolution import make_convolve
 from vggjax.models.head import Head
+from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.vgg import VGG
 
 SIZE_PX = 200
@@ -56,7 +56,7 @@ def measure(*, arch: str = "vgg16", batch_size: int = 16, rounds: int = 5) -> It
     }
     work = f"train all of {arch.upper()}, {SIZE_PX} px, batch {batch_size}"
     seconds = in_turn(calls, rounds=rounds)
-    yield make_row(work, "ms a picture", seconds, times=1e3 / batch_size, aim=0.7)
+    yield make_row(work, "ms an image", seconds, times=1e3 / batch_size, aim=0.7)
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vggjax import cli
-from vggjax.errors import CODES, ConfigError, WeightsError, line_of
+from vggjax.cli import main
+from vggjax.errors import CODES, ConfigError, WeightsError, one_line_message
 
 PACKAGE = Path(__file__).parents[1] / "vggjax"
 
@@ -39,14 +39,14 @@ def test_every_refusal_of_the_weights_room_has_a_code():
 
 def test_the_code_stands_behind_the_one_line():
     error = WeightsError("w.h5: two\nlines", code="E_SHAPE")
-    assert line_of(error) == "w.h5: two lines [E_SHAPE]"
-    assert line_of(WeightsError("no more")) == "no more [E_WEIGHTS]"
-    assert line_of(ConfigError("a setting")) == "a setting"
+    assert one_line_message(error) == "w.h5: two lines [E_SHAPE]"
+    assert one_line_message(WeightsError("no more")) == "no more [E_WEIGHTS]"
+    assert one_line_message(ConfigError("a setting")) == "a setting"
     assert pickle.loads(pickle.dumps(error)).code == "E_SHAPE"
 
 
 def test_the_command_line_prints_the_code_last(tmp_path, capsys):
-    assert cli.main(["convert", str(tmp_path / "gone.h5"), str(tmp_path / "b.h5")]) == 2
+    assert main.main(["convert", str(tmp_path / "gone.h5"), str(tmp_path / "b.h5")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.endswith("[E_FILE]\n")
 

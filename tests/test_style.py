@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import vggjax
-from vggjax import cli
-from vggjax.data import augment
+from vggjax.cli import main
+from vggjax.data.augment import augment
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "vggjax").rglob("*.py"))
@@ -180,21 +180,21 @@ def parses(monkeypatch, capsys):
         raise Parsed
 
     for place in (
-        "vggjax.run.fit",
-        "vggjax.results.evaluate.evaluate",
-        "vggjax.results.report.write_report",
-        "vggjax.results.compare.write_comparison",
-        "vggjax.results.predict.predict_command",
+        "vggjax.api.fit",
+        "vggjax.evaluation.evaluate.evaluate",
+        "vggjax.report.report.write_report",
+        "vggjax.report.compare.write_comparison",
+        "vggjax.evaluation.predict.predict_command",
         "vggjax.weights.convert.convert",
-        "vggjax.results.summary.summarize_model",
-        "vggjax.results.preview.write_preview",
-        "vggjax.data.doctor.examine",
+        "vggjax.cli.summary.summarize_model",
+        "vggjax.report.augment_preview.write_preview",
+        "vggjax.data.quality.doctor.examine",
     ):
         monkeypatch.setattr(place, arrived)
 
     def check(arguments: list[str]) -> None:
         try:
-            code = cli.main(arguments)
+            code = main.main(arguments)
         except Parsed:
             return
         except SystemExit as end:  # --help
@@ -215,15 +215,15 @@ def test_every_command_of_the_readme_is_understood_by_its_parser(parses):
 def test_every_flag_that_the_readme_speaks_of_exists(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     flags = {}
-    for command in cli.COMMANDS:
+    for command in main.COMMANDS:
         with pytest.raises(SystemExit):
-            cli.main([command, "--help"])
+            main.main([command, "--help"])
         flags[command] = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     text = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text("utf-8"), flags=re.M | re.S)
     for span in re.findall(r"`([^`\n]+)`", text):
         named = set(re.findall(r"(?<!\S)--[a-z][\w-]*", span))
         if found := re.match(r"(?:vggjax|python -m vggjax) (\w+)", span):
-            assert found[1] in cli.COMMANDS, f"`{span}`: no such command"
+            assert found[1] in main.COMMANDS, f"`{span}`: no such command"
             assert named <= flags[found[1]], f"`{span}`"
         elif span.startswith(("--", "python train.py")):
             assert named <= set().union(*flags.values()), f"`{span}`"

@@ -2,6 +2,6 @@
 
 import sys
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 
 sys.exit(main())

@@ -63,16 +63,16 @@ class WeightsError(VggjaxError):
 
 
 class DataError(VggjaxError):
-    """A data set or a picture that cannot be used."""
+    """A dataset or an image that cannot be used."""
 
 
-def line_of(error: VggjaxError) -> str:
+def one_line_message(error: VggjaxError) -> str:
     """Gives the message on one line, and behind it the code, where the error has one."""
     message = " ".join(str(error).splitlines())
     return f"{message} [{error.code}]" if error.code else message
 
 
-def unknown(what: str, received: object, choices: Iterable[str], *, hint: str = "") -> str:
+def unknown_name(what: str, received: object, choices: Iterable[str], *, hint: str = "") -> str:
     """Words the message for a name that is not among `choices`, with the nearest match first."""
     choices = [str(choice) for choice in choices]
     folded = {choice.lower(): choice for choice in choices}
@@ -81,7 +81,7 @@ def unknown(what: str, received: object, choices: Iterable[str], *, hint: str = 
     return f"Unknown {what} {str(received)!r}.{meant} Choices: {', '.join(choices)}.{hint}"
 
 
-def shown(path: object) -> str:
+def printable(path: object) -> str:
     """Makes a file name safe to print, control characters and non-UTF-8 bytes escaped."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     return "".join(

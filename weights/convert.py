@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from vggjax.errors import VggjaxError, line_of
+from vggjax.errors import VggjaxError, one_line_message
 from vggjax.weights.convert import convert
-from vggjax.weights.files import READABLE, WRITABLE
+from vggjax.weights.weight_file import READABLE, WRITABLE
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     try:
         convert(args.src, args.dst)
     except VggjaxError as error:
-        print(f"convert.py: error: {line_of(error)}", file=sys.stderr)
+        print(f"convert.py: error: {one_line_message(error)}", file=sys.stderr)
         return 2
     return 0
 

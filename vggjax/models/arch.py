@@ -2,7 +2,7 @@
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
 (arXiv:1409.1556), table 1: A, B, D and E are VGG11, 13, 16 and 19. The names are Keras'
-(`block1_conv1` ... `block5_pool`); the batch normalisation behind `block1_conv1` is `block1_bn1`.
+(`block1_conv1` ... `block5_pool`); the batch normalization behind `block1_conv1` is `block1_bn1`.
 Everything else in the package speaks of layers by these names. `Backbone` is what any table of
 layers offers, also that of the small convnets (cnn.py). No jax here.
 """
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vggjax.errors import ConfigError, unknown
+from vggjax.errors import ConfigError, unknown_name
 
 CONVS = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -27,19 +27,19 @@ WIDTHS = (64, 128, 256, 512, 512)
 """Channels of each block's convolutions."""
 
 MIN_SIZE_PX = 32
-"""Five poolings halve the picture five times: below 32 px nothing is left of it."""
+"""Five poolings halve the image five times: below 32 px nothing is left of it."""
 
 
 class Backbone(ABC):
     """The layers before a head, by name and in order: all that network.py runs a network from.
 
-    `block2_conv1` is a 3x3 convolution at stride 1, `block2_bn1` its batch normalisation,
+    `block2_conv1` is a 3x3 convolution at stride 1, `block2_bn1` its batch normalization,
     `block2_pool` a 2x2 max pooling, `block2_drop1` dropout; `gray` makes one channel of three.
     """
 
     name: str
     image_size = 224
-    """Side in px of the pictures that the network is known for."""
+    """Side in px of the images that the network is known for."""
     padding = "SAME"
     """`SAME` keeps the map's size in a convolution, `VALID` takes 2 px off."""
 
@@ -65,7 +65,7 @@ class Backbone(ABC):
         return list(self.conv_channels().values())[-1][1]
 
     def map_size(self, image_size: int) -> int:
-        """Gives the side of the last layer's map for a picture's side in px; 0 where none is."""
+        """Gives the side of the last layer's map for an image's side in px; 0 where none is."""
         size, lost = image_size, 2 if self.padding == "VALID" else 0
         for name in self.layers():
             if "_conv" in name:
@@ -76,7 +76,7 @@ class Backbone(ABC):
 
     @property
     def min_size_px(self) -> int:
-        """The least side of a picture of which something is left."""
+        """The least side of an image of which something is left."""
         return next(size for size in itertools.count(1) if self.map_size(size))
 
     def check_size(self, image_size: int) -> int:
@@ -87,7 +87,7 @@ class Backbone(ABC):
         """
         if image_size < self.min_size_px:
             raise ConfigError(
-                f"{self.name} makes pictures smaller on the way and needs {self.min_size_px} px or "
+                f"{self.name} makes images smaller on the way and needs {self.min_size_px} px or "
                 f"more; got image size {image_size}."
             )
         return image_size
@@ -137,7 +137,7 @@ def get_arch(name: str) -> Arch:
         ConfigError: no such network; the message names the nearest one.
     """
     if name not in ARCHS:
-        raise ConfigError(unknown("model", name, ARCHS))
+        raise ConfigError(unknown_name("model", name, ARCHS))
     return ARCHS[name]
 
 
@@ -168,5 +168,5 @@ def match_layers(
             chosen.update(matched)
         else:
             choices = ("none", "all", *blocks, *layers)
-            raise ConfigError(unknown(f"layer in {flag}", pattern, choices))
+            raise ConfigError(unknown_name(f"layer in {flag}", pattern, choices))
     return tuple(name for name in layers if name in chosen)

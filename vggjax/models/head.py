@@ -67,7 +67,7 @@ class Head:
         return "-".join([*words, "classes" if self.outputs is None else str(self.outputs)])
 
     def for_classes(self, num_classes: int) -> "Head":
-        """Fills in the outputs for a data set; a spec that names a number must agree with it.
+        """Fills in the outputs for a dataset; a spec that names a number must agree with it.
 
         Raises:
             ConfigError: the spec's outputs do not fit; one sigmoid unit fits two classes.

@@ -3,8 +3,8 @@
 In: float images (N, S, S, 3), preprocessed as the weights expect (see data/preprocess.py).
 Out: float32 logits, or any layer's output (NHWC). Parameters are float32 at `model.<layer>.kernel`
 and `.bias`; the convolutions' activations include their relu, as Keras' do, which stands behind the
-batch normalisation where there is one. The module opens no file and draws no random numbers but
-those of its initialisation: dropout takes keys from outside.
+batch normalization where there is one. The module opens no file and draws no random numbers but
+those of its initialization: dropout takes keys from outside.
 """
 
 import itertools
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax.errors import ConfigError, unknown
+from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.arch import Backbone
-from vggjax.models.batch_norm import BatchNorm
-from vggjax.models.convolution import convolve
 from vggjax.models.head import Head
+from vggjax.models.kernels.conv import convolve
+from vggjax.models.layers import BatchNorm
 from vggjax.models.pooling import max_pool
 
 
@@ -44,7 +44,7 @@ _he = _normal(lambda shape: math.sqrt(2 / math.prod(shape[:-1])))
 _small = _normal(lambda shape: 0.01)
 
 LUMA = (0.299, 0.587, 0.114)
-"""What red, green and blue count in a gray picture (ITU-R BT.601), as in Pillow's mode L."""
+"""What red, green and blue count in a gray image (ITU-R BT.601), as in Pillow's mode L."""
 
 
 class Network(nnx.Module):
@@ -54,13 +54,13 @@ class Network(nnx.Module):
         arch: the layers before the head.
         head: the classifier on top, its number of outputs filled in.
         image_size: side in px that the head is built for, None the network's own; without a dense
-            layer on a flattened map, pictures of any size from `arch.min_size_px` are taken.
+            layer on a flattened map, images of any size from `arch.min_size_px` are taken.
         dtype: of the arithmetic, float32 or bfloat16; parameters and logits stay float32.
         conv: stands behind the signature of `lax.conv_general_dilated`.
-        rngs: of the initialisation.
+        rngs: of the initialization.
 
     Raises:
-        ConfigError: a head without its number of outputs, or pictures too small for the layers.
+        ConfigError: a head without its number of outputs, or images too small for the layers.
     """
 
     def __init__(
@@ -139,13 +139,13 @@ class Network(nnx.Module):
             mask: (N,) with 0 where an example is padding, kept out of batch statistics.
 
         Raises:
-            ConfigError: an unknown layer name, one outside the slice, or pictures of a size that
+            ConfigError: an unknown layer name, one outside the slice, or images of a size that
                 the network cannot take.
         """
         layers = self.layers
         for name in (after, until, *taps):
             if name is not None and name not in layers:
-                raise ConfigError(unknown(f"layer of {self.arch.name}", name, layers))
+                raise ConfigError(unknown_name(f"layer of {self.arch.name}", name, layers))
         start = 0 if after is None else layers.index(after) + 1
         last = max(map(layers.index, taps)) if taps and until is None else len(layers) - 1
         stop = last + 1 if until is None else layers.index(until) + 1
@@ -199,8 +199,8 @@ class Network(nnx.Module):
             raise ConfigError(f"{arch.name} takes images of shape (N, S, S, 3); got {shape}.")
         if min(shape[1:3]) < arch.min_size_px:
             raise ConfigError(
-                f"{arch.name} makes pictures smaller on the way and needs {arch.min_size_px} px or "
-                f"more; got {shape[1]}x{shape[2]} px. Enlarge the pictures."
+                f"{arch.name} makes images smaller on the way and needs {arch.min_size_px} px or "
+                f"more; got {shape[1]}x{shape[2]} px. Enlarge the images."
             )
         if (
             self.head is None
@@ -211,7 +211,7 @@ class Network(nnx.Module):
         if {arch.map_size(side) for side in shape[1:3]} != {arch.map_size(self.image_size)}:
             raise ConfigError(
                 f"The head {str(self.head)!r} was built for {self.image_size} px; got "
-                f"{shape[1]}x{shape[2]} px. Resize the pictures, or build with that image_size."
+                f"{shape[1]}x{shape[2]} px. Resize the images, or build with that image_size."
             )
 
 

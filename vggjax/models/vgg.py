@@ -11,8 +11,8 @@ from flax import nnx
 
 from vggjax.errors import ConfigError
 from vggjax.models.arch import Arch, get_arch
-from vggjax.models.convolution import convolve
 from vggjax.models.head import PUBLISHED_TOP, Head
+from vggjax.models.kernels.conv import convolve
 from vggjax.models.network import Network
 
 
@@ -24,10 +24,10 @@ class VGG(Network):
         include_top: True is Keras' VGG exactly (224 px, 1000 classes); leave `head` alone then.
         head: the classifier on top, its number of outputs filled in.
         image_size: side in px that the head is built for; without a dense layer on a flattened
-            map (`gap`, or no head), pictures of any size from 32 px are taken.
+            map (`gap`, or no head), images of any size from 32 px are taken.
         dtype: of the arithmetic, float32 or bfloat16; parameters and logits stay float32.
         conv: stands behind the signature of `lax.conv_general_dilated`.
-        rngs: of the initialisation.
+        rngs: of the initialization.
     """
 
     def __init__(

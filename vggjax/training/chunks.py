@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from vggjax.data.pipeline import Batch
-from vggjax.training.setup import Setup
+from vggjax.data.loader import Batch
+from vggjax.training.prepare import RunContext
 
 MAX_BYTES = 2**26
 """Of a chunk: a few of them are on the devices at a time."""
 
 
-def chunk_size(run: Setup, stage: str, cut: str | None, *, most: int) -> int:
+def chunk_size(run: RunContext, stage: str, cut: str | None, *, most: int) -> int:
     """Says how many batches a stage's chunks hold; 1 is no chunk."""
     if cut is None or any("_conv" in name for name in after(run, cut)):
         return 1
@@ -27,13 +27,13 @@ def chunk_size(run: Setup, stage: str, cut: str | None, *, most: int) -> int:
     return int(np.clip(MAX_BYTES // (run.batch_size * features), 1, most))
 
 
-def after(run: Setup, cut: str) -> tuple[str, ...]:
+def after(run: RunContext, cut: str) -> tuple[str, ...]:
     """Names the layers that run after the cut."""
     layers = run.model.layers
     return layers[layers.index(cut) + 1 :]
 
 
-def in_chunks(
+def stack_batches(
     batches: Iterator[Batch], size: int, *, step: int, every: int
 ) -> Iterator[tuple[int, Batch]]:
     """Yields (number of steps, their batches); with size 1 a batch as it is.

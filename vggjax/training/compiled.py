@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from vggjax.weights.published import cache_dir
+from vggjax.weights.pretrained import cache_dir
 
 MAX_BYTES = 256 * 2**20
 """A step of VGG16 takes about 150 kB; what was used longest ago goes first."""

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vggjax.data.augmentation import NAMES as AUGMENTATION_FIELDS
-from vggjax.data.augmentation import Augmentation, describe, is_on, resolve
-from vggjax.data.fields import check, flag, shown_value
-from vggjax.data.preprocess import Preprocessing
-from vggjax.data.splits import parse_split
-from vggjax.errors import ConfigError, unknown
+from vggjax.data.augment.fields import check, flag, shown_value
+from vggjax.data.augment.settings import NAMES as AUGMENTATION_FIELDS
+from vggjax.data.augment.settings import Augmentation, describe, is_on, resolve
+from vggjax.data.images.preprocess import Preprocessing
+from vggjax.data.splits.splits import parse_split
+from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.arch import match_layers
 from vggjax.models.head import Head
-from vggjax.models.named import find_arch
+from vggjax.models.registry import find_arch
 from vggjax.training.data_settings import DataSettings
 from vggjax.training.learning_settings import LearningSettings, ModelSettings, RunSettings
 from vggjax.training.stages import Stage, parse_stages
 from vggjax.weights.digests import expected_sha256
 
-HOW_NOT_WHAT = (
+RESUME_MUTABLE_FIELDS = (
     "workdir",
     "expect_sha256",
     "data_dir",
@@ -112,7 +112,7 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
                 self._check(name, getattr(self, name) == default, f"left out where {missing}")
         if self.start_from is not None and self.cross_validate:
             raise ConfigError(
-                "--cross-validate judges every picture, also those that the run of --start-from "
+                "--cross-validate judges every image, also those that the run of --start-from "
                 "has learned; leave one of the two out."
             )
         if self.start_from is not None and self.weights not in ("imagenet", "none"):
@@ -134,12 +134,12 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
             )
         if a.mixup or a.cutmix:
             raise ConfigError(
-                f"{given} keeps the features of single pictures, which mixup and CutMix blend "
+                f"{given} keeps the features of single images, which mixup and CutMix blend "
                 f"before; got {drawn}. Set --mixup 0 --cutmix 0, or leave {flag(asked[0])} out."
             )
         if self.cached_views and not is_on(a):
             raise ConfigError(
-                f"{given} keeps random versions of the pictures, and augmentation is off: all "
+                f"{given} keeps random versions of the images, and augmentation is off: all "
                 "would be the same. Leave it out: features are then kept by themselves."
             )
         if is_on(a) and not self.cached_views:
@@ -180,14 +180,14 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What pictures go through before the model sees them."""
+        """What images go through before the model sees them."""
         auto = "caffe" if self.pretrained else "torch"
         mode = auto if self.preprocess == "auto" else self.preprocess
         return Preprocessing(mode, self.image_size, self.resize, self.interpolation)
 
     @property
     def augmentation(self) -> Augmentation:
-        """What happens to the training pictures: the settings, laid over those that have a name."""
+        """What happens to the training images: the settings, laid over those that have a name."""
         return resolve(self, self.augment)
 
     def to_json(self) -> str:
@@ -206,7 +206,7 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
             names = [field.name for field in dataclasses.fields(cls)]
             for name in fields:
                 if name not in names:
-                    raise ConfigError(unknown("setting", name, names))
+                    raise ConfigError(unknown_name("setting", name, names))
             return cls(**fields)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ConfigError(f"This is no saved configuration: {error}.") from None
@@ -217,7 +217,7 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
         The same augmentation said in another way, by its name or without one, is no difference.
         Nor are epochs that are said or left out.
         """
-        passed_over = set(HOW_NOT_WHAT)
+        passed_over = set(RESUME_MUTABLE_FIELDS)
         if self.num_epochs == other.num_epochs:
             passed_over.add("epochs")
         if self.augmentation == other.augmentation:

@@ -1,6 +1,6 @@
 """The compiled forward passes with nothing learned: frozen features, and probabilities.
 
-Images are uint8 (N, S, S, 3), as batches bring them. On a CPU a pass runs few pictures at a time.
+Images are uint8 (N, S, S, 3), as batches bring them. On a CPU a pass runs few images at a time.
 """
 
 import math
@@ -14,29 +14,29 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from vggjax.data.augment import augment
-from vggjax.data.augmentation import Augmentation
-from vggjax.data.preprocess import preprocess
+from vggjax.data.augment.augment import augment
+from vggjax.data.augment.settings import Augmentation
+from vggjax.data.images.preprocess import preprocess
 from vggjax.models.network import Network
-from vggjax.training.sharding import Placement
+from vggjax.training.parallel import Placement
 
-FEW_PIXELS = 2**17
-"""What a forward pass takes at a time on a CPU, where more is no faster: two pictures of 200 px."""
+MAX_MICROBATCH_PIXELS = 2**17
+"""What a forward pass takes at a time on a CPU, where more is no faster: two images of 200 px."""
 
 
-def few_at_a_time(
+def map_microbatches(
     forward: Callable[[jax.Array], jax.Array],
     images: jax.Array,
     *,
     placement: Placement | None = None,
 ) -> jax.Array:
-    """Runs a forward pass over (N, S, S, 3), on a CPU a few pictures at a time.
+    """Runs a forward pass over (N, S, S, 3), on a CPU a few images at a time.
 
-    The maps of block1 are the largest of all: at 200 px and 32 pictures two of them take 655 MB.
+    The maps of block1 are the largest of all: at 200 px and 32 images two of them take 655 MB.
     """
     is_shared = placement is not None and len(placement.devices) > 1
     count, height, width = images.shape[:3]
-    few = 2 ** int(math.log2(max(1, FEW_PIXELS // (height * width))))
+    few = 2 ** int(math.log2(max(1, MAX_MICROBATCH_PIXELS // (height * width))))
     if jax.default_backend() != "cpu" or is_shared or count <= few:
         return forward(images)
     padded = jnp.pad(images, ((0, -count % few), (0, 0), (0, 0), (0, 0)))
@@ -57,7 +57,7 @@ def make_feature_step(
     """Compiles ((params, batch_stats, view), batch) -> what train_step's `after` takes.
 
     That is `features`, the output of the layer `cut`, and `mask`, of the whole global batch, on
-    every process. What is drawn is a function of (seed, picture, view).
+    every process. What is drawn is a function of (seed, image, view).
     """
     model.eval()
     graphdef = nnx.graphdef(model)
@@ -72,7 +72,7 @@ def make_feature_step(
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
             images = augment(keys, images, augmentation)
         prefix = nnx.merge(graphdef, *state)
-        features = few_at_a_time(
+        features = map_microbatches(
             lambda x: prefix(preprocess(x, mode), until=cut), images, placement=placement
         )
         return {"features": features.astype(dtype), "mask": batch["mask"]}
@@ -98,7 +98,7 @@ def make_predict_step(model: Network, mode: str) -> Callable[[np.ndarray], jax.A
 @partial(jax.jit, static_argnums=(0, 1))  # a second step of the same network compiles nothing
 def _predict(graphdef: Any, mode: str, state: nnx.State, images: jax.Array) -> jax.Array:
     network = nnx.merge(graphdef, state)
-    logits = few_at_a_time(lambda x: network(preprocess(x, mode)), images)
+    logits = map_microbatches(lambda x: network(preprocess(x, mode)), images)
     if logits.shape[-1] == 1:
         return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=-1)
     return jax.nn.softmax(logits)

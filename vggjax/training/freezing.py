@@ -1,10 +1,10 @@
 """Which layers train, when, and at what rate.
 
-One labelling, layer name -> `frozen`, `backbone` or `head`, is used twice: it filters what is
+One labeling, layer name -> `frozen`, `backbone` or `head`, is used twice: it filters what is
 differentiated (`nnx.DiffState`), so that the backward pass of frozen blocks is not computed, and it
 routes the update (`optax.multi_transform`), so that they hold no moments. With --layer-decay each
 block is a label of its own (`block5`) in place of `backbone`. A run is a list of stages; within one
-the labelling does not change.
+the labeling does not change.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,7 +70,7 @@ def trainable(labels: Labels) -> Callable[[tuple, Any], bool]:
 
 
 def set_training_mode(model: Network, labels: Labels, *, axis_name: str | None = None) -> None:
-    """Lets the batch normalisations that train use the batch; frozen ones keep their statistics."""
+    """Lets the batch normalizations that train use the batch; frozen ones keep their statistics."""
     for name, label in labels.items():
         if "_bn" in name:
             layer = getattr(model, name)
@@ -101,7 +101,7 @@ def make_schedules(config: Config, stage: Stage, steps_per_epoch: int) -> dict[s
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), steps // 2)
 
     def schedule(peak: float) -> optax.Schedule:
-        if config.schedule != "cosine":  # a plateau's rates fall by a factor: see Position
+        if config.schedule != "cosine":  # a plateau's rates fall by a factor: see TrainProgress
             return optax.warmup_constant_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
         first = peak / (warmup_steps + 1)  # not 0: the first step is to learn as well
         return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, steps)
@@ -120,7 +120,7 @@ def make_optimizer(
     """
     decay = optax.add_decayed_weights(
         config.weight_decay,
-        # Neither biases nor normalisation: they have one axis.
+        # Neither biases nor normalization: they have one axis.
         mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
 

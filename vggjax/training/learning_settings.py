@@ -12,7 +12,7 @@ class ModelSettings:
     """The network and where its weights come from."""
 
     model: str = "vgg16"
-    """vgg11, vgg13, vgg16 or vgg19; with batch normalisation vgg11_bn ...; a small convnet, as
+    """vgg11, vgg13, vgg16 or vgg19; with batch normalization vgg11_bn ...; a small convnet, as
     cifar10-cnn, or one spelled out, as cnn-32-pool-64-pool-64."""
     weights: str = "imagenet"
     """`imagenet` (Keras' published files), `none` (from scratch), or a weight file."""
@@ -47,10 +47,10 @@ class LearningSettings:
     """How many of the epochs train the head alone first; None is a third of them where pretrained
     layers are unfrozen below a new head."""
     epoch_images: int = 0
-    """Pictures in an epoch, rounded to whole batches: the epochs walk on through the training
+    """Images in an epoch, rounded to whole batches: the epochs walk on through the training
     split, and judge more often or less; 0 is all of it."""
     batch_size: int = 32
-    """Pictures in a step, over all devices."""
+    """Images in a step, over all devices."""
     optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
     """adam, nadam and rmsprop step as Keras' own do; sgd has momentum 0.9."""
     beta1: float = 0.9
@@ -86,7 +86,7 @@ class LearningSettings:
     """Judge and keep a moving average of the weights, which keeps this share of itself at each
     step, as in 0.999 (a smaller one in the first steps); 0 keeps the weights themselves."""
     class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` lets each class count alike in the training loss, however many pictures it has."""
+    """`balanced` lets each class count alike in the training loss, however many images it has."""
     patience: int = 0
     """Stop after this many epochs without a better `monitor`; 0 never stops early."""
     monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
@@ -101,10 +101,10 @@ class RunSettings:
     """How a run goes: kept features, devices, log, checkpoints."""
 
     cache_features: Literal["auto", "off"] = "auto"
-    """`auto` computes the frozen layers once for each picture and keeps what they give, where
+    """`auto` computes the frozen layers once for each image and keeps what they give, where
     nothing random comes before and the stage has more than one epoch."""
     cached_views: int = 0
-    """With augmentation: draw this many versions of each picture once and keep their features, in
+    """With augmentation: draw this many versions of each image once and keep their features, in
     place of new draws at every step; 0 draws anew and keeps nothing."""
     feature_cache_mb: int = 4096
     """Keep the features in memory where they take no more than this, else in a file in the run

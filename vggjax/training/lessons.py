@@ -24,7 +24,7 @@ _CATS = "a Keras lesson on Kaggle's cats and dogs"
 _FLOWERS = "a lecture's three lessons on the flowers of tf_flowers"
 _CIFAR = "a Keras lesson on VGG16 and CIFAR-10"
 _CONVNETS = "Keras lessons on a convnet of one's own"
-_STEPS = "a lesson that builds a convnet step by step on 10,000 pictures of CIFAR-10"
+_STEPS = "a lesson that builds a convnet step by step on 10,000 images of CIFAR-10"
 
 LESSONS: dict[str, Lesson] = {
     "classify": Lesson(
@@ -76,7 +76,7 @@ LESSONS: dict[str, Lesson] = {
         "The second step turns, shifts, shears, zooms and mirrors each photograph anew at every "
         "step, so that none can be learned by heart. Training gets harder and slower, the gap to "
         "validation closes, and more epochs go on helping. Features cannot be kept: every drawn "
-        "picture is a new one.",
+        "image is a new one.",
         _FLOWERS,
         "88.3 %",
     ),
@@ -89,7 +89,7 @@ LESSONS: dict[str, Lesson] = {
         "92.6 %",
     ),
     "cifar10-frozen": Lesson(
-        "VGG16 on pictures of 32 px",
+        "VGG16 on images of 32 px",
         "At 32 px five poolings leave one pixel of 512 numbers, and features that were learned at "
         "224 px see little. A frozen base is quick, and here it is not enough: compare it with "
         "the small convnets, which see CIFAR-10 as it is, and with cifar10-finetune.",
@@ -101,8 +101,8 @@ LESSONS: dict[str, Lesson] = {
         "cifar10-frozen with everything unfrozen at once, at a rate of 1e-3. The head is random, "
         "so its first gradients are large and mean nothing; RMSprop gives every weight a step of "
         "full size, and the pretrained filters are overwritten within a few steps. Relus that no "
-        "picture reaches any more pass on no gradient and stay dead, the output no longer depends "
-        "on the picture, and the loss sits at ln 10 = 2.303, which is chance among ten classes.",
+        "image reaches any more pass on no gradient and stay dead, the output no longer depends "
+        "on the image, and the loss sits at ln 10 = 2.303, which is chance among ten classes.",
         _CIFAR,
         "10 %: chance",
     ),
@@ -117,18 +117,18 @@ LESSONS: dict[str, Lesson] = {
         "better than cifar10-frozen",
     ),
     "cifar10-scratch": Lesson(
-        "No transfer at all, and 45,000 pictures",
-        "With enough pictures and epochs a VGG16 needs no ImageNet: batch normalisation makes it "
+        "No transfer at all, and 45,000 images",
+        "With enough images and epochs a VGG16 needs no ImageNet: batch normalization makes it "
         "train from random weights, momentum and a high rate that falls as a cosine make it go "
-        "far, and shifted and mirrored pictures with weight decay keep it from learning by heart. "
+        "far, and shifted and mirrored images with weight decay keep it from learning by heart. "
         "It takes hundreds of times the work of a frozen base.",
-        "published figures of VGG16 with batch normalisation on CIFAR-10",
+        "published figures of VGG16 with batch normalization on CIFAR-10",
         "93 to 94 %",
     ),
     "mnist-cnn": Lesson(
         "Handwritten digits with a small convnet",
         "Two convolutions and a pooling, 258,090 parameters, nearly all of them in the one dense "
-        "layer. Digits of 28 px in one colour are easy: five epochs do, and no pretrained network "
+        "layer. Digits of 28 px in one color are easy: five epochs do, and no pretrained network "
         "is needed.",
         _CONVNETS,
     ),
@@ -149,36 +149,36 @@ LESSONS: dict[str, Lesson] = {
     "cifar10-cnn-wide": Lesson(
         "The tutorial's convnet, twice as wide",
         "cifar10-cnn with four times the parameters in the same shape. More of them fit the "
-        "training pictures faster, and help on unseen ones less than one would hope: width alone "
+        "training images faster, and help on unseen ones less than one would hope: width alone "
         "is not what is missing.",
         _CONVNETS,
         "61 %",
     ),
     "cifar10-cnn-deep-bn": Lesson(
-        "Deeper, with batch normalisation",
-        "Six convolutions in VGG's manner, two before each pooling. Batch normalisation keeps "
+        "Deeper, with batch normalization",
+        "Six convolutions in VGG's manner, two before each pooling. Batch normalization keeps "
         "each layer's inputs in range, so that the deeper net trains at the same rate, and "
-        "faster. Depth with normalisation helps where width alone does not.",
+        "faster. Depth with normalization helps where width alone does not.",
         _CONVNETS,
     ),
     "cnn-conv": Lesson(
         "Convolutions alone",
         "Three convolutions and a dense layer, and no pooling: the map stays large, so nearly all "
-        "of the 2.8 million parameters sit in the dense layer, which learns 10,000 pictures by "
+        "of the 2.8 million parameters sit in the dense layer, which learns 10,000 images by "
         "heart. Look at how far training and validation come apart.",
         _STEPS,
         "57 to 69 % (the four nets of this lesson)",
     ),
     "cnn-pool-bn": Lesson(
-        "Convolutions, pooling and batch normalisation",
+        "Convolutions, pooling and batch normalization",
         "Pooling keeps what was found and forgets exactly where: 23 times fewer parameters than "
-        "cnn-conv, and better on unseen pictures. Batch normalisation makes it learn faster. It "
+        "cnn-conv, and better on unseen images. Batch normalization makes it learn faster. It "
         "still learns by heart in the end.",
         _STEPS,
         "57 to 69 % (the four nets of this lesson)",
     ),
     "cnn-dropout": Lesson(
-        "Pooling, batch normalisation and dropout",
+        "Pooling, batch normalization and dropout",
         "The net of cnn-pool-bn with dropout behind each block and before the output. It takes "
         "more epochs, and the loss on validation no longer turns upwards as early.",
         _STEPS,
@@ -196,7 +196,7 @@ LESSONS: dict[str, Lesson] = {
     "digits": Lesson(
         "VGG11 from scratch on handwritten digits",
         "The job that needs no network: 1,797 digits of 8x8 px come with scikit-learn. It shows "
-        "the whole way from pictures to a report within a minute or two, and that a large network "
+        "the whole way from images to a report within a minute or two, and that a large network "
         "may learn a small task from random weights.",
         _OURS,
     ),
@@ -217,8 +217,8 @@ LESSONS: dict[str, Lesson] = {
     "scratch": Lesson(
         "Everything from random numbers",
         "What transfer saves: the same kind of network without any pretrained weights. Batch "
-        "normalisation makes it train at all; compare its curve and its time with probe and "
-        "finetune on the same pictures.",
+        "normalization makes it train at all; compare its curve and its time with probe and "
+        "finetune on the same images.",
         _OURS,
     ),
 }  # fmt: skip

@@ -93,7 +93,7 @@ def _move(grads, state, beta1, beta2):
 def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     """Multiplies by -rate: the schedule's times `factor`, which each update is given.
 
-    `factor` () is 1 but where the training itself lowers the rates: see Position.
+    `factor` () is 1 but where the training itself lowers the rates: see TrainProgress.
     """
 
     def update(updates, state, params=None, *, factor, **extra):

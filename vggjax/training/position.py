@@ -13,7 +13,7 @@ MIN_DELTA = 1e-4
 
 
 @dataclass
-class Position:
+class TrainProgress:
     """Where a run stands; saved as JSON."""
 
     step: int = 0
@@ -22,7 +22,7 @@ class Position:
     best_step: int = 0
     stale_epochs: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    """Of the epoch that has begun: see Tally."""
+    """Of the epoch that has begun: see MetricAccumulator."""
     rate_factor: float = 1.0
     """What every rate is multiplied by since the run recovered from a collapse."""
     plateau_factor: float = 1.0

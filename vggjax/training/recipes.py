@@ -7,17 +7,17 @@ it gave here stand in the README, beside the command.
 from collections.abc import Collection
 from typing import Any
 
-from vggjax.errors import ConfigError, unknown
-from vggjax.models.cnn import CNNS
+from vggjax.errors import ConfigError, unknown_name
+from vggjax.models.convnets import CNNS
 from vggjax.training.config import Config
 from vggjax.training.lessons import LESSONS, Lesson
 
-# As Keras' fit does: one rate from the first step to the last, and pictures as they are.
+# As Keras' fit does: one rate from the first step to the last, and images as they are.
 _PLAIN = dict(schedule="constant", warmup_epochs=0.0, augment="none")
 
 _FROZEN = _PLAIN | dict(unfreeze=("none",))
 
-# tfds has shuffled this data set: slices of it have as many cats as dogs, but for chance.
+# tfds has shuffled this dataset: slices of it have as many cats as dogs, but for chance.
 _FOUR_THOUSAND = "train[:2000],train[2000:3000],train[3000:4000]"
 
 _FLOWERS = _FROZEN | dict(
@@ -78,7 +78,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         stages=("head:2", "block5:3", "all:10"), schedule="cosine", warmup_epochs=1.0,
         backbone_learning_rate=1e-4, layer_decay=0.65, clip_norm=1.0,
     ),
-    # 4 px to each side, the border black: the random crop of a padded picture.
+    # 4 px to each side, the border black: the random crop of a padded image.
     "cifar10-scratch": dict(
         dataset="cifar10", model="vgg16_bn", weights="none", unfreeze=("all",), image_size=32,
         head="flatten-classes", optimizer="sgd", learning_rate=0.05, schedule="cosine",
@@ -107,7 +107,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "probe": dict(unfreeze=("none",), augment="none"),
     # The head first, then block5 with it at a hundredth of the rate.
     "finetune": dict(unfreeze=("block5",)),
-    # Everything from random numbers; batch normalisation makes it train.
+    # Everything from random numbers; batch normalization makes it train.
     "scratch": dict(model="vgg11_bn", weights="none", unfreeze=("all",)),
 }  # fmt: skip
 
@@ -121,7 +121,7 @@ NEEDS = {
 def make_config(recipe: str | None = None, **flags: Any) -> Config:
     """Builds a Config from a recipe and what is set beside it; flags win.
 
-    Without a recipe, `digits` (also the default data set) means its own recipe.
+    Without a recipe, `digits` (also the default dataset) means its own recipe.
 
     Raises:
         ConfigError: no such recipe, one that lacks what it needs, or settings that cannot be run.
@@ -132,7 +132,7 @@ def make_config(recipe: str | None = None, **flags: Any) -> Config:
 
 
 def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """Gives the fields that a recipe, or the data set by itself, sets.
+    """Gives the fields that a recipe, or the dataset by itself, sets.
 
     `given` are the names of the fields that are set beside it: --stages stand in place of a
     recipe's --unfreeze and epochs, and --unfreeze in place of its stages.
@@ -143,7 +143,7 @@ def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ())
     if recipe == "classify":
         raise ConfigError(f"--recipe classify trains nothing; run it as: {command_of(recipe)}")
     if recipe not in RECIPES:
-        raise ConfigError(unknown("recipe", recipe, RECIPES))
+        raise ConfigError(unknown_name("recipe", recipe, RECIPES))
     in_place = ("unfreeze", "head_epochs", "epochs") if "stages" in given else ()
     if "unfreeze" in given:
         in_place = ("stages",)

@@ -8,7 +8,7 @@ head always trains.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vggjax.errors import ConfigError, unknown
+from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.arch import match_layers
 
 
@@ -67,4 +67,4 @@ def _check_word(word: str, layers: Sequence[str]) -> None:
     except ConfigError:
         pass
     blocks = dict.fromkeys(name.split("_")[0] for name in layers if "_" in name)
-    raise ConfigError(unknown("layer in --stages", word, ("head", "all", *blocks, *layers)))
+    raise ConfigError(unknown_name("layer in --stages", word, ("head", "all", *blocks, *layers)))

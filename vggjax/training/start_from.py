@@ -1,7 +1,7 @@
 """--start-from: a run that goes on from a finished run's base and head.
 
 The model is the finished run's, so what does not fit it is refused, and its preprocessing is taken
-over. Pictures that it was trained on may not be judged.
+over. Images that it was trained on may not be judged.
 """
 
 import csv
@@ -9,15 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vggjax.data.fields import flag
-from vggjax.data.source import Source
-from vggjax.data.split_file import NAME as SPLITS_FILE
-from vggjax.errors import ConfigError, VggjaxError, shown
-from vggjax.models.assign import assign
+from vggjax.data.augment.fields import flag
+from vggjax.data.sources.source import Source
+from vggjax.data.splits.split_file import NAME as SPLITS_FILE
+from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.models.network import Network
-from vggjax.training.checkpoint import ModelInfo, read_info
+from vggjax.models.params import assign
 from vggjax.training.config import Config
-from vggjax.weights.files import read_weights
+from vggjax.training.run_dir.checkpoint import ModelInfo, read_info
+from vggjax.weights.weight_file import read_weights
 
 _PREPROCESSING = {
     "preprocess": "mode",
@@ -39,7 +39,7 @@ def preprocessing_of(config: Config) -> dict[str, Any]:
         was, asked = getattr(info.preprocessing, theirs), getattr(config, name)
         if asked not in (was, getattr(Config, name)):
             raise ConfigError(
-                f"--start-from {shown(config.start_from)} was trained with {flag(name)} {was}, "
+                f"--start-from {printable(config.start_from)} was trained with {flag(name)} {was}, "
                 f"which is taken over; got {flag(name)} {asked}. Leave it out."
             )
         changes[name] = was
@@ -54,7 +54,7 @@ def check_start(config: Config, head: object, source: Source, splits: dict[str, 
     Raises:
         ConfigError: with both sides and the way out.
     """
-    info, run = _read(config.start_from), shown(config.start_from)
+    info, run = _read(config.start_from), printable(config.start_from)
     for name, was, now in (("model", info.arch, config.model), ("head", info.head, str(head))):
         if was != now:
             raise ConfigError(
@@ -62,10 +62,10 @@ def check_start(config: Config, head: object, source: Source, splits: dict[str, 
             )
     if info.class_names != source.class_names:
         was, now = (
-            ", ".join(map(shown, names)) for names in (info.class_names, source.class_names)
+            ", ".join(map(printable, names)) for names in (info.class_names, source.class_names)
         )
         raise ConfigError(
-            f"--start-from {run} tells other classes apart: {was}; the data set has {now}. To take "
+            f"--start-from {run} tells other classes apart: {was}; the dataset has {now}. To take "
             f"its base alone, use --weights {Path(config.start_from) / 'model.safetensors'}."
         )
     judged = [source.ids[i] for name in ("val", "test") for i in splits[name]]
@@ -73,7 +73,7 @@ def check_start(config: Config, head: object, source: Source, splits: dict[str, 
     leaked = sum(name in learned for name in judged)
     if leaked:
         raise ConfigError(
-            f"--start-from {run} was trained on {leaked:,} of the {len(judged):,} pictures that "
+            f"--start-from {run} was trained on {leaked:,} of the {len(judged):,} images that "
             "this run would be judged by. Give its --split, --seed and --duplicates."
         )
 
@@ -95,7 +95,7 @@ def _read(start_from: str) -> ModelInfo:
 
 
 def _learned(run: Path, source: Source) -> set[str]:
-    """Names the pictures that a run was trained on, if its data set is this one."""
+    """Names the images that a run was trained on, if its dataset is this one."""
     try:
         told = json.loads((run / "data.json").read_text(encoding="utf-8"))
         if told["fingerprint"] != source.fingerprint:

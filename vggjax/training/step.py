@@ -16,14 +16,14 @@ import optax
 from flax import nnx
 from jax import lax
 
-from vggjax.data.augment import augment
-from vggjax.data.augmentation import Augmentation
-from vggjax.data.mix import mix
-from vggjax.data.preprocess import preprocess
+from vggjax.data.augment.augment import augment
+from vggjax.data.augment.mix import mix
+from vggjax.data.augment.settings import Augmentation
+from vggjax.data.images.preprocess import preprocess
 from vggjax.models.network import Network
 from vggjax.training.freezing import Labels, set_training_mode, trainable
+from vggjax.training.parallel import Placement
 from vggjax.training.score import Metrics, score
-from vggjax.training.sharding import Placement
 
 
 class TrainState(NamedTuple):
@@ -34,12 +34,12 @@ class TrainState(NamedTuple):
     batch_stats: nnx.State
     opt_state: optax.OptState
     factor: jax.Array | None = None
-    """(), what every rate is multiplied by: Position's."""
+    """(), what every rate is multiplied by: TrainProgress's."""
     averages: tuple[nnx.State, nnx.State] | None = None
     """Moving averages of the parameters that train and of the running statistics, with --ema."""
 
     @property
-    def judged(self) -> tuple[nnx.State, nnx.State]:
+    def eval_params(self) -> tuple[nnx.State, nnx.State]:
         """The parameters and running statistics that are judged and kept: averages where any."""
         if self.averages is None:
             return self.params, self.batch_stats
@@ -85,7 +85,7 @@ def make_train_step(
     ema: float = 0.0,
     seed: int = 0,
     after: str | None = None,
-    in_chunks: bool = False,
+    stack_batches: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Compiles one stage's step: (state, batch) -> (state, metrics); the state is overwritten.
@@ -96,13 +96,13 @@ def make_train_step(
         labels: of label_layers.
         placement: jit or pmap, and the devices.
         mode: of preprocess.
-        augmentation: of the training pictures; None is none.
+        augmentation: of the training images; None is none.
         class_weights: (C,), what an example of each class counts in the loss; None is 1 for each.
         label_smoothing: share of each label that is spread over all classes in the loss.
         ema: how much of itself the moving average of the weights keeps at a step; 0 makes none.
         seed: of augmentation and dropout.
         after: the layer whose outputs the batches bring as "features", in place of "images".
-        in_chunks: the batches come as chunks.py makes them, and so the metrics, (size,).
+        stack_batches: the batches come as chunks.py makes them, and so the metrics, (size,).
         donate: False keeps the old state usable, for tests.
     """
     augmentation = augmentation or Augmentation()
@@ -144,7 +144,7 @@ def make_train_step(
         new = TrainState(state.step + 1, params, batch_stats, opt_state, state.factor, averages)
         return new, metrics
 
-    function = _one_by_one(train_step, placement.axis_name) if in_chunks else train_step
+    function = multi_step(train_step, placement.axis_name) if stack_batches else train_step
     return placement.compile(function, donate_state=donate)
 
 
@@ -158,7 +158,7 @@ def _averaged(averages: Any, new: Any, ema: float, step: jax.Array) -> Any:
     return jax.tree.map(lambda old, value: old + (1 - keeps) * (value - old), averages, new)
 
 
-def _one_by_one(train_step: Callable, axis_name: str | None) -> Callable:
+def multi_step(train_step: Callable, axis_name: str | None) -> Callable:
     """Makes a step of as many steps as a chunk has batches."""
 
     def train_steps(state: TrainState, chunk: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -213,7 +213,7 @@ def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) 
 def _augmented(
     key: jax.Array, batch: dict[str, jax.Array], augmentation: Augmentation, axis_name: str | None
 ) -> dict[str, jax.Array]:
-    """Changes a batch's pictures; mixed ones add `other`, a second label, and `share`, the first's.
+    """Changes a batch's images; mixed ones add `other`, a second label, and `share`, the first's.
 
     Every row is drawn from its own key, and partners are rows of the global batch (mix.py).
     """

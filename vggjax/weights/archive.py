@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from vggjax.errors import WeightsError, shown
+from vggjax.errors import WeightsError, printable
 
 MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 2**31
@@ -44,7 +44,7 @@ def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
     ) as error:  # fmt: skip
         # zipfile raises all of these for damaged archives, depending on where the damage lies.
         raise WeightsError(
-            f"it is a damaged archive ({shown(error)}). Fetch or write it again.", code="E_ZIP"
+            f"it is a damaged archive ({printable(error)}). Fetch or write it again.", code="E_ZIP"
         ) from None
 
 
@@ -80,21 +80,21 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         name = member.filename
         if name in seen:
-            raise WeightsError(f"it has two members {shown(name)!r}.", code="E_DUPLICATE")
+            raise WeightsError(f"it has two members {printable(name)!r}.", code="E_DUPLICATE")
         seen.add(name)
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name[:1] in ("/", "\\") or ":" in parts[0]:
             raise WeightsError(
-                f"its member {shown(name)!r} leads out of the archive. Nothing was unpacked.",
+                f"its member {printable(name)!r} leads out of the archive. Nothing was unpacked.",
                 code="E_ZIP",
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise WeightsError(f"its member {shown(name)!r} is a link.", code="E_ZIP")
+            raise WeightsError(f"its member {printable(name)!r} is a link.", code="E_ZIP")
         if member.flag_bits & 1:
-            raise WeightsError(f"its member {shown(name)!r} is encrypted.", code="E_ZIP")
+            raise WeightsError(f"its member {printable(name)!r} is encrypted.", code="E_ZIP")
         if member.file_size > max(_FREE_BYTES, _MAX_RATIO * member.compress_size):
             raise WeightsError(
-                f"its member {shown(name)!r} would unpack from {member.compress_size:,} to "
+                f"its member {printable(name)!r} would unpack from {member.compress_size:,} to "
                 f"{member.file_size:,} bytes, as no weights do.",
                 code="E_BOMB",
             )
@@ -110,7 +110,7 @@ def check_contents(archive: zipfile.ZipFile) -> None:
     """
     if (name := archive.testzip()) is not None:
         raise WeightsError(
-            f"it is a damaged archive: the checksum of {shown(name)!r} is wrong. Fetch or write "
+            f"it is a damaged archive: the checksum of {printable(name)!r} is wrong. Fetch or write "
             f"it again.",
             code="E_ZIP",
         )

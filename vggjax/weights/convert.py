@@ -9,11 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggjax.errors import WeightsError, shown
+from vggjax.errors import WeightsError, printable
+from vggjax.weights.compatibility import network_of
 from vggjax.weights.digests import Digests, check_sha256, file_digests
-from vggjax.weights.files import Facts, check_destination, read_facts, read_weights, write_weights
-from vggjax.weights.fit import network_of
 from vggjax.weights.origin import noted_origin
+from vggjax.weights.weight_file import (
+    Facts,
+    check_destination,
+    read_facts,
+    read_weights,
+    write_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def convert_file(
     check_destination(dst, layout)
     if src.exists() and dst.exists() and src.samefile(dst):
         raise WeightsError(
-            f"{shown(src)} is both source and destination; name another file.", code="E_WRITE"
+            f"{printable(src)} is both source and destination; name another file.", code="E_WRITE"
         )
     digests = file_digests(src)
     if expect_sha256 is not None:
@@ -93,7 +99,7 @@ def print_table(rows: Sequence[Row]) -> None:
         arrays = "  ".join(
             f"{name} {'x'.join(map(str, shape))}" for name, shape in row.shapes.items()
         )
-        table.add_row(shown(row.layer), arrays, row.dtype, f"{row.parameters:,}")
+        table.add_row(printable(row.layer), arrays, row.dtype, f"{row.parameters:,}")
     Console(highlight=False).print(table)
 
 
@@ -106,11 +112,11 @@ def convert(
         WeightsError: as `convert_file`.
     """
     done = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
-    print(f"{shown(src)}: {done.facts.kind}")
+    print(f"{printable(src)}: {done.facts.kind}")
     print(f"SHA-256  {done.digests.sha256}")
     print(f"Known    {done.digests.known_as or 'none of the published files'}")
     print(f"Pixels   {done.facts.preprocess}")
     for note in done.notes:
-        print(f"Note     {shown(note)}")
+        print(f"Note     {printable(note)}")
     print_table(done.rows)
-    print(f"{shown(dst)}: {Path(dst).stat().st_size / 1e6:,.1f} MB")
+    print(f"{printable(dst)}: {Path(dst).stat().st_size / 1e6:,.1f} MB")

@@ -1,7 +1,7 @@
 """Checksums of weight files: what a file is known as, and whether it is the one that was meant.
 
 Many damages fit every shape: a changed value, two layers exchanged, a kernel turned. Only the
-digest shows them. So each import tells its SHA-256, a known file is recognised by it, and another
+digest shows them. So each import tells its SHA-256, a known file is recognized by it, and another
 one than was asked for is refused before it is parsed.
 """
 
@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggjax.errors import WeightsError, shown
-from vggjax.weights.published import PUBLISHED
-from vggjax.weights.spans import open_regular
+from vggjax.errors import WeightsError, printable
+from vggjax.weights.pretrained import PUBLISHED
+from vggjax.weights.tensor_spans import open_regular
 
 TORCHVISION = {
     "8a719046": "vgg11", "6002323d": "vgg11_bn", "19584684": "vgg13", "abd245e5": "vgg13_bn",
@@ -65,7 +65,7 @@ def expected_sha256(text: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", digits):
         raise WeightsError(
             f"--expect-sha256 takes 64 hexadecimal digits, as sha256sum prints them; got "
-            f"{shown(text)[:80]!r}.",
+            f"{printable(text)[:80]!r}.",
             code="E_DIGEST",
         )
     return digits
@@ -79,7 +79,7 @@ def check_sha256(path: Path, sha256: str, expected: str) -> None:
     """
     if sha256 != (wanted := expected_sha256(expected)):
         raise WeightsError(
-            f"{shown(path)} has the SHA-256 {sha256}; expected is {wanted}. It is another file, or "
+            f"{printable(path)} has the SHA-256 {sha256}; expected is {wanted}. It is another file, or "
             f"was changed; fetch it again, or leave --expect-sha256 out if you trust it.",
             code="E_DIGEST",
         )

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vggjax.errors import ConfigError, WeightsError, shown, unknown
+from vggjax.errors import ConfigError, WeightsError, printable, unknown_name
 from vggjax.models.arch import Arch
-from vggjax.models.assign import assign, shapes
-from vggjax.models.convolution import convolve
 from vggjax.models.head import Head
+from vggjax.models.kernels.conv import convolve
+from vggjax.models.params import assign, shapes
 from vggjax.models.vgg import VGG
+from vggjax.weights.compatibility import Shapes, check_fits
 from vggjax.weights.digests import check_sha256, expected_sha256, file_digests
-from vggjax.weights.files import read_weights
-from vggjax.weights.fit import Shapes, check_fits
-from vggjax.weights.naming import in_base
-from vggjax.weights.published import find_published
+from vggjax.weights.names import in_base
+from vggjax.weights.pretrained import find_pretrained
+from vggjax.weights.weight_file import read_weights
 
 
 def load_pretrained(
@@ -119,18 +119,20 @@ def resolve_weights(
 
 def _find(weights: str | os.PathLike, arch: str, include_top: bool) -> Path:
     if weights == "imagenet":
-        return find_published(arch, include_top)
+        return find_pretrained(arch, include_top)
     path = Path(weights)
     if path.exists():
         return path
     if len(path.parts) == 1 and not path.suffix:
         hint = " (and there is no such file here)"
         raise WeightsError(
-            unknown("weights", shown(path), ("imagenet", "none", "a file's path"), hint=hint),
+            unknown_name(
+                "weights", printable(path), ("imagenet", "none", "a file's path"), hint=hint
+            ),
             code="E_FILE",
         )
     raise WeightsError(
-        f"There is no weight file {shown(path)}. --weights takes imagenet, none or a file's path.",
+        f"There is no weight file {printable(path)}. --weights takes imagenet, none or a file's path.",
         code="E_FILE",
     )
 
@@ -150,7 +152,7 @@ def load_base(model: VGG, path: str | os.PathLike) -> None:
     def check(found: Shapes) -> None:
         base = {layer: params for layer, params in found.items() if in_base(layer)}
         words = f"{model.arch.name} without a top"
-        check_fits(base, wanted, name=shown(path), model=words)
+        check_fits(base, wanted, name=printable(path), model=words)
 
     weights = read_weights(path, check=check)
     for layer in [layer for layer in weights if not in_base(layer)]:
@@ -163,6 +165,6 @@ def _assign_whole(model: VGG, path: Path) -> None:
     top = f" with the head {model.head}" if model.head else " without a top"
 
     def check(found: Shapes) -> None:
-        check_fits(found, expected, name=shown(path), model=f"{model.arch.name}{top}")
+        check_fits(found, expected, name=printable(path), model=f"{model.arch.name}{top}")
 
     assign(model, read_weights(path, check=check))

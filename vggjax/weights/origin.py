@@ -7,9 +7,9 @@ and stays the same however often they are converted again; `weights_...` is what
 import time
 from pathlib import Path
 
-from vggjax.errors import shown
+from vggjax.errors import printable
 from vggjax.weights.digests import Digests, file_digests
-from vggjax.weights.files import Facts, read_facts
+from vggjax.weights.weight_file import Facts, read_facts
 
 
 def noted_origin(path: Path, digests: Digests, facts: Facts) -> dict[str, str]:
@@ -18,7 +18,7 @@ def noted_origin(path: Path, digests: Digests, facts: Facts) -> dict[str, str]:
     if "source_md5" in metadata:
         return metadata
     return metadata | {
-        "source": shown(path.name),
+        "source": printable(path.name),
         "source_md5": digests.md5,
         "source_sha256": digests.sha256,
         "source_format": facts.kind,

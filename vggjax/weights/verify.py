@@ -1,6 +1,6 @@
 """Says what a weight file is: layout, network, numbers, checksum, pixels, and what it computes.
 
-The forward pass is plain numpy in float64, from a picture of seeded noise: a second, slow and
+The forward pass is plain numpy in float64, from an image of seeded noise: a second, slow and
 independent telling of what a VGG computes (models/vgg.py is the first), whose result is the same on
 every machine to the digits that its digest is taken of.
 """
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vggjax.errors import WeightsError, shown
+from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import ARCHS, get_arch
-from vggjax.models.batch_norm import EPSILON
+from vggjax.models.layers import EPSILON
+from vggjax.weights.compatibility import Shapes, check_fits, network_of
 from vggjax.weights.digests import Digests, check_sha256, file_digests
-from vggjax.weights.files import Facts, read_facts, read_weights
-from vggjax.weights.fit import Shapes, check_fits, network_of
-from vggjax.weights.naming import in_base
+from vggjax.weights.names import in_base
+from vggjax.weights.weight_file import Facts, read_facts, read_weights
 
 if TYPE_CHECKING:
-    from vggjax.models.assign import Weights
+    from vggjax.models.params import Weights
 
 SEED = 0
 
@@ -54,7 +54,7 @@ class Verdict:
     notes: list[str]
     image_size: int
     outputs: np.ndarray
-    """float64 logits, or without a top the last feature map, of the seeded picture."""
+    """float64 logits, or without a top the last feature map, of the seeded image."""
 
     @property
     def digest(self) -> str:
@@ -87,7 +87,7 @@ def verify_file(
     facts, notes = read_facts(path), []
 
     def check(found: Shapes) -> None:
-        check_network(found, model, name=shown(path))
+        check_network(found, model, name=printable(path))
 
     weights = read_weights(path, check=check, notes=notes)
     layers = {k: {name: a.shape for name, a in params.items()} for k, params in weights.items()}
@@ -107,7 +107,7 @@ def verify_file(
         parameters=sum(array.size for params in weights.values() for array in params.values()),
         notes=notes,
         image_size=size,
-        outputs=forward(weights, seeded_picture(size), head=facts.metadata.get("head", "")),
+        outputs=forward(weights, seeded_image(size), head=facts.metadata.get("head", "")),
     )
 
 
@@ -127,12 +127,12 @@ def check_network(found: Shapes, model: str | None, *, name: str) -> None:
         kernel, bias = params.get("kernel"), params.get("bias")
         if kernel is None or bias is None or len(kernel) != 2 or bias != kernel[1:]:
             raise WeightsError(
-                f"{name}: {shown(layer)} is no dense layer with its bias: {dict(params)}.",
+                f"{name}: {printable(layer)} is no dense layer with its bias: {dict(params)}.",
                 code="E_SHAPE",
             )
         if before is not None and kernel[0] != before:
             raise WeightsError(
-                f"{name}: {shown(layer)} takes {kernel[0]:,} inputs; the layer before it gives "
+                f"{name}: {printable(layer)} takes {kernel[0]:,} inputs; the layer before it gives "
                 f"{before:,}.",
                 code="E_SHAPE",
             )
@@ -161,7 +161,7 @@ def _nearest(base: Shapes) -> str:
 
 
 def _image_size(layers: Shapes, metadata: Mapping[str, str]) -> int:
-    """Gives the side of pictures, in px, that the top was made for; 64 where any would do."""
+    """Gives the side of images, in px, that the top was made for; 64 where any would do."""
     top = next((params["kernel"] for k, params in layers.items() if not in_base(k)), None)
     width = [params["kernel"][3] for layer, params in layers.items() if "_conv" in layer][-1]
     if top is None or top[0] == width:
@@ -170,7 +170,7 @@ def _image_size(layers: Shapes, metadata: Mapping[str, str]) -> int:
     return 32 * side * (2 if metadata.get("head", "").startswith("avg2") else 1)
 
 
-def seeded_picture(size: int) -> np.ndarray:
+def seeded_image(size: int) -> np.ndarray:
     """Gives normal noise, float64 (S, S, 3): the same on every machine."""
     return np.random.default_rng(SEED).standard_normal((size, size, 3))
 
@@ -231,14 +231,14 @@ def print_verdict(verdict: Verdict) -> None:
     facts, outputs, mode = verdict.facts, verdict.outputs, verdict.facts.preprocess
     usual = "" if facts.tells_pixels else " (as Keras' weights do: the file itself does not say)"
     lines = {
-        "File": f"{shown(verdict.path)}, {verdict.path.stat().st_size:,} bytes",
+        "File": f"{printable(verdict.path)}, {verdict.path.stat().st_size:,} bytes",
         "Format": facts.kind,
         "SHA-256": verdict.digests.sha256,
         "Known as": verdict.digests.known_as or "none of the published files",
         "Network": f"{verdict.network}, {len(verdict.layers)} layers with "
         f"{verdict.parameters:,} numbers",
         "Top": ", ".join(verdict.top) or "none",
-        "Type": "; ".join(map(shown, verdict.notes)) or "float32",
+        "Type": "; ".join(map(printable, verdict.notes)) or "float32",
         "Values": "finite: 0 NaN, 0 infinite",
         "Pixels": f"--preprocess {mode}: {PIXELS[mode]}; {RANGES[mode]}{usual}",
         "Not unit": f"--preprocess unit would give 0 to 1 where {RANGES[mode]} is expected: it "
@@ -251,6 +251,6 @@ def print_verdict(verdict: Verdict) -> None:
         del lines["Not unit"]
     for name in ("source", "source_sha256", "source_format", "source_date", "class_names"):
         if name in facts.metadata:
-            lines[name.replace("_", " ").capitalize()] = shown(facts.metadata[name])
+            lines[name.replace("_", " ").capitalize()] = printable(facts.metadata[name])
     for name, text in lines.items():
         print(f"{name:<14} {text}")

@@ -1,0 +1,207 @@
+"""The command line as a user meets it: exit codes, and one line for a mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny_run import add_tiny_arch, make_images
+
+import vggjax
+from vggjax.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path, tiny_arch, monkeypatch):
+    """A folder with everything that can be named by mistake."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("text.jpg").write_text("no image\n")
+    Path("empty.h5").write_bytes(b"")
+    make_images(Path("flowers"), each=3)
+    add_tiny_arch(monkeypatch, tiny_arch)
+    return tmp_path
+
+
+def refusal(capsys, line: str) -> str:
+    """Gives the one line on stderr of a command that is refused."""
+    code = main(line.split())
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, ""), f"{line}: {code}, {printed}"
+    assert printed.err.startswith("vggjax: error: ") and printed.err.count("\n") == 1, printed.err
+    assert "Traceback" not in printed.err and "──" not in printed.err and "--- " not in printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize("line", ["", "--help", "-h"])
+def test_without_a_command_the_commands_are_listed(capsys, line):
+    assert main(line.split()) == 0
+    printed = capsys.readouterr().out
+    assert "usage: vggjax COMMAND" in printed
+    assert all(f"  {command} " in printed for command in COMMANDS)
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{vggjax.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"usage: vggjax {command}" in printed and "--help" in printed
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("trian", "Unknown command 'trian'. Did you mean 'train'?"),
+        ("--bogus", "Choices: train, evaluate, report, predict, convert, verify, summary, recipes"),
+        # A missing file or folder
+        ("train --dataset ./gone", "There is no folder 'gone'."),
+        ("train --dataset flowrs", "Did you mean 'flowers'?"),
+        ("train --dataset flowers --weights gone.h5", "There is no weight file gone.h5."),
+        ("evaluate --workdir gone", "gone is no run folder"),
+        ("predict gone.jpg", "No such file or folder: 'gone.jpg'."),
+        ("predict flower", "Did you mean 'flowers'?"),
+        ("predict no*.jpg", "No file matches 'no*.jpg'."),
+        ("predict text.jpg", "No finished run lies under runs/."),
+        ("predict flowers --workdir gone", "There is no run folder gone"),
+        ("predict flowers --weights gone.h5 --model vgg16", "There is no weight file gone.h5."),
+        ("convert gone.h5 new.h5", "There is no file gone.h5."),
+        ("convert empty.h5 gone/new.h5", "There is no folder gone."),
+        # A wrong name
+        ("train --dataset tf_flower", "Did you mean 'tf_flowers'?"),
+        ("train --dataset flowers --model vgg61", "Unknown model 'vgg61'. Did you mean 'vgg1"),
+        ("train --dataset flowers --weights imagnet", "Did you mean 'imagenet'?"),
+        ("train --dataset flowers --weights none --unfreeze blok5", "Did you mean 'block5'?"),
+        ("train --recipe flower", "Did you mean 'flowers'?"),
+        ("train --optimizer adamm", "'adam', 'nadam', 'rmsprop', 'sgd'"),
+        ("evaluate --workdir empty --split tset", "Did you mean 'test'?"),
+        ("predict flowers --weights text.jpg --model vgg61", "Unknown model 'vgg61'."),
+        ("convert empty.h5 new.ckpt", "'new.ckpt' has none of .safetensors, .weights.h5, .h5"),
+        ("summary vgg61", "Unknown model 'vgg61'."),
+        ("summary vgg16 --unfreeze blok5", "Did you mean 'block5'?"),
+        # An empty folder or file
+        ("train --dataset empty", "empty has no class folders in it."),
+        ("train --dataset flowers --model tiny --weights empty.h5", "empty.h5 is empty."),
+        ("evaluate --workdir empty", "empty is no run folder"),
+        ("predict empty", "The folder 'empty' has no images"),
+        ("predict flowers --workdir empty", "empty holds no finished model"),
+        ("convert empty new.h5", "empty is a folder; a weight file is wanted"),
+        ("convert empty.h5 new.h5", "empty.h5 is empty."),
+        # A text file that is called an image
+        ("train --dataset text.jpg", "text.jpg is a file, not a folder."),
+        ("train --dataset flowers --model tiny --weights text.jpg", "is not a weight file."),
+        ("evaluate --workdir text.jpg", "text.jpg is no run folder"),
+        ("convert text.jpg new.h5", "text.jpg is not a weight file."),
+        ("summary text.jpg", "Unknown model 'text.jpg'."),
+        # A wrong flag or value
+        ("train --epoch 3", "--epoch, 3. Perhaps you meant --epochs. See vggjax train --help."),
+        ("train --epochs three", "--epochs takes {None}|INT; got 'three'."),
+        ("train --batch-size three", "--batch-size takes INT; got 'three'."),
+        ("train --epochs", "Missing value for argument '--epochs'."),
+        ("train --epochs 0", "--epochs must be above 0; got 0."),
+        ("train --split a,b,c", "Unknown split in --split 'a'. Choices: train."),
+        ("train flowers", "Unrecognized options: flowers."),
+        ("evaluate", "--workdir STR The run's folder. (required). See vggjax evaluate --help."),
+        ("evaluate --workdir empty --splt val", "Perhaps you meant --split."),
+        ("evaluate --workdir empty --batch-size x", "--batch-size takes {None}|INT; got 'x'."),
+        ("evaluate --workdir empty --batch-size 0", "--batch-size must be 1 or more; got 0."),
+        ("predict", "No images were named."),
+        ("predict flowers --top 0", "--top must be 1 or more; got 0."),
+        ("predict flowers --weights text.jpg", "--weights needs --model"),
+        ("convert empty.h5", "DST The file to write"),
+        ("convert empty.h5 new.h5 --force", "Unrecognized options: --force."),
+        ("summary vgg16 --image-size 16", "32 px or more; got image size 16."),
+        ("summary vgg16 --no-include-topp", "Perhaps you meant --no-include-top."),
+        # Data: looking at it, drawing it, cutting it
+        ("doctor gone", "There is no folder 'gone', and no tfds dataset of that name."),
+        ("doctor ./gone.csv", "There is no file"),
+        ("doctor", "DATA"),
+        ("doctor flowers --html gone/sheet.html", "--html takes a file to write, in a folder"),
+        ("doctor flowers --fix flowers/clean", "flowers/clean lies in the dataset itself"),
+        ("doctor digits --fix clean", "--fix copies files, and digits has none of its own"),
+        ("doctor flowers --fix empty/../flowers", "lies in the dataset itself"),
+        ("augment-preview flowers", "OUT"),
+        ("augment-preview gone out.png", "There is no folder 'gone'"),
+        ("augment-preview flowers flowers/out.png", "lies in the dataset"),
+        ("augment-preview flowers out.png --image-size 9", "--image-size must be from 32 to 1024"),
+        ("doctor flowers --html flowers/out.html", "lies in the dataset"),
+        ("train --horizontal-flip True", "A switch takes no value"),
+        ("train --rescale 1/255", "--preprocess unit"),
+        ("train --dataset flowers --weights none --split train[:70%],train[70%:]", "is by class"),
+        ("augment-preview flowers empty", "empty is a folder"),
+        ("augment-preview flowers out.gif", "must end in .png"),
+        ("augment-preview flowers gone/out.png", "There is no folder gone"),
+        ("augment-preview flowers out.png --augment filp", "Did you mean 'flip'?"),
+        ("augment-preview flowers out.png --rows 0", "--rows must be from 1"),
+        ("train --zoom-range 1 2 3", "--zoom-range must be"),
+        ("train --rotation-range -5", "--rotation-range"),
+        ("train --fill-mode neerest", "'nearest', 'reflect', 'wrap', 'constant'"),
+        ("train --cross-validate 1", "--cross-validate must be 0, or 2 folds or more; got 1."),
+        ("train --class-weights balance", "'none', 'balanced'"),
+        ("train --duplicates far", "'near', 'exact', 'ignore'"),
+        ("train --dataset flowers --weights none --cross-validate 9", "Too few different images"),
+        ("train --dataset flowers --weights none --split train[:70%],train[:30%]", "share"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_says_the_way_out(here, capsys, line, says):
+    before = sorted(here.rglob("*"))
+    assert says in refusal(capsys, line)
+    assert sorted(here.rglob("*")) == before, "something was written"
+
+
+def test_a_value_in_a_message_is_not_folded(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "a-folder-with-a-name-that-is-longer-than-the-terminal-is-wide"
+    assert f"'{name}'" in refusal(capsys, f"train --split {name}")
+
+
+@pytest.mark.parametrize(
+    ("line", "total"),
+    [("vgg16", "138,357,544"), ("vgg16 --no-include-top", "14,714,688"), ("", "138,357,544")],
+)
+def test_summary_counts_the_parameters(capsys, line, total):
+    assert main(["summary", *line.split()]) == 0
+    printed = capsys.readouterr().out
+    assert f"Total parameters: {total}" in printed
+    assert "block5_conv3" in printed and ("fc1" in printed) == (total == "138,357,544")
+
+
+def test_convert_goes_round_bit_for_bit(here, capsys):
+    rng = np.random.default_rng(0)
+    weights = {
+        "block1_conv1": {"kernel": rng.normal(size=(3, 3, 3, 4)), "bias": rng.normal(size=4)},
+        "predictions": {"kernel": rng.normal(size=(4, 7)), "bias": rng.normal(size=7)},
+    }
+    vggjax.write_weights("a.safetensors", weights)
+    names = ("a.safetensors", "b.weights.h5", "c.h5", "d.safetensors")
+    for src, dst in zip(names, names[1:], strict=False):
+        assert main(["convert", src, dst]) == 0
+        printed = capsys.readouterr().out
+        assert "block1_conv1" in printed and f"{dst}: 0.0 MB" in printed
+    found = vggjax.read_weights("d.safetensors")
+    for layer, params in weights.items():
+        for name, array in params.items():
+            np.testing.assert_array_equal(found[layer][name], array.astype(np.float32))
+
+
+def test_python_m_vggjax_is_the_same_command():
+    command = [sys.executable, "-m", "vggjax", "convert", "gone.h5", "new.h5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "vggjax: error: There is no file gone.h5. [E_FILE]\n"
+
+
+def test_train_py_is_vggjax_train():
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: vggjax train" in done.stdout and "--unfreeze" in done.stdout

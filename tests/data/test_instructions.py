@@ -1,0 +1,138 @@
+"""Splits by tfds' slices: the examples that tfds would give, and no two slices share any."""
+
+import numpy as np
+import pytest
+from support.made_source import source
+
+from vggjax.data.splits.slices import Instructions
+from vggjax.data.splits.splits import SPLITS, make_splits, parse_split
+from vggjax.errors import ConfigError, DataError
+
+OWN = {"train": np.arange(200), "val": np.arange(200, 240), "test": np.arange(240, 300)}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return source([100, 100, 100])
+
+
+@pytest.fixture(scope="module")
+def own():
+    return source([100, 100, 100], OWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("train[:70%],train[70%:85%],train[85%:]", [(0, 210), (210, 255), (255, 300)]),
+        (" train[:200] , train[200:250], train[-50:] ", [(0, 200), (200, 250), (250, 300)]),
+        ("train[:-60%],train[40%:60%],train[-40%:]", [(0, 120), (120, 180), (180, 300)]),
+        ("train[50%:],train[:20%],train[20%:50%]", [(150, 300), (0, 60), (60, 150)]),
+    ],
+)
+def test_slices_are_those_of_the_order_of_the_data_set(plain, text, ends):
+    splits = make_splits(plain, parse_split(text), seed=3)
+    for name, (start, end) in zip(SPLITS, ends, strict=True):
+        np.testing.assert_array_equal(splits[name], np.arange(start, end))
+
+
+def test_slices_may_be_added_and_taken_from_any_of_the_own_splits(own):
+    splits = make_splits(own, parse_split("train[:25%]+train[-25%:]+val[:50%],val[50%:],test"))
+    np.testing.assert_array_equal(splits["train"], [*range(50), *range(150, 200), *range(200, 220)])
+    np.testing.assert_array_equal(splits["val"], np.arange(220, 240))
+    np.testing.assert_array_equal(splits["test"], np.arange(240, 300))
+
+
+def test_validation_is_val_by_each_of_its_names(own):
+    for name in ("val", "validation", "valid"):
+        splits = make_splits(own, parse_split(f"train[:50%],{name},test"))
+        np.testing.assert_array_equal(splits["val"], OWN["val"])
+
+
+def test_of_two_slices_the_second_is_test_and_val_is_cut_from_the_first(plain):
+    splits = make_splits(plain, parse_split("train[:90%],train[90%:]"), seed=3)
+    np.testing.assert_array_equal(splits["test"], np.arange(270, 300))
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([splits["train"], splits["val"]])), np.arange(270)
+    )
+    found = np.bincount(plain.labels[splits["val"]])
+    assert (np.abs(found - np.bincount(plain.labels[:270]) / 9) < 1).all()
+
+
+def test_what_tfds_makes_of_a_slice_is_what_is_used(plain):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.splits import SplitInfo
+
+    infos = {"train": SplitInfo(name="train", shard_lengths=[300], num_bytes=0)}
+    for part in ("train[:33%]", "train[17:91]", "train[-33%:-1%]", "train[66%:]"):
+        (slice_,) = tfds.core.ReadInstruction.from_spec(part).to_absolute(infos)
+        rest = f"train[:{slice_.from_ or 0}]+train[{slice_.to or 300}:]"
+        if slice_.from_ and slice_.to:
+            splits = make_splits(plain, parse_split(f"{rest},{part}"))
+        elif slice_.from_:
+            splits = make_splits(plain, parse_split(f"train[:{slice_.from_}],{part}"))
+        else:
+            splits = make_splits(plain, parse_split(f"train[{slice_.to}:],{part}"))
+        np.testing.assert_array_equal(splits["test"], np.arange(300)[slice_.from_ : slice_.to])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "train[:70%],train[:30%]",
+            r"train\[:70%\] and train\[:30%\] share 90 images",
+        ),
+        (
+            "train[:50%],train[50%:80%],train[299:]+train[79%:80%]",
+            "share 3 images.*val and",
+        ),
+        ("train,train[:1]", "share 1 image,"),
+        ("train[:50%]+train[40%:60%],train[60%:]", r"'train\[:50%\]\+.* has 30 images twice"),
+        ("train[:50%],train[50%:50%],train[60%:]", "no image in it; the dataset has train 300"),
+        ("train[80%:20%],train[:10%]", "has no image in it"),
+        ("train[:400],train[:10]", "cannot be cut from made: .*300 examples"),
+        ("train,test", "Unknown split in --split 'test'.*no splits of its own: slice train"),
+    ],
+)
+def test_slices_that_the_data_set_cannot_give_are_refused(plain, text, words):
+    with pytest.raises(DataError, match=words) as error:
+        make_splits(plain, parse_split(text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_split_names_the_nearest(own):
+    with pytest.raises(DataError, match="'tests'. Did you mean 'test'. Choices: train, val, test"):
+        make_splits(own, parse_split("train,val,tests"))
+
+
+def test_slices_are_not_stratified_and_a_class_that_one_lacks_is_named(plain):
+    import dataclasses
+
+    in_order = dataclasses.replace(plain, labels=np.sort(plain.labels))
+    with pytest.raises(DataError, match="Class 'a' is not in every split: .*test 0"):
+        make_splits(in_order, parse_split("train[:80%],train[80%:]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train", "two slices, for train and test, or three.*got 1 in 'train'"),
+        ("train,val,test,test", "got 4"),
+        ("train[:a],train[b:]", r"cannot read 'train\[:a\]' as a slice. Write slices such as"),
+        ("train[::2],train[1::2]", "cannot read"),
+        ("0.8,train", "cannot read '0.8'"),
+        ("train[:50%,train[50%:]", "cannot read"),
+        ("train[:1shard],train[1shard:]", "counts shards"),
+        ("train,", "cannot read ''"),
+    ],
+)
+def test_what_is_no_slice_is_refused_before_the_data_is_seen(text, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        parse_split(text)
+    assert "\n" not in str(error.value)
+
+
+def test_slices_are_told_from_shares():
+    assert parse_split("train[:80%],test") == Instructions(("train[:80%]", "test"))
+    assert parse_split("0.8,0.1,0.1") == (0.8, 0.1, 0.1)

@@ -1,0 +1,222 @@
+import csv
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny_run import add_tiny_arch, make_images, make_run, random_model, spread
+
+from vggjax.data.images.preprocess import Preprocessing, load_image, preprocess, resize_image
+from vggjax.errors import ConfigError, DataError, WeightsError
+from vggjax.evaluation import imagenet, predict
+from vggjax.evaluation.evaluate import evaluate
+from vggjax.evaluation.predict import find_images, predict_command, predict_images
+from vggjax.models import vgg
+from vggjax.models.head import Head
+from vggjax.models.params import extract
+from vggjax.training.run_dir.checkpoint import load_model
+from vggjax.weights.weight_file import write_weights
+
+
+@pytest.fixture
+def run(tmp_path, tiny_arch, monkeypatch):
+    add_tiny_arch(monkeypatch, tiny_arch)
+    monkeypatch.chdir(tmp_path)
+    return make_run(tmp_path / "runs" / "first", make_images(tmp_path / "flowers"))
+
+
+def _touch(*names):
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"x")
+
+
+def test_the_class_names_are_keras_file():
+    path = Path(imagenet.__file__).with_name("imagenet_class_index.json")
+    assert hashlib.md5(path.read_bytes()).hexdigest() == "c2c37ea517e94d9795004a39431a14cb"
+
+
+def test_predictions_are_decoded_as_keras_decodes_them(monkeypatch):
+    keras = pytest.importorskip("keras.src.applications.imagenet_utils")
+    path = Path(imagenet.__file__).with_name("imagenet_class_index.json")
+    monkeypatch.setattr(keras, "CLASS_INDEX", json.loads(path.read_text()))  # no download
+    probs = np.random.default_rng(0).dirichlet(np.full(1000, 0.01), 8).astype(np.float32)
+    probs = np.concatenate([probs, np.full((1, 1000), 0.001, np.float32)])  # all equal
+    for top in (1, 5, 1000):
+        assert predict.decode_predictions(probs, top) == keras.decode_predictions(probs, top)
+    assert predict.decode_predictions(np.eye(1000)[[1]])[0][0] == ("n01443537", "goldfish", 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1000,), (2, 999), (1, 1, 1000)])
+def test_only_a_thousand_probabilities_a_image_are_decoded(shape):
+    with pytest.raises(ValueError, match=r"\(N, 1000\)"):
+        predict.decode_predictions(np.zeros(shape))
+
+
+def test_files_folders_and_globs_give_each_image_once_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _touch("b.jpg", "named.txt", "d/2.PNG", "d/1.jpeg", "d/deep/3.webp", "d/notes.txt")
+    _touch("d/.hidden.jpg", "d/.cache/4.jpg", "photo[1].jpg", "photo1.jpg")
+    found = {
+        ("b.jpg", "b.jpg", "./b.jpg"): ["b.jpg"],
+        ("named.txt",): ["named.txt"],
+        ("d",): ["d/1.jpeg", "d/2.PNG", "d/deep/3.webp"],
+        ("d/*",): ["d/1.jpeg", "d/2.PNG", "d/deep/3.webp", "d/notes.txt"],
+        ("**/*.webp", "b.jpg"): ["d/deep/3.webp", "b.jpg"],
+        ("photo[1].jpg",): ["photo[1].jpg"],
+        ("photo[12].jpg",): ["photo1.jpg"],
+        (str(tmp_path / "b.jpg"),): [str(tmp_path / "b.jpg")],
+    }
+    assert {given: [str(p) for p in find_images(given)] for given in found} == found
+
+
+def test_names_that_give_no_image_are_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _touch("photo.jpg", "texts/a.txt")
+    os.mkdir("empty")
+    for patterns, message in {
+        ("phto.jpg",): "Did you mean 'photo.jpg'",
+        ("photo.jpg", "gone/x.jpg"): "No such file or folder: 'gone/x.jpg'",
+        ("*.png",): "No file matches '[*].png'",
+        ("empty",): "'empty' has no images",
+        ("texts",): "'texts' has no images",
+        ("emp*",): "No images lie under",
+        (): "No images were named",
+        ("new\nline.jpg",): r"new\\\\nline",
+    }.items():
+        with pytest.raises(DataError, match=message) as error:
+            find_images(patterns)
+        assert "\n" not in str(error.value)
+
+
+def test_a_prediction_is_what_the_model_says_of_that_image(run):
+    model, info = load_model(run)
+    paths = find_images(["flowers"])[::4]
+    rows, skipped = predict_images(model, info, paths, top=2)
+    assert [row.path for row in rows] == paths and not skipped
+    for path, top in rows:
+        image = resize_image(load_image(path), info.preprocessing)
+        logits = np.asarray(model(preprocess(image[None], info.preprocessing.mode)), np.float64)[0]
+        probs = np.exp(logits) / np.exp(logits).sum()
+        best = np.argsort(-probs)[:2]
+        assert [name for name, _ in top] == [info.class_names[i] for i in best]
+        np.testing.assert_allclose([share for _, share in top], probs[best], rtol=1e-4)
+
+
+def test_predict_and_evaluate_agree_on_every_test_image(run, capsys):
+    evaluate(run)
+    with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
+        judged = {f"flowers/{row['id']}": row for row in csv.DictReader(file)}
+    assert predict_command(list(judged), workdir=str(run), csv="out.csv") == 0
+    with open("out.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == list(judged)
+    for row in rows:
+        assert row["class1"] == judged[row["path"]]["guess"]
+        expected = float(judged[row["path"]]["probability"])
+        assert float(row["probability1"]) == pytest.approx(expected, abs=2e-6)
+
+
+def test_the_batch_size_and_bad_images_between_change_nothing(run):
+    model, info = load_model(run)
+    paths = find_images(["flowers"])[:7]
+    whole, _ = predict_images(model, info, paths)
+    Path("bad.jpg").write_text("text")
+    Path("none.png").touch()
+    mixed = [paths[0], Path("bad.jpg"), *paths[1:6], Path("none.png"), paths[6]]
+    for batch_size in (2, 64):
+        rows, skipped = predict_images(model, info, mixed, batch_size=batch_size)
+        assert skipped == [(Path("bad.jpg"), "not an image"), (Path("none.png"), "empty file")]
+        assert [row.path for row in rows] == paths
+        for row, expected in zip(rows, whole, strict=True):
+            assert [n for n, _ in row.top] == [n for n, _ in expected.top]
+            shares, theirs = [s for _, s in row.top], [s for _, s in expected.top]
+            np.testing.assert_allclose(shares, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_image_left_out_is_named_and_the_exit_code_says_so(run, capsys):
+    Path("b\x1b[31mad.jpg").write_text("text")
+    code = predict_command(["flowers/daisy", "b*.jpg"], workdir=str(run), csv="out.csv")
+    output = capsys.readouterr()
+    assert code == 3
+    assert output.err == "vggjax: left out: b\\x1b[31mad.jpg: not an image\n"
+    assert "flowers/daisy/00.png" in output.out and "<i>rose & co" in output.out
+    assert len(Path("out.csv").read_text().splitlines()) == 11
+
+
+def test_nothing_left_to_predict_is_an_error(run, capsys):
+    Path("bad.jpg").write_text("text")
+    with pytest.raises(DataError, match="The image cannot be used; bad.jpg: not an image"):
+        predict_command(["bad.jpg"], workdir=str(run), csv="out.csv")
+    with pytest.raises(DataError, match="No such file"):
+        predict_command(["flowers", "gone.jpg"], workdir=str(run))
+    assert not Path("out.csv").exists()
+
+
+def test_without_a_model_named_the_newest_finished_run_is_used(run, capsys, monkeypatch):
+    second = make_run(Path("runs/second"), "flowers")
+    make_run(Path("runs/unfinished"), "flowers")
+    os.remove("runs/unfinished/model.safetensors")
+    os.utime(second / "model.json", (2e9, 2e9))
+    assert predict_command(["flowers/daisy/00.png"]) == 0
+    assert capsys.readouterr().err == "vggjax: using the newest run, runs/second\n"
+    monkeypatch.chdir("flowers")
+    with pytest.raises(ConfigError, match="No finished run lies under runs/.*--workdir"):
+        predict_command(["daisy/00.png"])
+
+
+def test_settings_that_contradict_each_other_are_refused(run):
+    images = ["flowers/daisy/00.png"]
+    for settings, message in [
+        (dict(top=0), "--top must be 1 or more; got 0"),
+        (dict(csv="gone/out.csv"), "--csv must name a file in a folder that exists"),
+        (dict(csv="flowers"), "--csv must name a file"),
+        (dict(model="vgg16"), "--model vgg16 goes with --weights"),
+        (dict(weights="x.h5"), "--weights needs --model"),
+        (dict(weights="x.h5", model="vgg16", workdir=str(run)), "both name a model"),
+        (dict(weights="none", model="vgg16"), "untrained"),
+        (dict(weights="x.h5", model="vgg-16"), "Did you mean 'vgg16'"),
+    ]:
+        with pytest.raises((ConfigError, WeightsError), match=message):
+            predict_command(images, **settings)
+
+
+def test_published_weights_give_imagenet_names_by_keras_rule(run, monkeypatch, capsys):
+    monkeypatch.setattr(vgg, "PUBLISHED_TOP", Head("gap", outputs=1000))  # a top of a few kB
+    model = random_model("tiny", include_top=True)
+    path = "flowers/daisy/00.png"
+    image = resize_image(load_image(path), Preprocessing("caffe", 224, "crop", "bicubic"))
+    batch = preprocess(np.stack([image, image[::-1], image[:, ::-1]]), "caffe")
+    spread(model, batch)
+    write_weights("top.safetensors", extract(model))
+    command = dict(weights="top.safetensors", model="tiny", csv="out.csv")
+    assert predict_command([path], **command, top=3) == 0
+    with open("out.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    logits = np.asarray(model(batch[:1]), np.float64)
+    (best,) = predict.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=3)
+    assert [row[f"class{i}"] for i in (1, 2, 3)] == [name for _, name, _ in best]
+    shares = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
+    np.testing.assert_allclose(shares, [share for _, _, share in best], atol=2e-6)
+    assert 0.002 < shares[0] < 0.9  # else another preprocessing might do as well
+
+
+def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):
+    monkeypatch.setattr(vgg, "PUBLISHED_TOP", Head("gap", outputs=1000))
+    images = ["flowers/daisy/00.png"]
+    with pytest.raises(WeightsError, match="3 outputs, not ImageNet's 1000.*--workdir"):
+        predict_command(images, weights=str(run / "model.safetensors"), model="tiny")
+    write_weights("base.safetensors", extract(random_model("tiny")))
+    with pytest.raises(WeightsError, match="no classifier"):
+        predict_command(images, weights="base.safetensors", model="tiny")
+    with pytest.raises(WeightsError, match="gone.h5"):
+        predict_command(images, weights="gone.h5", model="tiny")
+
+
+def test_the_table_prints_names_as_they_are(capsys):
+    rows = [predict.Prediction(Path("[bold]a.jpg"), [("[red]x[/]", 0.75), ("薔薇", 0.25)])]
+    predict.print_table(rows)
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split() == ["[bold]a.jpg", "[red]x[/]", "75.0%", "薔薇", "25.0%"]

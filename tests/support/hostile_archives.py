@@ -1,0 +1,199 @@
+"""Makes bad weight files of other kinds, small ones: damaged, archives, pickles, other models'."""
+
+import io
+import json
+import os
+import pickle
+import stat
+import warnings
+import zipfile
+
+import h5py
+import numpy as np
+
+from support.hostile_layers import CASES, TINY, Case, L, made_weights
+from vggjax.models.arch import Arch
+from vggjax.weights.weight_file import write_weights
+
+MARKER = "marker"
+"""Code inside a file would make a file of this name beside it."""
+
+
+def case(name, ending, code, mention="", *, model=""):
+    """Registers a function that makes the file."""
+
+    def register(make):
+        CASES.append(Case(name, ending, code, mention, make, model))
+        return make
+
+    return register
+
+
+# Not a weight file, or not all of it
+
+
+def contents(name, code, content, *, ending=".h5"):
+    case(name, ending, code)(lambda path: path.write_bytes(content))
+
+
+contents("empty", "E_TRUNCATED", b"")
+contents("text", "E_FORMAT", b"just a text, and a long one at that\n" * 20)
+contents("zeros", "E_FORMAT", bytes(2**16))
+contents("web page", "E_FORMAT", b"<!DOCTYPE html><html><body>404</body></html>")
+contents("LFS pointer", "E_FORMAT", b"version https://git-lfs.github.com/spec/v1\nsize 3\n")
+contents("signature alone", "E_FORMAT", b"\x89HDF\r\n\x1a\n" + bytes(100))
+
+
+@case("wrong magic", ".h5", "E_FORMAT")
+def _(path):
+    write_weights(path, made_weights())
+    path.write_bytes(b"\x88" + path.read_bytes()[1:])
+
+
+def cut(name, ending, share, code):
+    @case(name, ending, code)
+    def _(path):
+        write_weights(path, made_weights())
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share) if share else -1])
+
+
+for _ending, _code in {".h5": "E_TRUNCATED", ".weights.h5": "E_TRUNCATED", ".keras": "E_ZIP",
+                       ".safetensors": "E_TRUNCATED"}.items():  # fmt: skip
+    cut(f"half of {_ending}", _ending, 0.5, _code)
+    cut(f"all but a byte of {_ending}", _ending, 0, _code)
+
+case("folder", ".h5", "E_FILE")(lambda path: path.mkdir())
+case("pipe", ".h5", "E_FILE")(lambda path: os.mkfifo(path))
+case("device", ".h5", "E_FILE")(lambda path: path.symlink_to("/dev/zero"))
+
+
+class Evil:
+    """Runs code when it is unpickled: makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+for _ending in (".pth", ".h5", ".safetensors"):
+
+    @case(f"pickle with code as {_ending}", _ending, "E_CODE")
+    def _(path):
+        path.write_bytes(pickle.dumps(Evil(str(path.with_name(MARKER))), 2))
+
+
+@case("torch's archive with code", ".pth", "E_CODE")
+def _(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps(Evil(str(path.with_name(MARKER))), 2))
+        archive.writestr("a/version", "3\n")
+
+
+# Another model's weights
+
+
+def of_model(name, code, mention, weights, model):
+    for ending in (".h5", ".weights.h5", ".safetensors"):
+        case(f"{name}, {ending}", ending, code, mention, model=model)(
+            lambda path: write_weights(path, weights)
+        )
+
+
+WIDER = {k: dict(v) for k, v in made_weights(top=True).items()}
+WIDER["predictions"] = {"kernel": np.ones((6, 1000), "f4"), "bias": np.ones(1000, "f4")}
+LONGER = Arch("longer", (1, 1, 2, 2, 1), TINY.widths)
+of_model("no top where one is wanted", "E_TOP", "fc1", made_weights(), "top")
+of_model("a top where none is wanted", "E_TOP", "fc1", made_weights(top=True), "base")
+of_model("a thousand classes into three", "E_TOP", "predictions", WIDER, "top")
+of_model("a deeper network", "E_UNEXPECTED", "block4_conv2", made_weights(LONGER), "base")
+
+
+# Archives
+
+
+def h5_bytes(seed=0):
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        for i, params in enumerate(made_weights(seed=seed).values()):
+            group = file.create_group(f"layers/conv2d{f'_{i}' if i else ''}/vars")
+            group["0"], group["1"] = params.values()
+            group.attrs["name"] = list(made_weights())[i]
+    return memory.getvalue()
+
+
+def archive(name, code, mention="", *, config="{}", weights=True, packed=False):
+    """Registers a good archive that is then added to."""
+
+    def register(add):
+        def make(path):
+            kind = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+            with warnings.catch_warnings(), zipfile.ZipFile(path, "w", kind) as members:
+                warnings.simplefilter("ignore")  # of a name that is there twice
+                members.writestr("config.json", config)
+                if weights:
+                    members.writestr("model.weights.h5", h5_bytes())
+                add(members, path)
+
+        case(name, ".keras", code, mention)(make)
+        return add
+
+    return register
+
+
+@archive("a wrong checksum", "E_ZIP", "CRC")
+def _(members, path):
+    members.fp.flush()
+    at = path.read_bytes().index(made_weights()[L]["kernel"].tobytes())
+    with open(path, "r+b") as file:
+        file.seek(at + 3)
+        file.write(b"\x41")
+
+
+@archive("no weights", "E_ZIP", "model.weights.h5", weights=False)
+def _(members, path):
+    members.writestr("other.txt", "x")
+
+
+@archive("text for weights", "E_FORMAT", "model.weights.h5", weights=False)
+def _(members, path):
+    members.writestr("model.weights.h5", "x" * 100)
+
+
+@archive("weights twice", "E_DUPLICATE", "model.weights.h5")
+def _(members, path):
+    members.writestr("model.weights.h5", h5_bytes(seed=1))
+
+
+for _name in ("../../escape.txt", "/escape.txt", "a/../../escape.txt", "..\\escape.txt", "C:/x"):
+    archive(f"a member {_name}", "E_ZIP", "leads out")(
+        lambda members, path, name=_name: members.writestr(name, "x")
+    )
+
+
+@archive("a link", "E_ZIP", "assets/x")
+def _(members, path):
+    info = zipfile.ZipInfo("assets/x")
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    members.writestr(info, str(path.parent))
+
+
+LAMBDA = {"config": {"layers": [{"class_name": "Lambda", "config": {"function": "..."}}]}}
+archive("a Lambda", "E_CODE", "Lambda", config=json.dumps(LAMBDA))(lambda members, path: None)
+archive("bomb beside the weights", "E_BOMB", "config.json", config=" " * 2**26, packed=True)(
+    lambda members, path: None
+)
+
+
+@archive("bomb for weights", "E_BOMB", "model.weights.h5", weights=False, packed=True)
+def _(members, path):
+    members.writestr("model.weights.h5", h5_bytes() + bytes(2**27))
+
+
+@case("Lambda in a whole model", ".h5", "E_CODE", "Lambda")
+def _(path):
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(LAMBDA)
+        file.create_group("model_weights").attrs["layer_names"] = np.array([b"block1_conv1"])

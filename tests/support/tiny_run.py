@@ -1,0 +1,77 @@
+"""Makes a finished run of a network small enough for milliseconds, on images made here."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from vggjax.data.images.preprocess import preprocess, resize_image
+from vggjax.data.sources.open import open_source
+from vggjax.data.splits.splits import make_splits, parse_split
+from vggjax.models import arch as arch_table
+from vggjax.models.arch import Arch
+from vggjax.models.head import Head
+from vggjax.models.params import assign, extract, shapes
+from vggjax.models.vgg import VGG
+from vggjax.training.config import Config
+from vggjax.training.run_dir.checkpoint import ModelInfo, save_model
+from vggjax.training.run_dir.folder import make_workdir
+
+CLASSES = ("daisy", "<i>rose & co", "薔薇")
+
+
+def add_tiny_arch(monkeypatch, arch: Arch) -> None:
+    monkeypatch.setitem(arch_table.ARCHS, arch.name, arch)
+
+
+def make_images(root: Path, class_names=CLASSES, *, each: int = 10) -> Path:
+    rng = np.random.default_rng(6)
+    for label, name in enumerate(class_names):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            image = rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+            image[..., label % 3] += 120
+            Image.fromarray(image).save(root / name / f"{i:02}.png")
+    return root
+
+
+def make_run(workdir: Path, dataset: Path | str, *, head: str = "gap-classes", **settings) -> Path:
+    """Writes what a training leaves, with a model that is random but far from indifferent."""
+    settings = dict(model="tiny", image_size=32, weights="none", split="0.4,0.2,0.4") | settings
+    config = Config(dataset=str(dataset), head=head, **settings)
+    source = open_source(config.dataset)
+    splits = make_splits(source, parse_split(config.split), config.seed)
+    make_workdir(workdir, config, source, splits)
+    spec = Head.parse(head).for_classes(len(source.class_names))
+    info = ModelInfo(config.model, str(spec), source.class_names, config.preprocessing)
+    model = random_model(config.model, head=spec, image_size=config.image_size)
+    images = [resize_image(source.read(i).pixels, config.preprocessing) for i in range(len(source))]
+    spread(model, preprocess(np.stack(images), config.preprocessing.mode))
+    save_model(workdir, model, info)
+    return workdir
+
+
+def random_model(name: str, **settings) -> VGG:
+    """Gives a VGG with numpy's random weights: flax' own would be compiled, shape by shape."""
+    rng = np.random.default_rng(6)
+    model = nnx.eval_shape(lambda: VGG(name, **settings))
+    weights = {}
+    for layer, params in shapes(model).items():
+        kernel = params["kernel"]
+        scale = np.sqrt(2 / np.prod(kernel[:-1]))
+        weights[layer] = {"kernel": rng.normal(0, scale, kernel), "bias": np.zeros(kernel[-1])}
+    assign(model, weights)
+    model.eval()
+    return model
+
+
+def spread(model: VGG, images: jax.Array) -> None:
+    """Scales the last layer so that the model is neither sure nor of one mind on these images."""
+    logits = np.asarray(model(images))
+    scale = 2 / logits.std(0)
+    weights = extract(model)
+    weights["predictions"]["kernel"] = weights["predictions"]["kernel"] * scale
+    weights["predictions"]["bias"] = -logits.mean(0) * scale
+    assign(model, weights)

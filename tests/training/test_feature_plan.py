@@ -1,0 +1,93 @@
+"""Which layers are kept, where they go, and what is refused."""
+
+import pytest
+from rich.console import Console
+from support.kept_run import DRAWN, FILE, HEAD, make_config_of
+
+from vggjax.errors import ConfigError
+from vggjax.models.arch import Arch
+from vggjax.models.head import Head
+from vggjax.models.vgg import VGG
+from vggjax.training import prepare, trainer
+from vggjax.training.cache import plan
+from vggjax.training.cache.plan import find_cut
+from vggjax.training.freezing import label_layers
+from vggjax.training.trainer import train
+
+
+@pytest.fixture
+def config_of(tmp_path, monkeypatch, tiny_arch):
+    return make_config_of(tmp_path, monkeypatch, tiny_arch)
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "head", "cut"),
+    [
+        ("none", "gap-8-0.5-3", "gap"),
+        ("none", "flatten-3", "flatten"),
+        ("none", "avg2-8-3", "flatten"),
+        ("none", "gap-0.5-3", "block5_pool"),  # dropout follows the pooled features
+        ("block5", "gap-3", "block4_pool"),
+        ("block5_conv2", "gap-3", "block5_bn1"),
+        ("block5_bn1", "gap-3", "block5_conv1"),
+        ("block1_conv1", "gap-3", None),
+        ("all", "gap-3", None),
+    ],
+)
+def test_the_cut_is_the_deepest_layer_before_anything_random_or_trained(unfreeze, head, cut):
+    arch = Arch("tiny_bn", (1, 1, 1, 1, 2), (4, 4, 4, 4, 4), batch_norm=True)
+    model = VGG(arch, head=Head.parse(head), image_size=64)
+    assert find_cut(model, label_layers(model, (unfreeze,))) == cut
+
+
+def test_what_is_random_or_used_once_or_switched_off_is_not_kept(config_of):
+    def plans(**settings):
+        return set(prepare.prepare_run(config_of("run", **settings)).features)
+
+    assert plans() == {"head", "head+block5"}
+    assert plans(augment="flip") == plans(cache_features="off") == set()
+    assert plans(head_epochs=1) == {"head+block5"}
+    assert plans(head_epochs=0, unfreeze="all") == set()
+    assert plans(**DRAWN) == {"head", "head+block5"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cached_views": 2}, "augmentation is off"),
+        ({"cached_views": -1}, "0 or more; got -1"),
+        (DRAWN | {"mixup": 0.2}, "Set --mixup 0 --cutmix 0, or leave --cached-views out"),
+        (DRAWN | {"cache_features": "off"}, "leave one out"),
+        ({"feature_dtype": "bfloat16", "augment": "flip"}, "Use --augment none or --cached-views"),
+        ({"cache_features": "on"}, "Choices: auto, off"),
+    ],
+)
+def test_wrong_combinations_are_refused_with_the_way_out(config_of, settings, message):
+    with pytest.raises(ConfigError) as caught:
+        config_of("run", **settings)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_drawn_versions_of_a_network_that_trains_from_its_first_layer_are_refused(config_of):
+    config = config_of("run", **DRAWN | {"unfreeze": "all", "head_epochs": 0})
+    with pytest.raises(ConfigError, match="needs frozen layers .* got --unfreeze all"):
+        prepare.prepare_run(config)
+
+
+def test_the_first_screen_says_what_is_kept_where_and_how_large(config_of, monkeypatch, capsys):
+    def printable(**settings):
+        trainer.print_run_summary(
+            Console(width=200), prepare.prepare_run(config_of("run", **settings))
+        )
+        return [line for line in capsys.readouterr().out.splitlines() if "Features" in line]
+
+    head, block5 = printable()
+    assert head.split() == "Features computed once up to gap, 1 MB in memory".split()
+    assert "up to block4_pool, 1 MB" in block5
+    assert "in a file in the run folder" in printable(**FILE)[0]
+    assert "gap, 2 drawn versions of each training image, 1 MB" in printable(**DRAWN)[0]
+    monkeypatch.setattr(plan, "SPARE_BYTES", 2**62)
+    assert "not kept: gap, 1 MB, more than --feature-cache-mb" in printable(**FILE)[0]
+    with pytest.raises(ConfigError, match="Raise --feature-cache-mb, make room on the disk, use"):
+        printable(**FILE, **DRAWN)
+    train(config_of("run", **HEAD, **FILE))  # without them it goes on as it would

@@ -1,0 +1,132 @@
+"""Features at rest: never stale, never half, never another run's."""
+
+import os
+
+import numpy as np
+import pytest
+from support.kept_run import DRAWN, FILE, fill, make_config_of, rows_of
+
+from vggjax.errors import ConfigError
+from vggjax.training import prepare
+from vggjax.training.cache.features import feature_key
+from vggjax.training.cache.store import FileStore
+from vggjax.training.trainer import train
+
+
+@pytest.fixture
+def config_of(tmp_path, monkeypatch, tiny_arch):
+    return make_config_of(tmp_path, monkeypatch, tiny_arch)
+
+
+def test_a_fill_that_was_killed_goes_on_where_it_stood(config_of, tmp_path, monkeypatch):
+    kept, _ = fill(config_of("whole", **FILE))
+    expected = [batch["features"].copy() for batch in rows_of(kept["train"])]
+    config, appended = config_of("killed", **FILE), []
+    append = FileStore.append
+
+    def die(self, rows, *rest):
+        append(self, rows, *rest)
+        self.pause()
+        appended.append(len(rows))
+        if len(appended) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileStore, "append", die)
+    with pytest.raises(KeyboardInterrupt):
+        fill(config)
+    (path,) = (tmp_path / "killed" / "features").glob("*.npy")
+    with path.open("ab") as file:
+        file.write(b"half a row")  # written, and not in the record
+    again, _ = fill(config)
+    assert appended == [4, 4, 4, 4, 2, 4, 2]  # 18 images by 4, eight of them before; then 6
+    for ours, theirs in zip(rows_of(again["train"]), expected, strict=True):
+        np.testing.assert_array_equal(ours["features"], theirs)
+
+
+@pytest.mark.parametrize("damage", ["record", "short", "header", "bit"])
+def test_a_damaged_file_is_never_taken_for_a_whole_one(tmp_path, damage):
+    path = tmp_path / "features" / "a.npy"
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    store = FileStore(path, (4, 3), "float32")
+    store.append(rows, [1], {7: "why"})
+    same = FileStore(path, (4, 3), "float32")
+    assert (same.done, same.masked, same.unreadable) == (4, {1}, {7: "why"})
+    np.testing.assert_array_equal(same.rows(), rows)
+    np.testing.assert_array_equal(np.load(path), rows)
+    if damage == "record":
+        path.with_name("a.npy.json").write_text('{"rows": 4')
+    elif damage == "short":
+        os.truncate(path, path.stat().st_size - 1)
+    elif damage == "bit":
+        data = bytearray(path.read_bytes())
+        data[-7] ^= 4
+        path.write_bytes(data)
+    else:
+        path.write_bytes(b"\0" + path.read_bytes()[1:])
+    assert FileStore(path, (4, 3), "float32").done == 0
+
+
+def test_every_weight_image_and_setting_has_its_part_in_the_key(config_of, tmp_path):
+    def key(view=0, split="train", change=None, **settings):
+        run = prepare.prepare_run(config_of("run", **settings))
+        if change:
+            change(run)
+        return feature_key(run, run.features["head"], split, view)
+
+    def change_weight(layer):
+        def change(run):
+            kernel = getattr(run.model, layer).kernel
+            kernel.set_value(kernel.get_value().at[0, 0].add(1e-7))
+
+        return change
+
+    first = key()
+    assert key() == first
+    # What comes after the cut, and what only learns, is no part of it.
+    same = dict(learning_rate=1.0, num_threads=1, feature_cache_mb=9, seed=0)
+    assert key(change=change_weight("fc1"), **same) == first
+    others = [
+        key(change=change_weight("block1_conv1")),
+        key(change=change_weight("block5_conv2")),
+        key(split="val"),
+        key(preprocess="unit"),
+        key(interpolation="nearest"),
+        key(image_size=64),
+        key(convolution="direct"),
+        key(dtype="bfloat16"),
+        key(feature_dtype="bfloat16"),
+        key(head="flatten-8-0.5-classes"),
+        key(batch_size=5),
+        key(seed=1),  # other splits
+        key(**DRAWN),
+        key(**DRAWN, view=1),
+        key(**DRAWN | {"brightness_range": (0.5, 1.6)}),
+    ]
+    image = tmp_path / "images" / "a" / "00.png"
+    for name in ("a", "b", "c"):
+        for image in (tmp_path / "images" / name).iterdir():
+            os.utime(image, ns=(1, 1))  # written anew, of the same size
+    others.append(key())
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_bfloat16_halves_the_size_in_memory_and_in_a_file(config_of):
+    sizes = {}
+    for name, settings in {"32": {}, "16": {"feature_dtype": "bfloat16"}}.items():
+        for where in ({}, FILE):
+            kept, run = fill(config_of(name, **settings, **where))
+            (batch, *_) = rows_of(kept["train"])
+            sizes[name] = run.features["head"].size_bytes
+            assert str(batch["features"].dtype) == {"32": "float32", "16": "bfloat16"}[name]
+            assert np.isfinite(batch["features"].astype(np.float32)).all()
+    assert sizes["32"] == 2 * sizes["16"] == 4 * 8 * 24  # 8 channels of 18 and 6 images
+
+
+def test_another_run_s_file_is_left_alone(config_of, tmp_path):
+    other = tmp_path / "run" / "features" / "other.npy"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of another run")
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        train(config_of("run", **FILE))
+    fill(config_of("run2", **FILE))
+    assert other.read_bytes() == b"of another run"

@@ -1,0 +1,57 @@
+"""The command line, killed with SIGKILL in the middle of an epoch and run again."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny_run import make_images
+
+from vggjax.training.run_dir.folder import read_log
+from vggjax.weights.weight_file import read_weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(images, workdir):
+    return [
+        sys.executable, str(ROOT / "train.py"),
+        "--dataset", str(images), "--workdir", str(workdir),
+        "--model", "vgg11_bn", "--weights", "none", "--unfreeze", "all", "--image-size", "32",
+        "--epochs", "3", "--batch-size", "4", "--log-every-steps", "1", "--split", "0.6,0.2,0.2",
+    ]  # fmt: skip
+
+
+def run(images, workdir, *, kill_at_step=None):
+    with subprocess.Popen(
+        command(images, workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while kill_at_step and process.poll() is None:
+            saved = (workdir / "checkpoints" / "6").exists()
+            if saved and any(line["step"] >= kill_at_step for line in read_log(workdir)):
+                process.kill()
+            time.sleep(0.02)
+        said = process.communicate()[0]
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_its_second_epoch_ends_with_the_weights_of_one_never_killed(tmp_path):
+    images = make_images(tmp_path / "images", ("a", "b"), each=20)
+    code, said = run(images, tmp_path / "whole")
+    assert code == 0, said
+    code, _ = run(images, tmp_path / "killed", kill_at_step=9)  # 6 steps an epoch
+    assert code == -9
+    assert not (tmp_path / "killed" / "model.json").exists()
+    code, said = run(images, tmp_path / "killed")
+    assert code == 0, said
+    assert "Going on from step 6" in said
+    whole, killed = (
+        read_weights(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert whole.keys() == killed.keys()
+    for layer, arrays in whole.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, killed[layer][name], err_msg=f"{layer}/{name}")

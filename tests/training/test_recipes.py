@@ -1,0 +1,172 @@
+"""Recipes: what each sets and teaches, what wins over it, and the lessons' own numbers."""
+
+import dataclasses
+import shlex
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from vggjax.cli.main import main
+from vggjax.data.augment.settings import Augmentation
+from vggjax.errors import ConfigError
+from vggjax.models.head import Head
+from vggjax.models.params import shapes
+from vggjax.models.registry import make_model
+from vggjax.training.config import Config
+from vggjax.training.freezing import label_layers, peak_rates, plan_stages
+from vggjax.training.lessons import LESSONS
+from vggjax.training.recipes import (
+    NEEDS,
+    RECIPES,
+    command_of,
+    lesson_of,
+    make_config,
+    recipe_fields,
+)
+
+ISSUE = """cats-vs-dogs cats-vs-dogs-vgg19 fruits flowers flowers-augmented flowers-finetune
+cifar10-frozen cifar10-collapse cifar10-finetune cifar10-scratch mnist-cnn cifar10-cnn
+cifar10-cnn-dropout cifar10-cnn-wide cifar10-cnn-deep-bn cnn-conv cnn-pool-bn cnn-dropout
+cnn-early-stopping""".split()
+
+CLASSES = {"cats_vs_dogs": 2, "tf_flowers": 5, "cifar10": 10, "mnist": 10}
+
+
+def config_of(name, **flags):
+    return Config(**(recipe_fields(name, "photos") | flags))
+
+
+def counts(name, num_classes):
+    """Counts (those that train in the last stage, all) without making a single number."""
+    config = config_of(name)
+    head = Head.parse(config.head).for_classes(num_classes)
+    model = nnx.eval_shape(
+        lambda: make_model(config.model, head=head, image_size=config.image_size)
+    )
+    labels = label_layers(model, plan_stages(config)[-1].unfreeze)
+    sizes = {
+        layer: sum(int(np.prod(s)) for n, s in params.items() if n not in ("mean", "var"))
+        for layer, params in shapes(model).items()
+    }
+    return sum(n for layer, n in sizes.items() if labels[layer] != "frozen"), sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "trained", "total"),
+    [
+        ("fruits", 131, 603_779, 15_318_467),
+        ("flowers", 5, 590_597, 15_305_285),
+        ("cats-vs-dogs", 2, 6_423_041, 21_137_729),
+        ("cats-vs-dogs-vgg19", 2, 25_089, 20_049_473),
+        ("cifar10-frozen", 10, 33_482, 14_748_170),
+        ("cifar10-collapse", 10, 14_748_170, 14_748_170),
+        ("cifar10-finetune", 10, 14_748_170, 14_748_170),
+        ("mnist-cnn", 10, 258_090, 258_090),
+        ("cifar10-cnn", 10, 122_570, 122_570),
+        ("cifar10-cnn-wide", 10, 486_794, 486_794),
+    ],
+)
+def test_the_parameters_are_the_lessons_own(name, num_classes, trained, total):
+    assert counts(name, num_classes) == (trained, total)
+
+
+def test_every_recipe_of_the_lessons_is_there_and_has_its_words():
+    assert set(ISSUE) < set(RECIPES)
+    assert set(LESSONS) == {*RECIPES, "classify"}
+    for name, lesson in LESSONS.items():
+        for words in dataclasses.astuple(lesson):
+            assert "\n" not in words and "  " not in words, name
+        assert lesson.teaches.endswith(".") and len(lesson.teaches) < 600, name
+        assert lesson.title and lesson.source, name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_config_that_can_be_run_and_its_command_is_understood(name, monkeypatch):
+    config = config_of(name)
+    assert config.recipe == name
+    assert lesson_of(config) is LESSONS[name]
+    seen = []
+    monkeypatch.setattr("vggjax.api.fit", lambda config: seen.append(config) or 1 / 0)
+    words = shlex.split(command_of(name))
+    assert words[:2] == ["python", "train.py"]
+    with pytest.raises(ZeroDivisionError):
+        main(["train", *words[2:]])
+    field, example, _ = NEEDS.get(name, ("recipe", name, ""))
+    assert dataclasses.replace(seen[0], **{field: getattr(config, field)}) == config
+    assert getattr(seen[0], field) == example
+
+
+def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():
+    assert Config().dataset == "digits"
+    assert make_config("flowers").dataset == "tf_flowers"
+    assert make_config("flowers", dataset="photos").dataset == "photos"
+    assert make_config("mnist-cnn", epochs=1, optimizer="sgd").optimizer == "sgd"
+
+
+def test_a_recipe_without_what_it_needs_names_the_flag():
+    with pytest.raises(ConfigError, match="needs the unpacked folder of Fruits 360: --dataset"):
+        make_config("fruits")
+    with pytest.raises(ConfigError, match="flowers-augmented run: --start-from runs/flowers"):
+        make_config("flowers-finetune", dataset="photos")
+    assert make_config("flowers-finetune", start_from="run").start_from == "run"
+
+
+@pytest.mark.parametrize("flag", ["--start-from", "--start_from"])
+def test_what_a_recipe_needs_is_found_on_the_command_line(monkeypatch, flag):
+    monkeypatch.setattr("vggjax.api.fit", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--recipe", "flowers-finetune", flag, "runs/one"])
+
+
+def test_classify_says_that_it_is_predict(capsys):
+    assert main(["train", "--recipe", "classify"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "vggjax predict PHOTO.jpg --weights imagenet --model vgg16" in said
+
+
+def test_the_flowers_lessons_are_the_lecture_s():
+    config = config_of("flowers")
+    assert (config.optimizer, config.beta1, config.beta2) == ("nadam", 0.9, 0.99)
+    assert (config.epoch_images, config.epochs, config.batch_size) == (640, 100, 32)
+    drawn = config_of("flowers-augmented")
+    assert drawn.augmentation == Augmentation(
+        rotation_range=30, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2,
+        zoom_range=(0.2,), horizontal_flip=True, fill_mode="nearest",
+    )  # fmt: skip
+    tuned = config_of("flowers-finetune")
+    assert drawn.differences(tuned).keys() == {
+        "recipe", "unfreeze", "head_epochs", "learning_rate", "backbone_learning_rate",
+    }  # fmt: skip
+
+
+def test_the_collapse_and_its_cure_differ_in_order_and_rates_alone():
+    frozen, collapse, cure = map(config_of, ("cifar10-frozen", "cifar10-collapse",
+                                             "cifar10-finetune"))  # fmt: skip
+    assert frozen.differences(collapse).keys() == {
+        "recipe", "unfreeze", "head_epochs", "backbone_learning_rate",
+    }  # fmt: skip
+    assert [stage.name for stage in plan_stages(collapse)] == ["head+all"]
+    assert set(peak_rates(collapse).values()) == {1e-3}
+    kept = ("model", "dataset", "head", "optimizer", "batch_size", "image_size", "learning_rate")
+    assert all(getattr(cure, name) == getattr(frozen, name) for name in kept)
+    assert [stage.name for stage in plan_stages(cure)] == ["head", "head+block5", "head+all"]
+    rates = peak_rates(cure)
+    below = [rate for label, rate in rates.items() if label != "head"]
+    assert max(below) <= rates["head"] / 10
+    assert len(set(below)) == 5
+
+
+def test_recipes_lists_them_and_tells_one_of_them_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    for name, lesson in LESSONS.items():
+        assert name in listed and lesson.figure in listed
+    assert main(["recipes", "cifar10-collapse"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert LESSONS["cifar10-collapse"].teaches in told
+    assert "python train.py --recipe cifar10-collapse" in told
+    assert main(["recipes", "cifar10-colapse"]) == 2
+    assert "Did you mean 'cifar10-collapse'" in capsys.readouterr().err

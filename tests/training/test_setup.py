@@ -1,0 +1,142 @@
+"""Before the first step: the same images stay in one split, and are looked for once."""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from support.tiny_run import add_tiny_arch, make_images
+
+from vggjax.errors import ConfigError
+from vggjax.training import prepare
+from vggjax.training.config import Config
+from vggjax.training.console import print_run_summary
+from vggjax.training.parallel import Placement
+from vggjax.training.prepare import prepare_run
+from vggjax.training.run_dir.folder import make_workdir
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch, tiny_arch):
+    add_tiny_arch(monkeypatch, tiny_arch)
+    one_device = functools.partial(Placement, devices=jax.devices()[:1])
+    monkeypatch.setattr(prepare, "Placement", one_device)
+    return make_images(tmp_path / "images", ("a", "b"), each=8)
+
+
+def make_config(dataset, workdir, **settings):
+    defaults = dict(model="tiny", weights="none", head="gap-classes", image_size=32)
+    return Config(dataset=str(dataset), workdir=str(workdir), **defaults | settings)
+
+
+def first_screen(run):
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_run_summary(console, run)
+    console.file.close()
+    return console.export_text()
+
+
+def split_of(run, name):
+    i = run.source.ids.index(name)
+    (found,) = [split for split, indices in run.splits.items() if i in indices]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_stay_in_one_split_and_are_counted_on_the_first_screen(images, tmp_path, seed):
+    for name in ("one", "two", "three"):
+        shutil.copy(images / "a" / "03.png", images / "a" / f"{name}.png")
+    run = prepare_run(make_config(images, tmp_path / "run", split="0.4,0.3,0.3", seed=seed))
+    names = ("a/03.png", "a/one.png", "a/two.png", "a/three.png")
+    assert len({split_of(run, name) for name in names}) == 1
+    assert run.duplicates == {"exact": 3, "near": 0, "leaked": 0}
+    assert "3 exact, each in one split with its like" in first_screen(run)
+
+
+def test_a_image_saved_smaller_is_near_unless_only_exact_ones_count(images, tmp_path):
+    blobs = np.random.default_rng(2).integers(0, 256, (7, 7, 3), np.uint8)
+    photo = Image.fromarray(blobs).resize((96, 96), Image.Resampling.BICUBIC)
+    photo.save(images / "b" / "photo.png")
+    photo.resize((64, 64)).save(images / "b" / "small.jpg", quality=80)
+    counts = {}
+    for duplicates in ("near", "exact", "ignore"):
+        run = prepare_run(make_config(images, tmp_path / duplicates, duplicates=duplicates))
+        counts[duplicates] = run.duplicates
+    assert counts["near"] == {"exact": 0, "near": 1, "leaked": 0}
+    assert counts["exact"] == {"exact": 0, "near": 0, "leaked": 0}
+    assert counts["ignore"] == {}
+
+
+def test_what_the_data_sets_own_splits_leak_is_told(tmp_path, images):
+    root = tmp_path / "split"
+    shutil.copytree(images, root / "train")
+    for name in ("a", "b"):
+        (root / "test" / name).mkdir(parents=True)
+        (images / name / "07.png").rename(root / "test" / name / "07.png")
+        (root / "train" / name / "07.png").unlink()
+    shutil.copy(root / "train" / "a" / "00.png", root / "test" / "a" / "again.png")
+    run = prepare_run(make_config(root, tmp_path / "run"))
+    assert run.duplicates == {"exact": 1, "near": 0, "leaked": 1}
+    assert "1 that the dataset has in train too" in first_screen(run)
+
+
+def test_a_resumed_run_compares_no_images_and_has_the_same_splits(images, tmp_path, monkeypatch):
+    shutil.copy(images / "a" / "03.png", images / "a" / "copy.png")
+    config = make_config(images, tmp_path / "run")
+    first = prepare_run(config)
+    make_workdir(first.workdir, first.config, first.source, first.splits, first.duplicates)
+    monkeypatch.setattr(prepare, "find_duplicates", lambda *_, **__: pytest.fail("compared again"))
+    again = prepare_run(config)
+    assert again.duplicates == first.duplicates
+    for name, indices in first.splits.items():
+        np.testing.assert_array_equal(again.splits[name], indices)
+
+
+def test_a_class_with_one_image_trains_and_is_told(images, tmp_path):
+    (images / "rare").mkdir()
+    shutil.copy(images / "a" / "00.png", images / "rare" / "0.png")
+    Image.new("RGB", (9, 9), "red").save(images / "rare" / "0.png")
+    run = prepare_run(make_config(images, tmp_path / "run", class_weights="balanced"))
+    assert split_of(run, "rare/0.png") == "train"
+    text = first_screen(run)
+    assert "Class 'rare' has only 1 image, in train alone" in text
+    assert "(rare) in the loss" in text
+    assert run.class_weights.argmax() == run.source.class_names.index("rare")
+
+
+@pytest.mark.parametrize("spoil", ["swap", "drop", "double"])
+def test_splits_that_were_changed_by_hand_are_refused(images, tmp_path, spoil):
+    config = make_config(images, tmp_path / "run")
+    first = prepare_run(config)
+    make_workdir(first.workdir, first.config, first.source, first.splits, first.duplicates)
+    path = tmp_path / "run" / "splits.csv"
+    lines = path.read_text().splitlines()
+    changed = {
+        "swap": [line.replace("train", "TEST").replace("test", "train") for line in lines],
+        "drop": lines[:-1],
+        "double": [*lines, lines[-1]],
+    }[spoil]
+    path.write_text("\n".join(changed).replace("TEST", "test") + "\n")
+    with pytest.raises(ConfigError, match="splits.csv was changed since the run began"):
+        prepare_run(config)
+
+
+def test_what_changed_in_the_data_set_is_named(images, tmp_path):
+    config = make_config(images, tmp_path / "run")
+    first = prepare_run(config)
+    make_workdir(first.workdir, first.config, first.source, first.splits, first.duplicates)
+    (images / "a" / "00.png").rename(images / "b" / "new.png")
+    with pytest.raises(ConfigError, match=r"trained on: new: b/new.png; gone: a/00.png\. Put"):
+        prepare_run(config)
+
+
+def test_a_split_that_is_not_used_is_told(images, tmp_path):
+    root = tmp_path / "split"
+    for split in ("train", "val", "test"):
+        shutil.copytree(images, root / split)
+    settings = dict(duplicates="ignore", split="0.5,0.25,0.25")
+    run = prepare_run(make_config(root, tmp_path / "run", **settings))
+    assert "--split 0.5,0.25,0.25 is not used: the dataset has its own" in first_screen(run)

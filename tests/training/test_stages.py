@@ -1,0 +1,106 @@
+"""Stages by their words: what each unfreezes, for how long, and what is no stage."""
+
+import pytest
+
+from vggjax.cli.main import main
+from vggjax.errors import ConfigError
+from vggjax.training.config import Config
+from vggjax.training.freezing import plan_stages
+from vggjax.training.recipes import make_config
+
+
+def plan(*stages, **settings):
+    found = plan_stages(Config(stages=stages, **settings))
+    return [(stage.name, stage.first_epoch, stage.epochs) for stage in found]
+
+
+def test_stages_follow_one_another_and_what_is_unfrozen_adds_up():
+    assert plan("head:5", "block5:20", "block4:10") == [
+        ("head", 0, 5),
+        ("head+block5", 5, 20),
+        ("head+block5+block4", 25, 10),
+    ]
+    config = Config(stages=("head:5", "block5:20", "block4:10"))
+    assert plan_stages(config)[2].unfreeze == config.unfrozen == ("block5", "block4")
+    assert config.num_epochs == 35
+
+
+def test_a_stage_may_begin_with_layers_name_several_and_end_with_all():
+    assert plan("block5_conv3+block4:1", "all:2") == [
+        ("head+block5_conv3+block4", 0, 1),
+        ("head+all", 1, 2),
+    ]
+    assert plan("block5_conv?:3") == [("head+block5_conv?", 0, 3)]
+
+
+def test_stages_are_the_same_as_unfreeze_and_its_epochs():
+    said = Config(unfreeze="block5", epochs=9, head_epochs=3)
+    assert plan_stages(said) == plan_stages(Config(stages=("head:3", "block5:6")))
+
+
+def test_a_run_that_goes_on_from_a_trained_head_needs_no_stage_for_it():
+    names = [stage.name for stage in plan_stages(Config(unfreeze="block5", start_from="run"))]
+    assert names == ["head+block5"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stages": ("hed:5",)}, "Unknown layer in --stages 'hed'. Did you mean 'head'?"),
+        ({"stages": ("head:5", "blok5:2")}, "Did you mean 'block5'?"),
+        ({"stages": ("none:5",)}, "Unknown layer in --stages 'none'"),
+        ({"stages": ("head:five",)}, "epochs a whole number, as in head:5"),
+        ({"stages": ("head:2.5",)}, "got 'head:2.5'"),
+        ({"stages": ("head",)}, "LAYERS:EPOCHS"),
+        ({"stages": ("block5+:3",)}, "LAYERS:EPOCHS"),
+        ({"stages": ("head:0",)}, "one epoch or more; got --stages head:0"),
+        ({"stages": ("head:2", "head:2")}, "head:2 adds nothing to head"),
+        ({"stages": ("all:2", "block5:2")}, "block5:2 adds nothing to head+all"),
+        ({"stages": ("block5:2", "block5_conv1:2")}, "adds nothing to head+block5"),
+        ({"stages": ("head:2",), "unfreeze": "block5"}, "leave --unfreeze block5 out"),
+        ({"stages": ("head:2",), "epochs": 2}, "leave --epochs 2 out"),
+        ({"stages": ("block5:2",), "head_epochs": 1}, "leave --head-epochs 1 out"),
+        ({"stages": ("head:2",), "layer_decay": 0.5}, "left out where --stages unfreeze nothing"),
+        ({"layer_decay": 0.5}, "--layer-decay must be left out where --unfreeze is none"),
+        ({"layer_decay": 1.5, "unfreeze": "all"}, "--layer-decay must be above 0, to 1; got 1.5"),
+        ({"ema": 1}, "--ema must be in [0, 1)"),
+        ({"label_smoothing": -0.1}, "--label-smoothing must be in [0, 1)"),
+        ({"clip_norm": -1.0}, "--clip-norm must be 0 or more"),
+        ({"plateau_factor": 1.0}, "--plateau-factor must be between 0 and 1"),
+        ({"plateau_patience": 0}, "--plateau-patience must be above 0"),
+        ({"epoch_images": -1}, "--epoch-images must be 0 or more"),
+        ({"schedule": "plateu"}, "Did you mean 'plateau'?"),
+        ({"start_from": "run", "weights": "a.h5"}, "leave --weights a.h5 out"),
+        ({"start_from": "run", "cross_validate": 3}, "leave one of the two out"),
+    ],
+)
+def test_what_is_no_stage_or_no_rate_is_refused_with_the_fix(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        Config(**settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_epochs_that_are_said_or_left_out_are_the_same_run():
+    assert Config(epochs=6).differences(Config()) == {}
+    assert Config(epochs=7).differences(Config()) == {"epochs": (7, None)}
+
+
+def test_stages_stand_in_place_of_a_recipe_s_epochs_and_unfreeze_in_place_of_its_stages(
+    monkeypatch, capsys
+):
+    config = make_config("finetune", dataset="photos", stages=("head:2", "block5:3"))
+    assert (config.num_epochs, config.unfrozen) == (5, ("block5",))
+    config = make_config("cifar10-finetune", unfreeze=("block5",))
+    assert (config.stages, config.num_epochs, config.layer_decay) == ((), 6, 0.65)
+    with pytest.raises(ConfigError, match="leave --epochs 3 out"):
+        make_config("cifar10-finetune", epochs=3)
+
+    def seen(config):
+        raise ConfigError(f"{config.stages} {config.unfreeze} {config.epochs}")
+
+    monkeypatch.setattr("vggjax.api.fit", seen)
+    assert main("train --dataset digits --stages head:1 all:1".split()) == 2
+    assert "('head:1', 'all:1') ('none',) None" in capsys.readouterr().err
+    assert main("train --stages head:1 --unfreeze block5".split()) == 2
+    assert "leave --unfreeze block5 out" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Files that must not hurt: each is refused in one line with its code, and nothing is written.
+
+The cases are in hostile_*.py. One process reads them all, where each file has its own otherwise.
+"""
+
+import contextlib
+
+import numpy as np
+import pytest
+from flax import nnx
+from support import hostile_archives, hostile_arrays, hostile_safetensors
+from support.hostile_layers import CASES, TINY, Case, made_weights
+
+from vggjax.cli import main
+from vggjax.errors import CODES, WeightsError
+from vggjax.models.head import Head
+from vggjax.models.params import extract
+from vggjax.models.vgg import VGG
+from vggjax.weights.hdf5.worker import Reader
+from vggjax.weights.keras import read
+from vggjax.weights.load import load_pretrained
+from vggjax.weights.weight_file import read_weights, write_weights
+
+assert hostile_archives and hostile_arrays and hostile_safetensors  # they register their cases
+HEADS = {"base": None, "top": Head("flatten", (6,), outputs=3)}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    with Reader(timeout_s=20) as process:
+        yield process
+
+
+@pytest.fixture(autouse=True)
+def one_reader(reader, monkeypatch):
+    monkeypatch.setattr(read, "Reader", lambda: contextlib.nullcontext(reader))
+
+
+def tree(folder):
+    """What lies in a folder, contents and all."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if not path.is_symlink()
+    }
+
+
+def same(got, weights):
+    return all(np.array_equal(got[k][n], a) for k, v in weights.items() for n, a in v.items())
+
+
+def load(path, head):
+    return load_pretrained(TINY, weights=path, include_top=False, head=HEADS[head], image_size=32)
+
+
+def test_the_good_files_behind_the_cases_load(tmp_path):
+    for ending in (".h5", ".weights.h5", ".keras", ".safetensors"):
+        for top, head in ((False, "base"), (True, "top")):
+            weights = made_weights(top=top)
+            write_weights(tmp_path / f"w{ending}", weights)
+            got = extract(load(tmp_path / f"w{ending}", head))
+            assert got.keys() == weights.keys()
+            assert all(
+                np.array_equal(got[k][n], a) for k, v in weights.items() for n, a in v.items()
+            )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_bad_file_is_refused_in_one_line(case: Case, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    path = folder / f"bad{case.ending}"
+    case.make(path)
+    before = tree(folder)
+    if case.model:
+        with pytest.raises(WeightsError) as caught:
+            load(path, case.model)
+        message, code = str(caught.value), caught.value.code
+    else:
+        assert main.main(["convert", str(path), str(tmp_path / "out.safetensors")]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        message, _, code = said.strip().rpartition(" [")
+        code = code.rstrip("]")
+    assert (code, "\n" in message) == (case.code, False), message
+    assert str(path) in message and case.mention in message
+    assert tree(folder) == before and list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.rglob(hostile_archives.MARKER))
+
+
+def test_every_code_for_reading_has_a_case():
+    # The others are tested where what they stand for is: a digest, a network of the table, time,
+    # writing.
+    elsewhere = {"E_WEIGHTS", "E_DIGEST", "E_ARCH", "E_TIMEOUT", "E_WRITE"}
+    assert {case.code for case in CASES} == set(CODES) - elsewhere
+
+
+def test_a_model_is_left_as_it_was_by_a_file_that_is_refused(tmp_path):
+    from vggjax.weights.load import load_base
+
+    model = VGG(TINY, rngs=nnx.Rngs(0))
+    before = extract(model)
+    for case in CASES:
+        if case.name in ("NaN", "another shape than the model's", "half of .h5", "bias absent"):
+            case.make(tmp_path / f"bad{case.ending}")
+            with pytest.raises(WeightsError):
+                load_base(model, tmp_path / f"bad{case.ending}")
+    after = extract(model)
+    assert same(before, after)
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"shuffle": True, "chunks": True},
+                                     {"fletcher32": True, "compression": 4}])  # fmt: skip
+def test_packed_arrays_of_the_usual_kinds_are_read(tmp_path, options):
+    import h5py
+
+    path, weights = tmp_path / "w.h5", made_weights()
+    write_weights(path, weights)
+    with h5py.File(path, "r+") as file:
+        for layer, params in weights.items():
+            for name, array in zip(file[layer].attrs["weight_names"], params.values(), strict=True):
+                del file[layer][name]
+                file[layer].create_dataset(name, data=array, **options)
+    got = read_weights(path)
+    assert same(got, weights)
+
+
+def test_what_was_cast_and_what_was_left_out_is_told(tmp_path):
+    import h5py
+
+    write_weights(tmp_path / "w.h5", made_weights())
+    with h5py.File(tmp_path / "w.h5", "r+") as file:
+        kernel = file["block1_conv1/block1_conv1_W_1:0"][()]
+        del file["block1_conv1/block1_conv1_W_1:0"]
+        file["block1_conv1/block1_conv1_W_1:0"] = kernel.astype("<f8")
+        file["stowaway"] = np.zeros(3)
+    notes = []
+    got = read_weights(tmp_path / "w.h5", notes=notes)
+    assert np.array_equal(got["block1_conv1"]["kernel"], kernel)
+    assert notes == [
+        "1 array stored as float64 became float32",
+        "1 unlisted in layer_names and left out: stowaway",
+    ]
+
+
+def test_arrays_of_both_byte_orders_are_refused_and_of_one_are_read(tmp_path):
+    import h5py
+
+    weights = made_weights()
+    for name, layers in {"both": ["block3_conv1"], "one": list(weights)}.items():
+        path = tmp_path / f"{name}.h5"
+        write_weights(path, weights)
+        with h5py.File(path, "r+") as file:
+            for layer in layers:
+                key = f"{layer}/{layer}_W_1:0", f"{layer}/{layer}_b_1:0"
+                for name, array in zip(key, weights[layer].values(), strict=True):
+                    del file[name]
+                    file[name] = array.astype(">f4")
+    with pytest.raises(WeightsError, match=r"block3_conv1.*another byte order") as caught:
+        read_weights(tmp_path / "both.h5")
+    assert caught.value.code == "E_DTYPE"
+    assert same(read_weights(tmp_path / "one.h5"), weights)
+
+
+def test_a_file_that_is_being_written_is_told_from_a_damaged_one(tmp_path):
+    import h5py
+
+    write_weights(tmp_path / "w.h5", made_weights())
+    with h5py.File(tmp_path / "w.h5", "r+"):
+        with pytest.raises(WeightsError, match="another program writes it") as caught:
+            read_weights(tmp_path / "w.h5")
+    assert caught.value.code == "E_FILE"

@@ -1,0 +1,218 @@
+"""torch's own VGG against ours: the same numbers in, the same logits out, and back bit for bit."""
+
+import numpy as np
+import pytest
+from support.torch_models import make_images, needs_torch, run, timm_vgg, torchvision_vgg
+
+from vggjax.errors import WeightsError
+from vggjax.models.arch import ARCHS, CONVS, Arch
+from vggjax.models.head import Head
+from vggjax.weights.convert import convert_file
+from vggjax.weights.load import load_pretrained
+from vggjax.weights.weight_file import read_facts, read_weights, write_weights
+
+pytestmark = needs_torch
+
+RELATIVE = 1e-4  # of the largest value: two libraries add in another order
+CONVS_TINY, WIDTHS_TINY = (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)
+TINY = dict(widths=WIDTHS_TINY, side=2, hidden=6, classes=3)
+MAKERS = {"torchvision": torchvision_vgg, "timm": timm_vgg}
+
+
+def save(model, path):
+    """As a user would: the state dict, by torch or by safetensors' own library."""
+    import torch
+    from safetensors.torch import save_file
+
+    state = model.state_dict()
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+def load_state(path):
+    import torch
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, weights_only=True)
+
+
+def tiny(style, norm):
+    return MAKERS[style](CONVS_TINY, norm=norm, **TINY)
+
+
+def assert_same_bits(got, want, *, passed_over="num_batches_tracked"):
+    assert list(got) == list(want)
+    for key in want:
+        if passed_over not in key:
+            np.testing.assert_array_equal(got[key].numpy(), want[key].numpy(), err_msg=key)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("style", MAKERS)
+def test_a_small_network_computes_as_in_torch(tmp_path, style, norm, ending):
+    model = tiny(style, norm)
+    path = save(model, tmp_path / f"w{ending}")
+    arch = Arch("tiny", CONVS_TINY, WIDTHS_TINY, batch_norm=norm)
+    head = Head("flatten", (6, 6), outputs=3)
+    ours = load_pretrained(arch, weights=path, include_top=False, head=head, image_size=64)
+    images = make_images(3, 64)
+    theirs = run(model, images)
+    np.testing.assert_allclose(ours(images), theirs, rtol=0, atol=RELATIVE * np.abs(theirs).max())
+    assert read_facts(path).preprocess == "torch" and style in read_facts(path).kind
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("style", MAKERS)
+def test_there_and_back_torch_loads_it_strictly_and_every_bit_is_the_same(
+    tmp_path, style, norm, ending
+):
+    model = tiny(style, norm)
+    save(model, tmp_path / f"a{ending}")
+    middle, back = tmp_path / "b.weights.h5", tmp_path / f"c{ending}"
+    convert_file(tmp_path / f"a{ending}", middle)
+    convert_file(middle, back, layout=style)
+    blank = tiny(style, norm)
+    assert blank.load_state_dict(load_state(back), strict=True)
+    assert_same_bits(blank.state_dict(), model.state_dict())
+    assert read_facts(middle).preprocess == "torch"  # also as Keras' layout
+
+
+def test_what_the_metadata_says_wins_over_the_layout(tmp_path):
+    save(tiny("torchvision", False), tmp_path / "a.safetensors")
+    convert_file(tmp_path / "a.safetensors", tmp_path / "b.h5")
+    for ending in (".pth", ".safetensors", ".keras", ".weights.h5"):
+        convert_file(tmp_path / "b.h5", tmp_path / f"c{ending}")
+        convert_file(tmp_path / f"c{ending}", tmp_path / "d.h5")
+        facts = read_facts(tmp_path / "d.h5")
+        assert facts.preprocess == "torch"
+        assert facts.metadata["source"] == "a.safetensors", ending
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_torchvision_s_numbering_of_every_network_is_ours(tmp_path, arch):
+    from safetensors.torch import save_file
+
+    norm, convs = arch.endswith("_bn"), CONVS[arch.removesuffix("_bn")]
+    widths = (2, 3, 4, 5, 5)
+    model = torchvision_vgg(convs, norm=norm, widths=widths, side=1, hidden=3, classes=2)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    weights = read_weights(tmp_path / "w.safetensors")
+    table = Arch(arch, convs, widths, batch_norm=norm)
+    layers = [layer for layer in table.layers() if "pool" not in layer]
+    assert list(weights) == [*layers, "fc1", "fc2", "predictions"]
+    for layer, (width_in, width) in table.conv_channels().items():
+        assert weights[layer]["kernel"].shape == (3, 3, width_in, width)
+    write_weights(tmp_path / "back.safetensors", weights, layout="torchvision")
+    assert torchvision_vgg(
+        convs, norm=norm, widths=widths, side=1, hidden=3, classes=2
+    ).load_state_dict(load_state(tmp_path / "back.safetensors"), strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "hidden", "classes"), [("vgg16", 4096, 1000), ("vgg16_bn", 64, 10)]
+)
+def test_the_real_widths_at_224_px_compute_as_in_torch(tmp_path, arch, hidden, classes):
+    norm = arch.endswith("_bn")
+    model = torchvision_vgg(CONVS["vgg16"], norm=norm, hidden=hidden, classes=classes)
+    path = save(model, tmp_path / "w.safetensors")
+    images = make_images(1, 224)
+    theirs = run(model, images)
+    del model
+    head = Head("flatten", (hidden, hidden), outputs=classes)
+    ours = load_pretrained(arch, weights=path, include_top=False, head=head)(images)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=RELATIVE * np.abs(theirs).max())
+
+
+def test_without_batches_counted_and_behind_a_wrapper_s_prefix_it_is_the_same(tmp_path):
+    import torch
+
+    model = tiny("torchvision", True)
+    state = {f"module.{k}": v for k, v in model.state_dict().items() if "num_batches" not in k}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    save(model, tmp_path / "plain.pth")
+    assert_equal(read_weights(tmp_path / "w.pth"), read_weights(tmp_path / "plain.pth"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_other_floats_and_the_layout_before_2020_are_read(tmp_path, dtype, legacy):
+    import torch
+
+    model = tiny("torchvision", False).to(getattr(torch, dtype))
+    torch.save(model.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    save(model.to(torch.float32), tmp_path / "w.safetensors")
+    notes = []
+    assert_equal(
+        read_weights(tmp_path / "w.pth", notes=notes), read_weights(tmp_path / "w.safetensors")
+    )
+    assert notes == [f"22 arrays stored as {dtype} became float32"]
+
+
+def assert_equal(got, want):
+    assert {k: list(v) for k, v in got.items()} == {k: list(v) for k, v in want.items()}
+    for layer, params in want.items():
+        for name, array in params.items():
+            np.testing.assert_array_equal(got[layer][name], array, err_msg=f"{layer}/{name}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda s: s.pop("features.6.bias"), "E_MISSING"),
+        (lambda s: [s.pop(f"features.6.{n}") for n in ("weight", "bias")], "E_MISSING"),
+        (lambda s: s.update({"features.7.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
+        (lambda s: s.update({"evil.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
+        (lambda s: s.update({"features.6.weight": s["features.6.weight"].permute(2, 3, 1, 0)}),
+         "E_SHAPE"),
+        (lambda s: s.update({"features.6.bias": s["features.8.bias"]}), "E_ALIAS"),
+        (lambda s: s.update({"features.6.weight": s["features.6.weight"].int()}), "E_DTYPE"),
+        (lambda s: s.update({"features.6.bias": s["features.6.bias"] * float("nan")}),
+         "E_NONFINITE"),
+        (lambda s: s.update({"features.6.bias": s["features.6.bias"][:1].expand(8)}), "E_ALIAS"),
+        (lambda s: s.update({"epoch": 3}), "E_FORMAT"),
+        (lambda s: s.update({"classifier.0.weight": s["classifier.0.weight"][:, :31] + 1}),
+         "E_SHAPE"),
+    ],
+)  # fmt: skip
+def test_a_state_dict_that_is_no_vgg_s_is_refused_by_name(tmp_path, spoil, code):
+    import torch
+
+    state = tiny("torchvision", False).state_dict()
+    spoil(state)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        read_weights(tmp_path / "w.pth")
+    assert caught.value.code == code and str(tmp_path / "w.pth") in str(caught.value)
+
+
+def test_a_whole_model_is_code_and_is_refused(tmp_path):
+    import torch
+
+    torch.save(torch.nn.Sequential(torch.nn.Linear(1, 1)), tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match="torch.nn.modules.container Sequential") as caught:
+        read_weights(tmp_path / "model.pth")
+    assert caught.value.code == "E_CODE"
+
+
+def test_timm_takes_no_top_of_another_kind_and_torchvision_any(tmp_path):
+    import torch
+
+    rng = np.random.default_rng(0)
+    weights = read_weights(save(tiny("torchvision", False), tmp_path / "a.safetensors"))
+    weights = {k: v for k, v in weights.items() if k.startswith("block")}
+    weights["predictions"] = {
+        "kernel": rng.normal(size=(8, 3)).astype(np.float32), "bias": np.ones(3, np.float32),
+    }  # fmt: skip
+    with pytest.raises(WeightsError, match="timm's VGG has the top fc1, fc2") as caught:
+        write_weights(tmp_path / "w.safetensors", weights, layout="timm")
+    assert caught.value.code == "E_TOP"
+    write_weights(tmp_path / "w.pth", weights)
+    state = torch.load(tmp_path / "w.pth", weights_only=True)
+    assert [key for key in state if "classifier" in key] == ["classifier.0.weight",
+                                                            "classifier.0.bias"]  # fmt: skip
+    assert_equal(read_weights(tmp_path / "w.pth"), weights)

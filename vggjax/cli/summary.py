@@ -1,0 +1,131 @@
+"""A table of a network's layers as Keras prints it, with what trains and what training takes.
+
+Nothing is computed and no weights are made: shapes come from `jax.eval_shape`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from vggjax.errors import ConfigError
+from vggjax.models.head import Head
+from vggjax.models.network import Network
+from vggjax.models.params import shapes
+from vggjax.models.registry import find_arch, make_model
+from vggjax.training.freezing import label_layers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: its output for one image, its parameters, and whether they train."""
+
+    layer: str
+    output: tuple[int, ...]
+    params: int
+    statistics: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A network's rows and the memory in bytes that a training step takes, by kind."""
+
+    image_size: int
+    rows: tuple[Row, ...]
+    memory: dict[str, int]
+
+    def count(self, label: str | None = None) -> int:
+        """Counts the parameters of the layers with a label (`frozen` ...), or of all."""
+        return sum(row.params for row in self.rows if label in (None, row.label))
+
+
+def summarize_model(
+    arch: str,
+    *,
+    image_size: int | None = None,
+    include_top: bool = True,
+    head: Head | None = None,
+    unfreeze: tuple[str, ...] = ("none",),
+    batch_size: int = 32,
+) -> Summary:
+    """Describes a network without building it; `image_size` None is its own, 224 px for VGG.
+
+    The memory is what cannot be avoided with Adam in float32: parameters, gradients and two moments
+    of what trains, and the activations: those that the backward pass needs, from the first layer
+    that trains on, or the widest layer's input and output. The compiler's workspace comes on top.
+
+    Raises:
+        ConfigError: an unknown network or layer, or a size that it cannot take.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
+    size = find_arch(arch).image_size if image_size is None else image_size
+    top = include_top and head is None
+
+    def build() -> Network:
+        return make_model(arch, include_top=top, head=head, image_size=size)
+
+    model = nnx.eval_shape(build)
+    labels = label_layers(model, unfreeze)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    outputs = nnx.eval_shape(lambda m, x: m(x, taps=m.layers), model, images)
+    parameters = shapes(model)
+    rows = []
+    for layer in model.layers:
+        sizes = {name: math.prod(shape) for name, shape in parameters.get(layer, {}).items()}
+        statistics = sizes.pop("mean", 0) + sizes.pop("var", 0)
+        label = labels.get(layer, "")
+        rows.append(Row(layer, outputs[layer].shape[1:], sum(sizes.values()), statistics, label))
+
+    trained = sum(row.params for row in rows if row.label in ("head", "backbone"))
+    first = next((i for i, row in enumerate(rows) if row.label in ("head", "backbone")), len(rows))
+    # The input of the first layer that trains is needed for its weights' gradient.
+    kept = sum(math.prod(row.output) for row in rows[max(first - 1, 0) :])
+    # A forward pass holds a layer's input and output at once, frozen or not.
+    sizes = [3 * size**2, *(math.prod(row.output) for row in rows)]
+    widest = max(a + b for a, b in zip(sizes, sizes[1:], strict=False))
+    memory = {
+        "parameters": 4 * sum(row.params + row.statistics for row in rows),
+        "gradients": 4 * trained,
+        "moments (Adam)": 8 * trained,
+        f"activations, batch of {batch_size}": 4 * max(kept, widest) * batch_size,
+    }
+    return Summary(size, tuple(rows), memory)
+
+
+def print_summary(summary: Summary, *, title: str, console: Console | None = None) -> None:
+    """Prints the table, the totals and the memory."""
+    console = console or Console()
+    table = Table(title=title, title_justify="left")
+    table.add_column("Layer", no_wrap=True)
+    table.add_column("Output shape", no_wrap=True)
+    table.add_column("Parameters", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in summary.rows:
+        state = {"": "", "frozen": "frozen"}.get(row.label, f"trainable ({row.label})")
+        table.add_row(row.layer, str((None, *row.output)), f"{row.params:,}", state)
+    console.print(table)
+    statistics = sum(row.statistics for row in summary.rows)
+    trained = summary.count("head") + summary.count("backbone")
+    lines = [
+        f"Total parameters: {summary.count():,}",
+        f"Trainable: {trained:,}",
+        f"Frozen: {summary.count('frozen'):,}",
+    ]
+    lines += [f"Running statistics: {statistics:,}"] if statistics else []
+    total = sum(summary.memory.values())
+    parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in summary.memory.items())
+    lines.append(
+        f"Memory for training: at least {_megabytes(total)} ({parts}); the compiler's workspace "
+        "comes on top, on CPUs several times the activations."
+    )
+    console.print("\n".join(lines), highlight=False)
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"

@@ -1,0 +1,1 @@
+"""Datasets: folder, CSV, tfds, digits."""

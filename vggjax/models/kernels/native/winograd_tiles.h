@@ -1,0 +1,238 @@
+// Tiles, their transforms and the product in registers: what forward and backward share, in one
+// instruction set's vectors. VECTOR_BYTES is given on the command line; all is local to the file
+// that includes it, for the linker must never mix the instruction sets.
+//
+// A map is cut into 4x4 tiles of outputs, each fed by a 6x6 patch of inputs that overlaps its
+// neighbors'. Transformed, a tile is 36 numbers a channel, and the convolution is 36 matrix
+// products of (tiles, in) with (in, out): 4 times fewer multiplications than done directly.
+#pragma once
+
+#include "winograd.h"
+
+#include <cstring>
+
+namespace vggjax {
+namespace {
+
+typedef float Vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+constexpr int kLanes = VECTOR_BYTES / 4;
+constexpr int kCols = 2 * kLanes;                   // of a product's block in registers
+constexpr int kRows = VECTOR_BYTES == 64 ? 12 : 6;  // 12 or 24 sums in 16 or 32 registers
+constexpr int64_t kTiles = 192;  // tiles that one transformed kernel is used for, at most
+constexpr int64_t kDepth = 64;   // channels at a time
+constexpr int64_t kPad = 16;  // floats between points: strides of 4 kB would share a cache set
+
+// Not std::min: a template that both this file and a file for older machines instantiate would be
+// linked once, perhaps in the newer machine's instructions.
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+Vec load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
+void store(float* to, Vec v) { *reinterpret_cast<Loose*>(to) = v; }
+
+// The first `count` of a vector: a channel count need not divide by the lanes.
+Vec load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  Vec v = {};
+  if (count > 0) std::memcpy(&v, from, count * sizeof(float));
+  return v;
+}
+void store_some(float* to, Vec v, int64_t count) {
+  if (count >= kLanes) return store(to, v);
+  if (count > 0) std::memcpy(to, &v, count * sizeof(float));
+}
+
+// The transforms of one column or row; applied to all columns, then to all rows. Interpolation
+// points 0, 1, -1, 2, -2 and infinity.
+
+// B^T: 6 inputs -> 6
+inline void transform_input(const Vec* d, Vec* v) {
+  Vec even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
+  Vec even2 = d[4] - d[2], odd2 = 2 * (d[3] - d[1]);
+  v[0] = 4 * d[0] - 5 * d[2] + d[4];
+  v[1] = even + odd;
+  v[2] = even - odd;
+  v[3] = even2 + odd2;
+  v[4] = even2 - odd2;
+  v[5] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+// G: 3 taps -> 6
+inline void transform_kernel(const Vec* g, Vec* u) {
+  constexpr float sixth = 1.f / 6, twelfth = 1.f / 12, twentyfourth = 1.f / 24;
+  Vec even = -sixth * (g[0] + g[2]), even2 = twentyfourth * (g[0] + 4 * g[2]);
+  u[0] = 0.25f * g[0];
+  u[1] = even - sixth * g[1];
+  u[2] = even + sixth * g[1];
+  u[3] = even2 + twelfth * g[1];
+  u[4] = even2 - twelfth * g[1];
+  u[5] = g[2];
+}
+
+// A^T: 6 products -> 4 outputs
+inline void transform_output(const Vec* m, Vec* y) {
+  Vec sum = m[1] + m[2], difference = m[1] - m[2];
+  Vec sum2 = m[3] + m[4], difference2 = m[3] - m[4];
+  y[0] = m[0] + sum + sum2;
+  y[1] = difference + 2 * difference2;
+  y[2] = sum + 4 * sum2;
+  y[3] = difference + 8 * difference2 + m[5];
+}
+
+// A: 4 gradients of outputs -> 6
+inline void transform_gradient(const Vec* g, Vec* p) {
+  Vec even = g[0] + g[2], odd = g[1] + g[3];
+  Vec even2 = g[0] + 4 * g[2], odd2 = 2 * g[1] + 8 * g[3];
+  p[0] = g[0];
+  p[1] = even + odd;
+  p[2] = even - odd;
+  p[3] = even2 + odd2;
+  p[4] = even2 - odd2;
+  p[5] = g[3];
+}
+
+// G^T: 6 sums -> 3 taps' gradients
+inline void transform_taps(const Vec* u, Vec* w) {
+  constexpr float sixth = 1.f / 6, twelfth = 1.f / 12, twentyfourth = 1.f / 24;
+  Vec sum = sixth * (u[1] + u[2]), sum2 = u[3] + u[4];
+  w[0] = 0.25f * u[0] - sum + twentyfourth * sum2;
+  w[1] = sixth * (u[2] - u[1]) + twelfth * (u[3] - u[4]);
+  w[2] = u[5] - sum + sixth * sum2;
+}
+
+// One transform down the columns, then along the rows: IN x IN values that `source(i, j)` gives
+// become OUT x OUT that `sink(i, j, value)` takes. Unrolled, or each index would cost a division.
+template <int IN, int OUT, typename Transform, typename Source, typename Sink>
+inline __attribute__((always_inline)) void transform_both(Transform transform, Source source,
+                                                          Sink sink) {
+  Vec half[OUT][IN], from[IN], to[OUT];
+#pragma GCC unroll 6
+  for (int j = 0; j < IN; ++j) {
+#pragma GCC unroll 6
+    for (int i = 0; i < IN; ++i) from[i] = source(i, j);
+    transform(from, to);
+#pragma GCC unroll 6
+    for (int i = 0; i < OUT; ++i) half[i][j] = to[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < OUT; ++i) {
+    transform(half[i], to);
+#pragma GCC unroll 6
+    for (int j = 0; j < OUT; ++j) sink(i, j, to[j]);
+  }
+}
+
+// sums (R, kCols) (+)= a (R, depth) @ b (depth, kCols); in `a`, rows are `row_stride` apart and
+// what is multiplied `step` apart.
+template <int R>
+void multiply(const float* __restrict a, int64_t row_stride, int64_t step,
+              const float* __restrict b, float* __restrict sums, int64_t depth, bool add) {
+  Vec left[R], right[R];
+  if (add) {
+    for (int r = 0; r < R; ++r) {
+      left[r] = load(sums + r * kCols);
+      right[r] = load(sums + r * kCols + kLanes);
+    }
+  } else {
+    const Vec zero = {};
+    for (int r = 0; r < R; ++r) left[r] = zero;
+    for (int r = 0; r < R; ++r) right[r] = zero;
+  }
+  for (int64_t k = 0; k < depth; ++k, a += step, b += kCols) {
+    const Vec b_left = load(b), b_right = load(b + kLanes);
+    for (int r = 0; r < R; ++r) {
+      const float factor = a[r * row_stride];
+      left[r] += factor * b_left;
+      right[r] += factor * b_right;
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    store(sums + r * kCols, left[r]);
+    store(sums + r * kCols + kLanes, right[r]);
+  }
+}
+
+using Multiply = void (*)(const float*, int64_t, int64_t, const float*, float*, int64_t, bool);
+constexpr Multiply kMultiply[] = {
+    nullptr,     multiply<1>, multiply<2>, multiply<3>, multiply<4>,  multiply<5>,  multiply<6>,
+#if VECTOR_BYTES == 64
+    multiply<7>, multiply<8>, multiply<9>, multiply<10>, multiply<11>, multiply<12>,
+#endif
+};
+
+// sums (rows, kCols) (+)= a (rows, depth) @ b (depth, kCols), in nearly equal groups of rows: one
+// row left over would wait for the latency of its own sums.
+void product(const float* a, int64_t row_stride, int64_t step, const float* b, float* sums,
+             int64_t rows, int64_t depth, bool add) {
+  for (int64_t groups = ceil_div(rows, kRows); groups > 0; --groups) {
+    const int64_t count = ceil_div(rows, groups);
+    kMultiply[count](a, row_stride, step, b, sums, depth, add);
+    a += count * row_stride;
+    sums += count * kCols;
+    rows -= count;
+  }
+}
+
+struct Tile {
+  int64_t image, top, left;  // of its first output
+};
+Tile tile_at(const Problem& p, int64_t index) {
+  const int64_t per_image = p.tiles_y() * p.tiles_x(), inside = index % per_image;
+  return {index / per_image, inside / p.tiles_x() * 4, inside % p.tiles_x() * 4};
+}
+
+// Pointers to SIZE x SIZE pixels whose first is at (top, left), `zeros` where there is no map.
+template <int SIZE>
+void pixels(const Problem& p, const float* map, int64_t channels, Tile tile, int64_t margin,
+            const float* zeros, const float* (&found)[SIZE][SIZE]) {
+  const float* image = map + tile.image * p.height * p.width * channels;
+  for (int i = 0; i < SIZE; ++i) {
+    for (int j = 0; j < SIZE; ++j) {
+      const int64_t row = tile.top + i - margin, column = tile.left + j - margin;
+      const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
+      found[i][j] = inside ? image + (row * p.width + column) * channels : zeros;
+    }
+  }
+}
+
+// Where the transformed input of a block of tiles lies: [depth / kDepth][36][tiles][kDepth].
+struct InputBlock {
+  float* at;
+  int64_t tiles, depth;  // depth: channels rounded up to whole vectors
+
+  static int64_t floats(int64_t tiles, int64_t channels) {
+    return ceil_div(channels, kDepth) * 36 * (tiles * kDepth + kPad);
+  }
+  int64_t chunk(int64_t first) const { return least(kDepth, depth - first); }
+  int64_t point_stride() const { return tiles * kDepth + kPad; }
+  float* point(int64_t first, int64_t point) const {
+    return at + (first / kDepth * 36 + point) * point_stride();
+  }
+};
+
+void fill_input(const Problem& p, const float* x, int64_t first_tile, const float* zeros,
+                int64_t first_channel, int64_t channels, InputBlock block) {
+  for (int64_t t = 0; t < block.tiles; ++t) {
+    const float* from[6][6];
+    pixels<6>(p, x, p.in, tile_at(p, first_tile + t), 1, zeros, from);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      float* to = block.point(c, 0) + t * kDepth + c % kDepth;
+      const int64_t stride = block.point_stride(), count = channels - c;
+      auto sink = [=](int i, int j, Vec v) { store(to + (i * 6 + j) * stride, v); };
+      const int64_t at = first_channel + c;
+      if (count >= kLanes)
+        transform_both<6, 6>(transform_input, [&](int i, int j) { return load(from[i][j] + at); },
+                             sink);
+      else
+        transform_both<6, 6>(
+            transform_input, [&](int i, int j) { return load_some(from[i][j] + at, count); }, sink);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vggjax

@@ -1,0 +1,225 @@
+"""Where one split's features lie: in memory, or in a .npy file that is mapped once it is whole.
+
+Rows are appended in order. A file has a record beside it, written after the data has reached the
+disk: what a killed run had computed is used again, and a half-written file is never taken for a
+whole one; a checksum in the record tells of damage since. The name of a file is a hash of
+everything that its numbers depend on (`make_key`), so that another weight, image or setting means
+another file.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vggjax.data.sources.source import Source
+from vggjax.errors import VggjaxError
+from vggjax.training.run_dir.checkpoint import write_text
+
+FORMAT = "1"
+"""Of the numbers and of the files; another one when what they mean changes."""
+
+RECORD_EVERY_S = 10.0
+
+
+def make_key(
+    source: Source,
+    indices: np.ndarray,
+    weights: Mapping[str, Mapping[str, np.ndarray]],
+    settings: Mapping[str, Any],
+) -> str:
+    """Gives the SHA-256 of all that features depend on: images, weights, settings.
+
+    `weights` are those of the frozen layers; `settings` is anything that JSON can write. A file
+    that was written anew counts as another image, by its size and time.
+    """
+    digest = hashlib.sha256(f"{FORMAT} {source.fingerprint}\0".encode())
+    digest.update(np.asarray(indices, "<i8").tobytes())
+    for i in np.asarray(indices).tolist():
+        path = source.path(i)
+        if path is not None and path.exists():
+            found = path.stat()
+            digest.update(f"{found.st_size} {found.st_mtime_ns}\0".encode())
+    for layer, arrays in weights.items():
+        for name, array in arrays.items():
+            digest.update(f"{layer}/{name} {array.shape} {array.dtype}\0".encode())
+            digest.update(np.ascontiguousarray(array))
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+class MemoryStore:
+    """Rows in memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str):
+        self._array = np.empty(shape, jnp.dtype(dtype))
+        self.done = 0
+        self.masked: set[int] = set()
+        self.unreadable: dict[int, str] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row is there."""
+        return self.done == len(self._array)
+
+    def append(self, rows: np.ndarray, masked: Iterable[int], unreadable: dict[int, str]) -> None:
+        """Adds the next rows; `masked` are the numbers of rows without an image."""
+        self._array[self.done : self.done + len(rows)] = rows
+        self.done += len(rows)
+        self.masked.update(masked)
+        self.unreadable.update(unreadable)
+
+    def pause(self) -> None:
+        """Makes sure that what is there is kept if the process ends; memory is not."""
+
+    def close(self) -> None:
+        """Ends the writing."""
+
+    def rows(self) -> np.ndarray:
+        """Gives all rows, when they are complete."""
+        assert self.is_complete
+        return self._array
+
+    def discard(self) -> None:
+        """Gives back what it takes."""
+        self._array = self._array[:0]
+
+
+class FileStore:
+    """Rows in `<path>`, a .npy, with the record of how many there are in `<path>.json`.
+
+    bfloat16, which .npy has no name for, lies there as uint16.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: str):
+        self._path, self._shape, self._dtype = path, shape, jnp.dtype(dtype)
+        self._stored = np.dtype(np.uint16) if self._dtype == jnp.bfloat16 else self._dtype
+        self._row_bytes = math.prod(shape[1:]) * self._stored.itemsize
+        header = io.BytesIO()
+        described = np.lib.format.dtype_to_descr(self._stored)
+        fields = {"descr": described, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(header, fields)
+        self._header = header.getvalue()
+        self._record = path.with_name(f"{path.name}.json")
+        self.done, self.masked, self.unreadable, self._crc = self._read_record()
+        self._file: Any = None
+        self._recorded_s = time.monotonic()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row is there."""
+        return self.done == self._shape[0]
+
+    def append(self, rows: np.ndarray, masked: Iterable[int], unreadable: dict[int, str]) -> None:
+        """Adds the next rows; `masked` are the numbers of rows without an image."""
+        try:
+            if self._file is None:
+                self._open()
+            data = np.ascontiguousarray(rows).view(np.uint8).data
+            self._file.write(data)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._crc = zlib.crc32(data, self._crc)
+        self.done += len(rows)
+        self.masked.update(masked)
+        self.unreadable.update(unreadable)
+        if self.is_complete or time.monotonic() - self._recorded_s > RECORD_EVERY_S:
+            self.pause()
+
+    def pause(self) -> None:
+        """Makes sure that what is there is kept if the process ends."""
+        if self._file is None:
+            return
+        record = {
+            "rows": self.done,
+            "crc32": self._crc,
+            "masked": sorted(self.masked),
+            "unreadable": {str(i): reason for i, reason in self.unreadable.items()},
+        }
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())  # the data first: the record is never ahead of it
+            write_text(self._record, json.dumps(record))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._recorded_s = time.monotonic()
+        if self.is_complete:
+            self.close()
+
+    def rows(self) -> np.ndarray:
+        """Maps all rows, when they are complete."""
+        assert self.is_complete
+        rows = np.memmap(
+            self._path, self._stored, mode="r", offset=len(self._header), shape=self._shape
+        )
+        return rows.view(self._dtype)
+
+    def close(self) -> None:
+        """Closes the file, which stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def discard(self) -> None:
+        """Deletes the file and its record, and the folder if nothing else is in it."""
+        self.close()
+        self._record.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+        try:
+            self._path.parent.rmdir()
+        except OSError:
+            pass  # another stage's files are there, or it is gone already
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self.done == 0:
+            self._file = self._path.open("wb")
+            self._file.write(self._header)
+            return
+        self._file = self._path.open("r+b")
+        # What lies behind the record may be half of a row.
+        self._file.truncate(len(self._header) + self.done * self._row_bytes)
+        self._file.seek(0, os.SEEK_END)
+
+    def _read_record(self) -> tuple[int, set[int], dict[int, str], int]:
+        """Reads what an earlier process has kept; nothing where anything is amiss."""
+        try:
+            record = json.loads(self._record.read_text(encoding="utf-8"))
+            done, masked = int(record["rows"]), set(record["masked"])
+            unreadable = {int(i): reason for i, reason in record["unreadable"].items()}
+            if 0 <= done <= self._shape[0] and self._checksum(done) == record["crc32"]:
+                return done, masked, unreadable, record["crc32"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return 0, set(), {}, 0
+
+    def _checksum(self, done: int) -> int | None:
+        """Adds up the file's first rows; None where the file is another's or too short."""
+        crc, left = 0, done * self._row_bytes
+        with self._path.open("rb") as file:
+            if file.read(len(self._header)) != self._header:
+                return None
+            while left:
+                data = file.read(min(left, 2**24))
+                if not data:
+                    return None
+                crc, left = zlib.crc32(data, crc), left - len(data)
+        return crc
+
+    def _unwritable(self, error: OSError) -> VggjaxError:
+        return VggjaxError(
+            f"The features cannot be written to {self._path.parent}: {error.strerror or error}. "
+            "Make room there, or use --cache-features off; the same command goes on from here."
+        )
+
+
+Store = MemoryStore | FileStore

@@ -1,0 +1,1 @@
+"""Detect a training collapse and recover from it."""

@@ -1,0 +1,230 @@
+"""What is saved: checkpoints of a running training (Orbax), and the finished model.
+
+Checkpoints live in `<workdir>/checkpoints/<step>`: the latest one, to resume from, and the one with
+the best weights. They are written while training goes on; leaving the `with` waits for the last.
+The finished model is `model.safetensors` and `model.json`, all that predict needs.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from vggjax.data.images.preprocess import Preprocessing
+from vggjax.errors import VggjaxError, WeightsError, printable
+from vggjax.models.head import Head
+from vggjax.models.network import Network
+from vggjax.models.params import assign, extract
+from vggjax.models.registry import make_model
+from vggjax.training.step import TrainState
+from vggjax.weights.weight_file import read_weights, write_weights
+
+
+class Checkpoints:
+    """The checkpoints of one run; use it as a context manager."""
+
+    def __init__(self, workdir: str | Path):
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(get_metric_fn=lambda metrics: metrics["rank"], n=1)
+        keep = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._writing():
+            self._manager.close()  # waits for the last save
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        # A full disk surfaces in a later call than the save's, as tensorstore's own ValueError.
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise VggjaxError(
+                f"The checkpoint in {self._manager.directory} cannot be written: {reason}. Where "
+                "the disk is full, make room; the same command goes on from the last one."
+            ) from error
+
+    def save(self, state: TrainState, position: Any, *, is_best: bool) -> None:
+        """Begins to write a checkpoint; `state` holds numpy arrays that nobody changes.
+
+        `position` is a dataclass, saved as JSON: where the run stands beside the state.
+        """
+        step = int(state.step)
+        # Each better one ranks above all before it: the one to keep is the last of them.
+        rank = float(step) if is_best else -1.0
+        items = {
+            "model": ocp.args.StandardSave(_model_tree(*state.eval_params)),
+            "optimizer": ocp.args.StandardSave(_flatten(state.opt_state)),
+            "progress": ocp.args.JsonSave(dataclasses.asdict(position)),
+        }
+        if state.averages is not None:  # the model is theirs, and training goes on from these
+            items["learning"] = ocp.args.StandardSave(_flatten(_learning(state)))
+        with self._writing():
+            args = ocp.args.Composite(**items)
+            self._manager.save(step, args=args, metrics={"rank": rank})
+
+    def latest_progress(self) -> dict[str, Any] | None:
+        """Reads where the run stands, or None before the first checkpoint."""
+        step = self._manager.latest_step()
+        return None if step is None else self.progress(step)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Reads where the run stood at a checkpoint."""
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return dict(self._manager.restore(step, args=args)["progress"])
+
+    def forget(self, step: int) -> None:
+        """Deletes the checkpoints behind a step: the run goes back, and takes those steps again."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            for later in [saved for saved in self._manager.all_steps() if saved > step]:
+                self._manager.delete(later)
+
+    def restore_model(self, model: Network, step: int) -> None:
+        """Puts a checkpoint's parameters and running statistics into the model."""
+        _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        template = _abstract(_model_tree(params, batch_stats))
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(template))
+        tree = self._manager.restore(step, args=args)["model"]
+        nnx.replace_by_pure_dict(params, tree["params"])
+        nnx.replace_by_pure_dict(batch_stats, tree["batch_stats"])
+        nnx.update(model, params, batch_stats)
+
+    def restore_optimizer(self, state: TrainState, step: int) -> TrainState:
+        """Puts the rest of a checkpoint into a stage's state, made from its restored model."""
+        state = state._replace(
+            opt_state=self._restore_like(state.opt_state, "optimizer", step),
+            step=jnp.asarray(step, jnp.int32),
+        )
+        if state.averages is None:
+            return state
+        training, batch_stats = self._restore_like(_learning(state), "learning", step)
+        params = nnx.merge_state(state.params, training)
+        return state._replace(params=params, batch_stats=batch_stats)
+
+    def _restore_like(self, tree: Any, item: str, step: int) -> Any:
+        template = _abstract(_flatten(tree))
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
+        leaves = self._manager.restore(step, args=args)[item]
+        return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in template])
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything that a saved model needs beside its weights."""
+
+    arch: str
+    head: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    dtype: str = "float32"
+    provenance: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Training and validation images that could not be read: id -> reason."""
+
+
+def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> None:
+    """Writes `model.safetensors`, then `model.json`, whose presence says that both are whole."""
+    workdir = Path(workdir)
+    metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
+    metadata["image_size"] = str(info.preprocessing.image_size)
+    metadata["class_names"] = json.dumps(info.class_names)
+    metadata |= {name: printable(value) for name, value in info.provenance.items()}
+    write_weights(workdir / "model.safetensors", extract(model), metadata=metadata)
+    write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+
+
+def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
+    """Loads what save_model wrote, ready to predict.
+
+    Raises:
+        WeightsError: no finished model there, or one that is damaged.
+    """
+    info = read_info(workdir)
+    head, size = Head.parse(info.head), info.preprocessing.image_size
+    model = nnx.eval_shape(
+        lambda: make_model(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
+    )
+    assign(model, read_weights(Path(workdir) / "model.safetensors"))
+    model.eval()
+    return model, info
+
+
+def read_info(workdir: str | Path) -> ModelInfo:
+    """Reads a finished model's `model.json`.
+
+    Raises:
+        WeightsError: no finished model there, or one that is damaged.
+    """
+    path = Path(workdir) / "model.json"
+    if not path.parent.is_dir():
+        raise WeightsError(f"There is no run folder {printable(workdir)}.")
+    if (path.parent / "fold-1").is_dir():
+        raise WeightsError(
+            f"{workdir} is a cross-validation, which has a model for each fold; give one of them, "
+            f"--workdir {path.parent / 'fold-1'}."
+        )
+    if not path.is_file():
+        raise WeightsError(
+            f"{workdir} holds no finished model (no model.json). If its training was interrupted, "
+            "run the same train command with this --workdir again; it goes on where it stood."
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
+        fields["class_names"] = tuple(fields["class_names"])
+        info = ModelInfo(**fields)
+        Head.parse(info.head)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path} is damaged: {error}.") from None
+    return info
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _model_tree(params: nnx.State, batch_stats: nnx.State) -> dict[str, Any]:
+    return {
+        "params": nnx.to_pure_dict(params),
+        "batch_stats": nnx.to_pure_dict(batch_stats),
+    }
+
+
+def _learning(state: TrainState) -> tuple[nnx.State, nnx.State]:
+    """Gives what the averages are of."""
+    params = nnx.State({layer: state.params[layer] for layer in state.averages[0]})
+    return params, state.batch_stats
+
+
+def _flatten(tree: Any) -> dict[str, np.ndarray]:
+    # Optax's nested tuples by their paths: a checkpoint then does not depend on optax's classes.
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

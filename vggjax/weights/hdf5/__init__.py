@@ -1,0 +1,1 @@
+"""Read HDF5 in a sandboxed process; write it."""
