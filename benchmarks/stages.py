@@ -73,7 +73,7 @@ class Ours:
             optimizer="nadam", duplicates="ignore", split="0.8,0.1,0.1", schedule="constant",
         )  # fmt: skip
         run = prepare_run(config)
-        for examples in run.examples.values():
+        for examples in run.loaders.values():
             examples.prepare()
         make_workdir(run.workdir, config, run.source, run.splits)
         stage = run.stages[-1]
@@ -81,8 +81,8 @@ class Ours:
         kept = cached_features(run, stage, screen, Stop())
         begin_s = time.perf_counter()
         self._run, cut = self._open.enter_context(kept)
-        images = sum(map(len, self._run.examples.values()))
-        self.images = len(self._run.examples["train"])
+        images = sum(map(len, self._run.loaders.values()))
+        self.images = len(self._run.loaders["train"])
         computing_s = time.perf_counter() - begin_s - screen.compile_s
         self.fill_s = computing_s * self.images / images
         self._every = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
@@ -95,7 +95,7 @@ class Ours:
     def epoch(self) -> None:
         run, placement = self._run, self._run.placement
         options = dict(seed=0, epoch=self._epoch, shuffle=True)
-        batches = run.examples["train"].batches(run.batch_size, **options)
+        batches = run.loaders["train"].batches(run.batch_size, **options)
         chunks = stack_batches(batches, self._size, step=0, every=self._every)
         tally = MetricAccumulator(placement)
 

@@ -22,7 +22,7 @@ from vggjax.models.params import extract as extract
 from vggjax.models.vgg import VGG as VGG
 from vggjax.training.config import Config as Config
 from vggjax.training.recipes import make_config as make_config
-from vggjax.training.run_dir.checkpoint import load_model as load_model
+from vggjax.training.run_dir.saved_model import load_model as load_model
 from vggjax.weights.load import load_pretrained as load_pretrained
 from vggjax.weights.weight_file import read_weights as read_weights
 from vggjax.weights.weight_file import write_weights as write_weights

@@ -15,7 +15,7 @@ from vggjax.evaluation.evaluate import MAX_ROWS, evaluate, print_summary
 from vggjax.evaluation.metrics import summarize
 from vggjax.models.params import extract
 from vggjax.training.config import read_config
-from vggjax.training.run_dir.checkpoint import load_model, save_model
+from vggjax.training.run_dir.saved_model import load_model, save_model
 
 
 @pytest.fixture

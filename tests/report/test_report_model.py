@@ -24,7 +24,8 @@ from vggjax.report.data_quality import MAX_IMAGES, describe_health
 from vggjax.report.report import write_report
 from vggjax.training import recipes
 from vggjax.training.config import read_config
-from vggjax.training.run_dir.checkpoint import load_model
+from vggjax.training.run_dir.run_result import open_training_data
+from vggjax.training.run_dir.saved_model import load_model
 
 PNGS = {"curves", "confusion", "reliability", "mistakes", "gradcam", "augmentation"}
 
@@ -126,7 +127,7 @@ def test_one_unit_for_two_classes_has_its_maps_too(tmp_path):
 
 def test_the_maps_are_of_the_surest_guesses_right_and_wrong(whole, monkeypatch):
     model, info = load_model(whole)
-    source = evaluate_file.open_data(whole, read_config(whole))
+    source = open_training_data(whole, read_config(whole))
     judged = read_probabilities(whole, "test", num_classes=3)
     looks, layer, side = model_views.draw_grad_cam_examples(model, info, source, judged)
     assert (layer, side) == ("block3_conv2", 8)
@@ -145,7 +146,7 @@ def test_the_doctor_looks_at_small_data_sets_by_itself_and_at_large_ones_when_as
     whole, monkeypatch
 ):
     config = read_config(whole)
-    source = evaluate_file.open_data(whole, config)
+    source = open_training_data(whole, config)
     assert describe_health(config, source)["looked"]
     monkeypatch.setattr("vggjax.report.data_quality.MAX_IMAGES", len(source) - 1)
     assert not describe_health(config, source)["looked"]

@@ -9,8 +9,8 @@ from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
 from vggjax.evaluation import evaluate, metrics
 from vggjax.training.config import Config
-from vggjax.training.run_dir.checkpoint import ModelInfo
 from vggjax.training.run_dir.folder import make_workdir
+from vggjax.training.run_dir.saved_model import ModelInfo
 
 
 def epochs_log(count):

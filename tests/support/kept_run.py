@@ -72,8 +72,8 @@ def fill(config, *, stage=0):
     run = prepare.prepare_run(config)
     make_workdir(run.workdir, config, run.source, run.splits)
     with cached_features(run, run.stages[stage], Quiet(), Stop()) as (kept, cut):
-        assert cut == run.features[run.stages[stage].name].cut
-    return kept.examples, run
+        assert cut == run.feature_plans[run.stages[stage].name].cut
+    return kept.loaders, run
 
 
 def rows_of(kept: Features, **options):

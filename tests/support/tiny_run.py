@@ -16,8 +16,8 @@ from vggjax.models.head import Head
 from vggjax.models.params import assign, extract, shapes
 from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
-from vggjax.training.run_dir.checkpoint import ModelInfo, save_model
 from vggjax.training.run_dir.folder import make_workdir
+from vggjax.training.run_dir.saved_model import ModelInfo, save_model
 
 CLASSES = ("daisy", "<i>rose & co", "薔薇")
 

@@ -16,7 +16,7 @@ from vggjax.errors import ConfigError, DataError, WeightsError
 from vggjax.training import prepare, trainer
 from vggjax.training.config import Config
 from vggjax.training.parallel import Placement
-from vggjax.training.run_dir.checkpoint import load_model
+from vggjax.training.run_dir.saved_model import load_model
 from vggjax.training.trainer import Interrupted
 
 
@@ -110,5 +110,5 @@ def test_one_fold_is_no_cross_validation(folds):
 
 def test_whoever_asks_for_the_model_is_sent_to_a_fold(tmp_path):
     (tmp_path / "run" / "fold-1").mkdir(parents=True)
-    with pytest.raises(WeightsError, match=r"has a model for each fold.*fold-1"):
+    with pytest.raises(WeightsError, match=r"has one model per fold.*fold-1"):
         load_model(tmp_path / "run")

@@ -71,7 +71,7 @@ def test_every_weight_image_and_setting_has_its_part_in_the_key(config_of, tmp_p
         run = prepare.prepare_run(config_of("run", **settings))
         if change:
             change(run)
-        return feature_key(run, run.features["head"], split, view)
+        return feature_key(run, run.feature_plans["head"], split, view)
 
     def change_weight(layer):
         def change(run):
@@ -116,7 +116,7 @@ def test_bfloat16_halves_the_size_in_memory_and_in_a_file(config_of):
         for where in ({}, FILE):
             kept, run = fill(config_of(name, **settings, **where))
             (batch, *_) = rows_of(kept["train"])
-            sizes[name] = run.features["head"].size_bytes
+            sizes[name] = run.feature_plans["head"].size_bytes
             assert str(batch["features"].dtype) == {"32": "float32", "16": "bfloat16"}[name]
             assert np.isfinite(batch["features"].astype(np.float32)).all()
     assert sizes["32"] == 2 * sizes["16"] == 4 * 8 * 24  # 8 channels of 18 and 6 images

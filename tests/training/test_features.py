@@ -74,7 +74,7 @@ def test_features_come_in_the_batches_of_their_images(config_of):
     kept, run = fill(config)
     order = dict(seed=3, epoch=1, shuffle=True)
     model, mode = run.model, config.preprocessing.mode
-    whole = list(run.examples["train"].batches(4, **order))
+    whole = list(run.loaders["train"].batches(4, **order))
     for which in range(2):
         mine = rows_of(kept["train"], **order, process=(which, 2), start=1)
         for ours, theirs in zip(mine, whole[1:], strict=True):

@@ -17,8 +17,9 @@ from vggjax.errors import ConfigError, VggjaxError
 from vggjax.training import prepare, trainer
 from vggjax.training.config import Config
 from vggjax.training.parallel import Placement
-from vggjax.training.run_dir.checkpoint import Checkpoints, load_model
+from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.folder import read_log
+from vggjax.training.run_dir.saved_model import load_model
 from vggjax.training.trainer import Interrupted, train
 from vggjax.weights.weight_file import read_weights, write_weights
 

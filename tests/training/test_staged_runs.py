@@ -13,8 +13,8 @@ from vggjax.errors import ConfigError
 from vggjax.training import prepare, trainer
 from vggjax.training.batches import epoch_batches, images_seen
 from vggjax.training.console import print_run_summary
-from vggjax.training.run_dir.checkpoint import load_model
 from vggjax.training.run_dir.folder import read_log
+from vggjax.training.run_dir.saved_model import load_model
 from vggjax.training.trainer import Interrupted, train
 
 STAGES = {"unfreeze": ("none",), "head_epochs": None, "epochs": None}
@@ -74,7 +74,7 @@ def test_a_run_with_all_of_it_interrupted_in_every_stage_is_the_unbroken_one(
 
 def test_each_stage_keeps_the_features_below_what_it_trains(config_of):
     run = prepare.prepare_run(config_of("run", **STAGES, stages=("head:2", "block5:2", "block4:2")))
-    assert {name: plan.cut for name, plan in run.features.items()} == {
+    assert {name: plan.cut for name, plan in run.feature_plans.items()} == {
         "head": "gap",
         "head+block5": "block4_pool",
         "head+block5+block4": "block3_pool",

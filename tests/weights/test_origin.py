@@ -19,7 +19,7 @@ from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary
 from vggjax.training.parallel import Placement
 from vggjax.training.prepare import prepare_run
-from vggjax.training.run_dir.checkpoint import load_model, save_model
+from vggjax.training.run_dir.saved_model import load_model, save_model
 from vggjax.weights import digests
 from vggjax.weights.convert import convert_file
 from vggjax.weights.digests import file_digests

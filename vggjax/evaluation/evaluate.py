@@ -27,7 +27,7 @@ from rich.table import Table
 from vggjax import __version__
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.loader import SplitLoader, prefetch
-from vggjax.data.sources.open import Source, open_source
+from vggjax.data.sources.source import Source
 from vggjax.data.splits.split_file import NAME as SPLITS_FILE
 from vggjax.data.splits.split_file import read_splits
 from vggjax.data.splits.splits import SPLITS
@@ -37,8 +37,10 @@ from vggjax.evaluation.probabilities import SplitPredictions, write_probabilitie
 from vggjax.models.network import Network
 from vggjax.training.config import Config, read_config
 from vggjax.training.forward import make_predict_step
-from vggjax.training.run_dir.checkpoint import ModelInfo, load_model, write_text
+from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.training.run_dir.folder import check_splits
+from vggjax.training.run_dir.run_result import open_training_data
+from vggjax.training.run_dir.saved_model import ModelInfo, load_model
 
 MAX_ROWS = 20
 """Classes that the printed table shows, the worst first."""
@@ -65,7 +67,7 @@ def evaluate(
         raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
     config = read_config(workdir)
     model, info = load_model(workdir)
-    source = open_data(workdir, config)
+    source = open_training_data(workdir, config)
     start = time.monotonic()
     judged, unreadable = predict_split(
         workdir, config, model, info, source, split, batch_size=batch_size
@@ -163,31 +165,6 @@ def run_model(
             "diverged. Train again with a lower --learning-rate."
         )
     return index, labels, probs
-
-
-def open_data(workdir: Path, config: Config) -> Source:
-    """Opens the dataset that the run was trained on, and no other.
-
-    Raises:
-        ConfigError: the run folder does not say which it was.
-        DataError: it is gone, or another one lies in its place.
-    """
-    path = workdir / "data.json"
-    try:
-        expected = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"{printable(path)} is missing or damaged, so nobody can tell whether the dataset is "
-            "still the one that the model was trained on. Train again with another --workdir."
-        ) from None
-    source = open_source(config.dataset, data_dir=config.data_dir)
-    if source.fingerprint != expected:
-        raise DataError(
-            f"The dataset {printable(config.dataset)!r} is not the one that {printable(workdir)} was "
-            "trained on: images, labels or names were changed, so its splits would be others. "
-            "Restore it, or train again with another --workdir."
-        )
-    return source
 
 
 def print_summary(result: dict[str, Any]) -> None:

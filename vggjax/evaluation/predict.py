@@ -31,7 +31,8 @@ from vggjax.evaluation.published_model import open_published
 from vggjax.models.arch import ARCHS
 from vggjax.models.network import Network
 from vggjax.training.forward import make_predict_step
-from vggjax.training.run_dir.checkpoint import ModelInfo, load_model, write_text
+from vggjax.training.run_dir.checkpoint import write_text
+from vggjax.training.run_dir.saved_model import ModelInfo, load_model
 
 
 class Prediction(NamedTuple):

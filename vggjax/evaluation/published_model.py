@@ -13,7 +13,7 @@ from vggjax.evaluation.imagenet import imagenet_classes
 from vggjax.models.arch import get_arch
 from vggjax.models.head import PUBLISHED_TOP
 from vggjax.models.vgg import VGG
-from vggjax.training.run_dir.checkpoint import ModelInfo
+from vggjax.training.run_dir.saved_model import ModelInfo
 
 PUBLISHED_PREPROCESSING = Preprocessing("caffe", 224, "crop", "bicubic")
 """What the published weights' ImageNet accuracies were measured with."""

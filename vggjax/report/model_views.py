@@ -19,7 +19,7 @@ from vggjax.report.augment_preview import choose_images, draw_views
 from vggjax.report.image_grid import Cell
 from vggjax.report.thumbnails import jpeg_uri, small
 from vggjax.training.config import Config
-from vggjax.training.run_dir.checkpoint import ModelInfo
+from vggjax.training.run_dir.saved_model import ModelInfo
 
 NUM_RIGHT, NUM_WRONG = 4, 4
 AUGMENTED_ROWS = 3

@@ -16,7 +16,6 @@ import numpy as np
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.split_file import read_splits
 from vggjax.errors import VggjaxError, printable
-from vggjax.evaluation.evaluate import open_data
 from vggjax.report import curves, plots, sections
 from vggjax.report.command import train_command
 from vggjax.report.data_quality import describe_health
@@ -35,6 +34,7 @@ from vggjax.report.run_files import RunFiles, read_run
 from vggjax.report.thumbnails import Thumbnails, data_uri, jpeg_uri
 from vggjax.training import recipes
 from vggjax.training.run_dir.checkpoint import write_text
+from vggjax.training.run_dir.run_result import open_training_data
 
 MAX_CLASSES = 15
 """With more classes the page opens with the hardest ones, and the others behind a fold."""
@@ -68,7 +68,7 @@ def write_report(workdir: str | Path, *, doctor: bool = False) -> Path:
     """
     files = read_run(workdir)
     try:
-        source, gone = open_data(files.workdir, files.config), None
+        source, gone = open_training_data(files.workdir, files.config), None
     except VggjaxError as error:
         source, gone = None, str(error)
     album = Thumbnails(source)

@@ -30,7 +30,7 @@ from vggjax.report.image_grid import Cell, draw_image_grid
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
 from vggjax.report.thumbnails import Thumbnails, jpeg_uri
-from vggjax.training.run_dir.checkpoint import load_model
+from vggjax.training.run_dir.saved_model import load_model
 
 MAX_MISTAKES = 12
 MAX_PAIRS, MAX_OF_PAIR = 6, 5

@@ -18,7 +18,7 @@ def epoch_batches(run: RunContext, step: int, until: int) -> Iterator[Batch]:
     while step < until:
         number, start = divmod(step, run.steps_per_pass)
         count = min(until - step, run.steps_per_pass - start)
-        batches = run.examples["train"].batches(
+        batches = run.loaders["train"].batches(
             run.batch_size,
             seed=run.config.seed,
             epoch=number,
@@ -34,5 +34,5 @@ def epoch_batches(run: RunContext, step: int, until: int) -> Iterator[Batch]:
 def images_seen(run: RunContext, step: int) -> int:
     """Counts the images that the steps before `step` show."""
     number, start = divmod(step, run.steps_per_pass)
-    size = len(run.examples["train"])
+    size = len(run.loaders["train"])
     return number * size + min(start * run.batch_size, size)

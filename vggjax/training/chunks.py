@@ -22,7 +22,7 @@ def chunk_size(run: RunContext, stage: str, cut: str | None, *, most: int) -> in
     """Says how many batches a stage's chunks hold; 1 is no chunk."""
     if cut is None or any("_conv" in name for name in after(run, cut)):
         return 1
-    plan = run.features[stage]
+    plan = run.feature_plans[stage]
     features = int(np.prod(plan.shape)) * jnp.dtype(plan.dtype).itemsize
     return int(np.clip(MAX_BYTES // (run.batch_size * features), 1, most))
 

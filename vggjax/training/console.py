@@ -55,7 +55,7 @@ def print_run_summary(console: Console, run: RunContext) -> None:
     ]  # fmt: skip
     for stage in run.stages:
         rows.append(("Stage", _describe(run, stage)))
-        rows.append(("Features", str(run.features.get(stage.name, ""))))
+        rows.append(("Features", str(run.feature_plans.get(stage.name, ""))))
     notes = [*source.notes, *remarks_on_splits(source, run.splits)]
     if source.splits and len(source.splits) == 3 and config.split != Config.split:
         if not looks_like_instructions(config.split):

@@ -146,7 +146,7 @@ def try_rates(run: RunContext, console: Console) -> RateTest:
     stage = run.stages[0]
     steps = min(max(run.steps_per_pass, MIN_STEPS), MAX_STEPS)
     rates = np.geomspace(FIRST_RATE, LAST_RATE, steps).tolist()
-    run = dataclasses.replace(run, examples={"train": run.examples["train"]})
+    run = dataclasses.replace(run, loaders={"train": run.loaders["train"]})
     with ProgressConsole(console, stage.epochs) as screen:
         read_images(run, screen)
         with _features(run, steps, screen) as (run, cut):
@@ -159,7 +159,7 @@ def _features(
     run: RunContext, steps: int, screen: ProgressConsole
 ) -> Iterator[tuple[RunContext, str | None]]:
     """Keeps the frozen layers' outputs where that is less work than computing them each time."""
-    plan = run.features.get(run.stages[0].name)
+    plan = run.feature_plans.get(run.stages[0].name)
     if plan is None or plan.where != "memory" or steps < run.steps_per_pass:
         yield run, None
         return

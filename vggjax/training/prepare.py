@@ -29,8 +29,8 @@ from vggjax.training.cache.plan import FeaturePlan, plan_features
 from vggjax.training.config import Config
 from vggjax.training.freezing import plan_stages
 from vggjax.training.parallel import Placement
-from vggjax.training.run_dir.checkpoint import ModelInfo
 from vggjax.training.run_dir.folder import check_data, find_workdir, read_duplicates
+from vggjax.training.run_dir.saved_model import ModelInfo
 from vggjax.training.stages import Stage
 from vggjax.training.start_from import check_start, load_start, preprocessing_of
 from vggjax.weights.load import load_base, resolve_weights
@@ -50,7 +50,7 @@ class RunContext:
     duplicates: dict[str, int]
     """Images beyond the first of their kind, `exact` and `near`, and how many were `leaked` by
     the dataset's own splits; empty where nobody looked."""
-    examples: dict[str, SplitLoader]
+    loaders: dict[str, SplitLoader]
     model: Network
     info: ModelInfo
     stages: tuple[Stage, ...]
@@ -58,7 +58,7 @@ class RunContext:
     steps_per_epoch: int
     steps_per_pass: int
     """Steps in which each training image is shown once; an epoch's, without --epoch-images."""
-    features: dict[str, FeaturePlan]
+    feature_plans: dict[str, FeaturePlan]
     """Stage's name -> what it keeps of its frozen layers' outputs; stages that keep nothing are
     left out."""
     class_weights: np.ndarray | None
@@ -98,11 +98,11 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
         provenance |= weights_origin(path)
     classes, preprocessing = source.class_names, config.preprocessing
     info = ModelInfo(config.model, str(head), classes, preprocessing, config.dtype, provenance)
-    examples = _open_examples(config, source, splits)
+    loaders = _open_loaders(config, source, splits)
     # A batch larger than the data would be padding; it still divides over the devices.
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
-    steps_per_pass = examples["train"].num_batches(batch_size)
+    steps_per_pass = loaders["train"].num_batches(batch_size)
     steps_per_epoch = steps_per_pass
     if config.epoch_images:
         steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
@@ -116,14 +116,14 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
         source=source,
         splits=splits,
         duplicates=duplicates,
-        examples=examples,
+        loaders=loaders,
         model=model,
         info=info,
         stages=stages,
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         steps_per_pass=steps_per_pass,
-        features=plan_features(
+        feature_plans=plan_features(
             config,
             model,
             stages,
@@ -207,16 +207,16 @@ def _count_leaked(groups: np.ndarray, splits: dict[str, np.ndarray]) -> int:
     return int(np.isin(groups[judged], groups[splits["train"]]).sum())
 
 
-def _open_examples(
+def _open_loaders(
     config: Config, source: Source, splits: dict[str, np.ndarray]
 ) -> dict[str, SplitLoader]:
     # The test split is not opened here: nothing of it is seen before the final evaluation.
-    examples, room_bytes = {}, config.cache_mb * 2**20
+    loaders, room_bytes = {}, config.cache_mb * 2**20
     for name in ("train", "val"):
         size_bytes = len(splits[name]) * 3 * config.image_size**2
         fits = size_bytes <= room_bytes
         room_bytes -= size_bytes if fits else 0
-        examples[name] = SplitLoader(
+        loaders[name] = SplitLoader(
             source,
             splits[name],
             config.preprocessing,
@@ -224,7 +224,7 @@ def _open_examples(
             num_threads=config.num_threads,
             max_unreadable=config.max_unreadable,
         )
-    return examples
+    return loaders
 
 
 def find_weights(config: Config) -> Path | None:

@@ -12,7 +12,7 @@ MAX_NAMED = 20
 
 def read_images(run: RunContext, screen: ProgressConsole) -> None:
     """Decodes the splits that fit the memory, with a bar; says what was found."""
-    for name, examples in run.examples.items():
+    for name, examples in run.loaders.items():
         screen.begin(f"reading {name}", len(examples))
         examples.prepare(lambda done, _: screen.advance(done))
     for reason in list(left_out(run).items())[:MAX_NAMED]:
@@ -32,13 +32,13 @@ def report_adapted(
 
 def adapted(run: RunContext) -> Counter[str]:
     """Counts the images of train and val by what was done to them so far."""
-    return sum((examples.adapted for examples in run.examples.values()), Counter())
+    return sum((examples.adapted for examples in run.loaders.values()), Counter())
 
 
 def left_out(run: RunContext) -> dict[str, str]:
     """Gives the images that could not be read so far: id -> reason."""
     return {
         run.source.ids[i]: reason
-        for examples in run.examples.values()
+        for examples in run.loaders.values()
         for i, reason in sorted(examples.unreadable.items())
     }

@@ -16,7 +16,7 @@ from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.models.network import Network
 from vggjax.models.params import assign
 from vggjax.training.config import Config
-from vggjax.training.run_dir.checkpoint import ModelInfo, read_info
+from vggjax.training.run_dir.saved_model import ModelInfo, read_info
 from vggjax.weights.weight_file import read_weights
 
 _PREPROCESSING = {

@@ -8,8 +8,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from rich.console import Console
 
 from vggjax.data.loader import Batch, prefetch
 from vggjax.models.network import Network
+from vggjax.models.params import extract
 from vggjax.training.batches import epoch_batches, images_seen
 from vggjax.training.cache.features import cached_features
 from vggjax.training.chunks import chunk_size, stack_batches
@@ -30,22 +29,15 @@ from vggjax.training.position import TrainProgress
 from vggjax.training.prepare import RunContext, prepare_run
 from vggjax.training.progress import Clock, MetricAccumulator, Program
 from vggjax.training.reading import adapted, left_out, read_images, report_adapted
-from vggjax.training.run_dir.checkpoint import Checkpoints, ModelInfo, load_model, save_model
+from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.folder import lock_workdir, make_workdir
 from vggjax.training.run_dir.log import Log
+from vggjax.training.run_dir.run_result import RunResult, load_run_result
+from vggjax.training.run_dir.saved_model import assemble_model, save_model
 from vggjax.training.signals import Interrupted as Interrupted
 from vggjax.training.signals import Stop, stop_signals
 from vggjax.training.stages import Stage
 from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a training leaves: the best weights, and all that they need."""
-
-    workdir: Path
-    model: Network
-    info: ModelInfo
 
 
 def train(config: Config, *, console: Console | None = None) -> RunResult:
@@ -61,8 +53,7 @@ def train(config: Config, *, console: Console | None = None) -> RunResult:
     config = run.config
     if (run.workdir / "model.json").exists():
         console.print(f"{run.workdir} is trained already.", markup=False, soft_wrap=True)
-        model, info = load_model(run.workdir)
-        return RunResult(run.workdir, model, info)
+        return load_run_result(run.workdir, require_data=True)
 
     print_run_summary(console, run)
     with ProgressConsole(console, config.num_epochs) as screen:
@@ -87,7 +78,16 @@ def train(config: Config, *, console: Console | None = None) -> RunResult:
         report_adapted(run, screen, said=said)  # where they were read while the network trained
     info = dataclasses.replace(run.info, left_out=left_out(run))
     save_model(run.workdir, run.model, info)
-    return RunResult(run.workdir, run.model, info)
+    return RunResult(
+        workdir=run.workdir,
+        config=config,
+        model=assemble_model(info, extract(run.model)),
+        info=info,
+        source=run.source,
+        splits=run.splits,
+        duplicates=run.duplicates,
+        left_out=info.left_out,
+    )
 
 
 def _train_stage(
@@ -247,7 +247,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Scores every readable image of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
     tally, judged = MetricAccumulator(run.placement), state.eval_params
-    batches = run.examples[split].batches(run.batch_size, process=run.placement.process)
+    batches = run.loaders[split].batches(run.batch_size, process=run.placement.process)
     with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for batch in batches:
             tally.add(1, eval_step(judged, batch))

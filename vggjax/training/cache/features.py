@@ -99,14 +99,14 @@ def cached_features(
     Raises:
         Interrupted: a signal came; the features in a file are kept.
     """
-    plan = run.features.get(stage.name)
+    plan = run.feature_plans.get(stage.name)
     if plan is None or plan.where == "nowhere":
         yield run, None
         return
     stores: list[Store] = []
     try:
         yield (
-            dataclasses.replace(run, examples=_fill_all(run, plan, stores, screen, stop)),
+            dataclasses.replace(run, loaders=_fill_all(run, plan, stores, screen, stop)),
             plan.cut,
         )
     except BaseException:
@@ -122,7 +122,7 @@ def _fill_all(
 ) -> dict[str, Features]:
     """Computes what is lacking of `train` and `val`; adds the stores that it opens to `stores`."""
     compute, kept = _Prefix(run, plan, screen), {}
-    for split, examples in run.examples.items():
+    for split, examples in run.loaders.items():
         views, masked, stored = {}, set(), 0
         begin_s = time.monotonic() - compute.compile_s
         numbers = plan.views if split == "train" else (0,)
@@ -159,7 +159,7 @@ class _Prefix:
         self, store: Store, split: str, view: int, stop: Stop, advance: Callable[[int], None]
     ) -> None:
         """Computes the rows that a store lacks."""
-        run, placement, examples = self._run, self._run.placement, self._run.examples[split]
+        run, placement, examples = self._run, self._run.placement, self._run.loaders[split]
         examples.unreadable.update(store.unreadable)
         if store.is_complete:
             return
@@ -208,7 +208,7 @@ class _Prefix:
 
 
 def _open_store(run: RunContext, plan: FeaturePlan, split: str, view: int) -> Store:
-    examples = run.examples[split]
+    examples = run.loaders[split]
     shape = (len(examples), *plan.shape)
     if plan.where == "memory":
         return MemoryStore(shape, plan.dtype)
@@ -239,7 +239,7 @@ def feature_key(run: RunContext, plan: FeaturePlan, split: str, view: int) -> st
         drawn = dataclasses.asdict(config.augmentation)
         settings |= {"augmentation": drawn, "view": view, "seed": config.seed}
     settings = json.loads(json.dumps(settings))
-    return make_key(run.source, run.examples[split].indices, weights, settings)
+    return make_key(run.source, run.loaders[split].indices, weights, settings)
 
 
 def _told(

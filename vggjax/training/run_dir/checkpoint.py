@@ -1,17 +1,14 @@
-"""What is saved: checkpoints of a running training (Orbax), and the finished model.
+"""The checkpoints of a running training, by Orbax.
 
-Checkpoints live in `<workdir>/checkpoints/<step>`: the latest one, to resume from, and the one with
-the best weights. They are written while training goes on; leaving the `with` waits for the last.
-The finished model is `model.safetensors` and `model.json`, all that predict needs.
+They live in `<workdir>/checkpoints/<step>`: the latest one, to resume from, and the one with the
+best weights. They are written while training goes on; leaving the `with` waits for the last.
 """
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from vggjax.data.images.preprocess import Preprocessing
-from vggjax.errors import VggjaxError, WeightsError, printable
-from vggjax.models.head import Head
+from vggjax.errors import VggjaxError
 from vggjax.models.network import Network
-from vggjax.models.params import assign, extract
-from vggjax.models.registry import make_model
 from vggjax.training.step import TrainState
-from vggjax.weights.weight_file import read_weights, write_weights
 
 
 class Checkpoints:
@@ -125,77 +117,6 @@ class Checkpoints:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
         leaves = self._manager.restore(step, args=args)[item]
         return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in template])
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Everything that a saved model needs beside its weights."""
-
-    arch: str
-    head: str
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    dtype: str = "float32"
-    provenance: dict[str, str] = dataclasses.field(default_factory=dict)
-    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Training and validation images that could not be read: id -> reason."""
-
-
-def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> None:
-    """Writes `model.safetensors`, then `model.json`, whose presence says that both are whole."""
-    workdir = Path(workdir)
-    metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
-    metadata["image_size"] = str(info.preprocessing.image_size)
-    metadata["class_names"] = json.dumps(info.class_names)
-    metadata |= {name: printable(value) for name, value in info.provenance.items()}
-    write_weights(workdir / "model.safetensors", extract(model), metadata=metadata)
-    write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
-
-
-def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
-    """Loads what save_model wrote, ready to predict.
-
-    Raises:
-        WeightsError: no finished model there, or one that is damaged.
-    """
-    info = read_info(workdir)
-    head, size = Head.parse(info.head), info.preprocessing.image_size
-    model = nnx.eval_shape(
-        lambda: make_model(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
-    )
-    assign(model, read_weights(Path(workdir) / "model.safetensors"))
-    model.eval()
-    return model, info
-
-
-def read_info(workdir: str | Path) -> ModelInfo:
-    """Reads a finished model's `model.json`.
-
-    Raises:
-        WeightsError: no finished model there, or one that is damaged.
-    """
-    path = Path(workdir) / "model.json"
-    if not path.parent.is_dir():
-        raise WeightsError(f"There is no run folder {printable(workdir)}.")
-    if (path.parent / "fold-1").is_dir():
-        raise WeightsError(
-            f"{workdir} is a cross-validation, which has a model for each fold; give one of them, "
-            f"--workdir {path.parent / 'fold-1'}."
-        )
-    if not path.is_file():
-        raise WeightsError(
-            f"{workdir} holds no finished model (no model.json). If its training was interrupted, "
-            "run the same train command with this --workdir again; it goes on where it stood."
-        )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
-        fields["class_names"] = tuple(fields["class_names"])
-        info = ModelInfo(**fields)
-        Head.parse(info.head)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} is damaged: {error}.") from None
-    return info
 
 
 def write_text(path: Path, text: str) -> None:
