@@ -21,7 +21,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vggjax-tests-
 import jax
 import pytest
 
-from vggjax.models.arch import Arch
+from vggjax.models.arch import Arch, register_arch
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)
@@ -31,11 +31,16 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # The convolution's partitioning over devices is a Python callback: its address is no part of a key.
 jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
+# VGG11's layers: "tiny" runs in milliseconds, "narrow" is just wide enough to learn the digits.
+TINY = register_arch(Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)))
+register_arch(Arch("tiny_bn", TINY.convs, TINY.widths, batch_norm=True))
+register_arch(Arch("narrow", TINY.convs, (8, 16, 24, 32, 32)))
+
 
 @pytest.fixture
 def tiny_arch() -> Arch:
-    """VGG11's layers at widths that run in milliseconds."""
-    return Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8))
+    """Return the registered network "tiny"."""
+    return TINY
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_run import add_tiny_arch, make_images
+from support.tiny_run import make_images
 
 import vggjax
 from vggjax.cli.main import COMMANDS, main
@@ -15,14 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def here(tmp_path, tiny_arch, monkeypatch):
+def here(tmp_path, monkeypatch):
     """A folder with everything that can be named by mistake."""
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("text.jpg").write_text("no image\n")
     Path("empty.h5").write_bytes(b"")
     make_images(Path("flowers"), each=3)
-    add_tiny_arch(monkeypatch, tiny_arch)
     return tmp_path
 
 

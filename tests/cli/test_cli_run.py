@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_run import CLASSES, add_tiny_arch, make_images
+from support.tiny_run import CLASSES, make_images
 
 import vggjax
 from vggjax.cli.main import main
-from vggjax.models.arch import Arch
 
 TRAIN = (
     "train --dataset flowers --model tiny --weights none --unfreeze all --image-size 32 "
@@ -26,7 +25,6 @@ def trained(tmp_path_factory):
     """Trains once through the command line, with one image that cannot be read."""
     folder = tmp_path_factory.mktemp("cli")
     with pytest.MonkeyPatch.context() as patch:
-        add_tiny_arch(patch, Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)))
         patch.chdir(folder)
         make_images(Path("flowers"))
         Path("flowers/daisy/bad.jpg").write_text("no image\n")

@@ -224,7 +224,7 @@ def test_an_address_that_comes_up_while_preparing_is_asked_before_it_is_fetched(
 TRAIN = """
 from vggjax.cli.main import main
 from vggjax.models import arch
-arch.ARCHS["tiny"] = arch.Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8))
+arch.register_arch(arch.Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)))
 code = main(sys.argv[1:])
 assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "keras")]
 sys.exit(code)

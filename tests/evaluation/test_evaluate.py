@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support.tiny_run import CLASSES, add_tiny_arch, make_images, make_run
+from support.tiny_run import CLASSES, make_images, make_run
 
 from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.sources.open import open_source
@@ -19,8 +19,7 @@ from vggjax.training.run_dir.saved_model import load_model, save_model
 
 
 @pytest.fixture
-def run(tmp_path, tiny_arch, monkeypatch):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def run(tmp_path):
     return make_run(tmp_path / "run", make_images(tmp_path / "flowers"))
 
 
@@ -52,8 +51,7 @@ def test_the_figures_are_those_of_the_images_one_by_one(run):
     _close(evaluate(run), summarize(probs, labels, CLASSES))
 
 
-def test_one_sigmoid_unit_is_judged_as_two_classes(tmp_path, tiny_arch, monkeypatch):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def test_one_sigmoid_unit_is_judged_as_two_classes(tmp_path):
     images = make_images(tmp_path / "pets", ("cat", "dog"))
     run = make_run(tmp_path / "run", images, head="gap-1")
     _, probs, labels = multi_step(run, "test")
@@ -87,10 +85,7 @@ def test_the_predictions_name_every_image_of_the_split_once_with_its_guess(run):
     assert sum(int(row["correct"]) for row in rows) / len(rows) == result["accuracy"]
 
 
-def test_more_than_five_classes_have_their_five_best_in_the_predictions(
-    tmp_path, tiny_arch, monkeypatch
-):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def test_more_than_five_classes_have_their_five_best_in_the_predictions(tmp_path):
     names = [f"class{i}" for i in range(7)]
     run = make_run(tmp_path / "run", make_images(tmp_path / "seven", names, each=4))
     result = evaluate(run)

@@ -6,14 +6,8 @@ from support.tiny_run import random_model
 
 from vggjax.errors import ConfigError
 from vggjax.evaluation.grad_cam import grad_cam, map_layer, overlay
-from vggjax.models import arch as arch_table
 from vggjax.models.head import Head
 from vggjax.models.params import assign, extract
-
-
-@pytest.fixture(autouse=True)
-def table(monkeypatch, tiny_arch):
-    monkeypatch.setitem(arch_table.ARCHS, "tiny", tiny_arch)
 
 
 def corner_model(outputs=2):

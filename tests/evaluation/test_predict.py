@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_run import add_tiny_arch, make_images, make_run, random_model, spread
+from support.tiny_run import make_images, make_run, random_model, spread
 
 from vggjax.data.images.preprocess import Preprocessing, load_image, preprocess, resize_image
 from vggjax.errors import ConfigError, DataError, WeightsError
@@ -21,8 +21,7 @@ from vggjax.weights.weight_file import write_weights
 
 
 @pytest.fixture
-def run(tmp_path, tiny_arch, monkeypatch):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return make_run(tmp_path / "runs" / "first", make_images(tmp_path / "flowers"))
 

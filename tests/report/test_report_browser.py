@@ -9,8 +9,6 @@ from support.evaluated_run import epochs_log
 from support.tiny_run import make_images, make_run
 
 from vggjax.evaluation.evaluate import evaluate
-from vggjax.models import arch as arch_table
-from vggjax.models.arch import Arch
 from vggjax.report.compare import write_comparison
 from vggjax.report.report import write_report
 
@@ -34,14 +32,6 @@ BROKEN = "[...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).
 PAPER = "getComputedStyle(document.body).backgroundColor"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """Every test here knows a network of milliseconds, `tiny`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(arch_table.ARCHS, "tiny", Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)))
-        yield
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     opened = Browser(tmp_path_factory.mktemp("profile"))
@@ -50,7 +40,7 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory, tiny):
+def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     run = make_run(folder / "one", make_images(folder / "flowers", NAMES, each=8))
     collapse = {"kind": "collapse", "step": 9, "epoch": 3, "stage": "head", "reason": "Why.",

@@ -17,8 +17,6 @@ from vggjax.evaluation.probabilities import (
     read_probabilities,
     write_probabilities,
 )
-from vggjax.models import arch as arch_table
-from vggjax.models.arch import Arch
 from vggjax.report import model_views
 from vggjax.report.data_quality import MAX_IMAGES, describe_health
 from vggjax.report.report import write_report
@@ -30,16 +28,8 @@ from vggjax.training.run_dir.saved_model import load_model
 PNGS = {"curves", "confusion", "reliability", "mistakes", "gradcam", "augmentation"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """Every test here knows a network of milliseconds, `tiny`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(arch_table.ARCHS, "tiny", Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)))
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny):
+def whole(tmp_path_factory):
     """A judged run with every section on its page."""
     folder = tmp_path_factory.mktemp("whole")
     run = make_run(folder / "run", make_images(folder / "flowers"), split="0.3,0.3,0.4")
@@ -100,9 +90,7 @@ def test_damaged_probabilities_are_none(tmp_path):
     assert read_probabilities(tmp_path, "val", num_classes=3) is None
 
 
-def test_without_its_model_or_its_data_a_run_still_has_a_page(
-    whole, tmp_path, tiny_arch, monkeypatch
-):
+def test_without_its_model_or_its_data_a_run_still_has_a_page(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "run")
     (copy / "model.safetensors").write_bytes(b"")
     write_report(copy)

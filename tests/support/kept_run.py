@@ -8,7 +8,7 @@ import jax
 from test_loop import make_config
 from test_loop import pretend_pretrained as pretrained
 
-from support.tiny_run import add_tiny_arch, make_images
+from support.tiny_run import make_images
 from vggjax.training import prepare, trainer
 from vggjax.training.cache.features import Features, cached_features
 from vggjax.training.parallel import Placement
@@ -25,7 +25,6 @@ DRAWN = {"brightness_range": (0.5, 1.5), "cached_views": 2}
 
 def make_config_of(tmp_path, monkeypatch, tiny_arch):
     """Makes configs of a run that keeps features in both of its stages, two epochs each."""
-    add_tiny_arch(monkeypatch, tiny_arch)
     one_device = functools.partial(Placement, devices=jax.devices()[:1])
     monkeypatch.setattr(prepare, "Placement", one_device)
     images = make_images(tmp_path / "images", ("a", "b", "c"), each=10)

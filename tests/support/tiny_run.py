@@ -10,8 +10,6 @@ from PIL import Image
 from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
-from vggjax.models import arch as arch_table
-from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.params import assign, extract, shapes
 from vggjax.models.vgg import VGG
@@ -20,10 +18,6 @@ from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.run_dir.saved_model import ModelInfo, save_model
 
 CLASSES = ("daisy", "<i>rose & co", "薔薇")
-
-
-def add_tiny_arch(monkeypatch, arch: Arch) -> None:
-    monkeypatch.setitem(arch_table.ARCHS, arch.name, arch)
 
 
 def make_images(root: Path, class_names=CLASSES, *, each: int = 10) -> Path:

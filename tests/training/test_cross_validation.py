@@ -9,7 +9,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from support.tiny_run import add_tiny_arch, make_images
+from support.tiny_run import make_images
 
 from vggjax.api import fit
 from vggjax.errors import ConfigError, DataError, WeightsError
@@ -21,8 +21,7 @@ from vggjax.training.trainer import Interrupted
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch, tiny_arch):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def images(tmp_path, monkeypatch):
     one_device = functools.partial(Placement, devices=jax.devices()[:1])
     monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b"), each=9)

@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from support.tiny_run import add_tiny_arch, make_images
+from support.tiny_run import make_images
 
 from vggjax.cli.main import main
 from vggjax.data.sources.open import open_source
@@ -25,8 +25,7 @@ from vggjax.weights.weight_file import read_weights, write_weights
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch, tiny_arch):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def images(tmp_path, monkeypatch):
     one_device = functools.partial(Placement, devices=jax.devices()[:1])
     monkeypatch.setattr(prepare, "Placement", one_device)  # compiles in half the time
     return make_images(tmp_path / "images", ("a", "b", "c"), each=10)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support.tiny_run import add_tiny_arch, make_images
+from support.tiny_run import make_images
 
 from vggjax.api import find_rate, fit
 from vggjax.cli.main import main
@@ -76,8 +76,7 @@ def test_any_curve_can_be_drawn(losses):
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch, tiny_arch):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def images(tmp_path, monkeypatch):
     one_device = functools.partial(Placement, devices=jax.devices()[:1])
     monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b", "c"), each=10)

@@ -14,8 +14,6 @@ from test_loop import assert_same_weights, log_without_times
 
 from vggjax.cli.main import main
 from vggjax.errors import VggjaxError
-from vggjax.models import arch as arch_table
-from vggjax.models.arch import Arch
 from vggjax.training import prepare, trainer
 from vggjax.training.config import Config
 from vggjax.training.parallel import Placement
@@ -24,12 +22,10 @@ from vggjax.training.trainer import Interrupted, train
 
 
 @pytest.fixture(autouse=True)
-def narrow_arch(monkeypatch):
-    """VGG11's layers, just wide enough to learn the digits; one device compiles faster."""
-    arch = Arch("narrow", (1, 1, 2, 2, 2), (8, 16, 24, 32, 32))
-    monkeypatch.setitem(arch_table.ARCHS, arch.name, arch)
-    one_device = functools.partial(Placement, devices=jax.devices()[:1])
-    monkeypatch.setattr(prepare, "Placement", one_device)
+def one_device(monkeypatch):
+    """One device compiles faster."""
+    placement = functools.partial(Placement, devices=jax.devices()[:1])
+    monkeypatch.setattr(prepare, "Placement", placement)
 
 
 def make_digits_config(workdir, **settings):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from support.tiny_run import add_tiny_arch, make_images
+from support.tiny_run import make_images
 
 from vggjax.errors import ConfigError
 from vggjax.training import prepare
@@ -20,8 +20,7 @@ from vggjax.training.run_dir.folder import make_workdir
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch, tiny_arch):
-    add_tiny_arch(monkeypatch, tiny_arch)
+def images(tmp_path, monkeypatch):
     one_device = functools.partial(Placement, devices=jax.devices()[:1])
     monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b"), each=8)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from support.tiny_run import add_tiny_arch, make_images
+from support.tiny_run import make_images
 from test_load import random_weights
 
 from vggjax.cli import main
@@ -31,7 +31,6 @@ from vggjax.weights.weight_file import read_facts, read_weights, write_weights
 @pytest.fixture
 def start(tmp_path, monkeypatch, tiny_arch):
     """Images, and a file of weights under torchvision's names."""
-    add_tiny_arch(monkeypatch, tiny_arch)
     one_device = functools.partial(Placement, devices=jax.devices()[:1])
     monkeypatch.setattr(prepare, "Placement", one_device)
     make_images(tmp_path / "images", ("a", "b"), each=8)

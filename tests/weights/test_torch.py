@@ -5,7 +5,7 @@ import pytest
 from support.torch_models import make_images, needs_torch, run, timm_vgg, torchvision_vgg
 
 from vggjax.errors import WeightsError
-from vggjax.models.arch import ARCHS, CONVS, Arch
+from vggjax.models.arch import CONVS, Arch
 from vggjax.models.head import Head
 from vggjax.weights.convert import convert_file
 from vggjax.weights.load import load_pretrained
@@ -92,16 +92,16 @@ def test_what_the_metadata_says_wins_over_the_layout(tmp_path):
         assert facts.metadata["source"] == "a.safetensors", ending
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_torchvision_s_numbering_of_every_network_is_ours(tmp_path, arch):
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", CONVS)
+def test_torchvision_s_numbering_of_every_network_is_ours(tmp_path, name, norm):
     from safetensors.torch import save_file
 
-    norm, convs = arch.endswith("_bn"), CONVS[arch.removesuffix("_bn")]
-    widths = (2, 3, 4, 5, 5)
+    convs, widths = CONVS[name], (2, 3, 4, 5, 5)
     model = torchvision_vgg(convs, norm=norm, widths=widths, side=1, hidden=3, classes=2)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     weights = read_weights(tmp_path / "w.safetensors")
-    table = Arch(arch, convs, widths, batch_norm=norm)
+    table = Arch(name, convs, widths, batch_norm=norm)
     layers = [layer for layer in table.layers() if "pool" not in layer]
     assert list(weights) == [*layers, "fc1", "fc2", "predictions"]
     for layer, (width_in, width) in table.conv_channels().items():

@@ -6,22 +6,11 @@ from support.torch_models import ENDINGS
 
 from vggjax.cli import main
 from vggjax.errors import ConfigError, WeightsError
-from vggjax.models import arch as arch_table
-from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.params import assign, extract
 from vggjax.models.vgg import VGG
 from vggjax.weights.verify import forward, seeded_image, verify_file
 from vggjax.weights.weight_file import write_weights
-
-CONVS, WIDTHS = (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)
-
-
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
-    for name in ("tiny", "tiny_bn"):
-        arch = Arch(name, CONVS, WIDTHS, batch_norm=name.endswith("_bn"))
-        monkeypatch.setitem(arch_table.ARCHS, name, arch)
 
 
 def make(name="tiny", head="flatten-6-6-3", size=64):

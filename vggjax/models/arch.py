@@ -9,6 +9,7 @@ layers offers, also that of the small convnets (cnn.py). No jax here.
 
 import fnmatch
 import itertools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -128,6 +129,38 @@ ARCHS = {
     for suffix in ("", "_bn")
     for name, convs in CONVS.items()
 }
+
+
+def register_arch(arch: Arch) -> Arch:
+    """Add a network to the table under its name, and return it.
+
+    Weight files, `Config.model` and the command line then know the network by that name.
+
+    Raises:
+        ConfigError: the table has another network of this name, the name does not read like
+            `my_vgg`, or the network does not have five blocks of 1 to 9 convolutions with widths
+            from 1.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", arch.name):
+        raise ConfigError(
+            f"A network's name has letters, digits and _, a letter first; got {arch.name!r}."
+        )
+    if ARCHS.get(arch.name, arch) != arch:
+        raise ConfigError(
+            f"The table already has another network {arch.name!r}: {ARCHS[arch.name]}. Choose "
+            f"another name for {arch}."
+        )
+    # One digit each in the layer names, and five poolings as in the other rows.
+    if (
+        len(arch.convs) != 5
+        or len(arch.widths) != 5
+        or not all(1 <= count <= 9 for count in arch.convs)
+        or not all(width >= 1 for width in arch.widths)
+    ):
+        raise ConfigError(
+            f"A network has five blocks of 1 to 9 convolutions, with widths from 1; got {arch}."
+        )
+    return ARCHS.setdefault(arch.name, arch)
 
 
 def get_arch(name: str) -> Arch:
