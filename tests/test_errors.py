@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 from vggjax.errors import CODES, ConfigError, WeightsError, one_line_message
 
 PACKAGE = Path(__file__).parents[1] / "vggjax"
@@ -46,7 +46,7 @@ def test_the_code_stands_behind_the_one_line():
 
 
 def test_the_command_line_prints_the_code_last(tmp_path, capsys):
-    assert main.main(["convert", str(tmp_path / "gone.h5"), str(tmp_path / "b.h5")]) == 2
+    assert main(["convert", str(tmp_path / "gone.h5"), str(tmp_path / "b.h5")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.endswith("[E_FILE]\n")
 

@@ -50,7 +50,9 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
     """
     if config.lr_find:
-        raise ConfigError("--lr-find trains nothing; from Python it is vggjax.api.find_rate.")
+        raise ConfigError(
+            "--lr-find trains nothing; from Python it is vggjax.api.find_learning_rate."
+        )
     if config.tensorboard:
         check_tensorboard()
     if config.cross_validate:
@@ -68,7 +70,7 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     return FitResult(trained.workdir, trained.model, trained.info, evaluation, report, unreadable)
 
 
-def find_rate(config: Config, *, console: Console | None = None) -> tuple[RateTest, Path]:
+def find_learning_rate(config: Config, *, console: Console | None = None) -> tuple[RateTest, Path]:
     """Tries which learning rate to take, and gives what was found and where it is drawn.
 
     Writes `lr-find.json` and `plots/lr-find.png` in the run folder, and nothing else: no run begins
@@ -127,3 +129,6 @@ def _log_test(workdir: Path, evaluation: dict[str, Any], *, tensorboard: bool) -
         events = EventFile(workdir)
         events.write(line)
         events.close()
+
+
+find_rate = find_learning_rate

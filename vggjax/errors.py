@@ -1,8 +1,10 @@
-"""The errors that a user can mend, and the wording that they share.
+"""Errors that a user can fix, and the text helpers that messages share.
 
 Every room raises these for bad input: a wrong name, a damaged file, an impossible combination of
-settings. The command line turns them into one line on stderr and exit code 2; anything else that
-escapes is a bug and exits with 1 and its traceback.
+settings. A message says what is wrong, the value received, the valid choices or the nearest match,
+and the way out. It names a setting by its field in backticks, `num_threads`; the command line
+prints that as its flag, --num-threads. The command line turns these errors into one line on stderr
+and exit code 2; any other exception is a bug and exits with 1 and its traceback.
 """
 
 import difflib
@@ -10,39 +12,39 @@ import os
 from collections.abc import Iterable
 
 CODES = {
-    "E_WEIGHTS": "weights cannot be had or used, for a reason that no other code stands for",
-    "E_FILE": "no such file, no regular file, or one that this user may not read",
-    "E_FORMAT": "not a weight file of a known kind, or too damaged to be read",
-    "E_TRUNCATED": "the file is empty or ends before its contents do",
-    "E_HEADER": "a header that contradicts itself or the file (safetensors, HDF5 attributes)",
-    "E_ZIP": "an archive with a wrong checksum, unsafe or surplus members, or none with weights",
-    "E_CODE": "the file holds code, which is never run",
-    "E_BOMB": "what is declared or unpacked is far larger than any VGG, or than the file allows",
-    "E_TIMEOUT": "reading took too long and was stopped",
-    "E_LINK": "an array lies behind a soft or external link, or outside its layer",
-    "E_EXTERNAL": "an array keeps its numbers in another file",
-    "E_ALIAS": "two arrays are one and the same object",
-    "E_OVERLAP": "two arrays share bytes of the file, or bytes belong to no array",
-    "E_UNWRITTEN": "an array was declared, and some of its numbers were never written",
-    "E_FILTER": "an array is packed by a filter other than gzip, shuffle and fletcher32",
-    "E_DTYPE": "an array is not of float16, float32 or float64",
-    "E_SHAPE": "an array has another shape or rank than the model's, or than any layer's",
-    "E_NONFINITE": "an array holds NaN or infinite values, perhaps only as float32",
-    "E_NAME": "a name that is no text, or that no layer or parameter can have",
-    "E_DUPLICATE": "a layer, a parameter or a member of the file is there twice",
-    "E_ORDER": "names, numbers or axes in another order than the layer table's (Theano's kernels)",
-    "E_MISSING": "a layer or a parameter of the model is not in the file",
-    "E_UNEXPECTED": "the file has a layer or a parameter that the model has not",
-    "E_TOP": "the convolutional base fits, and the classifier on top does not",
-    "E_ARCH": "the file holds another network than the one that was asked for",
-    "E_DIGEST": "the file's checksum is not the one that was asked for",
-    "E_WRITE": "the weights cannot be written: the place, the ending or the disk",
+    "E_WEIGHTS": "the weights are unavailable or unusable, for a reason without a code of its own",
+    "E_FILE": "the file does not exist, is not a regular file, or is not readable",
+    "E_FORMAT": "not a weight file of a known format, or too damaged to read",
+    "E_TRUNCATED": "the file is empty or truncated",
+    "E_HEADER": "a header contradicts itself or the file (safetensors, HDF5 attributes)",
+    "E_ZIP": "an archive has a wrong checksum, unsafe or unexpected members, or no weights",
+    "E_CODE": "the file contains code, which is never executed",
+    "E_BOMB": "the declared or unpacked size exceeds any VGG, or what the file can hold",
+    "E_TIMEOUT": "reading exceeded its time limit and was stopped",
+    "E_LINK": "an array is behind a soft or external link, or outside its layer",
+    "E_EXTERNAL": "an array is stored in another file",
+    "E_ALIAS": "two arrays are the same object",
+    "E_OVERLAP": "two arrays share bytes of the file, or some bytes belong to no array",
+    "E_UNWRITTEN": "an array was declared and only partly written",
+    "E_FILTER": "an array uses a filter other than gzip, shuffle and fletcher32",
+    "E_DTYPE": "an array is not float16, float32 or float64",
+    "E_SHAPE": "an array's shape or rank is not the model's, or not any layer's",
+    "E_NONFINITE": "an array has NaN or infinite values, possibly only after the cast to float32",
+    "E_NAME": "a name is not text, or not a valid layer or parameter name",
+    "E_DUPLICATE": "a layer, a parameter or a file member occurs twice",
+    "E_ORDER": "names, indices or axes are not in the layer table's order (Theano kernels)",
+    "E_MISSING": "the file lacks a layer or a parameter of the model",
+    "E_UNEXPECTED": "the file has a layer or a parameter that the model lacks",
+    "E_TOP": "the convolutional base fits and the classifier on top does not",
+    "E_ARCH": "the file holds a different network than requested",
+    "E_DIGEST": "the file's checksum differs from the expected one",
+    "E_WRITE": "the weights cannot be written: bad destination, file ending or disk",
 }
-"""The stable codes of `WeightsError`, and what each stands for; scripts may rely on them."""
+"""Stable codes of `WeightsError` and their meaning; scripts may rely on them."""
 
 
 class VggjaxError(ValueError):
-    """Something that the user gave cannot be used; the message says what, why and the way out."""
+    """Base class: input that cannot be used."""
 
     code = ""
 
@@ -52,9 +54,9 @@ class ConfigError(VggjaxError):
 
 
 class WeightsError(VggjaxError):
-    """A weight file or a set of weights that cannot be read, or that does not fit the model.
+    """A weight file, or a set of weights, that cannot be read or does not fit the model.
 
-    `code` is one of `CODES`; the command line prints it behind the message.
+    `code` is one of `CODES`; the command line prints it after the message.
     """
 
     def __init__(self, message: str, *, code: str = "E_WEIGHTS"):
@@ -67,23 +69,46 @@ class DataError(VggjaxError):
 
 
 def one_line_message(error: VggjaxError) -> str:
-    """Gives the message on one line, and behind it the code, where the error has one."""
+    """Return the message on one line, followed by the error's code if it has one."""
     message = " ".join(str(error).splitlines())
     return f"{message} [{error.code}]" if error.code else message
 
 
 def unknown_name(what: str, received: object, choices: Iterable[str], *, hint: str = "") -> str:
-    """Words the message for a name that is not among `choices`, with the nearest match first."""
+    """Return the message for a name that is not in `choices`, with the nearest match.
+
+    Args:
+        what: the kind of name, as in "layer".
+        received: the name given.
+        choices: the valid names, in the order to list them.
+        hint: text appended to the message, with its leading space.
+    """
     choices = [str(choice) for choice in choices]
+    near = nearest_name(str(received), choices)
+    suggestion = f" Did you mean {near!r}?" if near else ""
+    return f"Unknown {what} {str(received)!r}.{suggestion} Choices: {', '.join(choices)}.{hint}"
+
+
+def nearest_name(received: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that is spelled most like `received`, ignoring case; None if none is."""
     folded = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(received).lower(), folded, n=1, cutoff=0.45)
-    meant = f" Did you mean {folded[near[0]]!r}?" if near else ""
-    return f"Unknown {what} {str(received)!r}.{meant} Choices: {', '.join(choices)}.{hint}"
+    near = difflib.get_close_matches(received.lower(), folded, n=1, cutoff=0.45)
+    return folded[near[0]] if near else None
 
 
-def printable(path: object) -> str:
-    """Makes a file name safe to print, control characters and non-UTF-8 bytes escaped."""
-    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+def join_names(names: Iterable[object], *, most: int = 8) -> str:
+    """Return the first `most` names, printable and comma-separated, and how many are left out.
+
+    `join_names("abcde", most=3)` is "a, b, c and 2 more". For quoted names pass `map(repr, names)`.
+    """
+    names = list(names)
+    text = ", ".join(printable(name) for name in names[:most])
+    return text + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def printable(name: object) -> str:
+    """Return a file name or text with control characters and non-UTF-8 bytes escaped."""
+    text = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 from vggjax.report.command import train_command
 from vggjax.training.config import Config
 from vggjax.training.recipes import NEEDS, RECIPES, make_config
@@ -25,7 +25,7 @@ def typed(monkeypatch):
     def type_it(command):
         program, *words = shlex.split(command)
         assert program == "vggjax"
-        main.main(words)
+        main(words)
         return found.pop()
 
     return type_it

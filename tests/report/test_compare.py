@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from support.evaluated_run import evaluated
 from support.tiny_run import make_images
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 from vggjax.errors import ConfigError
 from vggjax.evaluation.metrics import mcnemar
 from vggjax.report.compare import compare_pair, differing_settings, write_comparison
@@ -109,7 +109,7 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
 def test_what_cannot_be_compared_is_one_line(runs, capsys, names, out, message):
     words = [str(runs / name) for name in names]
     words += ["--out", str(runs / out)] if out else []
-    assert main.main(["report", *words]) == 2
+    assert main(["report", *words]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("vggjax: error: ")
     with pytest.raises(ConfigError, match=message):
@@ -119,14 +119,14 @@ def test_what_cannot_be_compared_is_one_line(runs, capsys, names, out, message):
 def test_a_run_that_was_not_evaluated_is_refused_with_the_command(runs, tmp_path, capsys):
     run = evaluated(tmp_path / "run", runs / "flowers")
     (run / "eval.json").unlink()
-    assert main.main(["report", str(runs / "fine"), str(run)]) == 2
+    assert main(["report", str(runs / "fine"), str(run)]) == 2
     assert f"vggjax evaluate --workdir {run}" in capsys.readouterr().err
 
 
 def test_the_command_writes_one_runs_report_or_the_comparison(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["report", str(runs / "fine")]) == 0
+    assert main(["report", str(runs / "fine")]) == 0
     assert (runs / "fine" / "report.html").exists()
-    assert main.main(["report", str(runs / "fine"), str(runs / "frozen")]) == 0
+    assert main(["report", str(runs / "fine"), str(runs / "frozen")]) == 0
     assert "report-comparison.html" in capsys.readouterr().out
     assert "2 runs on flowers" in (tmp_path / "report-comparison.html").read_text("utf-8")

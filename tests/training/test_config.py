@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 from vggjax.data.augment.settings import PRESETS, Augmentation
 from vggjax.errors import ConfigError
 from vggjax.training.config import Config, read_config
@@ -92,13 +92,13 @@ def test_the_command_line_takes_imagedatagenerator_s_arguments(monkeypatch, caps
     monkeypatch.setattr("vggjax.api.fit", seen)
     line = "train --rotation-range 30 --width-shift-range 2 --height-shift-range 0.2"
     line += " --zoom-range 0.8 1.2 --shear-range 0.2 --horizontal-flip --fill-mode reflect"
-    assert main.main(line.split()) == 2
+    assert main(line.split()) == 2
     expected = Augmentation(
         rotation_range=30.0, width_shift_range=2, height_shift_range=0.2, zoom_range=(0.8, 1.2),
         shear_range=0.2, horizontal_flip=True, fill_mode="reflect",
     )  # fmt: skip
     assert str(expected) in capsys.readouterr().err
-    assert main.main(["train", "--zoom-range", "0.8", "1", "2"]) == 2
+    assert main(["train", "--zoom-range", "0.8", "1", "2"]) == 2
     assert "two as in 0.8 1.2; got 0.8 1.0 2.0" in capsys.readouterr().err
 
 

@@ -113,7 +113,7 @@ def test_a_run_begins_as_new_in_the_folder_and_as_if_nothing_had_been_tried(imag
     )  # fmt: skip
     tried = Config(**settings, workdir=str(tmp_path / "tried"), lr_find=True)
     find_rate(tried)
-    with pytest.raises(ConfigError, match="find_rate"):
+    with pytest.raises(ConfigError, match="find_learning_rate"):
         fit(tried)
     for name in ("tried", "plain"):
         train(Config(**settings, workdir=str(tmp_path / name)))

@@ -11,7 +11,7 @@ from flax import nnx
 from support import hostile_archives, hostile_arrays, hostile_safetensors
 from support.hostile_layers import CASES, TINY, Case, made_weights
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 from vggjax.errors import CODES, WeightsError
 from vggjax.models.head import Head
 from vggjax.models.params import extract
@@ -77,7 +77,7 @@ def test_a_bad_file_is_refused_in_one_line(case: Case, tmp_path, capsys):
             load(path, case.model)
         message, code = str(caught.value), caught.value.code
     else:
-        assert main.main(["convert", str(path), str(tmp_path / "out.safetensors")]) == 2
+        assert main(["convert", str(path), str(tmp_path / "out.safetensors")]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         message, _, code = said.strip().rpartition(" [")

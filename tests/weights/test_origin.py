@@ -12,7 +12,7 @@ from rich.console import Console
 from support.tiny_run import make_images
 from test_load import random_weights
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 from vggjax.errors import ConfigError, WeightsError
 from vggjax.training import prepare
 from vggjax.training.config import Config
@@ -108,13 +108,13 @@ def test_a_file_of_keras_own_is_recognized_by_its_md5(start, monkeypatch):
 def test_convert_prints_the_checksum_and_refuses_another(start, tmp_path, capsys):
     dst = tmp_path / "new.safetensors"
     command = ["convert", str(start), str(dst), "--expect-sha256"]
-    assert main.main([*command, "f" * 64]) == 2
+    assert main([*command, "f" * 64]) == 2
     assert not dst.exists() and "[E_DIGEST]" in capsys.readouterr().err
-    assert main.main([*command, sha256(start), "--format", "timm"]) == 0
+    assert main([*command, sha256(start), "--format", "timm"]) == 0
     said = capsys.readouterr().out
     for words in (sha256(start), "torchvision safetensors", "Pixels   torch", "none of the publ"):
         assert words in said, words
-    assert main.main(["convert", str(start), str(tmp_path / "w.h5"), "--format", "timm"]) == 2
+    assert main(["convert", str(start), str(tmp_path / "w.h5"), "--format", "timm"]) == 2
     assert "it goes with .safetensors, .pth, .pt" in capsys.readouterr().err
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.torch_models import ENDINGS
 
-from vggjax.cli import main
+from vggjax.cli.main import main
 from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.head import Head
 from vggjax.models.params import assign, extract
@@ -81,7 +81,7 @@ def test_what_does_not_fit_the_network_is_refused(tmp_path):
 def test_the_command_says_all_of_it_and_exits_with_0(tmp_path, capsys):
     path = tmp_path / "w.h5"
     write_weights(path, extract(make()), metadata={"preprocess": "torch", "class_names": '["a"]'})
-    assert main.main(["verify", str(path), "--model", "tiny"]) == 0
+    assert main(["verify", str(path), "--model", "tiny"]) == 0
     said = capsys.readouterr().out
     verdict = verify_file(path)
     for words in ("Keras, legacy", verdict.digests.sha256, "none of the published files",
@@ -98,7 +98,7 @@ def test_a_file_with_nan_says_how_many_and_exits_with_2(tmp_path, capsys):
     kernel[:2, 0], kernel[3, 1] = np.nan, np.inf
     weights["fc1"]["kernel"] = kernel
     write_weights(tmp_path / "w.h5", weights)
-    assert main.main(["verify", str(tmp_path / "w.h5")]) == 2
+    assert main(["verify", str(tmp_path / "w.h5")]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and "[E_NONFINITE]" in said.err
     assert "2 NaN and 1 infinite" in said.err and "fc1" in said.err
@@ -108,12 +108,12 @@ def test_another_file_than_expected_is_refused_before_it_is_read(tmp_path, capsy
     (tmp_path / "w.h5").write_bytes(b"whatever this is")
     digest = verify_digest(tmp_path / "w.h5")
     command = ["verify", str(tmp_path / "w.h5"), "--expect-sha256"]
-    assert main.main([*command, "0" * 64]) == 2
+    assert main([*command, "0" * 64]) == 2
     said = capsys.readouterr().err
     assert f"has the SHA-256 {digest}; expected is {'0' * 64}" in said and "[E_DIGEST]" in said
-    assert main.main([*command, digest.upper()]) == 2  # the right one: now it is read
+    assert main([*command, digest.upper()]) == 2  # the right one: now it is read
     assert "[E_FORMAT]" in capsys.readouterr().err
-    assert main.main([*command, "0x12"]) == 2
+    assert main([*command, "0x12"]) == 2
     assert "takes 64 hexadecimal digits" in capsys.readouterr().err
 
 

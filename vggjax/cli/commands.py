@@ -1,211 +1,338 @@
-"""The commands: each takes its own words of the command line and gives an exit code.
+"""The commands, one function each: its parameters are the flags, its result is the exit code.
 
-What a command needs is imported inside it, so that `--help` and the light ones start at once.
+A function's docstring is its --help. What a command needs is imported inside it, so that --help
+starts at once.
 """
 
+import json as json_module
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
-from vggjax.cli.data_commands import augment_preview, doctor
 from vggjax.cli.parsing import parse, value_of
-from vggjax.cli.weight_commands import convert, verify
+from vggjax.data.augment.settings import Augmentation
 from vggjax.errors import ConfigError, printable
+from vggjax.training.config import Config
+from vggjax.training.recipes import check_needs, recipe_fields
 
 
-def train(argv: Sequence[str]) -> int:
-    """Trains on a dataset, evaluates, and writes the report."""
-    from vggjax.api import find_rate, fit
-    from vggjax.training.config import Config
-    from vggjax.training.recipes import check_needs, recipe_fields
+def train(config: Config) -> int:
+    """Train on a dataset, evaluate, and write the report."""
+    from vggjax.api import find_learning_rate, fit
 
+    if config.lr_find:
+        rate_test, plot = find_learning_rate(config)
+        flags = rate_test.flags(config) or "none of these rates"
+        print(f"\n{rate_test}\nPlot     {printable(plot)}\nUse      {flags}")
+        return 0
+    result = fit(config)
+    if result.report is not None:
+        print(f"\nReport   {printable(result.report)}")
+    if result.model is not None:  # a cross-validation has one model for each fold
+        print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
+    return _report_left_out(result.unreadable)
+
+
+def parse_train(argv: Sequence[str]) -> Config:
+    """Return the Config of `train`'s flags: its recipe sets the defaults, a flag wins.
+
+    Raises:
+        ConfigError: flags that do not fit, or a recipe without the flag that it needs.
+    """
     recipe = value_of(argv, "recipe")
     names = ("dataset", "start-from", "start_from", "stages", "unfreeze")
-    given = {name: value_of(argv, name) for name in names}
-    given = {name.replace("-", "_"): value for name, value in given.items() if value is not None}
+    given = {
+        name.replace("-", "_"): value
+        for name in names
+        if (value := value_of(argv, name)) is not None
+    }
     default = Config(**recipe_fields(recipe, given.get("dataset", Config.dataset), given))
     if not {"-h", "--help"} & set(argv):
         check_needs(recipe, given)
-    config = parse(Config, argv, "train", default=default, description=train.__doc__)
-    if config.lr_find:
-        test, plot = find_rate(config)
-        print(
-            f"\n{test}\nPlot     {printable(plot)}\nTake     {test.flags(config) or 'none of them'}"
+    return parse(Config, argv, "train", default=default, description=train.__doc__)
+
+
+def evaluate(*, workdir: str, split: str = "test", batch_size: int | None = None) -> int:
+    """Evaluate a finished run on a split; write eval.json and predictions.csv.
+
+    Args:
+        workdir: The run's folder.
+        split: test, val or train.
+        batch_size: Images per step; None uses the run's own.
+    """
+    from vggjax.evaluation.evaluate import evaluate
+    from vggjax.report.report import write_report
+
+    result = evaluate(workdir, split=split, batch_size=batch_size)
+    if split == "test":  # the report shows this split: it must not show older figures
+        print(f"\nReport   {printable(write_report(workdir))}")
+    return _report_left_out(result["unreadable"])
+
+
+def report(
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")],
+    /,
+    *,
+    out: Path | None = None,
+    doctor: bool = False,
+) -> int:
+    """Write a run's report again, or one page that compares several runs.
+
+    Args:
+        runs: Folders of finished runs: one, or several to compare.
+        out: The comparison's file; None is report-comparison.html in this folder.
+        doctor: Check every image of the dataset for the report, however many there are.
+    """
+    from vggjax.report.compare import write_comparison
+    from vggjax.report.report import write_report
+
+    if not runs:
+        raise ConfigError("Missing: RUN. Give the folder of a finished run, or several to compare.")
+    if len(runs) == 1 and out is None:
+        path = write_report(runs[0], doctor=doctor)
+    elif len(runs) == 1 or doctor:
+        field, scope = ("doctor", "one run") if doctor else ("out", "several runs")
+        raise ConfigError(
+            f"`{field}` applies to the report of {scope}; got {len(runs)} run folders."
         )
-        return 0
-    result = fit(config)
-    print(f"\nReport   {result.report}")
-    if result.model is not None:  # a cross-validation has one for each fold
-        print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
-    for name, reason in result.unreadable.items():
+    else:
+        path = write_comparison(runs, out or "report-comparison.html")
+    print(f"Report   {printable(path)}")
+    return 0
+
+
+def predict(
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE [IMAGE ...]")],
+    /,
+    *,
+    workdir: str | None = None,
+    weights: str | None = None,
+    model: str | None = None,
+    top: int = 5,
+    csv: str | None = None,
+    expect_sha256: str | None = None,
+) -> int:
+    """Classify images.
+
+    Args:
+        images: Files, folders and globs.
+        workdir: A finished run's folder; without it, and without weights, the newest in runs/.
+        weights: `imagenet` or a file with the published 1000-class top, in place of a run.
+        model: The network of the weights, such as vgg16.
+        top: Number of classes to print for each image.
+        csv: A file to write the table to.
+        expect_sha256: Refuse weights whose file has another checksum.
+    """
+    from vggjax.evaluation.predict import predict_command
+
+    return predict_command(
+        list(images),
+        workdir=workdir,
+        weights=weights,
+        model=model,
+        top=top,
+        csv=csv,
+        expect_sha256=expect_sha256,
+    )
+
+
+def convert(
+    src: Annotated[Positional[Path], arg(metavar="SRC")],
+    dst: Annotated[Positional[Path], arg(metavar="DST")],
+    /,
+    *,
+    format: Literal["vggjax", "torchvision", "timm"] | None = None,
+    expect_sha256: str | None = None,
+) -> int:
+    """Convert a weight file between the formats of Keras, torchvision, timm and vggjax.
+
+    Args:
+        src: The file to read, of any known format, or a run's folder.
+        dst: The file to write, by its ending: .safetensors, .weights.h5, .h5, .keras or .pth.
+        format: Whose layer names to write; by default vggjax's in .safetensors, torchvision's in
+            .pth.
+        expect_sha256: Refuse a SRC with another checksum.
+    """
+    from vggjax.weights.convert import convert
+
+    convert(src, dst, layout=format, expect_sha256=expect_sha256)
+    return 0
+
+
+def verify(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    /,
+    *,
+    model: str | None = None,
+    expect_sha256: str | None = None,
+) -> int:
+    """Check a weight file: format, layers, checksum, and the pixels that it expects.
+
+    Exit code 0: a VGG's weights, complete and finite; 2: not, with the reason.
+
+    Args:
+        file: Any readable weight file.
+        model: The network that it must hold, such as vgg16; None accepts any.
+        expect_sha256: Refuse a file with another checksum.
+    """
+    from vggjax.weights.verify import print_verdict, verify_file
+
+    print_verdict(verify_file(file, model=model, expect_sha256=expect_sha256))
+    return 0
+
+
+def summary(
+    model: Positional[str] = "vgg16",
+    /,
+    *,
+    image_size: int | None = None,
+    include_top: bool = True,
+    head: str | None = None,
+    unfreeze: tuple[str, ...] = ("none",),
+    batch_size: int = 32,
+) -> int:
+    """Print a network's layers, parameters and memory.
+
+    Args:
+        model: vgg11, vgg13, vgg16, vgg19, with batch normalization vgg11_bn ..., or a convnet.
+        image_size: Side of the images in px; None is the network's own, 224 for VGG.
+        include_top: The published 1000-class top; --no-include-top leaves it out.
+        head: A custom head instead of the top, such as avg2-128-0.4-5.
+        unfreeze: What trains beside the head: none, all, blocks, layers.
+        batch_size: Images in a training step, for the memory.
+    """
+    from vggjax.cli.tables import print_summary, summarize_model
+    from vggjax.models.head import Head
+
+    found = summarize_model(
+        model,
+        image_size=image_size,
+        include_top=include_top,
+        head=Head.parse(head) if head else None,
+        unfreeze=unfreeze,
+        batch_size=batch_size,
+    )
+    print_summary(found, title=f"{model}, {found.image_size} px")
+    return 0
+
+
+def recipes(name: Positional[str | None] = None, /) -> int:
+    """List the recipes of --recipe, or describe one.
+
+    Args:
+        name: The recipe to describe; None lists all.
+    """
+    from rich.console import Console
+
+    from vggjax.cli.tables import print_recipe, print_recipes
+
+    if name is None:
+        print_recipes(Console())
+    else:
+        print_recipe(Console(), name)
+    return 0
+
+
+def doctor(
+    data: Annotated[Positional[str], arg(metavar="DATA")],
+    /,
+    *,
+    data_dir: str | None = None,
+    json: bool = False,
+    html: Path | None = None,
+    fix: Path | None = None,
+) -> int:
+    """Check a dataset; optionally write a cleaned copy.
+
+    Exit code 0: clean, or remarks only; 2: problems.
+
+    Args:
+        data: A folder, a CSV, a tfds name or digits.
+        data_dir: Where tfds keeps prepared datasets.
+        json: Print the findings as JSON instead of a table.
+        html: A page to write, with thumbnails.
+        fix: A new folder for a cleaned copy; the original is never changed.
+    """
+    from rich.console import Console
+
+    from vggjax.data.quality.clean import check_out, write_clean_copy
+    from vggjax.data.quality.doctor import examine
+    from vggjax.report.doctor_page import check_doctor_page, write_doctor_page
+    from vggjax.report.doctor_screen import print_clean_copy, print_findings
+    from vggjax.training.console import progress_bar
+
+    if html is not None:  # before the images are read, which may take minutes
+        check_doctor_page(html, dataset=data)
+    if fix is not None:
+        check_out(data, fix)
+    console = Console(stderr=json)  # stdout holds the JSON alone
+    with progress_bar(console, "reading images") as progress:
+        findings = examine(data, data_dir=data_dir, progress=progress)
+    if json:
+        print(json_module.dumps(findings.to_json(), indent=2))
+    else:
+        print_findings(console, findings)
+    if html is not None:
+        console.print(f"Page     {printable(write_doctor_page(findings, html))}", markup=False)
+    if fix is not None:
+        with progress_bar(console, "copying") as progress:
+            copy = write_clean_copy(findings, fix, progress=progress)
+        print_clean_copy(console, copy, findings)
+    return findings.exit_code
+
+
+def augment_preview(
+    data: Annotated[Positional[str], arg(metavar="DATA")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    *,
+    settings: Annotated[Augmentation, arg(name="")] = Augmentation(),  # noqa: B008
+    augment: str | None = None,
+    image_size: int = 224,
+    rows: int = 6,
+    seed: int = 0,
+    data_dir: str | None = None,
+) -> int:
+    """Draw a grid of training images as augmentation would change them.
+
+    Args:
+        data: A folder, a CSV, a tfds name or digits.
+        out: The file to write: .png, .jpg or .webp.
+        settings: The augmentation.
+        augment: A named augmentation: none, flip, crop-flip or randaugment.
+        image_size: Side in px of the images that the model would see.
+        rows: Number of images.
+        seed: Of the choice of images and of the random draws.
+        data_dir: Where tfds keeps prepared datasets.
+    """
+    from vggjax.data.augment.settings import resolve
+    from vggjax.report.augment_preview import write_preview
+
+    path = write_preview(
+        data,
+        out,
+        augmentation=resolve(settings, augment),
+        image_size=image_size,
+        rows=rows,
+        seed=seed,
+        data_dir=data_dir,
+    )
+    print(f"Preview  {printable(path)}")
+    return 0
+
+
+def _report_left_out(unreadable: dict[str, str]) -> int:
+    """Print the images that were left out, with the reasons; return the exit code."""
+    for name, reason in unreadable.items():
         print(f"vggjax: left out: {printable(name)}: {printable(reason)}", file=sys.stderr)
-    return 3 if result.unreadable else 0
+    return 3 if unreadable else 0
 
 
-def evaluate(argv: Sequence[str]) -> int:
-    """Scores a finished run on a split, and writes eval.json and predictions.csv."""
-
-    def run(*, workdir: str, split: str = "test", batch_size: int | None = None) -> int:
-        """Scores a finished run on a split, and writes eval.json and predictions.csv.
-
-        Args:
-            workdir: The run's folder.
-            split: test, val or train.
-            batch_size: Images at a time; None is the run's own.
-        """
-        from vggjax.evaluation.evaluate import evaluate
-        from vggjax.report.report import write_report
-
-        found = evaluate(workdir, split=split, batch_size=batch_size)
-        if split == "test":  # the report shows this split: an old page must not stay beside it
-            print(f"\nReport   {write_report(workdir)}")
-        for name, reason in found["unreadable"].items():
-            print(f"vggjax: left out: {printable(name)}: {printable(reason)}", file=sys.stderr)
-        return 3 if found["unreadable"] else 0
-
-    return parse(run, argv, "evaluate")
-
-
-def report(argv: Sequence[str]) -> int:
-    """Writes a run's report anew, or one page that compares several runs."""
-
-    def run(
-        runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-        /,
-        *,
-        out: Path | None = None,
-        doctor: bool = False,
-    ) -> int:
-        """Writes a run's report anew, or one page that compares several runs.
-
-        Args:
-            runs: Folders of finished runs: one, or several to compare.
-            out: The comparison's file; None is report-comparison.html here.
-            doctor: Let one run's report look at every image, however many there are.
-        """
-        from vggjax.report.compare import write_comparison
-        from vggjax.report.report import write_report
-
-        if len(runs) == 1 and out is None:
-            path = write_report(runs[0], doctor=doctor)
-        elif len(runs) == 1 or doctor:
-            flag, what = ("--doctor", "one run's") if doctor else ("--out", "several runs'")
-            raise ConfigError(f"{flag} is of {what} report; got {len(runs)} run folders.")
-        else:
-            path = write_comparison(runs, out or "report-comparison.html")
-        print(f"Report   {printable(path)}")
-        return 0
-
-    return parse(run, argv, "report")
-
-
-def predict(argv: Sequence[str]) -> int:
-    """Names what is on images."""
-
-    def run(
-        images: Annotated[tuple[str, ...], tyro.conf.Positional],
-        /,
-        *,
-        workdir: str | None = None,
-        weights: str | None = None,
-        model: str | None = None,
-        top: int = 5,
-        csv: str | None = None,
-        expect_sha256: str | None = None,
-    ) -> int:
-        """Names what is on images.
-
-        Args:
-            images: Files, folders and globs.
-            workdir: A finished run's folder; without it, and without weights, the newest in runs/.
-            weights: `imagenet` or a file with the published 1000-class top, in place of a run.
-            model: The network that the weights are for.
-            top: How many classes to give.
-            csv: A file to write the table to.
-            expect_sha256: Refuse the weights unless this is their file's checksum.
-        """
-        from vggjax.evaluation.predict import predict_command
-
-        return predict_command(
-            list(images),
-            workdir=workdir,
-            weights=weights,
-            model=model,
-            top=top,
-            csv=csv,
-            expect_sha256=expect_sha256,
-        )
-
-    return parse(run, argv, "predict")
-
-
-def summary(argv: Sequence[str]) -> int:
-    """Prints a network's layers, parameters and memory."""
-
-    def run(
-        model: Annotated[str, tyro.conf.Positional] = "vgg16",
-        /,
-        *,
-        image_size: int | None = None,
-        include_top: bool = True,
-        head: str | None = None,
-        unfreeze: tuple[str, ...] = ("none",),
-        batch_size: int = 32,
-    ) -> int:
-        """Prints a network's layers, parameters and memory.
-
-        Args:
-            model: vgg11, vgg13, vgg16, vgg19, with batch normalization vgg11_bn ..., or a convnet.
-            image_size: Side of the images in px; None is the network's own, 224 for VGG.
-            include_top: The published top, or the lesson's; --no-include-top leaves it out.
-            head: A head of one's own instead, as in --head avg2-128-0.4-5.
-            unfreeze: What trains beside the head: none, all, blocks, layers.
-            batch_size: Images in a training step, for the memory.
-        """
-        from vggjax.cli.summary import print_summary, summarize_model
-        from vggjax.models.head import Head
-
-        found = summarize_model(
-            model,
-            image_size=image_size,
-            include_top=include_top,
-            head=Head.parse(head) if head else None,
-            unfreeze=unfreeze,
-            batch_size=batch_size,
-        )
-        print_summary(found, title=f"{model}, {found.image_size} px")
-        return 0
-
-    return parse(run, argv, "summary")
-
-
-def recipes(argv: Sequence[str]) -> int:
-    """Lists the recipes of --recipe, or tells what one of them teaches."""
-
-    def run(name: Annotated[str | None, tyro.conf.Positional] = None, /) -> int:
-        """Lists the recipes of --recipe, or tells what one of them teaches.
-
-        Args:
-            name: A recipe, to be told all of it; None lists them.
-        """
-        from rich.console import Console
-
-        from vggjax.cli.recipes_screen import print_recipe, print_recipes
-
-        if name is None:
-            print_recipes(Console())
-        else:
-            print_recipe(Console(), name)
-        return 0
-
-    return parse(run, argv, "recipes")
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "report": report,
@@ -217,3 +344,4 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": doctor,
     "augment-preview": augment_preview,
 }
+"""Name -> command, in the order of the help."""

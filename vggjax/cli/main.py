@@ -1,46 +1,40 @@
-"""The command line: `vggjax <command>`, the same as `python -m vggjax <command>`.
+"""The command line: `vggjax COMMAND`, the same as `python -m vggjax COMMAND`.
 
 Exit codes: 0 done; 3 done, but some images were left out, each named with its reason; 2 nothing
-done and the user can mend it (one line on stderr); 1 a bug; 130 and 143 after a Ctrl-C or SIGTERM.
+done, and one line on stderr says what to fix; 1 a bug; 130 and 143 after a Ctrl-C or SIGTERM.
 """
 
 import contextlib
 import io
+import os
+import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from vggjax.cli.commands import COMMANDS
+from vggjax.cli.commands import COMMANDS, parse_train
+from vggjax.cli.parsing import flag_of, flags_of, parse
 from vggjax.errors import ConfigError, VggjaxError, one_line_message, printable, unknown_name
-from vggjax.training.compiled import keep_compiled
-from vggjax.training.parallel import leave
+from vggjax.training.config import Config
 from vggjax.training.signals import Interrupted
+from vggjax.weights.pretrained import cache_dir
+
+MAX_CACHE_BYTES = 256 * 2**20
+"""Of the compilation cache. A step of VGG16 takes about 150 kB; the oldest are deleted first."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and gives its exit code."""
+    """Run a command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: vggjax COMMAND ...; each command has --help\n")
-        for name, command in COMMANDS.items():
-            print(f"  {name:<16} {command.__doc__.splitlines()[0]}")
-        return 0
-    if argv[0] == "--version":
-        from vggjax import __version__
-
-        print(__version__)
-        return 0
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot print is no error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        if argv[0] not in COMMANDS:
-            raise ConfigError(unknown_name("command", argv[0], COMMANDS))
-        keep_compiled()
-        return COMMANDS[argv[0]](argv[1:])
+        return _run(argv)
     except VggjaxError as error:
-        return _fail(one_line_message(error))
-    except Interrupted as stopped:
-        return _fail(str(stopped), code=128 + stopped.signum)
+        return _fail(_with_flags(one_line_message(error)))
+    except Interrupted as interrupt:
+        return _fail(str(interrupt), code=128 + interrupt.signum)
     except KeyboardInterrupt:
         return _fail("by Ctrl-C", code=130)
     except BrokenPipeError:  # `vggjax ... | head`
@@ -56,10 +50,64 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.strerror or error}{place}")
 
 
+def keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs on disk, so that the next command starts sooner.
+
+    Sets JAX's own environment variables, before jax is imported; one that the user set wins. Where
+    the folder cannot be written nothing is kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_dir() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_CACHE_BYTES))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    # The convolution's partitioning over devices is a Python callback: its address differs from
+    # process to process and must not be part of the cache's key.
+    os.environ.setdefault("JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY", "1")
+
+
+def _run(argv: list[str]) -> int:
+    if argv[:1] == ["--version"]:
+        print(version("vggjax"))
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: vggjax COMMAND ...; `vggjax COMMAND --help` describes a command\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<16} {(command.__doc__ or '').splitlines()[0]}")
+        return 0
+    name, words = argv[0], argv[1:]
+    if name not in COMMANDS:
+        raise ConfigError(unknown_name("command", name, COMMANDS))
+    keep_compiled_programs()
+    if name == "train":
+        return COMMANDS[name](parse_train(words))
+    return parse(COMMANDS[name], words, name)
+
+
+def _with_flags(message: str) -> str:
+    """Write the settings that a message names in backticks as flags: `num_threads` in the code."""
+    flags = {flag for target in (Config, *COMMANDS.values()) for flag in flags_of(target)}
+
+    def flag(match: re.Match[str]) -> str:
+        return flag_of(match[1]) if flag_of(match[1]) in flags else match[0]
+
+    return re.sub(r"`(\w+)`", flag, message)
+
+
 def _fail(message: str, *, code: int = 2) -> int:
+    """Print the one line on stderr and return the exit code."""
     message = " ".join(message.splitlines())
-    word = "error" if code == 2 else "stopped"
     sys.stdout.flush()
-    print(f"vggjax: {word}: {message}", file=sys.stderr)
-    leave(code)
+    print(f"vggjax: {'error' if code == 2 else 'stopped'}: {message}", file=sys.stderr)
+    if "jax" in sys.modules:  # one of several processes must not wait for the others
+        from vggjax.training.parallel import leave
+
+        leave(code)
     return code

@@ -1,94 +1,134 @@
-"""Fills a command's parameters from its flags, by tyro; what cannot be filled is one line.
+"""Fill a command's parameters from the command line with tyro; report a mistake in one line.
 
-tyro draws its errors in boxes, several lines each; this package's command line answers every
-mistake of its user with one line on stderr, and this file makes the one of the other.
+tyro draws its errors as boxes. Its parse-error hook hands over the same error as data, which
+becomes a `ConfigError` here. A tyro without that hook prints its own box and exits with code 2.
 """
 
-import contextlib
+import dataclasses
 import difflib
-import functools
-import io
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
 
 import tyro
 
-from vggjax.errors import ConfigError, VggjaxError
-
-
-def parse(target: Callable, argv: Sequence[str], command: str, **options: Any) -> Any:
-    """Lets tyro fill the target from the flags, and calls it; a boxed error becomes one line."""
-
-    @functools.wraps(target)
-    def later(*args: Any, **kwargs: Any) -> Callable:
-        return functools.partial(target, *args, **kwargs)
-
-    said, is_class = io.StringIO(), isinstance(target, type)
-    try:
-        with contextlib.redirect_stderr(said), _unfolded(argv):
-            filled = tyro.cli(
-                target if is_class else later, prog=f"vggjax {command}", args=list(argv), **options
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        cause = end.__context__
-        while cause is not None and not isinstance(cause, VggjaxError):
-            cause = cause.__context__
-        raise (cause or ConfigError(_one_line(said.getvalue(), command))) from None
-    return filled if is_class else filled()  # out here, where stderr is the user's again
-
-
-@contextlib.contextmanager
-def _unfolded(argv: Sequence[str]) -> Iterator[None]:
-    """Lets tyro draw its error as wide as it is: a folded value cannot be put together again."""
-    before = os.environ.get("COLUMNS")
-    if not {"-h", "--help"} & set(argv):
-        os.environ["COLUMNS"] = "10000"
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS", None)
-        if before is not None:
-            os.environ["COLUMNS"] = before
-
+from vggjax.errors import ConfigError
 
 _HINTS = {
     "True": "A switch takes no value: --horizontal-flip, or --no-horizontal-flip.",
     "False": "A switch takes no value: --horizontal-flip, or --no-horizontal-flip.",
     "--rescale": "Pixels are scaled as the weights expect; --preprocess unit is x/255.",
 }
-"""First word that is not understood -> the way out, for what is typed over from Keras."""
+"""First unrecognized word -> the way out, for habits from Keras."""
 
 
-def _one_line(box: str, command: str) -> str:
-    lines = [line.strip("│ \t") for line in box.splitlines()[1:]]  # the first is the box's title
-    text = " ".join(line for line in lines if line.strip("╰╯─-"))
-    text = re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
-    text, *meant = text.split(" Perhaps you meant: ")
-    if meant:  # tyro's own order puts what merely begins alike first
-        typed, flags = re.search(r"--[\w-]+", text), re.findall(r"--[\w-]+", meant[0])
-        near = difflib.get_close_matches(typed[0], flags, n=1, cutoff=0) if typed else flags
-        text += f". Perhaps you meant {near[0]}"
-    text = re.sub(
-        r"Error parsing (\S+): invalid literal for int.*: (.*)", r"\1 takes INT; got \2", text
-    )
-    text = re.sub(
-        r"Error parsing (\S+): no type matching (\S+) .*? from \[(.*?)\].*",
-        r"\1 takes \2; got \3",
-        text,
-    )
-    hint = next((f" {said}" for word, said in _HINTS.items() if f": {word}" in text), "")
-    return f"{text[:1].upper()}{text[1:].strip().rstrip('.')}.{hint} See vggjax {command} --help."
+def parse(target: Callable, argv: Sequence[str], command: str, **options: Any) -> Any:
+    """Return what `target`, a command's function or a dataclass, returns for these flags.
+
+    Args:
+        target: the function or dataclass whose parameters become flags.
+        argv: the words after the command.
+        command: its name, for messages.
+        **options: of `tyro.cli`, such as `default`.
+
+    Raises:
+        ConfigError: flags that do not fit; the message names the flag, what it takes and the
+            nearest match.
+    """
+
+    def refuse(event: Any) -> None:
+        _refuse(event, list(argv), flags_of(target), command)
+
+    with _on_parse_error(refuse):
+        return tyro.cli(target, prog=f"vggjax {command}", args=list(argv), **options)
 
 
 def value_of(argv: Sequence[str], flag: str) -> str | None:
-    """Finds a flag's value before the flags are parsed: it decides their defaults."""
+    """Return the value of `--flag` without parsing the rest; None if it is absent."""
     for i, word in enumerate(argv):
         if word == f"--{flag}" and i + 1 < len(argv):
             return argv[i + 1]
         if word.startswith(f"--{flag}="):
             return word.split("=", 1)[1]
     return None
+
+
+def flag_of(field: str) -> str:
+    """Return the flag of a field or parameter: `batch_size` is `--batch-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def _on_parse_error(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
+    try:
+        from tyro._errors import on_parse_error  # tyro calls this interface experimental
+    except ImportError:
+        return nullcontext()
+    return on_parse_error(hook)
+
+
+def _refuse(event: Any, argv: list[str], flags: list[str], command: str) -> None:
+    """Raise the event's error as one line; an event of an unknown kind is left to tyro."""
+    argument = getattr(event, "argument", None)
+    match type(event).__name__:
+        case "InstantiationFailure" if argument is None:  # the dataclass refused the values
+            raise ConfigError(event.message)
+        case "InstantiationFailure":
+            message = _wrong_value(argument, argv)
+        case "InvalidChoice":
+            choices = ", ".join(event.choices)
+            message = f"{argument.display_name()} takes one of {choices}; got {event.value!r}."
+        case "BadValue":
+            message = _wrong_value(argument, argv)
+        case "UnrecognizedArgs":
+            message = _unrecognized(event.tokens, flags)
+        case "MissingArgs":
+            missing = (context.arg for context in event.missing_arguments)
+            names = (a.lowered.metavar if a.is_positional() else a.display_name() for a in missing)
+            message = f"Missing: {', '.join(map(str, names))}."
+        case _:
+            return
+    _raise(message, command)
+
+
+def _raise(message: str, command: str) -> NoReturn:
+    raise ConfigError(f"{message} See vggjax {command} --help.")
+
+
+def _wrong_value(argument: Any, argv: list[str]) -> str:
+    flag, metavar = argument.display_name(), str(argument.lowered.metavar)
+    return f"{flag} takes {metavar.replace('{None}', 'None')}; got {_values_after(argv, flag)}."
+
+
+def _unrecognized(tokens: list[str], flags: list[str]) -> str:
+    message = f"Unrecognized option{'s' if len(tokens) > 1 else ''}: {' '.join(tokens)}."
+    first = tokens[0]
+    if first in _HINTS:
+        return f"{message} {_HINTS[first]}"
+    near = difflib.get_close_matches(first, flags, n=1) if first.startswith("--") else []
+    return f"{message} Did you mean {near[0]}?" if near else message
+
+
+def _values_after(argv: list[str], flag: str) -> str:
+    """Return the words given to a flag as they were typed, or "nothing"."""
+    for i, word in enumerate(argv):
+        if word.startswith(f"{flag}="):
+            return repr(word.split("=", 1)[1])
+        if word == flag:
+            rest = argv[i + 1 :]
+            end = next((k for k, other in enumerate(rest) if other.startswith("--")), len(rest))
+            return " ".join(map(repr, rest[:end])) or "nothing"
+    return "nothing"
+
+
+def flags_of(target: Callable) -> list[str]:
+    """Return the flags of a dataclass or function; a boolean has its `--no-` form as well."""
+    flags: list[str] = []
+    for name, parameter in inspect.signature(target).parameters.items():
+        if dataclasses.is_dataclass(type(parameter.default)):  # its fields are flags themselves
+            flags += flags_of(type(parameter.default))
+        else:
+            flags.append(flag_of(name))
+            if isinstance(parameter.default, bool):
+                flags.append(flag_of(f"no_{name}"))
+    return flags

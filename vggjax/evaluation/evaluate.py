@@ -24,7 +24,6 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from vggjax import __version__
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.sources.source import Source
@@ -81,7 +80,7 @@ def evaluate(
         "seconds": round(time.monotonic() - start, 3),
         "device": _device(),
         "versions": {"python": platform.python_version()}
-        | {"vggjax": __version__}
+        | {"vggjax": version("vggjax")}
         | {name: version(name) for name in ("jax", "flax", "numpy", "pillow")},
     }
     suffix = "" if split == "test" else f"-{split}"

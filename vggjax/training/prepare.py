@@ -6,13 +6,13 @@ What can be refused is refused here; nothing is written.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax import __version__
 from vggjax.data.loader import SplitLoader
 from vggjax.data.quality.duplicates import find_duplicates
 from vggjax.data.sources.open import open_source
@@ -89,7 +89,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     path = find_weights(config)
     model = build_model(config, head, path)
     provenance = {
-        "vggjax": __version__,
+        "vggjax": version("vggjax"),
         "weights": config.start_from or config.weights,
         "dataset": config.dataset,
         "seed": str(config.seed),

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 PROGRAM = """
-import jax, jax.numpy as jnp
-from vggjax.training.compiled import keep_compiled
+from vggjax.cli.main import keep_compiled_programs
 
-keep_compiled()
+keep_compiled_programs()
+import jax, jax.numpy as jnp
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 found = []
 jax.monitoring.register_event_listener(lambda name, **_: found.append(name))

@@ -1,28 +1,29 @@
-"""A table of a network's layers as Keras prints it, with what trains and what training takes.
+"""The tables that `vggjax summary` and `vggjax recipes` print.
 
-Nothing is computed and no weights are made: shapes come from `jax.eval_shape`.
+`summary` lists a network's layers as Keras does, with what trains and the memory it takes.
 """
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from vggjax.errors import ConfigError
+from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.head import Head
-from vggjax.models.network import Network
-from vggjax.models.params import shapes
 from vggjax.models.registry import find_arch, make_model
-from vggjax.training.freezing import label_layers
+from vggjax.training.lessons import LESSONS
+from vggjax.training.recipes import RECIPES, command_of
+
+if TYPE_CHECKING:
+    from vggjax.models.network import Network
 
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its output for one image, its parameters, and whether they train."""
+    """One layer: its output shape for one image, its parameters, and whether they train."""
 
     layer: str
     output: tuple[int, ...]
@@ -33,14 +34,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """A network's rows and the memory in bytes that a training step takes, by kind."""
+    """The rows of a network's table, and the bytes that a training step takes, by kind."""
 
     image_size: int
     rows: tuple[Row, ...]
     memory: dict[str, int]
 
     def count(self, label: str | None = None) -> int:
-        """Counts the parameters of the layers with a label (`frozen` ...), or of all."""
+        """Return the number of parameters of the layers with a label (`frozen`, ...), or of all."""
         return sum(row.params for row in self.rows if label in (None, row.label))
 
 
@@ -53,21 +54,36 @@ def summarize_model(
     unfreeze: tuple[str, ...] = ("none",),
     batch_size: int = 32,
 ) -> Summary:
-    """Describes a network without building it; `image_size` None is its own, 224 px for VGG.
+    """Describe a network without allocating it; shapes come from `jax.eval_shape`.
 
-    The memory is what cannot be avoided with Adam in float32: parameters, gradients and two moments
-    of what trains, and the activations: those that the backward pass needs, from the first layer
-    that trains on, or the widest layer's input and output. The compiler's workspace comes on top.
+    The memory is a lower bound for Adam in float32: parameters, gradients and two moments of what
+    trains, and the activations that the backward pass needs, from the first layer that trains (or
+    the input and output of the widest layer, if that is more). The compiler's workspace is extra.
+
+    Args:
+        arch: a name of the table, or a convnet.
+        image_size: side in px; None is the network's own, 224 for VGG.
+        include_top: with the published 1000-class top.
+        head: a custom head instead of the top.
+        unfreeze: what trains beside the head.
+        batch_size: images in a training step.
 
     Raises:
         ConfigError: an unknown network or layer, or a size that it cannot take.
     """
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from vggjax.models.params import shapes
+    from vggjax.training.freezing import label_layers
+
     if batch_size < 1:
-        raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
+        raise ConfigError(f"`batch_size` must be 1 or more; got {batch_size}.")
     size = find_arch(arch).image_size if image_size is None else image_size
     top = include_top and head is None
 
-    def build() -> Network:
+    def build() -> "Network":
         return make_model(arch, include_top=top, head=head, image_size=size)
 
     model = nnx.eval_shape(build)
@@ -99,7 +115,7 @@ def summarize_model(
 
 
 def print_summary(summary: Summary, *, title: str, console: Console | None = None) -> None:
-    """Prints the table, the totals and the memory."""
+    """Print the table, the totals and the memory."""
     console = console or Console()
     table = Table(title=title, title_justify="left")
     table.add_column("Layer", no_wrap=True)
@@ -129,3 +145,51 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
 
 def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:,.0f} MiB"
+
+
+def print_recipes(console: Console) -> None:
+    """Print each recipe's name, title and its author's figure."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Recipe", style="bold", no_wrap=True)
+    table.add_column("Lesson", overflow="fold")
+    table.add_column("Author's figure", overflow="fold")
+    for name, lesson in LESSONS.items():
+        table.add_row(name, escape(lesson.title), escape(lesson.figure))
+    console.print(table)
+    lines = (
+        "",
+        "Run one:       python train.py --recipe NAME, and any flag; a flag wins over the recipe.",
+        "Describe one:  vggjax recipes NAME",
+    )
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
+def print_recipe(console: Console, name: str) -> None:
+    """Print what a recipe teaches, its source, its settings and its command.
+
+    Raises:
+        ConfigError: no such recipe; the message has the nearest match.
+    """
+    if name not in LESSONS:
+        raise ConfigError(unknown_name("recipe", name, LESSONS))
+    lesson = LESSONS[name]
+    settings = [f"{field} {_setting_text(value)}" for field, value in RECIPES.get(name, {}).items()]
+    rows = [
+        ("Recipe", f"{name}: {lesson.title}"),
+        ("Teaches", lesson.teaches),
+        ("Source", lesson.source),
+        ("Figure", lesson.figure),
+        ("Settings", ", ".join(settings)),
+        ("Command", command_of(name)),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, text in rows:
+        if text:
+            table.add_row(title, escape(text))
+    console.print(table)
+
+
+def _setting_text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
