@@ -10,8 +10,8 @@ from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.head import Head
 from vggjax.models.params import assign, extract, shapes
 from vggjax.models.vgg import VGG
-from vggjax.weights.load import load_base, load_pretrained, resolve_weights
-from vggjax.weights.weight_file import write_weights
+from vggjax.weights.load import load_base, load_pretrained, open_weights
+from vggjax.weights.weight_file import WeightFile, write_weights
 
 THREE = Head("flatten", (6,), outputs=3)
 FIVE = Head("flatten", (6,), outputs=5)
@@ -111,7 +111,7 @@ def test_load_base_leaves_the_head_of_a_model_as_it_was(tiny_arch, with_top):
     model = nnx.eval_shape(lambda: VGG(tiny_arch, head=FIVE, image_size=32))
     assign(model, random_weights(tiny_arch, FIVE, seed=1))
     before = extract(model)
-    load_base(model, with_top[0])
+    load_base(model, WeightFile(with_top[0]))
     after = extract(model)
     changed = {k for k in after if not np.array_equal(before[k]["kernel"], after[k]["kernel"])}
     assert changed == set(tiny_arch.conv_channels())
@@ -122,7 +122,7 @@ def test_load_base_wants_the_whole_base(tiny_arch, tmp_path):
     del weights["block3_conv2"]
     write_weights(tmp_path / "w.h5", weights)
     with pytest.raises(WeightsError, match="missing: block3_conv2"):
-        load_base(nnx.eval_shape(lambda: VGG(tiny_arch)), tmp_path / "w.h5")
+        load_base(nnx.eval_shape(lambda: VGG(tiny_arch)), WeightFile(tmp_path / "w.h5"))
 
 
 def test_weights_none_is_random_and_ready_to_run(tiny_arch):
@@ -137,9 +137,9 @@ def test_base_only_beside_the_published_top_is_refused():
 
 def test_a_misspelt_name_is_told_from_a_missing_file(tmp_path):
     with pytest.raises(WeightsError, match="Did you mean 'imagenet'"):
-        resolve_weights("imagnet", "vgg16", include_top=True)
+        open_weights("imagnet", "vgg16", include_top=True)
     with pytest.raises(WeightsError, match=r"no weight file .*gone\.h5"):
-        resolve_weights(tmp_path / "gone.h5", "vgg16", include_top=True)
+        open_weights(tmp_path / "gone.h5", "vgg16", include_top=True)
 
 
 def test_a_model_with_batch_normalization_comes_ready_for_evaluation(tmp_path):

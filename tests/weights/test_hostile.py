@@ -19,7 +19,7 @@ from vggjax.models.vgg import VGG
 from vggjax.weights.hdf5.worker import Reader
 from vggjax.weights.keras import read
 from vggjax.weights.load import load_pretrained
-from vggjax.weights.weight_file import read_weights, write_weights
+from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 assert hostile_archives and hostile_arrays and hostile_safetensors  # they register their cases
 HEADS = {"base": None, "top": Head("flatten", (6,), outputs=3)}
@@ -104,7 +104,7 @@ def test_a_model_is_left_as_it_was_by_a_file_that_is_refused(tmp_path):
         if case.name in ("NaN", "another shape than the model's", "half of .h5", "bias absent"):
             case.make(tmp_path / f"bad{case.ending}")
             with pytest.raises(WeightsError):
-                load_base(model, tmp_path / f"bad{case.ending}")
+                load_base(model, WeightFile(tmp_path / f"bad{case.ending}"))
     after = extract(model)
     assert same(before, after)
 

@@ -10,7 +10,7 @@ from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.params import assign, extract
 from vggjax.models.vgg import VGG
-from vggjax.weights.weight_file import read_facts, read_weights, write_weights
+from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -87,5 +87,5 @@ def test_the_head_and_the_names_of_the_classes_travel_with_the_file(tmp_path, en
     names = json.dumps(["gänse", "<b>", "薔薇"])
     metadata = {"head": "gap-3", "class_names": names, "preprocess": "unit", "image_size": "64"}
     write_weights(tmp_path / f"w{ending}", extract(make("gap-3")), metadata=metadata)
-    facts = read_facts(tmp_path / f"w{ending}")
+    facts = WeightFile(tmp_path / f"w{ending}").info
     assert facts.metadata == metadata and facts.preprocess == "unit"

@@ -12,7 +12,7 @@ from vggjax.data.images.preprocess import INTERPOLATIONS, Preprocessing, load_im
 from vggjax.data.images.preprocess import resize_image as resize
 from vggjax.evaluation import imagenet
 from vggjax.evaluation.imagenet import decode_predictions
-from vggjax.weights.pretrained import PUBLISHED
+from vggjax.weights.digests import PUBLISHED
 
 INDEX = Path(imagenet.__file__).with_name("imagenet_class_index.json")
 

@@ -22,10 +22,9 @@ from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.saved_model import load_model, save_model
 from vggjax.weights import digests
 from vggjax.weights.convert import convert_file
-from vggjax.weights.digests import file_digests
+from vggjax.weights.digests import PUBLISHED, Digests
 from vggjax.weights.load import load_pretrained
-from vggjax.weights.pretrained import Published
-from vggjax.weights.weight_file import read_facts, read_weights, write_weights
+from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_the_origin_goes_from_file_to_file_and_into_model_json(start, tmp_path):
     save_model(tmp_path / "run", run.model, run.info)
     assert load_model(tmp_path / "run")[1].provenance == noted
     convert_file(tmp_path / "run" / "model.safetensors", tmp_path / "out.h5")
-    facts = read_facts(tmp_path / "out.h5")
+    facts = WeightFile(tmp_path / "out.h5").info
     assert facts.metadata["weights_source_sha256"] == first
     assert json.loads(facts.metadata["class_names"]) == ["a", "b"]
     assert (facts.metadata["head"], facts.preprocess) == ("gap-2", "torch")
@@ -98,11 +97,11 @@ def test_the_first_screen_shows_the_checksum_and_a_known_file_s_name(start, tmp_
     assert f"torchvision's published vgg11-{sha256(start)[:8]}.pth" in screen()
 
 
-def test_a_file_of_keras_own_is_recognized_by_its_md5(start, monkeypatch):
-    assert file_digests(start).known_as is None
-    entry = Published("vgg16", True, 1, hashlib.md5(start.read_bytes()).hexdigest())
-    monkeypatch.setattr(digests, "PUBLISHED", (entry,))
-    assert file_digests(start).known_as == f"Keras' published {entry.file_name}"
+def test_a_published_file_of_keras_is_recognized_by_its_md5(start):
+    assert WeightFile(start).digests.known_as is None
+    for entry in PUBLISHED:
+        known_as = Digests(sha256="0" * 64, md5=entry.md5).known_as
+        assert known_as == f"Keras' published {entry.file_name}"
 
 
 def test_convert_prints_the_checksum_and_refuses_another(start, tmp_path, capsys):
@@ -120,10 +119,10 @@ def test_convert_prints_the_checksum_and_refuses_another(start, tmp_path, capsys
 
 def test_training_and_loading_refuse_another_file(start, tmp_path):
     config = make_config(start, tmp_path / "run", expect_sha256="0" * 64)
-    with pytest.raises(WeightsError, match=f"SHA-256 {sha256(start)}; expected is 0000"):
+    with pytest.raises(WeightsError, match=f"SHA-256 {sha256(start)}; expected 0000"):
         prepare_run(config)
     assert prepare_run(make_config(start, tmp_path / "run", expect_sha256=sha256(start).upper()))
-    with pytest.raises(WeightsError, match="expected is 1111"):
+    with pytest.raises(WeightsError, match="expected 1111"):
         load_pretrained("tiny", weights=start, include_top=False, expect_sha256="1" * 64)
     with pytest.raises(WeightsError, match="64 hexadecimal digits"):
         make_config(start, tmp_path / "run", expect_sha256="abc")

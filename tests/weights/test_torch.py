@@ -9,7 +9,7 @@ from vggjax.models.arch import CONVS, Arch
 from vggjax.models.head import Head
 from vggjax.weights.convert import convert_file
 from vggjax.weights.load import load_pretrained
-from vggjax.weights.weight_file import read_facts, read_weights, write_weights
+from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 pytestmark = needs_torch
 
@@ -61,7 +61,7 @@ def test_a_small_network_computes_as_in_torch(tmp_path, style, norm, ending):
     images = make_images(3, 64)
     theirs = run(model, images)
     np.testing.assert_allclose(ours(images), theirs, rtol=0, atol=RELATIVE * np.abs(theirs).max())
-    assert read_facts(path).preprocess == "torch" and style in read_facts(path).kind
+    assert WeightFile(path).info.preprocess == "torch" and style in WeightFile(path).info.kind
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
@@ -78,7 +78,7 @@ def test_there_and_back_torch_loads_it_strictly_and_every_bit_is_the_same(
     blank = tiny(style, norm)
     assert blank.load_state_dict(load_state(back), strict=True)
     assert_same_bits(blank.state_dict(), model.state_dict())
-    assert read_facts(middle).preprocess == "torch"  # also as Keras' layout
+    assert WeightFile(middle).info.preprocess == "torch"  # also as Keras' layout
 
 
 def test_what_the_metadata_says_wins_over_the_layout(tmp_path):
@@ -87,7 +87,7 @@ def test_what_the_metadata_says_wins_over_the_layout(tmp_path):
     for ending in (".pth", ".safetensors", ".keras", ".weights.h5"):
         convert_file(tmp_path / "b.h5", tmp_path / f"c{ending}")
         convert_file(tmp_path / f"c{ending}", tmp_path / "d.h5")
-        facts = read_facts(tmp_path / "d.h5")
+        facts = WeightFile(tmp_path / "d.h5").info
         assert facts.preprocess == "torch"
         assert facts.metadata["source"] == "a.safetensors", ending
 

@@ -110,7 +110,7 @@ def test_another_file_than_expected_is_refused_before_it_is_read(tmp_path, capsy
     command = ["verify", str(tmp_path / "w.h5"), "--expect-sha256"]
     assert main([*command, "0" * 64]) == 2
     said = capsys.readouterr().err
-    assert f"has the SHA-256 {digest}; expected is {'0' * 64}" in said and "[E_DIGEST]" in said
+    assert f"has the SHA-256 {digest}; expected {'0' * 64}" in said and "[E_DIGEST]" in said
     assert main([*command, digest.upper()]) == 2  # the right one: now it is read
     assert "[E_FORMAT]" in capsys.readouterr().err
     assert main([*command, "0x12"]) == 2

@@ -5,7 +5,6 @@ The pixels are what the weights expect: Keras' 'caffe', or 'torch' where the fil
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.errors import ConfigError, WeightsError, printable
@@ -14,6 +13,7 @@ from vggjax.models.arch import get_arch
 from vggjax.models.head import PUBLISHED_TOP
 from vggjax.models.vgg import VGG
 from vggjax.training.run_dir.saved_model import ModelInfo
+from vggjax.weights.weight_file import WeightFile
 
 PUBLISHED_PREPROCESSING = Preprocessing("caffe", 224, "crop", "bicubic")
 """What the published weights' ImageNet accuracies were measured with."""
@@ -34,53 +34,44 @@ def open_published(
     get_arch(model)
     if weights == "none":
         raise ConfigError("--weights none is an untrained network; give a file, or imagenet.")
-    from vggjax.weights.load import load_pretrained
+    from vggjax.weights.load import load_pretrained, open_weights
 
+    file = open_weights(weights, model, include_top=True, expect_sha256=expect_sha256)
     try:
-        network = load_pretrained(
-            model, weights=weights, include_top=True, expect_sha256=expect_sha256
-        )
+        network = load_pretrained(model, weights=file, include_top=True)
     except WeightsError as error:
-        if error.code == "E_DIGEST":
-            raise
-        raise WeightsError(_other_classes(weights) or str(error), code=error.code) from None
+        raise WeightsError(_other_classes(file) or str(error), code=error.code) from None
+    pixels = PUBLISHED_PREPROCESSING if weights == "imagenet" else _pixels_of(file)
     names = tuple(name for _, name in imagenet_classes())
-    return network, ModelInfo(model, str(PUBLISHED_TOP), names, _pixels_of(weights))
+    return network, ModelInfo(model, str(PUBLISHED_TOP), names, pixels)
 
 
-def _pixels_of(weights: str) -> Preprocessing:
-    """Gives the preprocessing of published weights, and tells which file they are."""
-    if weights == "imagenet":
-        return PUBLISHED_PREPROCESSING
-    from vggjax.weights.digests import file_digests
-    from vggjax.weights.weight_file import read_facts
-
-    digests, facts = file_digests(Path(weights)), read_facts(weights)
-    known = digests.known_as or facts.kind
+def _pixels_of(file: WeightFile) -> Preprocessing:
+    """Return the preprocessing that the file's weights expect, and print which file it is."""
+    mode = file.info.preprocess
     print(
-        f"vggjax: {printable(weights)}: {known}, '{facts.preprocess}' pixels, SHA-256 {digests.sha256}",
+        f"vggjax: {printable(file.path)}: {file.digests.known_as or file.info.kind}, '{mode}' "
+        f"pixels, SHA-256 {file.digests.sha256}",
         file=sys.stderr,
     )
-    usual = TORCH_PREPROCESSING if facts.preprocess == "torch" else PUBLISHED_PREPROCESSING
-    return replace(usual, mode=facts.preprocess)
+    usual = TORCH_PREPROCESSING if mode == "torch" else PUBLISHED_PREPROCESSING
+    return replace(usual, mode=mode)
 
 
-def _other_classes(weights: str) -> str | None:
-    """Words the refusal of a readable file whose head is not ImageNet's; None for any other."""
-    from vggjax.weights.weight_file import read_weights
-
+def _other_classes(file: WeightFile) -> str | None:
+    """Return the refusal of a readable file whose head is not ImageNet's; None for any other."""
     try:
-        kernel = read_weights(weights).get("predictions", {}).get("kernel")
-    except (WeightsError, OSError):
+        kernel = file.shapes.get("predictions", {}).get("kernel")
+    except WeightsError:
         return None
     if kernel is None:
         return (
-            f"{printable(weights)} has no classifier, only the convolutional base: nothing can be "
+            f"{printable(file.path)} has no classifier, only the convolutional base: nothing can be "
             "predicted from it. Give the full file, or train one with train.py."
         )
-    if kernel.shape[-1] == 1000:
+    if kernel[-1] == 1000:
         return None
     return (
-        f"{printable(weights)} has {kernel.shape[-1]} outputs, not ImageNet's 1000, and does not say "
+        f"{printable(file.path)} has {kernel[-1]} outputs, not ImageNet's 1000, and does not say "
         "what they mean. For a model of train.py give its folder: --workdir RUN."
     )

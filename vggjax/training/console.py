@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -24,7 +23,6 @@ from vggjax.training.prepare import RunContext
 from vggjax.training.recipes import lesson_of
 from vggjax.training.run_dir.folder import describe_duplicates
 from vggjax.training.stages import Stage
-from vggjax.weights.package_names import read_metadata
 
 
 def print_run_summary(console: Console, run: RunContext) -> None:
@@ -61,7 +59,7 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         if not looks_like_instructions(config.split):
             notes.append(f"--split {config.split} is not used: the dataset has its own splits.")
     rows += [("Beware", printable(note)) for note in notes]
-    rows.append(("Beware", _describe_pixels(config)))
+    rows.append(("Beware", _describe_pixels(run)))
     rows.append(("Beware", _describe_convolution(config, devices[0].platform)))
     if not config.pretrained and config.unfrozen != ("all",):
         rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
@@ -136,13 +134,13 @@ _PIXELS = {
 }
 
 
-def _describe_pixels(config: Config) -> str:
+def _describe_pixels(run: RunContext) -> str:
     """Says where the weights have learned from other pixels than they will get."""
-    if config.start_from or not config.pretrained:
+    if run.weight_file is None:
         return ""
-    mode, known = config.preprocessing.mode, None
-    if config.weights != "imagenet":
-        known = read_metadata(Path(config.weights)).get("preprocess")
+    mode, known = run.config.preprocessing.mode, None
+    if run.config.weights != "imagenet":
+        known = run.weight_file.info.metadata.get("preprocess")
     if known not in _PIXELS:  # a file that does not say it: Keras', or some other that is not x/255
         known = "caffe" if mode == "unit" else mode
     if known == mode:

@@ -33,9 +33,8 @@ from vggjax.training.run_dir.folder import check_data, find_workdir, read_duplic
 from vggjax.training.run_dir.saved_model import ModelInfo
 from vggjax.training.stages import Stage
 from vggjax.training.start_from import check_start, load_start, preprocessing_of
-from vggjax.weights.load import load_base, resolve_weights
-from vggjax.weights.origin import weights_origin
-from vggjax.weights.weight_file import read_facts
+from vggjax.weights.load import load_base, open_weights
+from vggjax.weights.weight_file import WeightFile
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class RunContext:
     feature_plans: dict[str, FeaturePlan]
     """Stage's name -> what it keeps of its frozen layers' outputs; stages that keep nothing are
     left out."""
+    weight_file: WeightFile | None
+    """Of the pretrained weights; None where the run starts from none, or from another run."""
     class_weights: np.ndarray | None
     """float32 (C,), of the loss; None where each image counts alike."""
 
@@ -75,7 +76,8 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     Raises:
         VggjaxError: settings, data or weights that cannot be used; nothing was written then.
     """
-    config = resolve(config)
+    weight_file = _given_file(config)
+    config = resolve(config, weight_file)
     placement = Placement(config.parallel)
     placement.check_batch_size(config.batch_size)
     source = open_source(config.dataset, data_dir=config.data_dir)
@@ -86,16 +88,16 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     splits, duplicates = find_splits(config, workdir, source, progress=progress)
     if config.start_from:
         check_start(config, head, source, splits)
-    path = find_weights(config)
-    model = build_model(config, head, path)
+    weight_file = find_weights(config, weight_file)
+    model = build_model(config, head, weight_file)
     provenance = {
         "vggjax": version("vggjax"),
         "weights": config.start_from or config.weights,
         "dataset": config.dataset,
         "seed": str(config.seed),
     }
-    if path is not None:
-        provenance |= weights_origin(path)
+    if weight_file is not None:
+        provenance |= weight_file.provenance
     classes, preprocessing = source.class_names, config.preprocessing
     info = ModelInfo(config.model, str(head), classes, preprocessing, config.dtype, provenance)
     loaders = _open_loaders(config, source, splits)
@@ -132,11 +134,18 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
             steps_per_epoch=steps_per_epoch,
             steps_per_pass=steps_per_pass,
         ),
+        weight_file=weight_file,
         class_weights=weights if config.class_weights == "balanced" else None,
     )
 
 
-def resolve(config: Config) -> Config:
+def _given_file(config: Config) -> WeightFile | None:
+    """Open the weight file that the settings name, before anything else is done with it."""
+    named = config.weights not in ("imagenet", "none") and not config.start_from
+    return WeightFile(config.weights) if named and Path(config.weights).exists() else None
+
+
+def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
     """Makes `config.json` mean the same from any working directory, pixels included.
 
     A weight file of a run of ours says which pixels it was trained on, and so do torch's names.
@@ -149,8 +158,8 @@ def resolve(config: Config) -> Config:
     if config.data_dir:
         changes["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
     if config.preprocess == "auto" and "weights" in changes:
-        facts = read_facts(changes["weights"])
-        changes["preprocess"] = facts.preprocess if facts.tells_pixels else "auto"
+        info = (weight_file or WeightFile(changes["weights"])).info
+        changes["preprocess"] = info.preprocess if info.states_preprocess else "auto"
     if config.start_from:
         changes |= preprocessing_of(config)
     return dataclasses.replace(config, **changes)
@@ -227,20 +236,23 @@ def _open_loaders(
     return loaders
 
 
-def find_weights(config: Config) -> Path | None:
-    """Gives the file of the pretrained weights, if the run starts from some.
+def find_weights(config: Config, given: WeightFile | None = None) -> WeightFile | None:
+    """Open the file of the pretrained weights, if the run starts from some.
 
     Raises:
         WeightsError: it cannot be had, or is not the one expected.
     """
     if config.start_from or not config.pretrained:
         return None
-    return resolve_weights(
-        config.weights, config.model, include_top=False, expect_sha256=config.expect_sha256
+    return open_weights(
+        given or config.weights,
+        config.model,
+        include_top=False,
+        expect_sha256=config.expect_sha256,
     )
 
 
-def build_model(config: Config, head: Head, path: Path | None) -> Network:
+def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> Network:
     """Makes the model with a new head, its base from random numbers or from the weights' file.
 
     With --start-from, base and head are that run's.
@@ -256,8 +268,8 @@ def build_model(config: Config, head: Head, path: Path | None) -> Network:
         conv=make_convolve(config.convolution),
         rngs=nnx.Rngs(config.seed),
     )
-    if path is not None:
-        load_base(model, path)
+    if weight_file is not None:
+        load_base(model, weight_file)
     if config.start_from:
         load_start(model, config)
     return model

@@ -5,19 +5,18 @@ for bit (float16 and float64 become float32). Where they came from is noted in t
 first source's name, kind, checksums and the day, and the pixels that the weights expect.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.compatibility import network_of
-from vggjax.weights.digests import Digests, check_sha256, file_digests
-from vggjax.weights.origin import noted_origin
+from vggjax.weights.digests import Digests, check_sha256
 from vggjax.weights.weight_file import (
-    Facts,
+    FileInfo,
+    WeightFile,
     check_destination,
-    read_facts,
-    read_weights,
     write_weights,
 )
 
@@ -37,7 +36,7 @@ class Conversion:
     """What was converted."""
 
     rows: list[Row]
-    facts: Facts
+    info: FileInfo
     """Of the source."""
     digests: Digests
     notes: list[str]
@@ -62,13 +61,12 @@ def convert_file(
         raise WeightsError(
             f"{printable(src)} is both source and destination; name another file.", code="E_WRITE"
         )
-    digests = file_digests(src)
+    file, notes = WeightFile(src), []
     if expect_sha256 is not None:
-        check_sha256(src, digests.sha256, expect_sha256)
-    facts, notes = read_facts(src), []
-    weights = read_weights(src, notes=notes)
-    metadata = noted_origin(src, digests, facts)
-    shapes = {k: {name: a.shape for name, a in params.items()} for k, params in weights.items()}
+        check_sha256(src, file.digests.sha256, expect_sha256)
+    weights = file.read(notes=notes)
+    metadata = _converted_metadata(file)
+    shapes = file.shapes
     if "arch" not in metadata and (arch := network_of(shapes)):
         metadata["arch"] = arch
     write_weights(dst, weights, metadata=metadata, layout=layout)
@@ -81,7 +79,24 @@ def convert_file(
         )
         for layer, params in weights.items()
     ]
-    return Conversion(rows, facts, digests, notes)
+    return Conversion(rows, file.info, file.digests, notes)
+
+
+def _converted_metadata(file: WeightFile) -> dict[str, str]:
+    """Return the metadata of a file converted from this one: its own, and where it came from.
+
+    The `source_...` keys describe the first file of a chain of conversions.
+    """
+    metadata = file.info.metadata | {"preprocess": file.info.preprocess}
+    if "source_md5" in metadata:
+        return metadata
+    return metadata | {
+        "source": printable(file.path.name),
+        "source_md5": file.digests.md5,
+        "source_sha256": file.digests.sha256,
+        "source_format": file.info.kind,
+        "source_date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
 
 
 def print_table(rows: Sequence[Row]) -> None:
@@ -112,10 +127,10 @@ def convert(
         WeightsError: as `convert_file`.
     """
     done = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
-    print(f"{printable(src)}: {done.facts.kind}")
+    print(f"{printable(src)}: {done.info.kind}")
     print(f"SHA-256  {done.digests.sha256}")
     print(f"Known    {done.digests.known_as or 'none of the published files'}")
-    print(f"Pixels   {done.facts.preprocess}")
+    print(f"Pixels   {done.info.preprocess}")
     for note in done.notes:
         print(f"Note     {printable(note)}")
     print_table(done.rows)

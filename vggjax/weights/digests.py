@@ -1,8 +1,8 @@
-"""Checksums of weight files: what a file is known as, and whether it is the one that was meant.
+"""Checksums of weight files, and the published files that they identify.
 
-Many damages fit every shape: a changed value, two layers exchanged, a kernel turned. Only the
-digest shows them. So each import tells its SHA-256, a known file is recognized by it, and another
-one than was asked for is refused before it is parsed.
+A damaged file can fit every shape: one changed value, two exchanged layers, a flipped kernel. Only
+the checksum shows it. Every import therefore reports the SHA-256, recognizes a published file by
+it, and refuses a file other than the expected one before parsing it.
 """
 
 import hashlib
@@ -11,28 +11,68 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.pretrained import PUBLISHED
 from vggjax.weights.tensor_spans import open_regular
+
+ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications"
+LICENSE = (
+    "Creative Commons Attribution 4.0 (https://creativecommons.org/licenses/by/4.0/): Karen "
+    "Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford; converted by Keras"
+)
+_PIECE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Published:
+    """One of the files that Keras publishes."""
+
+    arch: str
+    include_top: bool
+    size_bytes: int
+    md5: str
+    address: str = ADDRESS
+
+    @property
+    def file_name(self) -> str:
+        """The name under which Keras publishes and caches the file."""
+        top = "" if self.include_top else "_notop"
+        return f"{self.arch}_weights_tf_dim_ordering_tf_kernels{top}.h5"
+
+    @property
+    def url(self) -> str:
+        """The public address."""
+        return f"{self.address}/{self.arch}/{self.file_name}"
+
+    @property
+    def converted_name(self) -> str:
+        """The name in `./weights/` after conversion."""
+        return f"{self.arch}{'' if self.include_top else '_notop'}.safetensors"
+
+
+PUBLISHED = (
+    Published("vgg16", True, 553_467_096, "64373286793e3c8b2b4e3219cbf3544b"),
+    Published("vgg16", False, 58_889_256, "6d6bbae143d832006294945121d1f1fc"),
+    Published("vgg19", True, 574_710_816, "cbe5617147190e668d6c5d5026f83318"),
+    Published("vgg19", False, 80_134_624, "253f8cb515780f3b799900260a226db6"),
+)
+"""Keras' four files, all under `LICENSE`; md5 as in `keras.applications`."""
 
 TORCHVISION = {
     "8a719046": "vgg11", "6002323d": "vgg11_bn", "19584684": "vgg13", "abd245e5": "vgg13_bn",
     "397923af": "vgg16", "6c64b313": "vgg16_bn", "dcbb9e9d": "vgg19", "c79401a0": "vgg19_bn",
 }  # fmt: skip
-"""First 8 digits of the SHA-256 of torchvision's files, which it gives in their names."""
-
-_PIECE_BYTES = 2**20
+"""The first 8 digits of the SHA-256 of torchvision's files, as in their names."""
 
 
 @dataclass(frozen=True)
 class Digests:
-    """A file's checksums, as hexadecimal digits."""
+    """The checksums of a file, as hexadecimal digits."""
 
     sha256: str
     md5: str
 
     @property
     def known_as(self) -> str | None:
-        """What published file this is; None is none that is known."""
+        """The published file with these checksums, or None."""
         for entry in PUBLISHED:
             if self.md5 == entry.md5:
                 return f"Keras' published {entry.file_name}"
@@ -42,10 +82,10 @@ class Digests:
 
 
 def file_digests(path: Path) -> Digests:
-    """Reads a file once for both of its checksums.
+    """Compute both checksums in one pass over the file.
 
     Raises:
-        WeightsError: no such file, or no regular one.
+        WeightsError: there is no such file, or it is not a regular one.
     """
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with open_regular(path) as file:
@@ -56,15 +96,15 @@ def file_digests(path: Path) -> Digests:
 
 
 def expected_sha256(text: str) -> str:
-    """Gives the 64 digits that somebody typed, in lower case.
+    """Return the 64 digits of a SHA-256 that a user typed, in lower case.
 
     Raises:
-        WeightsError: it is no SHA-256.
+        WeightsError: `text` is not a SHA-256.
     """
     digits = text.strip().lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", digits):
         raise WeightsError(
-            f"--expect-sha256 takes 64 hexadecimal digits, as sha256sum prints them; got "
+            f"`expect_sha256` must be 64 hexadecimal digits, as sha256sum prints them; got "
             f"{printable(text)[:80]!r}.",
             code="E_DIGEST",
         )
@@ -72,14 +112,14 @@ def expected_sha256(text: str) -> str:
 
 
 def check_sha256(path: Path, sha256: str, expected: str) -> None:
-    """Refuses a file whose SHA-256 is another one than was asked for.
+    """Refuse a file whose SHA-256 is not the expected one.
 
     Raises:
-        WeightsError: it is, or `expected` is no SHA-256.
+        WeightsError: they differ, or `expected` is not a SHA-256.
     """
     if sha256 != (wanted := expected_sha256(expected)):
         raise WeightsError(
-            f"{printable(path)} has the SHA-256 {sha256}; expected is {wanted}. It is another file, or "
-            f"was changed; fetch it again, or leave --expect-sha256 out if you trust it.",
+            f"{printable(path)} has the SHA-256 {sha256}; expected {wanted}. It is another file or "
+            f"was changed. Download it again, or leave out `expect_sha256` if you trust it.",
             code="E_DIGEST",
         )

@@ -20,16 +20,16 @@ from vggjax.models.kernels.conv import convolve
 from vggjax.models.params import assign, shapes
 from vggjax.models.vgg import VGG
 from vggjax.weights.compatibility import Shapes, check_fits
-from vggjax.weights.digests import check_sha256, expected_sha256, file_digests
+from vggjax.weights.digests import check_sha256, expected_sha256
 from vggjax.weights.names import in_base
 from vggjax.weights.pretrained import find_pretrained
-from vggjax.weights.weight_file import read_weights
+from vggjax.weights.weight_file import WeightFile
 
 
 def load_pretrained(
     arch: str | Arch = "vgg16",
     *,
-    weights: str | os.PathLike = "imagenet",
+    weights: str | os.PathLike | WeightFile = "imagenet",
     include_top: bool = True,
     head: Head | None = None,
     image_size: int = 224,
@@ -43,7 +43,7 @@ def load_pretrained(
 
     Args:
         arch: a name of the table, or an `Arch`.
-        weights: `imagenet`, `none` or the path of a weight file.
+        weights: `imagenet`, `none`, the path of a weight file, or a `WeightFile`.
         include_top: True is Keras' VGG exactly (1000 classes).
         head: with `include_top=False`, the head of one's own.
         image_size: side in px that the head is built for.
@@ -72,7 +72,7 @@ def load_pretrained(
     if weights == "none":
         make = VGG
     else:
-        path = resolve_weights(weights, name, include_top=include_top, expect_sha256=expect_sha256)
+        file = open_weights(weights, name, include_top=include_top, expect_sha256=expect_sha256)
         base_only = base_only or (weights == "imagenet" and not include_top)
 
         def make(*args, **kwargs) -> VGG:
@@ -82,9 +82,9 @@ def load_pretrained(
                 # 138 million random numbers only to be overwritten would take seconds.
                 model = nnx.eval_shape(lambda: VGG(*args, **kwargs))
             if base_only:
-                load_base(model, path)
+                load_base(model, file)
             else:
-                _assign_whole(model, path)
+                _assign_whole(model, file)
             return model
 
     model = make(
@@ -100,71 +100,82 @@ def load_pretrained(
     return model
 
 
-def resolve_weights(
-    weights: str | os.PathLike, arch: str, *, include_top: bool, expect_sha256: str | None = None
-) -> Path:
-    """Gives the path of the file that `imagenet` or a path stands for.
+def open_weights(
+    weights: str | os.PathLike | WeightFile,
+    arch: str,
+    *,
+    include_top: bool,
+    expect_sha256: str | None = None,
+) -> WeightFile:
+    """Open the weight file that `imagenet` or a path stands for.
+
+    Args:
+        weights: `imagenet`, the path of a weight file, or one that is open already.
+        arch: the network whose published weights `imagenet` stands for.
+        include_top: whether those must include Keras' classifier.
+        expect_sha256: refuse a file with another checksum.
 
     Raises:
-        WeightsError: no such file, published weights that cannot be had, or a file with another
-            SHA-256 than the one expected.
+        WeightsError: there is no such file, the published weights cannot be downloaded, or the
+            file's SHA-256 is not the expected one.
     """
     if expect_sha256 is not None:
-        expected_sha256(expect_sha256)  # a slip of the pen is told before a download
-    path = _find(weights, arch, include_top)
+        expected_sha256(expect_sha256)  # report a typing error before downloading
+    if isinstance(weights, WeightFile):
+        file = weights
+    elif weights == "imagenet":
+        file = find_pretrained(arch, include_top)
+    else:
+        file = _open_path(Path(weights))
     if expect_sha256 is not None:
-        check_sha256(path, file_digests(path).sha256, expect_sha256)
-    return path
+        check_sha256(file.path, file.digests.sha256, expect_sha256)
+    return file
 
 
-def _find(weights: str | os.PathLike, arch: str, include_top: bool) -> Path:
-    if weights == "imagenet":
-        return find_pretrained(arch, include_top)
-    path = Path(weights)
+def _open_path(path: Path) -> WeightFile:
     if path.exists():
-        return path
+        return WeightFile(path)
     if len(path.parts) == 1 and not path.suffix:
-        hint = " (and there is no such file here)"
+        choices = ("imagenet", "none", "a file's path")
+        hint = " (There is no such file here.)"
         raise WeightsError(
-            unknown_name(
-                "weights", printable(path), ("imagenet", "none", "a file's path"), hint=hint
-            ),
-            code="E_FILE",
+            unknown_name("weights", printable(path), choices, hint=hint), code="E_FILE"
         )
     raise WeightsError(
-        f"There is no weight file {printable(path)}. --weights takes imagenet, none or a file's path.",
+        f"There is no weight file {printable(path)}. Set `weights` to imagenet, none or the path "
+        f"of a file.",
         code="E_FILE",
     )
 
 
-def load_base(model: VGG, path: str | os.PathLike) -> None:
-    """Puts a file's convolutional base into the model in place and leaves the model's head alone.
+def load_base(model: VGG, file: WeightFile) -> None:
+    """Load a file's convolutional base into the model in place; the model's head stays as it is.
 
-    The file's top, if it has one, is not used. Works on a model made by `nnx.eval_shape`, whose
-    head then stays abstract.
+    The file's top, if it has one, is not used. Also works on a model made by `nnx.eval_shape`,
+    whose head then stays abstract.
 
     Raises:
-        WeightsError: unreadable, or the base is not the model's.
+        WeightsError: the file cannot be read, or its base is not the model's.
     """
     expected = shapes(model)
     wanted = {layer: params for layer, params in expected.items() if in_base(layer)}
 
-    def check(found: Shapes) -> None:
-        base = {layer: params for layer, params in found.items() if in_base(layer)}
-        words = f"{model.arch.name} without a top"
-        check_fits(base, wanted, name=printable(path), model=words)
+    def check(received: Shapes) -> None:
+        base = {layer: params for layer, params in received.items() if in_base(layer)}
+        described = f"{model.arch.name} without a top"
+        check_fits(base, wanted, name=printable(file.path), model=described)
 
-    weights = read_weights(path, check=check)
-    for layer in [layer for layer in weights if not in_base(layer)]:
-        del weights[layer]
-    assign(model, weights, skip=[layer for layer in expected if not in_base(layer)])
+    weights = file.read(check=check)
+    base = {layer: params for layer, params in weights.items() if in_base(layer)}
+    assign(model, base, skip=[layer for layer in expected if not in_base(layer)])
 
 
-def _assign_whole(model: VGG, path: Path) -> None:
+def _assign_whole(model: VGG, file: WeightFile) -> None:
     expected = shapes(model)
     top = f" with the head {model.head}" if model.head else " without a top"
 
-    def check(found: Shapes) -> None:
-        check_fits(found, expected, name=printable(path), model=f"{model.arch.name}{top}")
+    def check(received: Shapes) -> None:
+        described = f"{model.arch.name}{top}"
+        check_fits(received, expected, name=printable(file.path), model=described)
 
-    assign(model, read_weights(path, check=check))
+    assign(model, file.read(check=check))

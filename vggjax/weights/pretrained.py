@@ -1,203 +1,193 @@
-"""The weights that Keras publishes for ImageNet: their names, addresses, checksums and license.
+"""Find the ImageNet weights that Keras publishes, or download them.
 
 `find_pretrained` looks in `./weights/`, in this package's cache, in Keras' own (`~/.keras/models`),
-and then downloads into this package's cache, where a download that was cut off goes on. A file
-counts only with the published size and md5; a converted `weights/vgg16.safetensors` counts where
-`vggjax convert` noted in it that it came from the published file. Reading the file is not here (see
-files.py).
+and then downloads into this package's cache; an interrupted download resumes. A file counts only
+with the published size and md5, a converted `weights/vgg16.safetensors` only if its metadata says
+that it was converted from the published file.
 """
 
-import hashlib
 import os
+import sys
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.package_names import read_metadata
+from vggjax.weights.digests import PUBLISHED, Published
+from vggjax.weights.weight_file import WeightFile
 
-ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications"
-LICENSE = (
-    "Creative Commons Attribution 4.0 (https://creativecommons.org/licenses/by/4.0/): Karen "
-    "Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford; converted by Keras"
-)
 PROBE_S = 5.0
-"""With no network the answer comes after this long at most."""
+"""The longest wait for the server's first answer: without a network the error comes after it."""
 
-
-@dataclass(frozen=True)
-class Published:
-    """One published file."""
-
-    arch: str
-    include_top: bool
-    size_bytes: int
-    md5: str
-
-    @property
-    def file_name(self) -> str:
-        """The name under which Keras publishes and caches it."""
-        top = "" if self.include_top else "_notop"
-        return f"{self.arch}_weights_tf_dim_ordering_tf_kernels{top}.h5"
-
-    @property
-    def url(self) -> str:
-        """Its public address."""
-        return f"{ADDRESS}/{self.arch}/{self.file_name}"
-
-    @property
-    def converted_name(self) -> str:
-        """What it is called in `./weights/` once converted."""
-        return f"{self.arch}{'' if self.include_top else '_notop'}.safetensors"
-
-
-PUBLISHED = (
-    Published("vgg16", True, 553_467_096, "64373286793e3c8b2b4e3219cbf3544b"),
-    Published("vgg16", False, 58_889_256, "6d6bbae143d832006294945121d1f1fc"),
-    Published("vgg19", True, 574_710_816, "cbe5617147190e668d6c5d5026f83318"),
-    Published("vgg19", False, 80_134_624, "253f8cb515780f3b799900260a226db6"),
-)
-"""The four files; all under `LICENSE`."""
+_READ_TIMEOUT_S = 30.0
 
 
 def cache_dir() -> Path:
-    """The folder of downloads: `$VGGJAX_CACHE`, or where this system keeps caches."""
-    import pooch
-
-    return Path(os.environ.get("VGGJAX_CACHE") or pooch.os_cache("vggjax")).expanduser()
+    """Return the folder of downloads: `$VGGJAX_CACHE`, or a folder in the system's cache."""
+    if folder := os.environ.get("VGGJAX_CACHE"):
+        return Path(folder).expanduser()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        return Path(local, "vggjax", "vggjax", "Cache")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "vggjax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "vggjax"
 
 
 def keras_dir() -> Path:
-    """The folder where Keras keeps its own copies."""
+    """Return the folder where Keras keeps its own copies."""
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     return home.expanduser() / "models"
 
 
-def find_pretrained(arch: str, include_top: bool) -> Path:
-    """Gives the path of the published ImageNet weights of `arch`, downloading them if need be.
+def find_pretrained(
+    arch: str,
+    include_top: bool,
+    *,
+    published: Sequence[Published] = PUBLISHED,
+    probe_s: float = PROBE_S,
+) -> WeightFile:
+    """Return the published ImageNet weights of `arch`, downloaded if they are not on this machine.
 
-    Without the top, a complete file that is at hand is as good as the smaller one, because its
-    convolutional base is the same.
+    Without the top, a complete file serves as well as the smaller one, because its convolutional
+    base is the same.
 
     Raises:
-        WeightsError: none are published for this network, or they are not here and cannot be had.
+        WeightsError: none are published for this network, or they cannot be downloaded.
     """
-    table = {entry.include_top: entry for entry in PUBLISHED if entry.arch == arch}
-    if not table:
-        archs = ", ".join(sorted({entry.arch for entry in PUBLISHED}))
+    entries = {entry.include_top: entry for entry in published if entry.arch == arch}
+    if not entries:
+        archs = ", ".join(sorted({entry.arch for entry in published}))
         raise WeightsError(
-            f"Keras publishes ImageNet weights for {archs}; got {arch}. Use --weights FILE with "
-            f"weights of your own, or --weights none.",
+            f"Keras publishes ImageNet weights for {archs}; got {arch}. Set `weights` to a weight "
+            f"file of your own, or to none.",
             code="E_FILE",
         )
-    wanted = table[include_top]
-    passed_over: list[str] = []
-    for entry in [wanted] if include_top else [wanted, table[True]]:
-        for path, matches in _places(entry):
+    wanted = entries[include_top]
+    skipped: list[str] = []
+    for entry in [wanted] if include_top else [wanted, entries[True]]:
+        for path, find_problem in _candidates(entry):
             if path.is_file():
-                problem = matches(path, entry)
+                file = WeightFile(path)
+                problem = find_problem(file, entry)
                 if problem is None:
-                    return path
-                passed_over.append(f"{printable(path)} ({problem})")
-    return _download(wanted, passed_over)
+                    return file
+                skipped.append(f"{printable(path)} ({problem})")
+    return _download(wanted, skipped, probe_s)
 
 
-def _places(entry: Published):
-    yield Path("weights") / entry.converted_name, _converted_problem
+def _candidates(
+    entry: Published,
+) -> Iterator[tuple[Path, Callable[[WeightFile, Published], str | None]]]:
+    yield Path("weights") / entry.converted_name, _find_problem_of_converted
     for folder in (Path("weights"), cache_dir(), keras_dir()):
-        yield folder / entry.file_name, _problem
+        yield folder / entry.file_name, _find_problem
 
 
-def _problem(path: Path, entry: Published) -> str | None:
-    """Says what is wrong with a file of the published name; None is nothing."""
-    size = path.stat().st_size
-    if size != entry.size_bytes:
-        return f"{size:,} bytes instead of {entry.size_bytes:,}"
-    md5 = file_md5(path)
+def _find_problem(file: WeightFile, entry: Published) -> str | None:
+    """Return how a file differs from the published one, or None."""
+    size_bytes = file.path.stat().st_size
+    if size_bytes != entry.size_bytes:
+        return f"{size_bytes:,} bytes instead of {entry.size_bytes:,}"
+    md5 = file.digests.md5
     return None if md5 == entry.md5 else f"its md5 is {md5} instead of {entry.md5}"
 
 
-def _converted_problem(path: Path, entry: Published) -> str | None:
-    source = read_metadata(path).get("source_md5")
-    if source == entry.md5:
+def _find_problem_of_converted(file: WeightFile, entry: Published) -> str | None:
+    try:
+        with file:
+            source_md5 = file.info.metadata.get("source_md5")
+    except WeightsError:
+        source_md5 = None
+    if source_md5 == entry.md5:
         return None
     return "not converted by `vggjax convert` from the published file"
 
 
-def file_md5(path: Path) -> str:
-    """Computes a file's md5 as 32 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _download(entry: Published, passed_over: list[str]) -> Path:
-    import pooch
-
-    folder, unreachable = cache_dir(), _probe(entry)
-    if unreachable is None:
+def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFile:
+    target = cache_dir() / entry.file_name
+    reason = _probe(entry.url, probe_s)
+    if reason is None:
+        # Not a name of this process: the next one resumes where this one was interrupted.
+        part = target.with_name(f".{target.name}.part")
         try:
-            path = pooch.retrieve(
-                entry.url,
-                known_hash=f"md5:{entry.md5}",
-                fname=entry.file_name,
-                path=folder,
-                downloader=_fetch,
-            )
-            return Path(path)
-        # requests' errors are OSErrors; pooch raises ValueError for a wrong checksum.
-        except (OSError, ValueError) as error:
-            unreachable = printable(error)
-    over = f" Passed over: {'; '.join(passed_over)}." if passed_over else ""
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _fetch(entry, part)
+            if problem := _find_problem(WeightFile(part), entry):
+                part.unlink()
+                raise OSError(f"the download is damaged and was removed: {problem}")
+            os.replace(part, target)
+            return WeightFile(target)
+        except OSError as error:  # requests' errors are OSErrors as well
+            reason = printable(error)
+    listed = f" Skipped: {'; '.join(skipped)}." if skipped else ""
     raise WeightsError(
-        f"The published weights of {entry.arch} are not here and cannot be downloaded "
-        f"({unreachable}).{over} Three ways out: put the file by hand at "
-        f"{printable(folder / entry.file_name)} (from {entry.url}, {entry.size_bytes:,} bytes, md5 "
-        f"{entry.md5}); or --weights FILE with weights of your own; or --weights none.",
+        f"The published weights of {entry.arch} are not on this machine and cannot be downloaded "
+        f"({reason}).{listed} Three ways out: put the file at {printable(target)} by hand (from "
+        f"{entry.url}, {entry.size_bytes:,} bytes, md5 {entry.md5}); set `weights` to a weight "
+        f"file of your own; or set `weights` to none.",
         code="E_FILE",
     )
 
 
-def _fetch(url: str, output: str, _: object) -> None:
-    """Downloads to pooch's file, going on where an earlier try of the same file ended."""
-    import requests
-    from tqdm import tqdm
+def _fetch(entry: Published, part: Path) -> None:
+    """Download to `part`, resuming what an earlier attempt left there.
 
-    part = cache_dir() / f".{url.rpartition('/')[2]}.part"
-    at = part.stat().st_size if part.is_file() else 0
-    headers = {"Range": f"bytes={at}-"} if at else {}
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code == 416:  # there is nothing behind: what is here is no part of it
+    Raises:
+        OSError: the connection, the server or the disk failed; `part` is kept for the next attempt.
+    """
+    import requests
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
+    start = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    with requests.get(entry.url, headers=headers, stream=True, timeout=_READ_TIMEOUT_S) as response:
+        if response.status_code == 416:  # nothing follows, so what is here is not a part of it
             part.unlink()
-            raise OSError("an earlier download was longer than the file; it was removed")
+            raise OSError("an earlier download was longer than the file and was removed")
         response.raise_for_status()
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
-            at = 0
-        length = int(response.headers.get("Content-Length", 0)) + at
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0
+        length = int(response.headers.get("Content-Length", 0)) + start
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+        )
         with (
-            open(part, "ab" if at else "wb") as file,
-            tqdm(total=length, initial=at, unit="B", unit_scale=True, desc=part.name[1:-5]) as bar,
+            open(part, "ab" if start else "wb") as file,
+            Progress(*columns, console=Console(stderr=True)) as progress,
         ):
+            task = progress.add_task(entry.file_name, total=length, completed=start)
             for piece in response.iter_content(2**20):
                 file.write(piece)
-                bar.update(len(piece))
+                progress.advance(task, len(piece))
     if part.stat().st_size != length:
-        raise OSError("the connection ended early; the same command goes on from there")
-    os.replace(part, output)
+        raise OSError("the connection ended early; the same command resumes the download")
 
 
-def _probe(entry: Published) -> str | None:
-    """Asks for the file's header; says why it cannot be had, None if it can.
+def _probe(url: str, timeout_s: float) -> str | None:
+    """Ask the server for the file's header; return why it cannot be downloaded, or None.
 
     A thread bounds the whole: name resolution takes no timeout and may hang for minutes.
     """
     import requests
 
-    answer: list[str | None] = [f"no answer within {PROBE_S:g} s"]
+    answer: list[str | None] = [f"no answer within {timeout_s:g} s"]
 
     def ask() -> None:
         try:
-            # Through requests, as pooch does, so that proxies and certificates are the same.
-            response = requests.head(entry.url, timeout=PROBE_S, allow_redirects=True)
+            response = requests.head(url, timeout=timeout_s, allow_redirects=True)
             ok = response.status_code == 200
             answer[0] = None if ok else f"the server answers {response.status_code}"
         except requests.RequestException as error:
@@ -205,5 +195,5 @@ def _probe(entry: Published) -> str | None:
 
     thread = threading.Thread(target=ask, daemon=True, name="vggjax-probe")
     thread.start()
-    thread.join(PROBE_S)
+    thread.join(timeout_s)
     return answer[0]

@@ -18,9 +18,9 @@ from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import ARCHS, get_arch
 from vggjax.models.layers import EPSILON
 from vggjax.weights.compatibility import Shapes, check_fits, network_of
-from vggjax.weights.digests import Digests, check_sha256, file_digests
+from vggjax.weights.digests import Digests, check_sha256
 from vggjax.weights.names import in_base
-from vggjax.weights.weight_file import Facts, read_facts, read_weights
+from vggjax.weights.weight_file import FileInfo, WeightFile
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
@@ -43,7 +43,7 @@ class Verdict:
     """What a file turned out to be."""
 
     path: Path
-    facts: Facts
+    info: FileInfo
     digests: Digests
     network: str
     """The one of the table whose base this is."""
@@ -81,17 +81,16 @@ def verify_file(
     if model is not None:
         get_arch(model)
     path = Path(path)
-    digests = file_digests(path)
+    file, notes = WeightFile(path), []
     if expect_sha256 is not None:
-        check_sha256(path, digests.sha256, expect_sha256)
-    facts, notes = read_facts(path), []
+        check_sha256(path, file.digests.sha256, expect_sha256)
 
     def check(found: Shapes) -> None:
         check_network(found, model, name=printable(path))
 
-    weights = read_weights(path, check=check, notes=notes)
-    layers = {k: {name: a.shape for name, a in params.items()} for k, params in weights.items()}
-    size = _image_size(layers, facts.metadata)
+    weights = file.read(check=check, notes=notes)
+    layers, info = file.shapes, file.info
+    size = _image_size(layers, info.metadata)
     top = tuple(
         f"{layer} {'x'.join(map(str, params['kernel']))}"
         for layer, params in layers.items()
@@ -99,15 +98,15 @@ def verify_file(
     )
     return Verdict(
         path=path,
-        facts=facts,
-        digests=digests,
-        network=network_of(layers) or facts.metadata.get("arch", "unknown"),
+        info=info,
+        digests=file.digests,
+        network=network_of(layers) or info.metadata.get("arch", "unknown"),
         top=top,
         layers=layers,
         parameters=sum(array.size for params in weights.values() for array in params.values()),
         notes=notes,
         image_size=size,
-        outputs=forward(weights, seeded_image(size), head=facts.metadata.get("head", "")),
+        outputs=forward(weights, seeded_image(size), head=info.metadata.get("head", "")),
     )
 
 
@@ -228,11 +227,11 @@ def _convolve(x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def print_verdict(verdict: Verdict) -> None:
     """Prints what was found, a line each, to stdout."""
-    facts, outputs, mode = verdict.facts, verdict.outputs, verdict.facts.preprocess
-    usual = "" if facts.tells_pixels else " (as Keras' weights do: the file itself does not say)"
+    info, outputs, mode = verdict.info, verdict.outputs, verdict.info.preprocess
+    usual = "" if info.states_preprocess else " (as Keras' weights do: the file itself does not say)"
     lines = {
         "File": f"{printable(verdict.path)}, {verdict.path.stat().st_size:,} bytes",
-        "Format": facts.kind,
+        "Format": info.kind,
         "SHA-256": verdict.digests.sha256,
         "Known as": verdict.digests.known_as or "none of the published files",
         "Network": f"{verdict.network}, {len(verdict.layers)} layers with "
@@ -250,7 +249,7 @@ def print_verdict(verdict: Verdict) -> None:
     if mode == "unit":
         del lines["Not unit"]
     for name in ("source", "source_sha256", "source_format", "source_date", "class_names"):
-        if name in facts.metadata:
-            lines[name.replace("_", " ").capitalize()] = printable(facts.metadata[name])
+        if name in info.metadata:
+            lines[name.replace("_", " ").capitalize()] = printable(info.metadata[name])
     for name, text in lines.items():
         print(f"{name:<14} {text}")

@@ -7,6 +7,7 @@ told otherwise, `.pth` torchvision's.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,14 +19,10 @@ import numpy as np
 from vggjax.atomic import atomic_write
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
-from vggjax.weights.compatibility import Check
+from vggjax.weights.compatibility import Check, Shapes
+from vggjax.weights.digests import Digests, file_digests
 from vggjax.weights.keras.archive import write_keras
-from vggjax.weights.keras.read import (
-    is_hdf5,
-    read_keras_facts,
-    read_keras_h5,
-    read_keras_zip,
-)
+from vggjax.weights.keras.read import KerasFile, is_hdf5
 from vggjax.weights.keras.write import write_legacy_h5, write_weights_h5
 from vggjax.weights.package_names import is_native, read_native, write_native
 from vggjax.weights.safetensors import Tensor, is_safetensors, read_header, write_tensors
@@ -69,76 +66,175 @@ PARAMS = ("kernel", "scale", "bias", "mean", "var")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a file says of itself, beside its numbers."""
+class FileInfo:
+    """What a weight file states about itself besides its numbers."""
 
     kind: str
-    """The layout, in words."""
+    """The format, for display, as in "Keras, legacy" or "torchvision safetensors"."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """What this package noted when it wrote the file; empty for others' files."""
+    """What this package noted when it wrote the file; empty for other files."""
     pixels: str = "caffe"
-    """The preprocessing that weights of this kind expect where the metadata says nothing."""
+    """The preprocessing that weights of this kind expect unless the metadata says otherwise."""
 
     @property
     def preprocess(self) -> str:
-        """The preprocessing of pixels that these weights expect: caffe, torch or unit."""
-        noted = self.metadata.get("preprocess")
-        return noted if noted in PIXELS else self.pixels
+        """The preprocessing that these weights expect: caffe, torch or unit."""
+        stated = self.metadata.get("preprocess")
+        return stated if stated in PIXELS else self.pixels
 
     @property
-    def tells_pixels(self) -> bool:
-        """Whether the file itself says so, by a note or by whose names it bears."""
-        return self.metadata.get("preprocess") in PIXELS or self.pixels != Facts.pixels
+    def states_preprocess(self) -> bool:
+        """Whether the file itself determines its preprocessing, by metadata or by its names."""
+        return self.metadata.get("preprocess") in PIXELS or self.pixels != FileInfo.pixels
+
+
+class WeightFile:
+    """A weight file, opened once.
+
+    Every property is computed when it is first asked for, and then kept: a file is parsed once and
+    hashed once, however many functions need it. What parsing keeps open is closed by `read`, by
+    `close` and at the end of a `with` block; a later `read` parses again.
+
+    Raises:
+        WeightsError: there is no such file, or it is not a regular one; the properties and `read`
+            raise it for a file that is not a weight file, is damaged, or was changed meanwhile.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._identity = self._current_identity()
+        self._keras: KerasFile | None = None
+
+    def __repr__(self) -> str:
+        return f"WeightFile({printable(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __enter__(self) -> "WeightFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release what parsing keeps open; the properties stay known."""
+        if self._keras is not None:
+            self._keras.close()
+            self._keras = None
+
+    @functools.cached_property
+    def digests(self) -> Digests:
+        """The file's checksums, from one pass over it."""
+        self._check_unchanged()
+        return file_digests(self.path)
+
+    @functools.cached_property
+    def info(self) -> FileInfo:
+        """What the file states about itself; no weight is read."""
+        if self._kind in ("h5", "keras"):
+            facts = dict(self._parsed_keras().facts)
+            return FileInfo(f"Keras, {facts.pop('layout', self._kind)}", facts)
+        with self._tensors() as (tensors, metadata):
+            metadata = {key: value for key, value in metadata.items() if key != "format"}
+            if is_native(tensors):
+                return FileInfo("vggjax safetensors", metadata)
+            ending = "safetensors" if self._kind == "safetensors" else "state dict (.pth)"
+            return FileInfo(f"{style_of(tensors)} {ending}", metadata, "torch")
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Each parameter's shape, `{layer: {parameter: shape}}`; no weight is read."""
+        if self._kind in ("h5", "keras"):
+            return self._parsed_keras().shapes
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+
+        def keep(received: Shapes) -> None:
+            shapes.update({layer: dict(params) for layer, params in received.items()})
+            raise StopIteration
+
+        with contextlib.suppress(StopIteration):
+            self._read_tensors(check=keep, notes=None)
+        return shapes
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the weights come from, for a run's `model.json`."""
+        provenance = {"weights_sha256": self.digests.sha256, "weights_format": self.info.kind}
+        if self.digests.known_as:
+            provenance["weights_known_as"] = self.digests.known_as
+        kept = ("source", "source_sha256", "source_format", "source_date")
+        metadata = self.info.metadata
+        return provenance | {f"weights_{key}": metadata[key] for key in kept if key in metadata}
+
+    def read(self, *, check: Check | None = None, notes: list[str] | None = None) -> "Weights":
+        """Read all weights as float32.
+
+        Allocates as much as the file is long. float16 and float64 become float32.
+
+        Args:
+            check: called with `shapes` before any number is read; may raise to refuse the file.
+            notes: extended by a line for each type of number that was cast or array left out.
+
+        Raises:
+            WeightsError: not a weight file, damaged, or holding NaN or infinity.
+        """
+        self._check_unchanged()
+        try:
+            if check is not None:
+                check(self.shapes)
+            if self._kind in ("h5", "keras"):
+                weights = self._parsed_keras().read(notes=notes)
+            else:
+                weights = self._read_tensors(check=None, notes=notes)
+        finally:
+            self.close()
+        return {
+            layer: {param: params[param] for param in PARAMS if param in params}
+            for layer, params in weights.items()
+        }
+
+    @functools.cached_property
+    def _kind(self) -> "Kind":
+        return _kind(self.path)
+
+    def _parsed_keras(self) -> KerasFile:
+        if self._keras is None:
+            self._keras = KerasFile(self.path, "h5" if self._kind == "h5" else "zip")
+        return self._keras
+
+    def _tensors(self):
+        return _open_tensors(self.path, self._kind)
+
+    def _read_tensors(self, *, check: Check | None, notes: list[str] | None) -> "Weights":
+        with self._tensors() as (tensors, _):
+            read = read_native if is_native(tensors) else read_torch
+            return read(tensors, name=printable(self.path), check=check, notes=notes)
+
+    def _current_identity(self) -> tuple[int, ...]:
+        with open_regular(self.path) as file:
+            status = os.fstat(file.fileno())
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _check_unchanged(self) -> None:
+        if self._current_identity() != self._identity:
+            raise WeightsError(
+                f"{printable(self.path)} was changed after it had been opened. Start again.",
+                code="E_FILE",
+            )
 
 
 def read_weights(
     path: str | os.PathLike, *, check: Check | None = None, notes: list[str] | None = None
 ) -> "Weights":
-    """Reads a weight file of any known kind, whatever its ending says.
+    """Read a weight file of any known kind, whatever its ending.
 
-    Allocates as much as the file is long. float16 and float64 become float32.
-
-    Args:
-        path: the file.
-        check: is given `{layer: {parameter: shape}}` before any number is read, and may refuse.
-        notes: is added a line for each kind of number that was cast.
+    See `WeightFile.read`.
 
     Raises:
         WeightsError: no such file, not a weight file, damaged, or holding NaN or infinity.
     """
-    path = Path(path)
-    kind = _kind(path)
-    if kind == "h5":
-        weights = read_keras_h5(path, check=check, notes=notes)
-    elif kind == "keras":
-        weights = read_keras_zip(path, check=check, notes=notes)
-    else:
-        with _open_tensors(path, kind) as (tensors, _):
-            read = read_native if is_native(tensors) else read_torch
-            weights = read(tensors, name=printable(path), check=check, notes=notes)
-    return {
-        layer: {param: params[param] for param in PARAMS if param in params}
-        for layer, params in weights.items()
-    }
-
-
-def read_facts(path: str | os.PathLike) -> Facts:
-    """Says what kind of file it is and what is noted in it; no weight is read.
-
-    Raises:
-        WeightsError: as `read_weights`, but for what only the numbers show.
-    """
-    path = Path(path)
-    kind = _kind(path)
-    if kind in ("h5", "keras"):
-        facts = read_keras_facts(path, kind="h5" if kind == "h5" else "zip")
-        return Facts(f"Keras, {facts.pop('layout', kind)}", facts)
-    with _open_tensors(path, kind) as (tensors, metadata):
-        metadata = {key: value for key, value in metadata.items() if key != "format"}
-        if is_native(tensors):
-            return Facts("vggjax safetensors", metadata)
-        ending = "safetensors" if kind == "safetensors" else "state dict (.pth)"
-        return Facts(f"{style_of(tensors)} {ending}", metadata, "torch")
+    return WeightFile(path).read(check=check, notes=notes)
 
 
 Kind = Literal["h5", "keras", "safetensors", "torch"]

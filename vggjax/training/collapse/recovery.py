@@ -20,7 +20,7 @@ from vggjax.training.collapse.detector import Collapse, CollapseDetector, PriorB
 from vggjax.training.console import ProgressConsole
 from vggjax.training.freezing import label_layers, peak_rates
 from vggjax.training.position import TrainProgress
-from vggjax.training.prepare import RunContext, build_model, find_weights
+from vggjax.training.prepare import RunContext, build_model
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.log import Log
 from vggjax.training.stages import Stage
@@ -164,7 +164,7 @@ def _go_back(
     if best_step:
         checkpoints.restore_model(run.model, best_step)
     else:
-        fresh = build_model(run.config, run.model.head, find_weights(run.config))
+        fresh = build_model(run.config, run.model.head, run.weight_file)
         nnx.update(run.model, nnx.state(fresh, (nnx.Param, nnx.BatchStat)))
     checkpoints.forget(before.step)
     vars(position).update(vars(before))

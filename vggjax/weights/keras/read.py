@@ -63,14 +63,87 @@ def read_keras_zip(
     return _read(path, "zip", name=name, check=check, notes=notes, reader=reader)
 
 
+class KerasFile:
+    """A Keras file, parsed once in another process (`kind` is "h5" or "zip").
+
+    `facts` holds the `layout` and what this package noted in the file on writing. The process
+    stays only where arrays are packed, and until `read` or `close`.
+
+    Raises:
+        WeightsError: damaged, not of a known layout, or holding what weights cannot be.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        kind: str,
+        *,
+        name: str | None = None,
+        reader: Reader | None = None,
+    ):
+        self._path, self._name = path, name
+        self._owns_reader = reader is None
+        self._reader = reader or Reader()
+        try:
+            with _named(path, name), open_regular(path) as file:
+                answer = self._reader.find(path, kind)
+                self.facts: dict[str, str] = answer["facts"]
+                self.remarks: list[str] = answer["remarks"]
+                self._layers = {
+                    layer: {param: _span(*fields) for param, fields in params.items()}
+                    for layer, params in answer["layers"].items()
+                }
+                check_spans(self._spans(), size_bytes=os.fstat(file.fileno()).st_size)
+        except BaseException:
+            self.close()
+            raise
+        if all(span.start is not None for span in self._spans()):
+            self.close()
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Each parameter's shape."""
+        return {k: {p: span.shape for p, span in v.items()} for k, v in self._layers.items()}
+
+    def read(self, *, notes: list[str] | None = None) -> "Weights":
+        """Read all arrays as float32; `notes` is extended by what was cast or left out.
+
+        Raises:
+            WeightsError: the file ends too early, or numbers are not finite.
+        """
+        spans = self._spans()
+        packed = [span for span in spans if span.start is None]
+        with _named(self._path, self._name), open_regular(self._path) as file:
+            unpacked = self._reader.unpack(packed) if packed else {}
+            weights = {
+                layer: {
+                    param: unpacked.pop(span.where) if span.start is None else read_span(file, span)
+                    for param, span in params.items()
+                }
+                for layer, params in self._layers.items()
+            }
+        if notes is not None:
+            notes += [*casts(spans), *self.remarks]
+        return weights
+
+    def close(self) -> None:
+        """End the process, unless it was handed in."""
+        if self._owns_reader:
+            self._reader.__exit__()
+
+    def _spans(self) -> list[Span]:
+        return [span for params in self._layers.values() for span in params.values()]
+
+
 def read_keras_facts(path: str | os.PathLike, *, kind: str) -> dict[str, str]:
-    """Gives the `layout` of an `h5` or a `zip`, and what this package noted in it on writing.
+    """Return the `layout` of an `h5` or a `zip`, and what this package noted in it on writing.
 
     Raises:
         WeightsError: as reading it, but for its numbers.
     """
-    with _named(path, None), Reader() as reader:
-        return reader.find(path, kind)["facts"]
+    file = KerasFile(path, kind)
+    file.close()
+    return file.facts
 
 
 def is_hdf5(path: str | os.PathLike) -> bool:
@@ -94,31 +167,13 @@ def _read(
     notes: list[str] | None,
     reader: Reader | None,
 ) -> "Weights":
-    with (
-        _named(path, name),
-        open_regular(path) as file,
-        contextlib.nullcontext(reader) if reader else Reader() as asked,
-    ):
-        found = asked.find(path, kind)
-        layers = {
-            layer: {param: _span(*fields) for param, fields in params.items()}
-            for layer, params in found["layers"].items()
-        }
-        spans = [span for params in layers.values() for span in params.values()]
-        check_spans(spans, size_bytes=os.fstat(file.fileno()).st_size)
+    file = KerasFile(path, kind, name=name, reader=reader)
+    try:
         if check is not None:
-            check({k: {p: span.shape for p, span in v.items()} for k, v in layers.items()})
-        unpacked = asked.unpack([span for span in spans if span.start is None])
-        weights = {
-            layer: {
-                param: unpacked.pop(span.where) if span.start is None else read_span(file, span)
-                for param, span in params.items()
-            }
-            for layer, params in layers.items()
-        }
-        if notes is not None:
-            notes += [*casts(spans), *found["remarks"]]
-        return weights
+            check(file.shapes)
+        return file.read(notes=notes)
+    finally:
+        file.close()
 
 
 @contextlib.contextmanager
