@@ -114,7 +114,7 @@ def test_another_file_than_expected_is_refused_before_it_is_read(tmp_path, capsy
     assert main([*command, digest.upper()]) == 2  # the right one: now it is read
     assert "[E_FORMAT]" in capsys.readouterr().err
     assert main([*command, "0x12"]) == 2
-    assert "takes 64 hexadecimal digits" in capsys.readouterr().err
+    assert "must be 64 hexadecimal digits" in capsys.readouterr().err
 
 
 def verify_digest(path):

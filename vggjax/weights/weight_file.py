@@ -182,7 +182,8 @@ class WeightFile:
         self._check_unchanged()
         try:
             if check is not None:
-                check(self.shapes)
+                with _named(printable(self.path)):
+                    check(self.shapes)
             if self._kind in ("h5", "keras"):
                 weights = self._parsed_keras().read(notes=notes)
             else:

@@ -82,8 +82,8 @@ class KerasFile:
         reader: Reader | None = None,
     ):
         self._path, self._name = path, name
-        self._owns_reader = reader is None
-        self._reader = reader or Reader()
+        self._resources = contextlib.ExitStack()
+        self._reader = reader or self._resources.enter_context(Reader())
         try:
             with _named(path, name), open_regular(path) as file:
                 answer = self._reader.find(path, kind)
@@ -128,8 +128,7 @@ class KerasFile:
 
     def close(self) -> None:
         """End the process, unless it was handed in."""
-        if self._owns_reader:
-            self._reader.__exit__()
+        self._resources.close()
 
     def _spans(self) -> list[Span]:
         return [span for params in self._layers.values() for span in params.values()]
@@ -170,7 +169,8 @@ def _read(
     file = KerasFile(path, kind, name=name, reader=reader)
     try:
         if check is not None:
-            check(file.shapes)
+            with _named(path, name):
+                check(file.shapes)
         return file.read(notes=notes)
     finally:
         file.close()
