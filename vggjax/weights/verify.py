@@ -228,7 +228,9 @@ def _convolve(x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
 def print_verdict(verdict: Verdict) -> None:
     """Prints what was found, a line each, to stdout."""
     info, outputs, mode = verdict.info, verdict.outputs, verdict.info.preprocess
-    usual = "" if info.states_preprocess else " (as Keras' weights do: the file itself does not say)"
+    usual = (
+        "" if info.states_preprocess else " (as Keras' weights do: the file itself does not say)"
+    )
     lines = {
         "File": f"{printable(verdict.path)}, {verdict.path.stat().st_size:,} bytes",
         "Format": info.kind,
