@@ -93,7 +93,7 @@ def _run(argv: list[str]) -> int:
 
 def _with_flags(message: str) -> str:
     """Write the settings that a message names in backticks as flags: `num_threads` in the code."""
-    flags = {flag for target in (Config, *COMMANDS.values()) for flag in flags_of(target)}
+    flags = {*flags_of(Config), *(flag for run in COMMANDS.values() for flag in flags_of(run))}
 
     def flag(match: re.Match[str]) -> str:
         return flag_of(match[1]) if flag_of(match[1]) in flags else match[0]

@@ -23,7 +23,7 @@ _HINTS = {
 """First unrecognized word -> the way out, for habits from Keras."""
 
 
-def parse(target: Callable, argv: Sequence[str], command: str, **options: Any) -> Any:
+def parse(target: Callable[..., Any], argv: Sequence[str], command: str, **options: Any) -> Any:
     """Return what `target`, a command's function or a dataclass, returns for these flags.
 
     Args:
@@ -69,7 +69,7 @@ def _on_parse_error(hook: Callable[[Any], None]) -> AbstractContextManager[None]
 
 def _refuse(event: Any, argv: list[str], flags: list[str], command: str) -> None:
     """Raise the event's error as one line; an event of an unknown kind is left to tyro."""
-    argument = getattr(event, "argument", None)
+    argument: Any = getattr(event, "argument", None)
     match type(event).__name__:
         case "InstantiationFailure" if argument is None:  # the dataclass refused the values
             raise ConfigError(event.message)
@@ -121,7 +121,7 @@ def _values_after(argv: list[str], flag: str) -> str:
     return "nothing"
 
 
-def flags_of(target: Callable) -> list[str]:
+def flags_of(target: Callable[..., Any]) -> list[str]:
     """Return the flags of a dataclass or function; a boolean has its `--no-` form as well."""
     flags: list[str] = []
     for name, parameter in inspect.signature(target).parameters.items():

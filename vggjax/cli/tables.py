@@ -103,8 +103,8 @@ def summarize_model(
     # The input of the first layer that trains is needed for its weights' gradient.
     kept = sum(math.prod(row.output) for row in rows[max(first - 1, 0) :])
     # A forward pass holds a layer's input and output at once, frozen or not.
-    sizes = [3 * size**2, *(math.prod(row.output) for row in rows)]
-    widest = max(a + b for a, b in zip(sizes, sizes[1:], strict=False))
+    activations = [3 * size**2, *(math.prod(row.output) for row in rows)]
+    widest = max(a + b for a, b in zip(activations, activations[1:], strict=False))
     memory = {
         "parameters": 4 * sum(row.params + row.statistics for row in rows),
         "gradients": 4 * trained,
