@@ -31,7 +31,7 @@ from PIL import Image
 
 from vggjax.data.augment.augment import augment
 from vggjax.data.augment.settings import Augmentation
-from vggjax.data.images.decode import ENDINGS
+from vggjax.data.images.formats import ENDINGS
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.sources.open import open_source

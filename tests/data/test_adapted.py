@@ -73,4 +73,4 @@ def test_a_split_that_fits_the_memory_never_touches_its_files_again(folder):
 def test_the_threads_are_as_many_as_the_cores_that_may_be_used(folder, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
     made = open_source(str(folder))
-    assert SplitLoader(made, np.arange(20), SMALL)._threads == 3
+    assert SplitLoader(made, np.arange(20), SMALL)._num_threads == 3

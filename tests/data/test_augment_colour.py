@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from vggjax.data.augment import color, randaugment
-from vggjax.data.augment.randaugment import OPERATIONS, Operation, movement
+from vggjax.data.augment import randaugment
+from vggjax.data.augment.augment import to_dtype
+from vggjax.data.augment.randaugment import OPERATIONS, Operation, operation_matrix
 from vggjax.data.augment.rng import draw_numbers
 from vggjax.data.augment.warp import affine_matrix, matrix
 
@@ -74,14 +75,14 @@ def test_a_movement_is_one_affine_matrix_and_the_rest_move_nothing():
         "translate-y": matrix(1, 0, 0, 0, 1, 22.5),
     }
     which = jnp.arange(len(OPERATIONS))
-    found = movement(Operation(which, jnp.full(len(OPERATIONS), 0.5)), size=100)
+    found = operation_matrix(Operation(which, jnp.full(len(OPERATIONS), 0.5)), size=100)
     for i, name in enumerate(OPERATIONS):
         np.testing.assert_allclose(found[i], expected.get(name, np.eye(3)), atol=1e-5)
 
 
 def test_each_operation_is_drawn_as_often_and_to_both_sides():
     numbers = draw_numbers(jax.random.split(jax.random.key(0), 4200))
-    first, second = randaugment.choose_operations(numbers, ops=2, magnitude=5)
+    first, second = randaugment.choose_operations(numbers, num_ops=2, magnitude=5)
     for drawn in (first, second):
         counts = np.bincount(drawn.which, minlength=14)
         assert len(counts) == 14 and abs(counts - 300).max() < 85  # five deviations
@@ -92,4 +93,4 @@ def test_each_operation_is_drawn_as_often_and_to_both_sides():
 
 def test_rounding_to_bytes_clips_and_does_not_wrap():
     levels = jnp.array([-3.0, 0.4, 0.6, 254.6, 300.0])
-    np.testing.assert_array_equal(color.to_dtype(levels, jnp.uint8), [0, 0, 1, 255, 255])
+    np.testing.assert_array_equal(to_dtype(levels, jnp.uint8), [0, 0, 1, 255, 255])

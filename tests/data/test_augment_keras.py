@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggjax.data.augment import color
-from vggjax.data.augment.augment import augment
+from vggjax.data.augment.augment import adjust_brightness, augment, make_transform, shift_channels
 from vggjax.data.augment.rng import draw_numbers, per_example_keys
 from vggjax.data.augment.settings import FILL_MODES, Augmentation
-from vggjax.data.augment.transform import make_transform
 from vggjax.data.augment.warp import affine_matrix, compose, matrix, warp
 
 # Keras' legacy module calls scipy by a name that scipy wants to give up.
@@ -123,8 +121,8 @@ def test_channel_shift_and_brightness_are_keras_within_one_gray_level(legacy):
     images = made_images(3)[:5]
     amounts = np.array([-60, -3.3, 0, 20.5, 90], np.float32)
     factors = np.array([0, 0.35, 1, 1.2, 2.5], np.float32)
-    shifted = np.asarray(color.shift_channels(images, amounts))
-    lit = np.asarray(color.brighten(images, factors))
+    shifted = np.asarray(shift_channels(images, amounts))
+    lit = np.asarray(adjust_brightness(images, factors))
     for i, image in enumerate(images.astype(np.float32)):
         expected = legacy.apply_channel_shift(image, amounts[i], channel_axis=2)
         np.testing.assert_allclose(shifted[i], expected, atol=1e-3)

@@ -11,8 +11,7 @@ from PIL import Image
 from test_images import encode, noise, smooth
 
 from vggjax.data.images import decode
-from vggjax.data.images.decode import load_image, read_image
-from vggjax.data.images.jpeg import decode_plain, read_header
+from vggjax.data.images.decode import decode_plain_jpeg, load_image, read_image, read_jpeg_header
 from vggjax.errors import DataError
 
 SIZES = ((1, 1), (7, 5), (16, 16), (33, 47))
@@ -24,7 +23,7 @@ def by_pillow(monkeypatch):
 
     def read(data: bytes) -> np.ndarray | str:
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "read_header", lambda data: None)
+            patch.setattr(decode, "read_jpeg_header", lambda data: None)
             return outcome(data)
 
     return read
@@ -68,7 +67,7 @@ def damage(data: bytes, draw: random.Random) -> bytes:
 
 def test_the_short_way_gives_pillow_s_pixels_for_every_kind_of_plain_jpeg(by_pillow):
     for data in plain_jpegs():
-        taken = decode_plain(data, read_header(data))
+        taken = decode_plain_jpeg(data, read_jpeg_header(data))
         np.testing.assert_array_equal(taken, by_pillow(data))
         np.testing.assert_array_equal(load_image(data), taken)
 
@@ -104,7 +103,7 @@ def test_a_jpeg_is_turned_as_its_exif_says(orientation, by_pillow):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(smooth(13, 22), "JPEG", exif=exif)
-    assert read_header(data).has_metadata
+    assert read_jpeg_header(data).has_metadata
     np.testing.assert_array_equal(load_image(data), by_pillow(data))
     assert load_image(data).shape == ((13, 22, 3) if orientation < 5 else (22, 13, 3))
 
@@ -122,7 +121,7 @@ def test_four_colors_are_pillow_s(mode):
     if mode == "YCCK":  # what Photoshop writes: an Adobe segment with another transform
         at = data.index(b"Adobe")
         data = data[: at + 11] + b"\x02" + data[at + 12 :]
-    assert read_header(data) is None
+    assert read_jpeg_header(data) is None
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(load_image(data), np.asarray(image.convert("RGB")))
 
@@ -130,13 +129,13 @@ def test_four_colors_are_pillow_s(mode):
 def test_a_jpeg_with_a_second_image_in_it_is_pillow_s():
     first, second = Image.fromarray(smooth()), Image.fromarray(noise())
     data = encode(first, "MPO", save_all=True, append_images=[second])
-    assert read_header(data) is None
+    assert read_jpeg_header(data) is None
     np.testing.assert_array_equal(load_image(data), load_image(encode(first, "JPEG")))
     assert read_image(data).notes == ()  # a preview or a depth map is no frame
 
 
 def test_size_and_scans_are_checked_before_the_short_way_decodes(monkeypatch):
-    monkeypatch.setattr(decode, "decode_plain", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decode, "decode_plain_jpeg", lambda *_: pytest.fail("decoded"))
     data = encode(smooth(), "JPEG")
     at = data.index(b"\xff\xc0")
     with pytest.raises(DataError, match="too large: 65500x65500"):
@@ -150,7 +149,7 @@ def test_no_memory_for_the_pixels_is_a_reason(monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "decode_plain", fail)
+    monkeypatch.setattr(decode, "decode_plain_jpeg", fail)
     with pytest.raises(DataError, match="too large for the memory"):
         read_image(encode(smooth(), "JPEG"))
 

@@ -283,9 +283,9 @@ def test_a_prefetch_that_is_never_started_starts_no_thread():
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        ({"num_threads": 0}, "--num-threads"),
-        ({"max_unreadable": 1.5}, "--max-unreadable"),
-        ({"cache_mb": -1}, "--cache-mb"),
+        ({"num_threads": 0}, "`num_threads`"),
+        ({"max_unreadable": 1.5}, "`max_unreadable`"),
+        ({"cache_mb": -1}, "`cache_mb`"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_its_flag(options, flag):
@@ -294,5 +294,5 @@ def test_a_setting_that_cannot_be_is_refused_by_its_flag(options, flag):
 
 
 def test_a_batch_size_below_one_is_refused():
-    with pytest.raises(ConfigError, match="--batch-size"):
+    with pytest.raises(ConfigError, match="`batch_size`"):
         list(examples(source()).batches(0))

@@ -73,7 +73,7 @@ def test_each_process_starts_where_a_whole_epoch_would_stand():
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
-    with pytest.raises(ConfigError, match="--batch-size 8 does not divide over 3 processes"):
+    with pytest.raises(ConfigError, match="`batch_size` must be a multiple of 3"):
         next(examples(source()).batches(8, process=(0, 3)))
 
 

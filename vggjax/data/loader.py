@@ -1,13 +1,13 @@
-"""Reads the examples of one split into batches, and runs ahead of whoever consumes them.
+"""Read the examples of one split into batches, ahead of their consumer.
 
 Out: {"images": uint8 (B, S, S, 3), "label": int32 (B,), "mask": float32 (B,), "index": int64 (B,)
-into the source, -1 on padding}; always B rows. The order is a function of (seed, epoch), a batch
-is a slice of it, and neither depends on the number of threads or on the cache. An image that
-cannot be read keeps its row, with mask 0: it is named and counted, not fatal. Shifting and scaling
-to what the weights expect, and augmentation, happen later, on the device.
+into the source, -1 on padding}; always B rows. The order is a function of (seed, epoch), a batch is
+a slice of it, and neither depends on the number of threads or on the cache. An image that cannot be
+read keeps its row, with mask 0; it is named and counted, not fatal. Preprocessing and augmentation
+follow on the device.
 
-Of several processes each makes its own rows of every batch and reads no others'. Each judges by
-itself what it cannot read; one that gives up has to end at once (sharding.leave), which ends all.
+With several processes, each reads only its own rows of every batch, and judges only those. One that
+gives up must exit at once (parallel.leave), which ends all.
 """
 
 import itertools
@@ -22,18 +22,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from vggjax.data.images.preprocess import Preprocessing, resize_image
-from vggjax.data.order import epoch_order
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
-_CHUNK = 64  # images between two reports of progress
+_CHUNK = 64  # images between two progress reports
 
 
 class _Slice(NamedTuple):
-    """Some images of the order, and where they are put: `images` may have rows beyond them."""
+    """Positions in the split, and where their images go: `images` may have further rows."""
 
     positions: np.ndarray
     images: np.ndarray
@@ -42,10 +41,20 @@ class _Slice(NamedTuple):
 class SplitLoader:
     """One split of a dataset, resized, in batches.
 
-    `unreadable` maps an index into the source to the reason, and `adapted` counts the images
-    behind each note of what had to be done to them; both fill while images are read.
-    More of them than `max_unreadable`, a share of this split (one is always let pass, unless the
-    share is 0), or every image of a class that has two or more here, is a `DataError`.
+    `unreadable` maps an index into the source to the reason, and `adapted` counts the images behind
+    each note of the decoder; both fill while images are read.
+
+    Args:
+        source: the dataset.
+        indices: (N,) into the source, the examples of this split.
+        preprocessing: its size and resize rule are applied here.
+        cache_mb: `prepare` keeps the split in memory if it takes no more.
+        num_threads: threads that decode; None is one for each core.
+        max_unreadable: the share of unreadable images that is accepted (one always is, unless it is
+            0). More, or every image of a class that has two or more here, is a `DataError`.
+
+    Raises:
+        ConfigError: a setting out of range.
     """
 
     def __init__(
@@ -59,11 +68,11 @@ class SplitLoader:
         max_unreadable: float = 0.05,
     ) -> None:
         if num_threads is not None and num_threads < 1:
-            raise ConfigError(f"--num-threads must be 1 or more; got {num_threads}.")
+            raise ConfigError(f"`num_threads` must be above 0; got {num_threads}.")
         if not 0 <= max_unreadable <= 1:
-            raise ConfigError(f"--max-unreadable must lie between 0 and 1; got {max_unreadable:g}.")
+            raise ConfigError(f"`max_unreadable` must be from 0 to 1; got {max_unreadable:g}.")
         if cache_mb < 0:
-            raise ConfigError(f"--cache-mb must be 0 (off) or more; got {cache_mb}.")
+            raise ConfigError(f"`cache_mb` must be at least 0; got {cache_mb}.")
         self.source = source
         self.indices = np.asarray(indices, np.int64)
         self.labels = np.asarray(source.labels[self.indices], np.int32)
@@ -71,7 +80,7 @@ class SplitLoader:
         self.unreadable: dict[int, str] = {}
         self.adapted: Counter[str] = Counter()
         self._noted: set[int] = set()
-        self._threads = num_threads or _count_cores()
+        self._num_threads = num_threads or _count_cores()
         self._max_unreadable = max_unreadable
         self._cache_bytes = cache_mb * 2**20
         self._cache: np.ndarray | None = None
@@ -80,14 +89,14 @@ class SplitLoader:
         return len(self.indices)
 
     def num_batches(self, batch_size: int) -> int:
-        """Gives the batches of one epoch, the padded last one with them."""
+        """Return the number of batches in an epoch, the padded last one included."""
         return -(-len(self) // batch_size)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decodes every image once and keeps it, if they fit `cache_mb`; else does nothing.
+        """Decode every image once and keep it, if all fit `cache_mb`; else do nothing.
 
-        Then no file is opened again. Of several processes each keeps the whole split, since
-        every epoch deals it out anew. `progress` is called with (done, of) now and then, from
+        No file is opened again afterwards. With several processes, each keeps the whole split,
+        since every epoch distributes it anew. `progress(done, total)` is called now and then from
         this thread.
         """
         size = self.preprocessing.image_size
@@ -96,7 +105,7 @@ class SplitLoader:
         cache = np.empty((len(self), size, size, 3), np.uint8)
         positions = np.arange(len(self))
         starts = range(0, len(self), _CHUNK)
-        slices = (_Slice(positions[at : at + _CHUNK], cache[at : at + _CHUNK]) for at in starts)
+        slices = (_Slice(positions[i : i + _CHUNK], cache[i : i + _CHUNK]) for i in starts)
         done = 0
         for part in self._decoded(slices, _CHUNK):
             done += len(part.positions)
@@ -114,36 +123,37 @@ class SplitLoader:
         start: int = 0,
         process: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """Yields one epoch from batch `start` on: the batches that the whole epoch has there.
+        """Yield the batches of an epoch, from batch number `start` on.
 
-        `batch_size` is that of all processes together; `process` is which of how many this is,
-        and the batches have its rows alone: the first of two has the first half of each.
+        `batch_size` counts the rows of all processes; `process` is (index, count), and the batches
+        hold only that process' rows: the first of two has the first half of each.
         """
         if batch_size < 1:
-            raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
-        which, processes = process
-        if batch_size % processes:
+            raise ConfigError(f"`batch_size` must be above 0; got {batch_size}.")
+        process_index, num_processes = process
+        if batch_size % num_processes:
             raise ConfigError(
-                f"--batch-size {batch_size} does not divide over {processes} processes; use a "
-                f"multiple of {processes}."
+                f"`batch_size` must be a multiple of {num_processes}, the number of processes; got "
+                f"{batch_size}."
             )
         order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
-        rows = batch_size // processes
+        rows = batch_size // num_processes
         starts = range(start * batch_size, len(self), batch_size)
-        slices = (self._slice(order, at + which * rows, rows) for at in starts)
+        slices = (self._slice(order, first + process_index * rows, rows) for first in starts)
         filled = self._decoded(slices, rows) if self._cache is None else map(self._copied, slices)
         for part in filled:
             yield self._batch(*part)
 
-    def _slice(self, order: np.ndarray, at: int, rows: int) -> _Slice:
+    def _slice(self, order: np.ndarray, first: int, rows: int) -> _Slice:
         size = self.preprocessing.image_size
-        part = _Slice(order[at : at + rows], _empty_images(rows, size))
+        part = _Slice(order[first : first + rows], _empty_images(rows, size))
         part.images[len(part.positions) :] = 0
         return part
 
     def _copied(self, part: _Slice) -> _Slice:
+        assert self._cache is not None
         rows = part.images[: len(part.positions)]
-        np.take(self._cache, part.positions, axis=0, out=rows, mode="clip")  # copies only once
+        np.take(self._cache, part.positions, axis=0, out=rows, mode="clip")  # without a buffer
         return part
 
     def _batch(self, positions: np.ndarray, images: np.ndarray) -> Batch:
@@ -158,10 +168,10 @@ class SplitLoader:
         }
 
     def _decoded(self, slices: Iterator[_Slice], rows: int) -> Iterator[_Slice]:
-        """Yields the slices in order, filled; the threads are some ahead, and end with it."""
-        ahead = 1 + max(1, -(-2 * self._threads // rows))  # enough to keep every thread busy
+        """Yield the slices in order, filled by threads that run ahead and end with the iterator."""
+        ahead = 1 + max(1, -(-2 * self._num_threads // rows))  # enough to keep every thread busy
         pending: deque[tuple[_Slice, list[Future]]] = deque()
-        with ThreadPoolExecutor(self._threads, "vggjax-decode") as threads:
+        with ThreadPoolExecutor(self._num_threads, "vggjax-decode") as threads:
             try:
                 for part in slices:
                     pending.append((part, self._start(threads, part)))
@@ -173,75 +183,85 @@ class SplitLoader:
                 threads.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, threads: ThreadPoolExecutor, part: _Slice) -> list[Future]:
-        # A few images to each future, which costs as much as a tenth of a small image.
+        # Several images to each future, which costs a tenth of decoding a small image.
         indices = self.indices[part.positions].tolist()
-        few = max(1, len(indices) // (4 * self._threads))
+        count = max(1, len(indices) // (4 * self._num_threads))
         return [
-            threads.submit(self._fill, part.images[at : at + few], indices[at : at + few])
-            for at in range(0, len(indices), few)
+            threads.submit(self._fill, part.images[i : i + count], indices[i : i + count])
+            for i in range(0, len(indices), count)
         ]
 
     def _fill(
         self, images: np.ndarray, indices: list[int]
     ) -> list[tuple[int, str | None, tuple[str, ...]]]:
-        """Fills rows of a batch; gives (index, reason, notes) where there is something to say."""
-        said = []
-        for row, i in zip(images, indices, strict=False):  # rows beyond the indices are padding
-            if i in self.unreadable:
+        """Fill rows of a batch; return (index, reason, notes) of unreadable or adapted images."""
+        remarks: list[tuple[int, str | None, tuple[str, ...]]] = []
+        for row, index in zip(images, indices, strict=False):  # further rows are padding
+            if index in self.unreadable:
                 row[:] = 0
                 continue
             try:
-                image = self.source.read(i)
+                image = self.source.read(index)
                 resize_image(image.pixels, self.preprocessing, out=row)
             except DataError as error:
                 row[:] = 0
-                said.append((i, str(error), ()))
+                remarks.append((index, str(error), ()))
             else:
                 if image.notes:
-                    said.append((i, None, image.notes))
-        return said
+                    remarks.append((index, None, image.notes))
+        return remarks
 
     def _finish(self, part: _Slice, futures: list[Future]) -> _Slice:
-        found = len(self.unreadable)
-        for i, reason, notes in itertools.chain.from_iterable(f.result() for f in futures):
+        num_unreadable = len(self.unreadable)
+        for index, reason, notes in itertools.chain.from_iterable(f.result() for f in futures):
             if reason is not None:
-                self.unreadable[i] = reason
-            elif i not in self._noted:
-                self._noted.add(i)
+                self.unreadable[index] = reason
+            elif index not in self._noted:
+                self._noted.add(index)
                 self.adapted.update(notes)
-        if len(self.unreadable) > found:
+        if len(self.unreadable) > num_unreadable:
             self._check_unreadable()
         return part
 
     def _check_unreadable(self) -> None:
         bad = np.fromiter(self.unreadable, np.int64, len(self.unreadable))
-        allowed = (
-            max(1, int(self._max_unreadable * len(self) + 1e-9)) if self._max_unreadable else 0
-        )
-        some = "; ".join(
-            f"{printable(self.source.ids[i])}: {reason}"
-            for i, reason in list(self.unreadable.items())[:3]
+        allowed = max(1, int(self._max_unreadable * len(self) + 1e-9))
+        if not self._max_unreadable:
+            allowed = 0
+        examples = "; ".join(
+            f"{printable(self.source.ids[index])}: {reason}"
+            for index, reason in itertools.islice(self.unreadable.items(), 3)
         )
         if len(bad) > allowed:
             raise DataError(
                 f"More than {self._max_unreadable:.0%} of the images cannot be read: at least "
-                f"{len(bad)} of {len(self)} ({some}). Mend or delete them, or raise "
-                f"--max-unreadable."
+                f"{len(bad)} of {len(self)} ({examples}). Repair or delete them, or raise "
+                f"`max_unreadable`."
             )
-        classes = len(self.source.class_names)
-        here = np.bincount(self.labels, minlength=classes)
-        lost = np.bincount(self.source.labels[bad], minlength=classes)
-        for label in np.flatnonzero((here >= 2) & (lost == here)):
+        num_classes = len(self.source.class_names)
+        counts = np.bincount(self.labels, minlength=num_classes)
+        lost = np.bincount(self.source.labels[bad], minlength=num_classes)
+        for label in np.flatnonzero((counts >= 2) & (lost == counts)):
             raise DataError(
                 f"No image of class {self.source.class_names[label]!r} can be read: "
-                f"{here[label]} of {here[label]} ({some}). Mend them, or take the class out."
+                f"{counts[label]} of {counts[label]} ({examples}). Repair them or drop the class."
             )
+
+
+def epoch_order(length: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> np.ndarray:
+    """Return the order in which an epoch visits a split: positions, int64 (length,).
+
+    A function of (seed, epoch) alone.
+    """
+    if not shuffle:
+        return np.arange(length)
+    return np.random.default_rng((seed, epoch)).permutation(length)
 
 
 def prefetch(iterator: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2) -> Iterator[T]:
-    """Yields `put(item)` for each item, made by a thread that runs up to `depth` items ahead.
+    """Yield `put(item)` for each item, from a thread that runs up to `depth` items ahead.
 
-    What goes wrong there is raised here. Closing or dropping the generator ends the thread and
+    Exceptions of the thread are raised here. Closing or dropping the generator ends the thread and
     closes `iterator`.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
@@ -284,7 +304,7 @@ def prefetch(iterator: Iterator[Batch], put: Callable[[Batch], T], depth: int = 
 
 
 def _empty_images(rows: int, size: int) -> np.ndarray:
-    """Allocates where jax.device_put on a CPU need not copy: at a multiple of 64 bytes."""
+    """Allocate at a multiple of 64 bytes, so that jax.device_put on a CPU need not copy."""
     count = rows * size * size * 3
     whole = np.empty(count + 64, np.uint8)
     first = -whole.ctypes.data % 64
@@ -292,6 +312,6 @@ def _empty_images(rows: int, size: int) -> np.ndarray:
 
 
 def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use, of what there is
+    if hasattr(os, "sched_getaffinity"):  # the cores that this process may use
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

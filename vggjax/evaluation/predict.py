@@ -22,7 +22,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from vggjax.data.images.decode import ENDINGS, load_image
+from vggjax.data.images.decode import load_image
+from vggjax.data.images.formats import ENDINGS
 from vggjax.data.images.preprocess import resize_image
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.evaluation.imagenet import decode_predictions as decode_predictions

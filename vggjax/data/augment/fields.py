@@ -34,8 +34,8 @@ def setting(
 def check_settings(settings: Any) -> None:
     """Check every field of a dataclass instance against its declared type, choices and bounds.
 
-    First turn a list, or a single value, into a tuple where the field is declared as one. An int may
-    stand for a float; no number may be infinite or NaN.
+    A list, or a single value, becomes a tuple if the field is declared as one. An int may stand for
+    a float; no number may be infinite or NaN.
 
     Raises:
         ConfigError: with the field, what it accepts and the value received.

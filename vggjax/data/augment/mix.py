@@ -1,9 +1,9 @@
-"""Mixes images with one another, labels as well: mixup and CutMix.
+"""Mix images with one another, labels included: mixup and CutMix.
 
-The partner of a row is the next row whose mask is 1, the last one's the first: the order of the
-epoch is random already. A row of mask 0, padding or unreadable, is never mixed into another. Rows
-are those of the global batch: under jit by themselves, under pmap with `axis_name`, by gathering
-the devices' rows; so four devices mix what one mixes.
+The partner of a row is the next row whose mask is 1, the last one's the first: the epoch's order is
+random already. A row of mask 0, padding or unreadable, is never mixed into another. Rows are those
+of the global batch, so that four devices mix what one would: automatically under jit, and under
+pmap by gathering the rows of all devices along `axis_name`.
 """
 
 from typing import NamedTuple
@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vggjax.data.augment.color import to_dtype
+from vggjax.data.augment.augment import to_dtype
 from vggjax.data.augment.rng import beta, draw_numbers, per_example_keys
 from vggjax.data.augment.warp import in_box
 
 
 class Mixed(NamedTuple):
-    """A mixed batch; with `share` 1 a row is as it was."""
+    """A mixed batch; a row with `share` 1 is unchanged."""
 
     images: jax.Array
     """(N, S, S, 3), the dtype kept."""
     other: jax.Array
     """int32 (N,): the partner's label."""
     share: jax.Array
-    """float32 (N,): the part, 0 to 1, of the row's own label."""
+    """float32 (N,): the weight, 0 to 1, of the row's own label."""
 
 
 def mix(
@@ -38,35 +38,39 @@ def mix(
     cutmix: float = 0.0,
     axis_name: str | None = None,
 ) -> Mixed:
-    """Mixes each row with its partner by mixup or CutMix of these alphas, 0 being off.
+    """Mix each row with its partner by mixup or CutMix with these alphas; 0 is off.
 
-    Where both are on, each row draws one of them. `key` is one key or (N,), of this device's rows.
+    If both are on, each row draws one of them. `key` is one key, or (N,) keys of the local rows.
     """
     images, label, mask = map(jnp.asarray, (images, label, mask))
-    size, keys = images.shape[1:3], per_example_keys(key, len(images))
+    height, width = images.shape[1:3]
+    keys = per_example_keys(key, len(images))
     numbers = draw_numbers(keys)
-    theirs, other = _partners(images, label, mask, axis_name)
+    partners, other = _partners(images, label, mask, axis_name)
     shares, results = [], []
     if mixup:
         share = beta(keys, mixup)
-        part = share[:, None, None, None]
-        blended = images.astype(jnp.float32) * part + theirs.astype(jnp.float32) * (1 - part)
+        weight = share[:, None, None, None]
+        blended = images.astype(jnp.float32) * weight + partners.astype(jnp.float32) * (1 - weight)
         shares.append(share)
         results.append(to_dtype(blended, images.dtype))
     if cutmix:
-        box = _place_box(numbers["cutmix box"], jnp.sqrt(1 - beta(keys, cutmix)), size)
+        center, side = numbers["cutmix box"], jnp.sqrt(1 - beta(keys, cutmix))
+        tall, wide = side * height, side * width
+        top, left = center[:, 0] * height - tall / 2, center[:, 1] * width - wide / 2
+        box = in_box((height, width), top=top, left=left, height=tall, width=wide)
         shares.append(1 - box.mean((1, 2), dtype=jnp.float32))
-        results.append(jnp.where(box[..., None], theirs, images))
-    second = (numbers["mixup or cutmix"][:, 0] < 0.5) & (len(results) == 2)
-    share = jnp.where(second, shares[-1], shares[0])
-    mixed = jnp.where(second[:, None, None, None], results[-1], results[0])
+        results.append(jnp.where(box[..., None], partners, images))
+    takes_last = (numbers["mixup or cutmix"][:, 0] < 0.5) & (len(results) == 2)
+    share = jnp.where(takes_last, shares[-1], shares[0])
+    mixed = jnp.where(takes_last[:, None, None, None], results[-1], results[0])
     return Mixed(mixed, other, share)
 
 
 def _partners(
     images: jax.Array, label: jax.Array, mask: jax.Array, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Gives the partners' images and labels; a row of mask 0 is its own partner."""
+    """Return the partners' images and labels; a row of mask 0 is its own partner."""
     first = lax.axis_index(axis_name) * len(images) if axis_name else 0
     own = first + jnp.arange(len(images))
     if axis_name:
@@ -79,10 +83,3 @@ def _partners(
     following = in_order[(rank + 1) % jnp.maximum(valid.sum(), 1)]
     partner = jnp.where(valid, following, jnp.arange(len(mask)))[own]
     return images[partner], label[partner]
-
-
-def _place_box(center: jax.Array, side: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Marks boxes of (N,) shares of both sides about (N, 2) centers, cut off at the border."""
-    (height, width), (tall, wide) = size, (side * n for n in size)
-    top, left = center[:, 0] * height - tall / 2, center[:, 1] * width - wide / 2
-    return in_box(size, top=top, left=left, height=tall, width=wide)

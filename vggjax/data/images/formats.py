@@ -1,43 +1,56 @@
-"""Names an image's format by its first bytes and by its ending; decodes nothing.
+"""Identify image formats by their first bytes and by file name; decode nothing.
 
-Only the formats that images.py reads; for the others, and for no image, the answer is None.
+One table of signatures serves both the formats that decode.py reads and the refusal of others.
 """
 
 import os
+import re
 
-_STARTS = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n": "PNG",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
 }
 
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".gif": "GIF",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
+FORMATS = tuple(_ENDINGS)
+"""No others: Pillow hands EPS to Ghostscript, and rarely used decoders are rarely checked."""
+
+ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
+"""File names that count as images when a folder is scanned; in lower case."""
+
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "GIF": rb"GIF8",
+    "BMP": rb"BM",
+    "TIFF": rb"II\*\x00|MM\x00\*",
+    "HEIC or AVIF": rb".{4}ftyp",
+    "EPS": rb"%!PS",
+    "PDF": rb"%PDF",
+    "PSD": rb"8BPS",
+    "SVG": rb".{0,508}<svg",
+    "ICO": rb"\x00\x00\x01\x00",
+    "JPEG 2000": rb"\x00\x00\x00\x0cjP  ",
+    "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL ",
 }
+"""Format -> how its files begin; the first that matches counts."""
+
+_COMPILED = {name: re.compile(start, re.DOTALL) for name, start in _SIGNATURES.items()}
 
 
 def format_of(head: bytes) -> str | None:
-    """Names the format of a file that begins with these bytes; 12 are enough."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    return next((name for start, name in _STARTS.items() if head.startswith(start)), None)
+    """Return which of `FORMATS` a file that begins with `head` has; 12 bytes suffice."""
+    return next((name for name in FORMATS if _COMPILED[name].match(head)), None)
 
 
 def format_of_file(path: str | os.PathLike[str]) -> str | None:
-    """Names the format of a regular file by its content; None where it cannot be opened.
+    """Return which of `FORMATS` a regular file has by its content; None if it cannot be opened.
 
-    A pipe would wait for a writer: the caller knows that the file is a regular one.
+    The caller ensures that the file is a regular one: opening a pipe would wait for a writer.
     """
     try:
         with open(path, "rb") as file:
@@ -47,10 +60,21 @@ def format_of_file(path: str | os.PathLike[str]) -> str | None:
 
 
 def format_named(name: str) -> str | None:
-    """Names the format that a file's ending claims."""
-    return _FORMATS.get(os.path.splitext(name)[1].lower())
+    """Return the format that a file name's ending claims."""
+    ending = os.path.splitext(name)[1].lower()
+    return next((name for name, endings in _ENDINGS.items() if ending in endings), None)
 
 
 def ending_of(format_name: str) -> str:
-    """Gives the ending that is commonest for a format, with its dot."""
-    return next(ending for ending, name in _FORMATS.items() if name == format_name)
+    """Return the most common ending of a format, with its dot."""
+    return _ENDINGS[format_name][0]
+
+
+def unidentified_reason(data: bytes) -> str:
+    """Return why bytes that Pillow does not identify are no usable image."""
+    name = next((name for name, start in _COMPILED.items() if start.match(data)), None)
+    if name is None:
+        return "not an image"
+    if name in FORMATS:
+        return "corrupt: its header cannot be read"
+    return f"unsupported format ({name}): save it as JPEG or PNG"

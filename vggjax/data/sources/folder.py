@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vggjax.data.images.decode import ENDINGS, read_image
+from vggjax.data.images.decode import read_image
+from vggjax.data.images.formats import ENDINGS
 from vggjax.data.sources.remarks import join_names, remarks_on_classes, remarks_on_files
 from vggjax.data.sources.source import SPLIT_WORDS, Scan, Source, fingerprint
 from vggjax.errors import DataError, printable

@@ -18,8 +18,7 @@ import numpy as np
 from flax import nnx
 
 from vggjax.data.augment.settings import is_on
-from vggjax.data.loader import Batch, SplitLoader, prefetch
-from vggjax.data.order import epoch_order
+from vggjax.data.loader import Batch, SplitLoader, epoch_order, prefetch
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes, view_of
 from vggjax.training.cache.store import FileStore, MemoryStore, Store, make_key
