@@ -1,4 +1,4 @@
-"""The house rules that ruff does not know: names, signatures, sizes, dependencies, the README."""
+"""Rules that ruff does not know: names, signatures, limits, dependencies, the README."""
 
 import ast
 import inspect
@@ -23,7 +23,7 @@ FORBIDDEN = re.compile(r"(^|_)(utils?|common|helpers?|base|misc|managers?|handle
 TWO_POSITIONAL_DEFAULTS = {
     "make_splits": "fractions and seed are what a split is a function of",
 }
-"""Elsewhere one optional argument at most, the function's subject, may go without its name."""
+"""Elsewhere at most one optional argument, the function's subject, is positional."""
 
 MODULES = {
     "PIL": "pillow",
@@ -33,7 +33,7 @@ MODULES = {
     "tensorflow": "tensorflow-cpu",
     "tensorflow_datasets": "tensorflow-datasets",
 }
-"""Module -> the distribution that brings it, where the names differ."""
+"""Module -> its distribution, where the names differ."""
 
 IMPORTED_BY_OTHERS = {
     "filelock": "jax keeps a compilation cache of bounded size with it",
@@ -42,7 +42,7 @@ IMPORTED_BY_OTHERS = {
 
 
 def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef, bool]]:
-    """Yields (where, function, is a method) of the public functions of a module."""
+    """Yield (place, function, is a method) for the public functions of a module."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         public_class = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
         for found in node.body if public_class else [node]:
@@ -79,7 +79,7 @@ def test_options_are_keyword_only():
         most = 1 if node.name not in TWO_POSITIONAL_DEFAULTS else 5
         assert len(node.args.defaults) <= most, f"{where}: put options behind a *"
     known = {node.name for _, node, _ in every_function() if len(node.args.defaults) > 1}
-    assert known == set(TWO_POSITIONAL_DEFAULTS), "an exception that is none any more"
+    assert known == set(TWO_POSITIONAL_DEFAULTS), "an exception that is no longer needed"
 
 
 def test_public_signatures_are_typed():
@@ -137,7 +137,7 @@ def test_what_is_beyond_the_limits_is_found_and_named(tmp_path):
     ]
 
 
-def test_no_module_or_class_is_called_after_no_subject():
+def test_no_module_or_class_has_a_meaningless_name():
     for path in PACKAGE:
         assert not FORBIDDEN.search(path.stem), path
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -145,7 +145,7 @@ def test_no_module_or_class_is_called_after_no_subject():
                 assert not re.search(r"(Manager|Handler|Helper|Utils?)$", node.name), node.name
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+def test_dependencies_are_exactly_what_is_imported():
     imported = {}
     for path in PACKAGE:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -168,14 +168,14 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     undeclared = {name: where for name, where in imported.items() if name.lower() not in declared}
     assert undeclared == {}
     assert declared - set(map(str.lower, imported)) == set(IMPORTED_BY_OTHERS)
-    assert all(">=" in line for line in lines), "each has a lower bound that was tried"
+    assert all(">=" in line for line in lines), "each has a tested lower bound"
 
 
 # The README's commands, against the real parsers
 
 
 SHELL = re.compile(r" *(\$ )?(\S*/)?(python3?|vggjax|uv|pip|git|cd|tar) ")
-"""How a line of the README begins that is typed into a shell."""
+"""The beginning of a shell command in the README."""
 
 
 def fenced(*languages: str) -> list[str]:
@@ -185,7 +185,7 @@ def fenced(*languages: str) -> list[str]:
 
 
 def shell_lines() -> list[str]:
-    """Gives what is typed into a shell, from fenced blocks and from indented ones."""
+    """Return the shell commands of the README, from fenced and indented blocks."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     unfenced = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^    .*", unfenced, re.MULTILINE)
@@ -194,7 +194,7 @@ def shell_lines() -> list[str]:
 
 
 def own_commands(line: str) -> Iterator[list[str]]:
-    """Yields the arguments of each `vggjax ...`, `python -m vggjax ...`, `python train.py ...`."""
+    """Yield the arguments of each `vggjax`, `python -m vggjax` and `python train.py` command."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="&;|")
     lexer.whitespace_split = True
     words = [*lexer, ";"]
@@ -209,7 +209,7 @@ def own_commands(line: str) -> Iterator[list[str]]:
 
 
 class Parsed(Exception):
-    """The command line was understood; the work begins here."""
+    """The command line was parsed; the work would begin here."""
 
 
 @pytest.fixture
@@ -243,14 +243,14 @@ def parses(monkeypatch, capsys):
     return check
 
 
-def test_every_command_of_the_readme_is_understood_by_its_parser(parses):
+def test_every_command_of_the_readme_parses(parses):
     commands = [arguments for line in shell_lines() for arguments in own_commands(line)]
     assert {"train", "predict"} <= {arguments[0] for arguments in commands if arguments}
     for arguments in commands:
         parses(arguments)
 
 
-def test_every_flag_that_the_readme_speaks_of_exists(monkeypatch, capsys):
+def test_every_flag_in_the_readme_exists(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     flags = {}
     for command in COMMANDS:
@@ -267,14 +267,14 @@ def test_every_flag_that_the_readme_speaks_of_exists(monkeypatch, capsys):
             assert named <= set().union(*flags.values()), f"`{span}`"
 
 
-def test_a_flag_that_does_not_exist_is_found(parses):
+def test_an_unknown_flag_is_found(parses):
     for line in ("python train.py --epoch 3", "x && vggjax predict a.jpg --topp 5 | head"):
         (arguments,) = own_commands(line)
         with pytest.raises(AssertionError, match="is refused"):
             parses(arguments)
 
 
-def test_the_python_of_the_readme_names_what_the_package_has():
+def test_the_readme_uses_only_public_names_and_their_arguments():
     for block in fenced("python", "py"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "vggjax":
@@ -289,5 +289,5 @@ def test_the_python_of_the_readme_names_what_the_package_has():
                 assert given <= set(parameters), f"{ast.unparse(node)}: no such argument"
 
 
-def test_the_readme_holds_no_placeholder():
+def test_the_readme_has_no_placeholders():
     assert not re.findall(r"@[A-Z]+@|TBD|\?\?\?", (ROOT / "README.md").read_text("utf-8"))

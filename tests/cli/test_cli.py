@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, and one line for a mistake."""
+"""The command line: exit codes, and one line for each mistake."""
 
 import subprocess
 import sys
@@ -11,12 +11,10 @@ from support.tiny_run import make_images
 import vggjax
 from vggjax.cli.main import COMMANDS, main
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with everything that can be named by mistake."""
+    """Change to a folder with everything that a user can name by mistake."""
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("text.jpg").write_text("no image\n")
@@ -26,7 +24,7 @@ def here(tmp_path, monkeypatch):
 
 
 def refusal(capsys, line: str) -> str:
-    """Gives the one line on stderr of a command that is refused."""
+    """Return the one line on stderr of a command that is refused."""
     code = main(line.split())
     printed = capsys.readouterr()
     assert (code, printed.out) == (2, ""), f"{line}: {code}, {printed}"
@@ -49,7 +47,7 @@ def test_the_version_is_the_packages(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(capsys, command):
+def test_every_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     printed = capsys.readouterr().out
@@ -151,7 +149,7 @@ def test_every_command_explains_itself(capsys, command):
         ("train --dataset flowers --weights none --split train[:70%],train[:30%]", "share"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_that_says_the_way_out(here, capsys, line, says):
+def test_a_mistake_is_one_line_with_the_way_out(here, capsys, line, says):
     before = sorted(here.rglob("*"))
     assert says in refusal(capsys, line)
     assert sorted(here.rglob("*")) == before, "something was written"
@@ -174,7 +172,7 @@ def test_summary_counts_the_parameters(capsys, line, total):
     assert "block5_conv3" in printed and ("fc1" in printed) == (total == "138,357,544")
 
 
-def test_convert_goes_round_bit_for_bit(here, capsys):
+def test_converting_through_every_format_keeps_every_bit(here, capsys):
     rng = np.random.default_rng(0)
     weights = {
         "block1_conv1": {"kernel": rng.normal(size=(3, 3, 3, 4)), "bias": rng.normal(size=4)},
@@ -197,10 +195,3 @@ def test_python_m_vggjax_is_the_same_command():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "vggjax: error: There is no file gone.h5. [E_FILE]\n"
-
-
-def test_train_py_is_vggjax_train():
-    command = [sys.executable, str(ROOT / "train.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "usage: vggjax train" in done.stdout and "--unfreeze" in done.stdout

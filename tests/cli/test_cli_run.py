@@ -1,4 +1,4 @@
-"""One training through the command line, and all that can be done with its run folder."""
+"""One training through the command line, and every command on its run folder."""
 
 import contextlib
 import csv
@@ -38,14 +38,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
-def test_training_with_a_image_that_cannot_be_read_is_done_and_names_it(trained):
+def test_training_leaves_out_and_names_an_unreadable_image(trained):
     code, out, err = trained
     assert code == 3
     assert err == "vggjax: left out: daisy/bad.jpg: not an image\n"
     assert "epoch 1/1" in out and "report.html" in out
 
 
-def test_a_run_folder_holds_all_that_it_promises(trained):
+def test_a_run_folder_has_every_file_of_the_contract(trained):
     run = Path("runs/first")
     assert json.loads((run / "config.json").read_text())["unfreeze"] == ["all"]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -66,7 +66,7 @@ def test_a_run_folder_holds_all_that_it_promises(trained):
     assert page.count("<svg") >= 2 and "薔薇" in page
 
 
-def test_evaluate_scores_another_split_and_leaves_the_tests_figures(trained, capsys):
+def test_evaluating_another_split_keeps_the_test_metrics(trained, capsys):
     before = Path("runs/first/eval.json").read_bytes()
     codes = {}
     for split in ("train", "val"):
@@ -80,7 +80,7 @@ def test_evaluate_scores_another_split_and_leaves_the_tests_figures(trained, cap
     assert Path("runs/first/eval.json").read_bytes() == before
 
 
-def test_predict_names_images_and_leaves_out_what_it_cannot_read(trained, capsys):
+def test_predict_classifies_images_and_leaves_out_unreadable_ones(trained, capsys):
     assert main("predict flowers --workdir runs/first --top 2 --csv out.csv".split()) == 3
     printed = capsys.readouterr()
     assert printed.err == "vggjax: left out: flowers/daisy/bad.jpg: not an image\n"
@@ -92,14 +92,14 @@ def test_predict_names_images_and_leaves_out_what_it_cannot_read(trained, capsys
     assert {row["class1"] for row in rows} <= set(CLASSES)
 
 
-def test_predict_takes_the_newest_run_and_says_so(trained, capsys):
+def test_predict_uses_the_newest_run_and_prints_its_name(trained, capsys):
     assert main(["predict", "flowers/daisy/0[01].png"]) == 0
     printed = capsys.readouterr()
     assert printed.err == "vggjax: using the newest run, runs/first\n"
     assert "daisy/01.png" in printed.out
 
 
-def test_predict_with_nothing_readable_is_refused(trained, capsys):
+def test_predict_without_a_readable_image_is_refused(trained, capsys):
     line = "predict flowers/daisy/bad.jpg --workdir runs/first"
     assert main(line.split()) == 2
     printed = capsys.readouterr()
@@ -107,7 +107,7 @@ def test_predict_with_nothing_readable_is_refused(trained, capsys):
     assert "vggjax: error: The image cannot be used; flowers/daisy/bad.jpg" in printed.err
 
 
-def test_the_same_command_again_trains_no_more(trained, capsys):
+def test_a_finished_run_is_not_trained_again(trained, capsys):
     before = Path("runs/first/model.safetensors").read_bytes()
     assert main([*TRAIN, "--epochs", "1"]) == 3  # the image is still left out
     printed = capsys.readouterr()
@@ -116,7 +116,7 @@ def test_the_same_command_again_trains_no_more(trained, capsys):
     assert Path("runs/first/model.safetensors").read_bytes() == before
 
 
-def test_a_finished_run_without_its_log_is_evaluated_all_the_same(trained, capsys):
+def test_a_finished_run_without_its_log_is_still_evaluated(trained, capsys):
     Path("runs/first/log.jsonl").rename("log.away")
     try:
         assert main([*TRAIN, "--epochs", "1"]) == 3
@@ -125,14 +125,14 @@ def test_a_finished_run_without_its_log_is_evaluated_all_the_same(trained, capsy
         Path("log.away").replace("runs/first/log.jsonl")
 
 
-def test_other_settings_for_the_same_run_are_refused_by_name(trained, capsys):
+def test_a_resume_with_other_settings_is_refused_by_name(trained, capsys):
     assert main([*TRAIN, "--epochs", "2", "--seed", "1"]) == 2
     said = capsys.readouterr().err
     assert "epochs was 1, now 2" in said and "seed was 0, now 1" in said
     assert "another --workdir" in said and said.count("\n") == 1
 
 
-def test_other_images_for_the_same_run_are_refused(trained, capsys):
+def test_a_resume_with_other_images_is_refused(trained, capsys):
     shutil.copy("flowers/daisy/00.png", "flowers/daisy/99.png")
     try:
         assert main([*TRAIN, "--epochs", "1"]) == 2

@@ -1,4 +1,4 @@
-"""The command on a report: typed again, it is the very run."""
+"""The command printed in a report reproduces the run's Config."""
 
 import dataclasses
 import shlex
@@ -13,7 +13,7 @@ from vggjax.training.recipes import NEEDS, RECIPES, make_config
 
 @pytest.fixture
 def typed(monkeypatch):
-    """Gives the Config that a command line comes to."""
+    """Return a function from a command line to its Config."""
     found = []
 
     def fit(config):
@@ -49,13 +49,13 @@ def typed(monkeypatch):
     ],
     ids=lambda config: config.recipe or config.dataset,
 )
-def test_the_command_typed_again_is_the_same_run(config, typed):
+def test_the_printed_command_gives_the_same_config(config, typed):
     found = typed(train_command(config))
     assert dataclasses.replace(found, workdir=None) == dataclasses.replace(config, workdir=None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_command_of_every_recipe_typed_again_is_the_same_run(recipe, typed):
+def test_the_printed_command_of_every_recipe_gives_the_same_config(recipe, typed):
     given = {"dataset": "photos"}
     if recipe in NEEDS:
         field, example, _ = NEEDS[recipe]
@@ -65,7 +65,7 @@ def test_the_command_of_every_recipe_typed_again_is_the_same_run(recipe, typed):
     assert dataclasses.replace(found, workdir=None) == config
 
 
-def test_only_what_differs_is_told():
+def test_only_changed_settings_are_printed():
     assert train_command(make_config("digits")) == "vggjax train"
     assert train_command(make_config("digits", epochs=2)) == "vggjax train --epochs 2"
     config = make_config("flowers", dataset="photos", epochs=2, workdir="runs/x")

@@ -1,4 +1,4 @@
-"""What was compiled once is kept from process to process, in a place that the user chooses."""
+"""Compiled programs are kept from process to process, in a folder that the user can choose."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def run(**environment: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_second_process_finds_what_the_first_compiled(tmp_path):
+def test_a_second_process_reuses_what_the_first_compiled(tmp_path):
     first, second = run(VGGJAX_CACHE=str(tmp_path)), run(VGGJAX_CACHE=str(tmp_path))
     assert first[0] == second[0]
     assert int(first[1]) == 0 < int(second[1])
@@ -37,6 +37,6 @@ def test_the_folder_that_the_user_gave_jax_wins(tmp_path):
     assert not (tmp_path / "ours").exists() and list((tmp_path / "theirs").iterdir())
 
 
-def test_a_cache_that_cannot_be_made_is_done_without(tmp_path):
+def test_without_a_writable_cache_nothing_is_kept(tmp_path):
     (tmp_path / "file").write_text("no folder")
     assert int(run(VGGJAX_CACHE=str(tmp_path / "file"))[1]) == 0
