@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from vggjax.atomic import write_text
 from vggjax.errors import ConfigError
 from vggjax.evaluation.evaluate import evaluate
 from vggjax.evaluation.folds import pool_folds
@@ -19,7 +20,6 @@ from vggjax.training.console import print_run_summary, progress_bar
 from vggjax.training.cross_validation import prepare_folds
 from vggjax.training.lr_finder import RateTest, check_rate_test, try_rates
 from vggjax.training.prepare import prepare_run
-from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.training.run_dir.folder import RATE_FILE, RATE_PLOT, lock_workdir, unusable
 from vggjax.training.run_dir.log import append_log, read_log
 from vggjax.training.run_dir.saved_model import ModelInfo

@@ -1,4 +1,4 @@
-"""Puts a new file in the place of an old one whole, or not at all."""
+"""Write files whole or not at all."""
 
 import contextlib
 import glob
@@ -7,39 +7,50 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vggjax.errors import WeightsError, printable
-
 _STALE_S = 3600
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives the path of a hidden file to write; it takes `path`'s place when all went well.
+def atomic_write(path: str | os.PathLike, *, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces `path` when the block succeeds.
 
-    What a killed process had begun for `path` is removed an hour after.
+    The temporary file is hidden and lies beside `path`. If the block raises, it is removed and
+    `path` stays as it was. What a killed process left for the same `path` is removed after an hour.
+
+    Args:
+        path: the file to write.
+        sync: flush the contents to the disk first, so that not even a power failure leaves a
+            truncated file at `path`.
 
     Raises:
-        WeightsError: it cannot be written, as on a full disk; what was there is as it was.
+        OSError: the file cannot be written, for example because the disk is full.
     """
-    _sweep(path)
-    # Of this process alone, so that two runs do not write into each other's.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = Path(path)
+    _remove_stale(path)
+    # Unique, so that neither another process nor another thread writes to the same file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.part")
     try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise WeightsError(
-            f"{printable(path)} cannot be written: {error.strerror or printable(error)}.",
-            code="E_WRITE",
-        ) from None
+        yield temporary
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
-    for rest in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _remove_stale(path: Path) -> None:
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
         with contextlib.suppress(OSError):
-            if time.time() - rest.stat().st_mtime > _STALE_S:
-                rest.unlink()
+            if time.time() - temporary.stat().st_mtime > _STALE_S:
+                temporary.unlink()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from support.tiny_run import make_images
 
+from vggjax.atomic import write_text
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.split_file import NAME, read_splits, splits_text
 from vggjax.data.splits.splits import make_splits
 from vggjax.errors import DataError
-from vggjax.training.run_dir.checkpoint import write_text
 
 
 @pytest.fixture

@@ -1,24 +1,84 @@
-"""A conversion that is killed, or whose disk is full, leaves the old file or none."""
+"""A file is written whole or not at all, whatever ends the writing early."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from support.hostile_layers import made_weights
 
 import vggjax
-from vggjax.weights.hdf5 import worker
+from vggjax.atomic import atomic_write, write_text
 from vggjax.weights.weight_file import read_weights, write_weights
 
-resource = pytest.importorskip("resource", reason="this system bounds no file's length")
 
-APART = worker._CODE.partition("from vggjax")[0]  # without the package's __init__, and so jax
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path, error):
+    path = tmp_path / "file"
+    for old in (None, "old"):
+        if old:
+            write_text(path, old)
+        with pytest.raises(error), atomic_write(path) as temporary:
+            temporary.write_text("half")
+            assert (path.read_text() if path.exists() else None) == old
+            raise error
+        assert (path.read_text() if path.exists() else None) == old
+        assert names(tmp_path) == ({"file"} if old else set())
+
+
+def test_a_folder_that_cannot_be_written_to_raises_an_os_error(tmp_path):
+    with pytest.raises(OSError):
+        write_text(tmp_path / "gone" / "file", "text")
+
+
+def test_a_text_keeps_every_character_and_every_undecodable_byte(tmp_path):
+    text = "image \N{SNOWMAN} " + os.fsdecode(b"\xff.jpg")
+    write_text(tmp_path / "file", text)
+    assert (tmp_path / "file").read_bytes() == "image \N{SNOWMAN} ".encode() + b"\xff.jpg"
+
+
+def test_threads_that_write_the_same_file_never_mix_their_contents(tmp_path):
+    path, texts = tmp_path / "file", [letter * 10_000 for letter in "abcd"]
+
+    def write(text):
+        for _ in range(20):
+            write_text(path, text)
+            assert path.read_text() in texts
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts and names(tmp_path) == {"file"}
+
+
+def test_only_old_temporary_files_of_the_same_name_are_removed(tmp_path):
+    path = tmp_path / "a[1].txt"
+    stale, recent, other = (tmp_path / f".{name}.part" for name in ("a[1].txt.7-7", "a[1].txt.8-8",
+                                                                     "a1.txt.7-7"))  # fmt: skip
+    for temporary in (stale, recent, other):
+        temporary.touch()
+    for temporary in (stale, other):
+        os.utime(temporary, (0, 0))
+    write_text(path, "text")
+    assert names(tmp_path) == {path.name, recent.name, other.name}
+
+
+# Imports the package without its __init__ and jax, and converts a file.
 CONVERT = """
-import resource, signal
+import json, resource, signal, sys, types
+sys.path[:] = json.loads(sys.argv[1])
+sys.modules["vggjax"] = types.ModuleType("vggjax")
+sys.modules["vggjax"].__path__ = [sys.argv[2]]
 from vggjax.errors import WeightsError, one_line_message
 from vggjax.weights.convert import convert_file
 src, dst, length, killed = sys.argv[3:]
@@ -29,36 +89,30 @@ try:
 except WeightsError as error:
     sys.exit(one_line_message(error))
 """
-ENDINGS = (".safetensors", ".weights.h5", ".h5", ".keras")
 
 
 def convert(src, dst, *, length, killed):
-    """Converts in a process that may write `length` bytes to a file, and is killed at the next."""
+    """Convert in a process that may write `length` bytes to a file: killed there, or refused."""
     package = str(Path(vggjax.__file__).parent)
-    command = [sys.executable, "-S", "-c", APART + CONVERT, json.dumps(sys.path), package,
+    command = [sys.executable, "-S", "-c", CONVERT, json.dumps(sys.path), package,
                str(src), str(dst), str(length), str(killed)]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("killed", [True, False], ids=["killed", "disk full"])
-def test_a_conversion_that_ends_early_leaves_the_old_file_or_none(tmp_path, ending, killed):
+@pytest.mark.skipif(os.name != "posix", reason="this system does not limit a file's length")
+@pytest.mark.parametrize("ending", [".safetensors", ".weights.h5", ".h5", ".keras"])
+def test_a_conversion_that_is_killed_or_finds_the_disk_full_leaves_the_old_file(tmp_path, ending):
     src, dst = tmp_path / "src.h5", tmp_path / f"dst{ending}"
     write_weights(src, made_weights())
-    for old in (False, True):
-        if old:
-            write_weights(dst, made_weights(seed=1))
-        before = dst.read_bytes() if old else None
-        done = convert(src, dst, length=1500, killed=killed)
-        assert done.returncode == (-signal.SIGXFSZ if killed else 1), done.stderr
-        assert (dst.read_bytes() if dst.exists() else None) == before
-        if not killed:
-            assert done.stderr.count("\n") == 1
-            assert str(dst) in done.stderr and done.stderr.endswith("[E_WRITE]\n")
-            assert {path.name for path in tmp_path.iterdir()} <= {"src.h5", dst.name}
-    for rest in tmp_path.glob(".*"):
-        os.utime(rest, (0, 0))  # as if it were of yesterday
-    done = convert(src, dst, length=10**6, killed=killed)
-    assert done.returncode == 0, done.stderr
-    assert read_weights(dst).keys() == made_weights().keys()
-    assert {path.name for path in tmp_path.iterdir()} == {"src.h5", dst.name}
+    write_weights(dst, made_weights(seed=1))
+    before = dst.read_bytes()
+    full = convert(src, dst, length=1500, killed=False)
+    assert full.returncode == 1 and full.stderr.count("\n") == 1
+    assert str(dst) in full.stderr and full.stderr.endswith("[E_WRITE]\n")
+    assert dst.read_bytes() == before and names(tmp_path) == {"src.h5", dst.name}
+    assert convert(src, dst, length=1500, killed=True).returncode == -signal.SIGXFSZ
+    assert dst.read_bytes() == before
+    for temporary in tmp_path.glob(".*"):
+        os.utime(temporary, (0, 0))
+    write_weights(dst, read_weights(src))
+    assert names(tmp_path) == {"src.h5", dst.name}

@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from vggjax.atomic import write_text
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.sources.source import Source
@@ -36,7 +37,6 @@ from vggjax.evaluation.probabilities import SplitPredictions, write_probabilitie
 from vggjax.models.network import Network
 from vggjax.training.config import Config, read_config
 from vggjax.training.forward import make_predict_step
-from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.training.run_dir.folder import check_splits
 from vggjax.training.run_dir.run_result import open_training_data
 from vggjax.training.run_dir.saved_model import ModelInfo, load_model

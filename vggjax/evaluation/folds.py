@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vggjax.atomic import write_text
 from vggjax.evaluation.evaluate import print_summary
 from vggjax.evaluation.metrics import pool
 from vggjax.training.config import Config
-from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.training.run_dir.folder import fold_folders
 
 _SAME = ("class_names", "evaluated_at", "device", "versions")

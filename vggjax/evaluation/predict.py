@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from vggjax.atomic import write_text
 from vggjax.data.images.decode import load_image
 from vggjax.data.images.formats import ENDINGS
 from vggjax.data.images.preprocess import resize_image
@@ -32,7 +33,6 @@ from vggjax.evaluation.published_model import open_published
 from vggjax.models.arch import ARCHS
 from vggjax.models.network import Network
 from vggjax.training.forward import make_predict_step
-from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.training.run_dir.saved_model import ModelInfo, load_model
 
 

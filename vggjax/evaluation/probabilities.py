@@ -6,13 +6,13 @@ is missing or damaged is None: whoever needs it can judge the split again.
 """
 
 import io
-import os
-import time
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from vggjax.atomic import atomic_write
 
 
 class SplitPredictions(NamedTuple):
@@ -33,12 +33,8 @@ def write_probabilities(workdir: Path, split: str, judged: SplitPredictions) -> 
         labels=np.asarray(judged.labels, np.int32),
         probs=np.asarray(judged.probs, np.float32),
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
-    try:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(file.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> SplitPredictions | None:

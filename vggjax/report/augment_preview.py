@@ -8,7 +8,6 @@ file is written whole or not at all.
 import io
 import math
 import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vggjax.atomic import atomic_write
 from vggjax.data.augment.augment import augment
 from vggjax.data.augment.mix import mix
 from vggjax.data.augment.settings import Augmentation, describe
@@ -233,11 +233,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 def _write(path: Path, sheet: Image.Image) -> None:
     file = io.BytesIO()
     sheet.save(file, FORMATS[path.suffix.lower()], quality=92)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
     try:
-        temporary.write_bytes(file.getvalue())
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(file.getvalue())
     except OSError as error:
         raise ConfigError(f"Cannot write {printable(path)}: {error.strerror}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vggjax.atomic import write_text
 from vggjax.data.augment.settings import NAMES as AUGMENTATION_FIELDS
 from vggjax.data.augment.settings import describe
 from vggjax.errors import ConfigError, printable
@@ -23,7 +24,6 @@ from vggjax.report.facts import describe_stages, duration, plain, short
 from vggjax.report.report import render
 from vggjax.report.run_files import RunFiles, read_run
 from vggjax.training.config import RESUME_MUTABLE_FIELDS, Config
-from vggjax.training.run_dir.checkpoint import write_text
 
 COLORS = 6
 """Runs beyond as many share the colors of the first, with another dash."""

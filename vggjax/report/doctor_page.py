@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from vggjax.atomic import write_text
 from vggjax.data.quality.findings import KINDS, Finding, Findings
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.report.doctor_screen import SENTENCES, describe_entry, verdict
-from vggjax.training.run_dir.checkpoint import write_text
 
 MAX_CASES = 24
 """Cases of a kind that are shown with their images."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vggjax.atomic import write_text
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.split_file import read_splits
 from vggjax.errors import VggjaxError, printable
@@ -33,7 +34,6 @@ from vggjax.report.model_views import draw_augmented, draw_grad_cam_examples
 from vggjax.report.run_files import RunFiles, read_run
 from vggjax.report.thumbnails import Thumbnails, data_uri, jpeg_uri
 from vggjax.training import recipes
-from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.training.run_dir.run_result import open_training_data
 
 MAX_CLASSES = 15

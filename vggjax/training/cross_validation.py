@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from vggjax.atomic import write_text
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.split_file import NAME as SPLITS_FILE
 from vggjax.data.splits.split_file import splits_text
@@ -16,7 +17,6 @@ from vggjax.data.splits.splits import make_folds
 from vggjax.errors import printable
 from vggjax.training.config import Config
 from vggjax.training.prepare import Progress, check_outside, compare, resolve
-from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.training.run_dir.folder import (
     check_data,
     describe_duplicates,

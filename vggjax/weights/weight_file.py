@@ -355,15 +355,21 @@ def write_weights(
     """
     path, (ending, layout) = Path(path), check_destination(path, layout)
     checked, metadata = _checked(weights), metadata or {}
-    with atomic_write(path) as part:
-        if layout is None:
-            WRITERS[ending](part, checked, metadata)
-        elif layout == "vggjax":
-            write_native(part, checked, metadata)
-        elif ending == ".safetensors":
-            write_tensors(part, torch_tensors(checked, layout), {"format": "pt", **metadata})
-        else:
-            write_torch_file(part, torch_tensors(checked, layout), metadata)
+    try:
+        with atomic_write(path, sync=True) as part:
+            if layout is None:
+                WRITERS[ending](part, checked, metadata)
+            elif layout == "vggjax":
+                write_native(part, checked, metadata)
+            elif ending == ".safetensors":
+                write_tensors(part, torch_tensors(checked, layout), {"format": "pt", **metadata})
+            else:
+                write_torch_file(part, torch_tensors(checked, layout), metadata)
+    except OSError as error:
+        raise WeightsError(
+            f"{printable(path)} cannot be written: {error.strerror or printable(error)}.",
+            code="E_WRITE",
+        ) from None
 
 
 WRITERS = {".h5": write_legacy_h5, ".weights.h5": write_weights_h5, ".keras": write_keras}

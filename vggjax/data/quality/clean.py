@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vggjax.atomic import atomic_write
 from vggjax.data.images.formats import ending_of, format_named, format_of_file
 from vggjax.data.quality.findings import Findings
 from vggjax.data.quality.safe_names import Names
@@ -104,7 +105,6 @@ def write_clean_copy(
     out = Path(os.path.abspath(os.path.expanduser(out)))
     partial = out.with_name(f"{out.name}.partial")
     table = out.with_name(f"{out.name}.doctor.csv")
-    written = table.with_name(f"{table.name}.partial")
     _check_place(findings.dataset, source, out, partial, table)
     reasons = choose(findings)
     targets, changes = _plan(source, findings.split_of, reasons)
@@ -113,22 +113,21 @@ def write_clean_copy(
             f"Nothing of {printable(findings.dataset)} is fit to be kept; nothing written."
         )
     try:
-        partial.mkdir(parents=True)
-        (partial / _MARK).touch()
-        for done, (i, target) in enumerate(targets.items(), 1):
-            (partial / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source.path(i), partial / target)  # a link's file, not the link
-            if progress is not None:
-                progress(done, len(targets))
-        _write_table(written, changes)
-        if out.exists():
-            out.rmdir()  # empty, as _check_place saw
-        partial.rename(out)
-        (out / _MARK).unlink()
-        os.replace(written, table)
+        with atomic_write(table) as written:
+            partial.mkdir(parents=True)
+            (partial / _MARK).touch()
+            for done, (i, target) in enumerate(targets.items(), 1):
+                (partial / target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source.path(i), partial / target)  # a link's file, not the link
+                if progress is not None:
+                    progress(done, len(targets))
+            _write_table(written, changes)
+            if out.exists():
+                out.rmdir()  # empty, as _check_place saw
+            partial.rename(out)
+            (out / _MARK).unlink()
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        written.unlink(missing_ok=True)
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise DataError(

@@ -6,12 +6,14 @@ needs, are read once and kept beside the prepared data. An example's id is `trai
 and the place in it.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vggjax.atomic import atomic_write
 from vggjax.data.images.decode import DecodedImage, read_image
 from vggjax.data.sources.source import Source, fingerprint
 from vggjax.data.sources.tfds_prepare import FILE_FORMAT, prepare
@@ -128,11 +130,8 @@ def _read_labels(folder: Path, split: str, data: Any, label_key: str) -> np.ndar
     except (OSError, ValueError, EOFError):
         pass
     labels = np.fromiter((data[i][label_key] for i in range(len(data))), np.int32, len(data))
-    partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
+    # Where the dataset is read-only, the next start reads the labels again.
+    with contextlib.suppress(OSError), atomic_write(kept) as temporary:
+        with open(temporary, "wb") as file:
             np.save(file, labels)
-        os.replace(partial, kept)
-    except OSError:  # a dataset that may only be read: the next start reads the labels again
-        partial.unlink(missing_ok=True)
     return labels

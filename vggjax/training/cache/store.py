@@ -21,9 +21,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vggjax.atomic import write_text
 from vggjax.data.sources.source import Source
 from vggjax.errors import VggjaxError
-from vggjax.training.run_dir.checkpoint import write_text
 
 FORMAT = "1"
 """Of the numbers and of the files; another one when what they mean changes."""

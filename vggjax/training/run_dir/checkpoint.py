@@ -5,8 +5,6 @@ best weights. They are written while training goes on; leaving the `with` waits 
 """
 
 import dataclasses
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,16 +115,6 @@ class Checkpoints:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
         leaves = self._manager.restore(step, args=args)[item]
         return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in template])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _model_tree(params: nnx.State, batch_stats: nnx.State) -> dict[str, Any]:

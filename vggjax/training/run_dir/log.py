@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vggjax.training.run_dir.checkpoint import write_text
+from vggjax.atomic import write_text
 from vggjax.training.run_dir.tensorboard import EventFile
 
 

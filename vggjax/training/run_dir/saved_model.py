@@ -8,13 +8,13 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
+from vggjax.atomic import write_text
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.errors import WeightsError, printable
 from vggjax.models.head import Head
 from vggjax.models.network import Network
 from vggjax.models.params import Weights, assign, extract
 from vggjax.models.registry import make_model
-from vggjax.training.run_dir.checkpoint import write_text
 from vggjax.weights.weight_file import read_weights, write_weights
 
 
