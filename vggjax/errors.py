@@ -112,3 +112,8 @@ def printable(name: object) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def flag_of(field: str) -> str:
+    """Return the command-line flag of a setting: `batch_size` is `--batch-size`."""
+    return "--" + field.replace("_", "-")

@@ -13,8 +13,15 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from vggjax.cli.commands import COMMANDS, parse_train
-from vggjax.cli.parsing import flag_of, flags_of, parse
-from vggjax.errors import ConfigError, VggjaxError, one_line_message, printable, unknown_name
+from vggjax.cli.parsing import flags_of, parse
+from vggjax.errors import (
+    ConfigError,
+    VggjaxError,
+    flag_of,
+    one_line_message,
+    printable,
+    unknown_name,
+)
 from vggjax.training.config import Config
 from vggjax.training.signals import Interrupted
 from vggjax.weights.pretrained import cache_dir

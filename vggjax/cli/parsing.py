@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import tyro
 
-from vggjax.errors import ConfigError
+from vggjax.errors import ConfigError, flag_of
 
 _HINTS = {
     "True": "A switch takes no value: --horizontal-flip, or --no-horizontal-flip.",
@@ -52,11 +52,6 @@ def value_of(argv: Sequence[str], flag: str) -> str | None:
         if word.startswith(f"--{flag}="):
             return word.split("=", 1)[1]
     return None
-
-
-def flag_of(field: str) -> str:
-    """Return the flag of a field or parameter: `batch_size` is `--batch-size`."""
-    return "--" + field.replace("_", "-")
 
 
 def _on_parse_error(hook: Callable[[Any], None]) -> AbstractContextManager[None]:

@@ -8,8 +8,7 @@ import dataclasses
 import shlex
 from typing import Any
 
-from vggjax.data.augment.fields import flag
-from vggjax.errors import printable
+from vggjax.errors import flag_of, printable
 from vggjax.training.config import Config
 from vggjax.training.recipes import recipe_fields
 
@@ -41,7 +40,7 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
 def _words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
-        return [flag(name) if value else flag(f"no_{name}")]
+        return [flag_of(name) if value else flag_of(f"no_{name}")]
     if isinstance(value, tuple | list):
-        return [flag(name), *map(str, value)]
-    return [flag(name), str(value)]
+        return [flag_of(name), *map(str, value)]
+    return [flag_of(name), str(value)]
