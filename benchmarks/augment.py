@@ -25,7 +25,7 @@ from vggjax.data.augment.settings import PRESETS, Augmentation, describe
 from vggjax.data.images.preprocess import Preprocessing, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.parallel import Placement

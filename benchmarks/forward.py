@@ -16,7 +16,7 @@ from flax import nnx
 from benchmarks import peers
 from benchmarks.measure import Call, Row, in_turn, make_row, print_table
 from vggjax.models.kernels.conv import make_convolve
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 
 SIZE_PX = 224
 

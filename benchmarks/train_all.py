@@ -18,7 +18,7 @@ from benchmarks import peers
 from benchmarks.measure import Call, Row, in_turn, make_row, print_table
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import make_convolve
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 
 SIZE_PX = 200
 

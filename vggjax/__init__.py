@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vggjax.evaluation.evaluate import evaluate as evaluate
     from vggjax.evaluation.imagenet import decode_predictions as decode_predictions
     from vggjax.models.head import Head as Head
+    from vggjax.models.network import VGG as VGG
     from vggjax.models.params import assign as assign
     from vggjax.models.params import extract as extract
-    from vggjax.models.vgg import VGG as VGG
     from vggjax.training.config import Config as Config
     from vggjax.training.recipes import make_config as make_config
     from vggjax.training.run_dir.saved_model import load_model as load_model
@@ -41,7 +41,7 @@ _MODULES = {
     "vggjax.evaluation.imagenet": ("decode_predictions",),
     "vggjax.models.head": ("Head",),
     "vggjax.models.params": ("assign", "extract"),
-    "vggjax.models.vgg": ("VGG",),
+    "vggjax.models.network": ("VGG",),
     "vggjax.training.config": ("Config",),
     "vggjax.training.recipes": ("make_config",),
     "vggjax.training.run_dir.saved_model": ("load_model",),

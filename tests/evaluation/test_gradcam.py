@@ -80,7 +80,7 @@ def test_on_an_averaged_map_grad_cam_is_cam():
 def test_the_last_layer_whose_map_is_fine_enough_is_looked_at(name, pooling, size, layer):
     from flax import nnx
 
-    from vggjax.models.vgg import VGG
+    from vggjax.models.network import VGG
 
     head = Head(pooling, (8,), outputs=5)
     model = nnx.eval_shape(lambda: VGG(name, head=head, image_size=size))

@@ -13,7 +13,7 @@ from vggjax.errors import ConfigError, DataError, WeightsError
 from vggjax.evaluation import imagenet, predict
 from vggjax.evaluation.evaluate import evaluate
 from vggjax.evaluation.predict import find_images, predict_command, predict_images
-from vggjax.models import vgg
+from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.params import extract
 from vggjax.training.run_dir.saved_model import load_model
@@ -183,7 +183,7 @@ def test_settings_that_contradict_each_other_are_refused(run):
 
 
 def test_published_weights_give_imagenet_names_by_keras_rule(run, monkeypatch, capsys):
-    monkeypatch.setattr(vgg, "PUBLISHED_TOP", Head("gap", outputs=1000))  # a top of a few kB
+    monkeypatch.setattr(Arch, "top", Head("gap", outputs=1000))  # a top of a few kB
     model = random_model("tiny", include_top=True)
     path = "flowers/daisy/00.png"
     image = resize_image(load_image(path), Preprocessing("caffe", 224, "crop", "bicubic"))
@@ -203,7 +203,7 @@ def test_published_weights_give_imagenet_names_by_keras_rule(run, monkeypatch, c
 
 
 def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):
-    monkeypatch.setattr(vgg, "PUBLISHED_TOP", Head("gap", outputs=1000))
+    monkeypatch.setattr(Arch, "top", Head("gap", outputs=1000))
     images = ["flowers/daisy/00.png"]
     with pytest.raises(WeightsError, match="3 outputs, not ImageNet's 1000.*--workdir"):
         predict_command(images, weights=str(run / "model.safetensors"), model="tiny")

@@ -8,11 +8,11 @@ from flax import nnx
 from test_models import TINY, filled
 
 from vggjax.errors import ConfigError
-from vggjax.models.convnets import CNN, CNNS, ConvSpec
+from vggjax.models.convnets import CNNS, ConvSpec
 from vggjax.models.head import Head
+from vggjax.models.network import VGG, Network
 from vggjax.models.params import assign, extract, shapes
-from vggjax.models.registry import find_arch, make_model
-from vggjax.models.vgg import VGG
+from vggjax.models.registry import find_arch
 from vggjax.training.cache.plan import find_cut
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers
@@ -28,7 +28,7 @@ LAYERS = (
 @pytest.fixture(scope="module")
 def model():
     head = Head.parse("flatten-6-0.4-3")
-    return filled(EVERYTHING, make=CNN, head=head, image_size=32)
+    return filled(EVERYTHING, make=Network, head=head, image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def images():
 
 
 def count(name):
-    model = nnx.eval_shape(lambda: make_model(name, include_top=True))
+    model = nnx.eval_shape(lambda: Network(name, include_top=True))
     return sum(
         int(np.prod(shape))
         for params in shapes(model).values()
@@ -89,7 +89,7 @@ def test_vgg_written_as_a_convnet_is_vgg(batch_norm):
     )
     head = Head.parse("flatten-6-3")
     vgg = filled(arch, head=head, image_size=32)
-    twin = CNN(ConvSpec(f"same-{text}-pool"), head=head, image_size=32)
+    twin = Network(ConvSpec(f"same-{text}-pool"), head=head, image_size=32)
     twin.eval()
     assert twin.layers == vgg.layers
     assign(twin, extract(vgg))
@@ -125,12 +125,12 @@ def test_a_gray_image_is_its_own_gray_and_green_counts_most(model):
 def test_the_map_is_as_large_as_the_spec_says_and_the_least_image_runs(name):
     spec = CNNS[name]
     for size in (spec.min_size_px, 33):
-        model = nnx.eval_shape(lambda size=size: CNN(spec, image_size=size))
+        model = nnx.eval_shape(lambda size=size: Network(spec, image_size=size))
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         shape = nnx.eval_shape(lambda m, x: m(x), model, images).shape
         assert shape == (1, spec.map_size(size), spec.map_size(size), spec.width)
-    with pytest.raises(ConfigError, match=f"{name} .* needs {spec.min_size_px} px or more"):
-        CNN(spec, image_size=spec.min_size_px - 1)
+    with pytest.raises(ConfigError, match=f"{name} .* {spec.min_size_px} px or more"):
+        Network(spec, image_size=spec.min_size_px - 1)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_convnet_that_cannot_be_is_refused_on_one_line(text):
 def test_networks_are_found_by_name_by_spec_or_by_the_nearest_name():
     assert find_arch("cnn-gray-32-pool-32").text == CNNS["mnist-cnn"].text
     assert find_arch("cnn-conv") is CNNS["cnn-conv"]
-    assert isinstance(make_model("vgg11", image_size=32), VGG)
+    assert Network("vgg11", image_size=32).layers == VGG("vgg11", image_size=32).layers
     for wrong, near in [("cnn-pol-bn", "cnn-pool-bn"), ("cifar10_cnn", "cifar10-cnn"),
                         ("vgg61", "vgg1")]:  # fmt: skip
         with pytest.raises(ConfigError, match=f"Did you mean '{near}"):
@@ -156,9 +156,9 @@ def test_networks_are_found_by_name_by_spec_or_by_the_nearest_name():
 
 def test_a_top_that_a_net_does_not_have_is_refused():
     with pytest.raises(ConfigError, match="no head of its own"):
-        CNN(ConvSpec("8-pool-8"), include_top=True)
+        Network(ConvSpec("8-pool-8"), include_top=True)
     with pytest.raises(ConfigError, match="as well"):
-        CNN("cifar10-cnn", include_top=True, head=Head.parse("gap-3"))
+        Network("cifar10-cnn", include_top=True, head=Head.parse("gap-3"))
 
 
 def test_a_config_takes_a_convnet_s_own_layers_and_sizes():

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from vggjax.data.images.preprocess import preprocess
+from vggjax.models.network import VGG
 from vggjax.models.params import assign, shapes
-from vggjax.models.vgg import VGG
 
 maker = runpy.run_path(str(Path(__file__).with_name("golden") / "make_golden.py"))
 

@@ -8,8 +8,8 @@ from flax import nnx
 
 from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract, shapes
-from vggjax.models.vgg import VGG
 from vggjax.weights.load import load_base, load_pretrained, open_weights
 from vggjax.weights.weight_file import WeightFile, write_weights
 
@@ -65,7 +65,7 @@ def test_nothing_random_is_drawn_for_a_file_that_fills_the_model(tiny_arch, with
         drawn.append(not isinstance(jax.random.key_data(key), jax.core.Tracer))
         return jnp.zeros(shape)
 
-    monkeypatch.setattr("vggjax.models.network._he", spy)
+    monkeypatch.setattr("vggjax.models.network._he_normal", spy)
     load(tiny_arch, with_top[0], THREE)
     assert drawn and not any(drawn)
     load(tiny_arch, with_top[0], FIVE, base_only=True)

@@ -9,8 +9,8 @@ from flax import nnx
 from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.arch import ARCHS, Arch, get_arch, match_layers
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract, shapes
-from vggjax.models.vgg import VGG
 
 HEAD = Head("avg2", (6, 5), 0.4, 3)
 TINY = {bn: Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8), batch_norm=bn) for bn in (False, True)}

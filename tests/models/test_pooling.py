@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vggjax.models.pooling import max_pool
+from vggjax.models.layers import max_pool
 
 
 @pytest.mark.parametrize("size", [(2, 2), (5, 4), (7, 9), (1, 6)])

@@ -11,8 +11,8 @@ from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract, shapes
-from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.run_dir.saved_model import ModelInfo, save_model

@@ -7,7 +7,7 @@ from test_step import BN, PLAIN, make_batch
 
 from vggjax.data.loader import Batch
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 from vggjax.training.chunks import stack_batches
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages

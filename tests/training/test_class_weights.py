@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from vggjax.data.splits.class_weights import balanced_weights
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.parallel import Placement

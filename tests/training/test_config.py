@@ -17,7 +17,7 @@ from vggjax.training.recipes import make_config
     [
         ({"model": "vgg61"}, "Did you mean 'vgg1"),
         ({"unfreeze": ("blok5",)}, "Did you mean 'block5'"),
-        ({"unfreeze": ("none", "block5")}, "cannot stand beside"),
+        ({"unfreeze": ("none", "block5")}, "cannot combine none"),
         ({"optimizer": "adamm"}, "Did you mean 'adam'"),
         ({"image_size": 31}, "32 px or more; got image size 31"),
         ({"epochs": 0}, "--epochs must be above 0; got 0"),

@@ -7,7 +7,7 @@ from support.kept_run import DRAWN, FILE, HEAD, make_config_of
 from vggjax.errors import ConfigError
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 from vggjax.training import prepare, trainer
 from vggjax.training.cache import plan
 from vggjax.training.cache.plan import find_cut

@@ -11,7 +11,7 @@ from test_step import make_batch
 
 from vggjax.data.images.preprocess import preprocess
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 from vggjax.training import prepare
 from vggjax.training.config import Config
 from vggjax.training.forward import make_feature_step

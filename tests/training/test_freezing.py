@@ -11,8 +11,8 @@ from flax import nnx
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.kernels import conv, winograd
+from vggjax.models.network import VGG
 from vggjax.models.params import extract
-from vggjax.models.vgg import VGG
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.parallel import Placement

@@ -11,8 +11,8 @@ from vggjax.cli.main import main
 from vggjax.data.augment.settings import Augmentation
 from vggjax.errors import ConfigError
 from vggjax.models.head import Head
+from vggjax.models.network import Network
 from vggjax.models.params import shapes
-from vggjax.models.registry import make_model
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, peak_rates, plan_stages
 from vggjax.training.lessons import LESSONS
@@ -41,9 +41,7 @@ def counts(name, num_classes):
     """Counts (those that train in the last stage, all) without making a single number."""
     config = config_of(name)
     head = Head.parse(config.head).for_classes(num_classes)
-    model = nnx.eval_shape(
-        lambda: make_model(config.model, head=head, image_size=config.image_size)
-    )
+    model = nnx.eval_shape(lambda: Network(config.model, head=head, image_size=config.image_size))
     labels = label_layers(model, plan_stages(config)[-1].unfreeze)
     sizes = {
         layer: sum(int(np.prod(s)) for n, s in params.items() if n not in ("mean", "var"))

@@ -12,7 +12,7 @@ from vggjax.data.images.preprocess import preprocess
 from vggjax.errors import ConfigError
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 from vggjax.training.config import Config
 from vggjax.training.forward import make_predict_step, map_microbatches
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages

@@ -11,8 +11,8 @@ from flax import nnx
 from support.torch_models import ENDINGS
 
 from vggjax.errors import WeightsError
+from vggjax.models.network import VGG
 from vggjax.models.params import shapes
-from vggjax.models.vgg import VGG
 from vggjax.weights.convert import convert_file, print_table
 from vggjax.weights.package_names import read_metadata
 from vggjax.weights.weight_file import read_weights, write_weights

@@ -14,8 +14,8 @@ from support.hostile_layers import CASES, TINY, Case, made_weights
 from vggjax.cli.main import main
 from vggjax.errors import CODES, WeightsError
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import extract
-from vggjax.models.vgg import VGG
 from vggjax.weights.hdf5.worker import Reader
 from vggjax.weights.keras import read
 from vggjax.weights.load import load_pretrained

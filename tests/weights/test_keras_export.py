@@ -8,8 +8,8 @@ from flax import nnx
 
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract
-from vggjax.models.vgg import VGG
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 pytestmark = pytest.mark.filterwarnings(

@@ -16,8 +16,8 @@ from support.torch_models import ENDINGS
 from vggjax.errors import WeightsError
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import shapes
-from vggjax.models.vgg import VGG
 from vggjax.weights.package_names import read_metadata
 from vggjax.weights.weight_file import PARAMS, read_weights, write_weights
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import assign
-from vggjax.models.vgg import VGG
 from vggjax.weights.load import load_pretrained
 from vggjax.weights.names import order
 from vggjax.weights.weight_file import read_weights, write_weights

@@ -7,8 +7,8 @@ from support.torch_models import ENDINGS
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.head import Head
+from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract
-from vggjax.models.vgg import VGG
 from vggjax.weights.verify import forward, seeded_image, verify_file
 from vggjax.weights.weight_file import write_weights
 

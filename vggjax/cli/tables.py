@@ -13,7 +13,8 @@ from rich.table import Table
 
 from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.head import Head
-from vggjax.models.registry import find_arch, make_model
+from vggjax.models.network import Network
+from vggjax.models.registry import find_arch
 from vggjax.training.lessons import LESSONS
 from vggjax.training.recipes import RECIPES, command_of
 
@@ -84,7 +85,7 @@ def summarize_model(
     top = include_top and head is None
 
     def build() -> "Network":
-        return make_model(arch, include_top=top, head=head, image_size=size)
+        return Network(arch, include_top=top, head=head, image_size=size)
 
     model = nnx.eval_shape(build)
     labels = label_layers(model, unfreeze)

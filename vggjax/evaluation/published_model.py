@@ -11,7 +11,7 @@ from vggjax.errors import ConfigError, WeightsError, printable
 from vggjax.evaluation.imagenet import imagenet_classes
 from vggjax.models.arch import get_arch
 from vggjax.models.head import PUBLISHED_TOP
-from vggjax.models.vgg import VGG
+from vggjax.models.network import VGG
 from vggjax.training.run_dir.saved_model import ModelInfo
 from vggjax.weights.weight_file import WeightFile
 

@@ -1,10 +1,9 @@
-"""The table of VGG networks: convolutions per block, widths, and the ordered names of their layers.
+"""The table of VGG networks: convolutions per block, widths, and the ordered layer names.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
-(arXiv:1409.1556), table 1: A, B, D and E are VGG11, 13, 16 and 19. The names are Keras'
-(`block1_conv1` ... `block5_pool`); the batch normalization behind `block1_conv1` is `block1_bn1`.
-Everything else in the package speaks of layers by these names. `Backbone` is what any table of
-layers offers, also that of the small convnets (cnn.py). No jax here.
+(arXiv:1409.1556), table 1: columns A, B, D and E are VGG11, 13, 16 and 19. The names are Keras'
+(`block1_conv1` ... `block5_pool`); the batch normalization after `block1_conv1` is `block1_bn1`.
+The rest of the package refers to layers by these names only. This file imports no jax.
 """
 
 import fnmatch
@@ -15,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vggjax.errors import ConfigError, unknown_name
+from vggjax.models.head import PUBLISHED_TOP, Head
 
 CONVS = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -28,67 +28,75 @@ WIDTHS = (64, 128, 256, 512, 512)
 """Channels of each block's convolutions."""
 
 MIN_SIZE_PX = 32
-"""Five poolings halve the image five times: below 32 px nothing is left of it."""
+"""Five poolings halve the image five times, so 32 px is the smallest size that leaves a pixel."""
+
+EPSILON = 1e-5
+"""Added to the variance by batch normalization: torchvision's default, as vgg*_bn were trained."""
 
 
 class Backbone(ABC):
-    """The layers before a head, by name and in order: all that network.py runs a network from.
+    """The ordered, named layers before a head; network.py runs any of them.
 
     `block2_conv1` is a 3x3 convolution at stride 1, `block2_bn1` its batch normalization,
-    `block2_pool` a 2x2 max pooling, `block2_drop1` dropout; `gray` makes one channel of three.
+    `block2_pool` a 2x2 max pooling, `block2_drop1` dropout; `gray` converts RGB to one channel.
     """
 
     name: str
     image_size = 224
-    """Side in px of the images that the network is known for."""
-    padding = "SAME"
-    """`SAME` keeps the map's size in a convolution, `VALID` takes 2 px off."""
+    """Default image size in px."""
+    top: Head | None = None
+    """The head of the published network, which `include_top=True` builds."""
 
     @abstractmethod
     def conv_channels(self) -> dict[str, tuple[int, int]]:
-        """Maps each convolution's name, in order, to (channels in, channels out)."""
+        """Map each convolution's name, in order, to (input channels, output channels)."""
 
     @abstractmethod
     def layers(self) -> tuple[str, ...]:
-        """Names every layer in the order in which it runs."""
+        """Return every layer name in execution order."""
+
+    @property
+    def padding(self) -> str:
+        """`SAME` keeps the size of the map in a convolution, `VALID` reduces it by 2 px."""
+        return "SAME"
 
     def dropout_rates(self) -> dict[str, float]:
-        """Maps each dropout's name to its rate."""
+        """Map each dropout layer's name to its rate."""
         return {}
 
     def weighted_layers(self) -> tuple[str, ...]:
-        """Names the layers that have parameters: what can be frozen or unfrozen."""
+        """Return the layers with parameters: those that can be frozen or unfrozen."""
         return tuple(name for name in self.layers() if "_conv" in name or "_bn" in name)
 
     @property
     def width(self) -> int:
-        """Channels of the last layer's map."""
+        """Channels of the last layer's output."""
         return list(self.conv_channels().values())[-1][1]
 
     def map_size(self, image_size: int) -> int:
-        """Gives the side of the last layer's map for an image's side in px; 0 where none is."""
-        size, lost = image_size, 2 if self.padding == "VALID" else 0
+        """Return the side in px of the last feature map, 0 if the image is too small."""
+        size, border = image_size, 2 if self.padding == "VALID" else 0
         for name in self.layers():
             if "_conv" in name:
-                size -= lost
+                size -= border
             elif name.endswith("_pool"):
                 size //= 2
         return max(size, 0)
 
     @property
     def min_size_px(self) -> int:
-        """The least side of an image of which something is left."""
+        """The smallest image size that leaves a feature map of at least 1 px."""
         return next(size for size in itertools.count(1) if self.map_size(size))
 
     def check_size(self, image_size: int) -> int:
-        """Gives the size back where the network can take it.
+        """Return `image_size` if the network accepts it.
 
         Raises:
-            ConfigError: below `min_size_px`.
+            ConfigError: it is below `min_size_px`.
         """
         if image_size < self.min_size_px:
             raise ConfigError(
-                f"{self.name} makes images smaller on the way and needs {self.min_size_px} px or "
+                f"{self.name} downsamples its input and needs images of {self.min_size_px} px or "
                 f"more; got image size {image_size}."
             )
         return image_size
@@ -96,15 +104,16 @@ class Backbone(ABC):
 
 @dataclass(frozen=True)
 class Arch(Backbone):
-    """One row of the table: which layers there are before the head, and how wide they are."""
+    """One row of the table: convolutions per block and their widths."""
 
     name: str
     convs: tuple[int, ...]
     widths: tuple[int, ...] = WIDTHS
     batch_norm: bool = False
+    top = PUBLISHED_TOP
 
     def conv_channels(self) -> dict[str, tuple[int, int]]:
-        """Maps each convolution's name, in order, to (channels in, channels out)."""
+        """Map each convolution's name, in order, to (input channels, output channels)."""
         channels, width_in = {}, 3
         for block, (count, width) in enumerate(zip(self.convs, self.widths, strict=True), 1):
             for i in range(1, count + 1):
@@ -113,7 +122,7 @@ class Arch(Backbone):
         return channels
 
     def layers(self) -> tuple[str, ...]:
-        """Names every layer of the convolutional base in the order in which it runs."""
+        """Return every layer name of the convolutional base in execution order."""
         names = []
         for block, count in enumerate(self.convs, 1):
             for i in range(1, count + 1):
@@ -129,28 +138,29 @@ ARCHS = {
     for suffix in ("", "_bn")
     for name, convs in CONVS.items()
 }
+"""The table: vgg11 ... vgg19 and vgg11_bn ... vgg19_bn; `register_arch` adds to it."""
 
 
 def register_arch(arch: Arch) -> Arch:
     """Add a network to the table under its name, and return it.
 
-    Weight files, `Config.model` and the command line then know the network by that name.
+    Weight files, `Config.model` and the command line then accept that name.
 
     Raises:
-        ConfigError: the table has another network of this name, the name does not read like
-            `my_vgg`, or the network does not have five blocks of 1 to 9 convolutions with widths
-            from 1.
+        ConfigError: the table has a different network of this name, the name is not of the form
+            `my_vgg`, or the network is not five blocks of 1 to 9 convolutions with positive widths.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", arch.name):
         raise ConfigError(
-            f"A network's name has letters, digits and _, a letter first; got {arch.name!r}."
+            f"A network's name starts with a letter and has only letters, digits and _; "
+            f"got {arch.name!r}."
         )
     if ARCHS.get(arch.name, arch) != arch:
         raise ConfigError(
-            f"The table already has another network {arch.name!r}: {ARCHS[arch.name]}. Choose "
+            f"The name {arch.name!r} is taken by a different network, {ARCHS[arch.name]}. Choose "
             f"another name for {arch}."
         )
-    # One digit each in the layer names, and five poolings as in the other rows.
+    # Layer names hold one digit for the convolution; MIN_SIZE_PX relies on five poolings.
     if (
         len(arch.convs) != 5
         or len(arch.widths) != 5
@@ -158,36 +168,36 @@ def register_arch(arch: Arch) -> Arch:
         or not all(width >= 1 for width in arch.widths)
     ):
         raise ConfigError(
-            f"A network has five blocks of 1 to 9 convolutions, with widths from 1; got {arch}."
+            f"A network has five blocks of 1 to 9 convolutions, with widths above 0; got {arch}."
         )
     return ARCHS.setdefault(arch.name, arch)
 
 
 def get_arch(name: str) -> Arch:
-    """Looks a network up by name (`vgg16`, `vgg11_bn` ...).
+    """Return the VGG network of that name (`vgg16`, `vgg11_bn` ...).
 
     Raises:
-        ConfigError: no such network; the message names the nearest one.
+        ConfigError: there is no such network; the message names the nearest one.
     """
     if name not in ARCHS:
         raise ConfigError(unknown_name("model", name, ARCHS))
     return ARCHS[name]
 
 
-def match_layers(
-    patterns: Iterable[str], layers: Iterable[str], *, flag: str = "--unfreeze"
-) -> tuple[str, ...]:
-    """Resolves patterns to the layers that they name, in the order of `layers`.
+def match_layers(patterns: Iterable[str], layers: Iterable[str]) -> tuple[str, ...]:
+    """Return the layers that `patterns` name, in the order of `layers`.
 
     A pattern is `none`, `all`, a block (`block5`), a layer (`block5_conv3`) or a glob
-    (`block?_conv1`). `layers` are all the names to choose from; `flag` is named in the error.
+    (`block?_conv1`). `layers` are all the names to choose from.
 
     Raises:
-        ConfigError: a pattern that names no layer, or `none` beside another pattern.
+        ConfigError: a pattern matches no layer, or `none` is combined with another pattern.
     """
     patterns, layers = tuple(patterns), tuple(layers)
     if "none" in patterns and len(patterns) > 1:
-        raise ConfigError(f"{flag} none cannot stand beside other names; got {' '.join(patterns)}.")
+        raise ConfigError(
+            f"`unfreeze` cannot combine none with other names; got {' '.join(patterns)}."
+        )
     blocks = tuple(dict.fromkeys(name.split("_")[0] for name in layers if "_" in name))
     chosen: set[str] = set()
     for pattern in patterns:
@@ -201,5 +211,5 @@ def match_layers(
             chosen.update(matched)
         else:
             choices = ("none", "all", *blocks, *layers)
-            raise ConfigError(unknown_name(f"layer in {flag}", pattern, choices))
+            raise ConfigError(unknown_name("layer in `unfreeze`", pattern, choices))
     return tuple(name for name in layers if name in chosen)

@@ -1,8 +1,6 @@
-"""Batch normalization that counts each example once, whatever the padding and the devices.
+"""Batch normalization and max pooling, each equal to flax's but for what is said below.
 
-Ioffe and Szegedy (arXiv:1502.03167). `nnx.BatchNorm` averages the devices' means under pmap, which
-is wrong where a padded last batch gives them unequal numbers of examples, and NaN where one device
-has none; here sums are reduced, and divided once.
+Maps are (N, H, W, C), float32 or bfloat16.
 """
 
 import jax
@@ -10,16 +8,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-EPSILON = 1e-5
+from vggjax.models.arch import EPSILON
+
 MOMENTUM = 0.9
-"""As torchvision's vgg*_bn were trained with (its momentum 0.1 is the share of the new value)."""
+"""The share of the old running statistics: torchvision's default, whose `momentum=0.1` is the share
+of the new ones."""
 
 
 class BatchNorm(nnx.Module):
-    """Normalizes (N, H, W, C) by channel; running statistics are in `mean` and `var`.
+    """Batch normalization by channel (Ioffe and Szegedy, arXiv:1502.03167).
 
-    `use_running_average` and `axis_name` are plain attributes: `model.train()`, `model.eval()` and
-    the training step set them.
+    Every example counts once, whatever the padding and the number of devices: sums are reduced over
+    the devices and divided once. `nnx.BatchNorm` averages the devices' means instead, which is
+    wrong for a padded last batch and NaN on a device without examples.
+
+    `use_running_average` and `axis_name` are plain attributes that `model.train()`, `model.eval()`
+    and the training step set. `scale`, `bias`, `mean` and `var` have shape (C,).
     """
 
     def __init__(self, width: int):
@@ -31,10 +35,10 @@ class BatchNorm(nnx.Module):
         self.axis_name: str | None = None
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Gives x normalized, in its own dtype.
+        """Normalize x (N, H, W, C) and return it in its own dtype.
 
-        In training the batch's statistics are used and the running ones updated; examples whose
-        `mask` (N,) is 0 are left out of both.
+        Training mode uses the batch's statistics and updates the running ones in place; examples
+        whose `mask` (N,) is 0 are excluded from both.
         """
         mean, var = self.mean[...], self.var[...]
         if not self.use_running_average:
@@ -45,14 +49,61 @@ class BatchNorm(nnx.Module):
         offset = self.bias[...] - mean * factor
         return (x * factor.reshape(1, 1, 1, -1) + offset.reshape(1, 1, 1, -1)).astype(x.dtype)
 
-    def _batch_statistics(self, x, mask):
+    def _batch_statistics(
+        self, x: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         weights = jnp.ones(x.shape[0]) if mask is None else (mask > 0).astype(jnp.float32)
         kept = jnp.where(weights.reshape(-1, 1, 1, 1) > 0, x, 0.0)
         sums = (kept.sum((0, 1, 2)), jnp.square(kept).sum((0, 1, 2)), weights.sum())
         if self.axis_name is not None:
             sums = lax.psum(sums, self.axis_name)
-        total, total_squares, examples = sums
-        count = jnp.maximum(examples, 1) * x.shape[1] * x.shape[2]
+        total, total_squares, num_examples = sums
+        count = jnp.maximum(num_examples, 1) * x.shape[1] * x.shape[2]
         mean = total / count
         # Rounding may leave a constant channel's variance below 0.
         return mean, jnp.maximum(total_squares / count - jnp.square(mean), 0)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Max-pool x (N, H, W, C) over 2x2 windows at stride 2, as nnx does; drop an odd last row.
+
+    XLA for CPUs (jax 0.10.2) computes the pooling's gradient on one thread: 71 ms an image for 64
+    channels at 200x200 px, more than block1's convolutions take. CPUs therefore compare the
+    windows' four pixels as four maps. The gradient goes to the first of equal pixels, as in lax.
+    """
+    if jax.default_backend() == "cpu":
+        return _cpu_max_pool(x)
+    return nnx.max_pool(x, (2, 2), (2, 2))
+
+
+@jax.custom_vjp
+def _cpu_max_pool(x: jax.Array) -> jax.Array:
+    first, second, third, fourth = _corners(x)
+    return jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = _cpu_max_pool(x)
+    return y, (x, y)
+
+
+def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array]:
+    x, y = residuals
+    unclaimed, grads = jnp.ones(y.shape, bool), []
+    for corner in _corners(x):
+        chosen = unclaimed & (corner == y)
+        grads.append(jnp.where(chosen, grad, jnp.zeros_like(grad)))
+        unclaimed &= ~chosen
+    rows = [jnp.stack(grads[i : i + 2], 3) for i in (0, 2)]  # (N, H/2, W/2, 2, C)
+    n, height, width, channels = x.shape
+    even = jnp.stack(rows, 2).reshape(n, height // 2 * 2, width // 2 * 2, channels)
+    return (jnp.pad(even, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))),)
+
+
+_cpu_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _corners(x: jax.Array) -> list[jax.Array]:
+    """Return the four pixels of each window, row by row, as four maps (N, H/2, W/2, C)."""
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    return [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]

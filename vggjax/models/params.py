@@ -1,97 +1,87 @@
-"""Moves weights between a model and plain numpy, `{layer: {"kernel": ndarray, "bias": ndarray}}`.
+"""Copy weights between a model and numpy: `{layer: {"kernel": ndarray, "bias": ndarray}}`.
 
-The only door through which pretrained numbers enter a model: strict, by name and by shape. Batch
-normalization has `scale`, `bias`, `mean` and `var`. Reading files is not here (see weights/).
+`assign` is the only way by which pretrained weights enter a model; it is strict about names and
+shapes. Batch normalization has `scale`, `bias`, `mean` and `var`. weights/ reads the files.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax.errors import WeightsError
+from vggjax.errors import WeightsError, join_names
+from vggjax.models.network import Network
 
 Weights = dict[str, dict[str, np.ndarray]]
-"""Layer name -> parameter name -> array; kernels HWIO or (in, out), all float32."""
+"""Layer name -> parameter name -> float32 array; kernels are HWIO or (in, out)."""
 
 
-def _variables(model: nnx.Module) -> dict[tuple[str, str], nnx.Variable]:
-    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
-    return {tuple(path): variable for path, variable in nnx.to_flat_state(state)}
+def _flat_variables(state: nnx.State) -> dict[tuple[str, str], nnx.Variable[Any]]:
+    return {
+        (str(layer), str(name)): variable for (layer, name), variable in nnx.to_flat_state(state)
+    }
 
 
-def shapes(model: nnx.Module) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Gives every parameter's shape; costs nothing on a model made by `nnx.eval_shape`."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    for (layer, name), variable in _variables(model).items():
-        found.setdefault(layer, {})[name] = tuple(variable.shape)
-    return {layer: found[layer] for layer in model.layers if layer in found}
+def _weight_state(model: Network) -> nnx.State:
+    return nnx.state(model, (nnx.Param, nnx.BatchStat))
 
 
-def extract(model: nnx.Module) -> Weights:
-    """Copies the model's parameters and running statistics to numpy, in the order of its layers."""
+def shapes(model: Network) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return every parameter's shape by layer; also of a model made by `nnx.eval_shape`."""
+    by_layer: dict[str, dict[str, tuple[int, ...]]] = {}
+    for (layer, name), variable in _flat_variables(_weight_state(model)).items():
+        by_layer.setdefault(layer, {})[name] = tuple(variable.shape)
+    return {layer: by_layer[layer] for layer in model.layers if layer in by_layer}
+
+
+def extract(model: Network) -> Weights:
+    """Copy the model's parameters and running statistics to numpy, in layer order."""
     arrays: Weights = {}
-    for (layer, name), variable in _variables(model).items():
+    for (layer, name), variable in _flat_variables(_weight_state(model)).items():
         arrays.setdefault(layer, {})[name] = np.asarray(jax.device_get(variable.get_value()))
     return {layer: arrays[layer] for layer in model.layers if layer in arrays}
 
 
-def _listed(names: list[str], *, most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def assign(
-    model: nnx.Module,
-    weights: Mapping[str, Mapping[str, np.ndarray]],
-    *,
-    skip: Iterable[str] = (),
+    model: Network, weights: Mapping[str, Mapping[str, np.ndarray]], *, skip: Iterable[str] = ()
 ) -> None:
-    """Puts the weights into the model in place, or raises and leaves it as it was.
+    """Copy weights into the model in place, or raise and leave the model unchanged.
 
     Args:
-        model: also one made by `nnx.eval_shape`, whose parameters are then all given their values
-            (with `skip`, the skipped ones stay abstract).
-        weights: a value for every parameter of the model, and no others.
-        skip: layers to leave out on both sides, as a new head is, in so many words.
+        model: may come from `nnx.eval_shape`; all its parameters but those of `skip` then get
+            their values here.
+        weights: one array for every parameter of the model, and no others.
+        skip: layers to ignore on both sides, such as a new head.
 
     Raises:
-        WeightsError: missing, unexpected or wrong-shape parameters, listed by name.
+        WeightsError: parameters are missing, unexpected or of another shape; each is listed.
     """
-    skip = set(skip)
-    variables = {path: v for path, v in _variables(model).items() if path[0] not in skip}
+    skip, state = set(skip), _weight_state(model)
+    variables = {path: v for path, v in _flat_variables(state).items() if path[0] not in skip}
     given = {
         (layer, name): array
         for layer, arrays in weights.items()
         if layer not in skip
         for name, array in arrays.items()
     }
-    missing = ["/".join(path) for path in variables if path not in given]
-    unexpected = ["/".join(path) for path in given if path not in variables]
-    wrong = [
-        f"{'/'.join(path)} is {np.shape(given[path])}, the model has {tuple(variable.shape)}"
-        for path, variable in variables.items()
-        if path in given and np.shape(given[path]) != tuple(variable.shape)
-    ]
-    problems = [
-        f"{label}: {_listed(names)}"
-        for label, names in [
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", wrong),
-        ]
-        if names
-    ]
-    if problems:
+    problems = {
+        "missing": ["/".join(path) for path in variables if path not in given],
+        "unexpected": ["/".join(path) for path in given if path not in variables],
+        "wrong shape": [
+            f"{'/'.join(path)} is {np.shape(given[path])}, the model has {tuple(variable.shape)}"
+            for path, variable in variables.items()
+            if path in given and np.shape(given[path]) != tuple(variable.shape)
+        ],
+    }
+    if any(problems.values()):
+        listed = (f"{kind}: {join_names(names)}" for kind, names in problems.items() if names)
+        head = f"with the head {model.head}" if model.head else "without a top"
         raise WeightsError(
-            f"These weights do not fit {model.arch.name}"
-            f"{f' with the head {model.head}' if model.head else ' without a top'}: "
-            f"{'; '.join(problems)}."
+            f"These weights do not fit {model.arch.name} {head}: {'; '.join(listed)}."
         )
-    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
-    for path, variable in nnx.to_flat_state(state):
-        if tuple(path) in variables:
-            variable.set_value(jnp.asarray(given[tuple(path)], jnp.float32))
+    for path, variable in variables.items():
+        variable.set_value(jnp.asarray(given[path], jnp.float32))
     nnx.update(model, state)

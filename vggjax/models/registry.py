@@ -1,22 +1,18 @@
-"""Networks by name: VGG's of arch.py, the small convnets of cnn.py, or a convnet spelled out.
+"""Every network by name: VGG, the small convnets, or a convnet spelled out.
 
-Whatever takes a network's name from a person asks here. All have one interface (network.py).
+Whatever reads a network's name from a user asks here; network.py builds what it returns.
 """
 
-from typing import Any
-
 from vggjax.errors import ConfigError, unknown_name
-from vggjax.models.arch import ARCHS, Arch, Backbone
-from vggjax.models.convnets import CNN, CNNS, PREFIX, ConvSpec
-from vggjax.models.network import Network
-from vggjax.models.vgg import VGG
+from vggjax.models.arch import ARCHS, Backbone
+from vggjax.models.convnets import CNNS, PREFIX, ConvSpec
 
 
 def find_arch(name: str) -> Backbone:
-    """Looks a network up: `vgg16`, `cifar10-cnn`, or a spec such as `cnn-gray-32-pool-32`.
+    """Return the network `vgg16`, `cifar10-cnn`, or of a spec such as `cnn-gray-32-pool-32`.
 
     Raises:
-        ConfigError: no such network, with the nearest name, or a spec that cannot be built.
+        ConfigError: there is no such network, with the nearest name, or the spec is invalid.
     """
     if name in ARCHS:
         return ARCHS[name]
@@ -26,15 +22,5 @@ def find_arch(name: str) -> Backbone:
     first = text.split("-")[0]
     if text != name and (first in ("gray", "same") or first[:1].isdecimal()):
         return ConvSpec(text)
-    hint = f" Or spell a convnet out, as in {PREFIX}32-pool-64-pool-64."
+    hint = f" Or spell out a convnet, as in {PREFIX}32-pool-64-pool-64."
     raise ConfigError(unknown_name("model", name, (*ARCHS, *CNNS), hint=hint))
-
-
-def make_model(name: str, **settings: Any) -> Network:
-    """Builds the network of that name; the settings are `VGG`'s, or `CNN`'s.
-
-    Raises:
-        ConfigError: as `find_arch`, or what cannot be built.
-    """
-    arch = find_arch(name)
-    return (VGG if isinstance(arch, Arch) else CNN)(arch, **settings)

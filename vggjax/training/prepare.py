@@ -24,7 +24,6 @@ from vggjax.errors import ConfigError
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.network import Network
-from vggjax.models.registry import make_model
 from vggjax.training.cache.plan import FeaturePlan, plan_features
 from vggjax.training.config import Config
 from vggjax.training.freezing import plan_stages
@@ -260,7 +259,7 @@ def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> N
     Raises:
         WeightsError: the weights do not fit.
     """
-    model = make_model(
+    model = Network(
         config.model,
         head=head,
         image_size=config.image_size,

@@ -17,8 +17,8 @@ from vggjax.errors import ConfigError, WeightsError, printable, unknown_name
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import convolve
+from vggjax.models.network import VGG
 from vggjax.models.params import assign, shapes
-from vggjax.models.vgg import VGG
 from vggjax.weights.compatibility import Shapes, check_fits
 from vggjax.weights.digests import check_sha256, expected_sha256
 from vggjax.weights.names import in_base

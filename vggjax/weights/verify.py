@@ -1,7 +1,7 @@
 """Says what a weight file is: layout, network, numbers, checksum, pixels, and what it computes.
 
 The forward pass is plain numpy in float64, from an image of seeded noise: a second, slow and
-independent telling of what a VGG computes (models/vgg.py is the first), whose result is the same on
+independent telling of what a VGG computes (models/network.py is the first), whose result is the same on
 every machine to the digits that its digest is taken of.
 """
 
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggjax.errors import WeightsError, printable
-from vggjax.models.arch import ARCHS, get_arch
-from vggjax.models.layers import EPSILON
+from vggjax.models.arch import ARCHS, EPSILON, get_arch
 from vggjax.weights.compatibility import Shapes, check_fits, network_of
 from vggjax.weights.digests import Digests, check_sha256
 from vggjax.weights.names import in_base

@@ -14,7 +14,6 @@ from vggjax.errors import WeightsError, printable
 from vggjax.models.head import Head
 from vggjax.models.network import Network
 from vggjax.models.params import Weights, assign, extract
-from vggjax.models.registry import make_model
 from vggjax.weights.weight_file import read_weights, write_weights
 
 
@@ -61,7 +60,7 @@ def assemble_model(info: ModelInfo, weights: Weights) -> Network:
     """
     head, size = Head.parse(info.head), info.preprocessing.image_size
     model = nnx.eval_shape(
-        lambda: make_model(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
+        lambda: Network(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
     )
     assign(model, weights)
     model.eval()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggjax.errors import WeightsError, printable
-from vggjax.models.layers import EPSILON
+from vggjax.models.arch import EPSILON
 from vggjax.weights.keras.write import write_weights_h5
 from vggjax.weights.names import TABLE_NAME, in_base, order
 
