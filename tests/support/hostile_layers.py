@@ -44,6 +44,11 @@ def made_weights(arch=TINY, *, top=False, seed=0):
     }
 
 
+def same(got, want):
+    """Return whether all of the wanted arrays are there, bit for bit."""
+    return all(np.array_equal(got[k][n], a) for k, v in want.items() for n, a in v.items())
+
+
 CASES: list[Case] = []
 
 

@@ -1,39 +1,24 @@
-"""Files that must not hurt: each is refused in one line with its code, and nothing is written.
+"""Bad files: each is refused in one line with its code, and nothing is written.
 
-The cases are in hostile_*.py. One process reads them all, where each file has its own otherwise.
+The cases are in tests/support/hostile_*.py.
 """
-
-import contextlib
 
 import numpy as np
 import pytest
 from flax import nnx
 from support import hostile_archives, hostile_arrays, hostile_safetensors
-from support.hostile_layers import CASES, TINY, Case, made_weights
+from support.hostile_layers import CASES, TINY, Case, made_weights, same
 
 from vggjax.cli.main import main
 from vggjax.errors import CODES, WeightsError
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.models.params import extract
-from vggjax.weights.hdf5.worker import Reader
-from vggjax.weights.keras import read
 from vggjax.weights.load import load_pretrained
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 assert hostile_archives and hostile_arrays and hostile_safetensors  # they register their cases
 HEADS = {"base": None, "top": Head("flatten", (6,), outputs=3)}
-
-
-@pytest.fixture(scope="module")
-def reader():
-    with Reader(timeout_s=20) as process:
-        yield process
-
-
-@pytest.fixture(autouse=True)
-def one_reader(reader, monkeypatch):
-    monkeypatch.setattr(read, "Reader", lambda: contextlib.nullcontext(reader))
 
 
 def tree(folder):
@@ -43,10 +28,6 @@ def tree(folder):
         for path in folder.rglob("*")
         if not path.is_symlink()
     }
-
-
-def same(got, weights):
-    return all(np.array_equal(got[k][n], a) for k, v in weights.items() for n, a in v.items())
 
 
 def load(path, head):
@@ -167,6 +148,6 @@ def test_a_file_that_is_being_written_is_told_from_a_damaged_one(tmp_path):
 
     write_weights(tmp_path / "w.h5", made_weights())
     with h5py.File(tmp_path / "w.h5", "r+"):
-        with pytest.raises(WeightsError, match="another program writes it") as caught:
+        with pytest.raises(WeightsError, match="another program is writing it") as caught:
             read_weights(tmp_path / "w.h5")
     assert caught.value.code == "E_FILE"

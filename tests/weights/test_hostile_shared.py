@@ -3,7 +3,6 @@
 It says what each file should get. Of the faults of HDF5 that are not public, none is copied here.
 """
 
-import contextlib
 import importlib.util
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from vggjax.errors import WeightsError
 from vggjax.models.arch import CONVS, Arch
 from vggjax.weights.compatibility import check_fits
 from vggjax.weights.digests import file_digests
-from vggjax.weights.hdf5.worker import Reader
-from vggjax.weights.keras import read
 from vggjax.weights.load import load_pretrained
 from vggjax.weights.weight_file import read_weights
 
@@ -90,24 +87,21 @@ def check(generator, case, path):
 
 
 @pytest.mark.slow
-def test_every_bad_file_gets_what_its_maker_wants(generator, tmp_path, monkeypatch):
+def test_every_bad_file_gets_what_its_maker_wants(generator, tmp_path):
     wrong, seconds, codes = {}, {}, {}
-    reader = Reader(timeout_s=3)  # where the library hangs for ever, less will do
-    monkeypatch.setattr(read, "Reader", lambda: contextlib.nullcontext(reader))
     command = [sys.executable, str(GENERATOR), "--out", str(tmp_path), "--width", str(WIDTH)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    with reader:
-        for name, case in generator.CASES.items():
-            path = tmp_path / name / case["fname"]
-            before, start = tree(path.parent), time.monotonic()
-            try:
-                codes[name] = check(generator, case, path)
-            except Exception as error:  # all of them are listed together
-                wrong[name] = f"{case['want']}: {case['desc']}: {type(error).__name__}: {error}"
-            seconds[name] = time.monotonic() - start
-            if tree(path.parent) != before:
-                wrong[name] = "something was written"
+    for name, case in generator.CASES.items():
+        path = tmp_path / name / case["fname"]
+        before, start = tree(path.parent), time.monotonic()
+        try:
+            codes[name] = check(generator, case, path)
+        except Exception as error:  # all of them are listed together
+            wrong[name] = f"{case['want']}: {case['desc']}: {type(error).__name__}: {error}"
+        seconds[name] = time.monotonic() - start
+        if tree(path.parent) != before:
+            wrong[name] = "something was written"
     slowest = max(seconds, key=seconds.get)
     print(f"{len(seconds)} files, {len(wrong)} wrong, slowest {seconds[slowest]:.1f} s")
     assert wrong == {}
-    assert seconds[slowest] < 5
+    assert seconds[slowest] < 40  # HDF5 hangs on some, and is stopped after 10 s of CPU time

@@ -1,39 +1,27 @@
-"""The process that parses HDF5 files: stopped when it hangs, outlived when it crashes, bounded."""
+"""The process that parses Keras files: stopped when it hangs, survived when it crashes, limited."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from support.hostile_layers import GROUP, KERNEL, L, made_weights
+from support.apart import command, run_apart
+from support.hostile_layers import GROUP, KERNEL, L, made_weights, same
 
-import vggjax
 from vggjax.errors import WeightsError
-from vggjax.weights.hdf5 import worker
-from vggjax.weights.hdf5.worker import Reader
-from vggjax.weights.hdf5.worker_child import Window
-from vggjax.weights.keras.read import is_hdf5, read_keras_h5
+from vggjax.weights.hdf5.unpack import ChunkedSpan, check_pieces
+from vggjax.weights.keras.child import Window
+from vggjax.weights.keras.read import is_hdf5, parse_keras, run_child
 from vggjax.weights.tensor_spans import Span, check_spans
 from vggjax.weights.weight_file import read_weights, write_weights
 
-needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signals here")
-APART = worker._CODE.partition("from vggjax")[0]
-"""What the process runs before its own module: the package without its `__init__`."""
-
-
-def run_apart(code, **options):
-    """Runs code as the process of the reader runs its own, and gives what it printed."""
-    package = str(Path(vggjax.__file__).parent)
-    command = [sys.executable, "-S", "-c", APART + code, json.dumps(sys.path), package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+linux = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 
 
 @pytest.fixture
@@ -42,58 +30,76 @@ def path(tmp_path):
     return tmp_path / "w.h5"
 
 
-def same(got, want):
-    return all(np.array_equal(got[k][n], a) for k, v in want.items() for n, a in v.items())
+def child_of_this_process(seconds=10):
+    """Wait for the process that `run_child` starts, and return its number."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = status.read_text().rpartition(")")[2].split()
+                command = status.with_name("cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(fields[1]) == os.getpid() and b"keras.child" in command:
+                return int(status.parent.name)
+        time.sleep(0.01)
+    raise AssertionError("no such process")
 
 
-@needs_signals
-def test_a_process_that_hangs_is_killed_and_the_next_file_is_read(path):
-    with Reader(timeout_s=0.3) as process:
-        read_keras_h5(path, reader=process)
-        os.kill(process._process.pid, signal.SIGSTOP)
-        start = time.monotonic()
-        with pytest.raises(WeightsError, match=r"w\.h5: reading it took longer") as caught:
-            read_keras_h5(path, reader=process)
-        assert (caught.value.code, time.monotonic() - start < 3) == ("E_TIMEOUT", True)
-        assert same(read_keras_h5(path, reader=process), made_weights())
+@linux
+def test_a_process_that_waits_for_ever_is_killed_in_time(tmp_path):
+    os.mkfifo(tmp_path / "w.keras")  # whoever opens it waits for a writer
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"reading it took longer than 1 s") as caught:
+        run_child(tmp_path / "w.keras", "zip", timeout_s=1)
+    assert (caught.value.code, time.monotonic() - start < 10) == ("E_TIMEOUT", True)
 
 
-@needs_signals
-def test_a_process_that_crashes_is_a_damaged_file_and_the_next_one_is_read(path):
-    with Reader() as process:
-        read_keras_h5(path, reader=process)
-        os.kill(process._process.pid, signal.SIGSEGV)
-        with pytest.raises(WeightsError, match=r"w\.h5: the HDF5 library crashed on it") as caught:
-            read_keras_h5(path, reader=process)
-        assert caught.value.code == "E_FORMAT"
-        assert same(read_keras_h5(path, reader=process), made_weights())
+@linux
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGSEGV, "E_FORMAT"), (signal.SIGXCPU, "E_TIMEOUT")]
+)
+def test_a_process_that_crashes_or_uses_up_its_time_refuses_the_file(tmp_path, number, code):
+    os.mkfifo(tmp_path / "w.keras")
+    killer = threading.Thread(target=lambda: os.kill(child_of_this_process(), number))
+    killer.start()
+    with pytest.raises(WeightsError) as caught:
+        run_child(tmp_path / "w.keras", "zip")
+    killer.join()
+    assert caught.value.code == code
 
 
-def test_one_process_reads_on_after_a_refusal_of_any_kind(path, tmp_path):
-    def refuse(shapes):
-        raise WeightsError("not wanted", code="E_SHAPE")
-
-    write_weights(tmp_path / "nan.h5", made_weights())
-    with h5py.File(tmp_path / "nan.h5", "r+") as file:
-        del file[L][KERNEL]
-        kernel = np.full((3, 3, 4, 4), np.nan, "f4")
-        file[L].create_dataset(KERNEL, data=kernel, compression="gzip")
-        file["block1_conv1"].create_dataset("x", data=kernel)
-    (tmp_path / "text.h5").write_text("text")
-    with Reader() as process:
-        read_keras_h5(path, reader=process)
-        number = process._process.pid
-        for bad, options in ((path, {"check": refuse}), (tmp_path / "text.h5", {})):
-            with pytest.raises(WeightsError):
-                read_keras_h5(bad, reader=process, **options)
-            assert same(read_keras_h5(path, reader=process), made_weights())
-        assert process._process.pid == number
-        with pytest.raises(WeightsError, match="1,44|144 NaN"):  # numbers still in the pipe
-            read_keras_h5(tmp_path / "nan.h5", reader=process)
-        assert same(read_keras_h5(path, reader=process), made_weights())
+@linux
+@pytest.mark.parametrize(("action", "error"), [
+    ("bytearray(2**31)", "MemoryError"),
+    ("open('x', 'wb', buffering=0).write(b'x')", "OSError"),
+])  # fmt: skip
+def test_the_process_can_neither_take_all_memory_nor_write_a_file(tmp_path, action, error):
+    code = f"""
+from vggjax.weights.keras.child import limit
+limit(5, 0)
+try:
+    {action}
+except {error}:
+    print("limited")
+"""
+    assert run_apart(code, cwd=tmp_path) == "limited\n"
 
 
-def test_the_shapes_are_asked_about_before_any_number_is_read(path):
+@linux
+def test_the_system_ends_the_process_when_its_time_is_used_up():
+    code = "from vggjax.weights.keras.child import limit\nlimit(1, 0)\nwhile True: pass"
+    done = subprocess.run(command(code), stderr=subprocess.DEVNULL, check=False)
+    assert done.returncode == -signal.SIGXCPU
+
+
+def test_the_process_imports_numpy_and_h5py_and_no_jax():
+    loaded = run_apart("import vggjax.weights.keras.child; print(sorted(sys.modules))")
+    assert "'h5py'" in loaded
+    assert not [name for name in ("jax", "flax", "scipy", "PIL") if f"'{name}'" in loaded]
+
+
+def test_the_shapes_are_checked_before_any_number_is_read(path):
     with h5py.File(path, "r+") as file:
         file[L][KERNEL][0, 0, 0, 0] = np.nan
 
@@ -107,36 +113,14 @@ def test_the_shapes_are_asked_about_before_any_number_is_read(path):
         read_weights(path)
 
 
-def test_no_process_is_left_behind(path):
-    with Reader() as process:
-        read_keras_h5(path, reader=process)
-        child = process._process
-    assert child.returncode is not None
-    assert child.stdin.closed and child.stdout.closed
-
-
-def test_the_process_starts_without_jax_and_soon():
-    start = time.monotonic()
-    loaded = run_apart("import vggjax.weights.hdf5.worker_child; print(sorted(sys.modules))")
-    assert time.monotonic() - start < 5
-    assert "'h5py'" in loaded and "'jax'" not in loaded and "'flax'" not in loaded
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the bounds are Linux's")
-@pytest.mark.parametrize(("action", "error"), [
-    ("bytearray(2**31)", "MemoryError"),
-    ("open('x', 'wb', buffering=0).write(b'x')", "OSError"),
-])  # fmt: skip
-def test_the_process_can_neither_take_all_memory_nor_write_a_file(tmp_path, action, error):
-    code = f"""
-from vggjax.weights.hdf5.worker_child import limit
-limit(5, 0)
-try:
-    {action}
-except {error}:
-    print("bounded")
-"""
-    assert run_apart(code, cwd=tmp_path) == "bounded\n"
+@pytest.mark.parametrize("ending", [".h5", ".weights.h5", ".keras"])
+def test_one_parse_serves_the_metadata_the_shapes_and_any_number_of_reads(tmp_path, ending):
+    path, weights = tmp_path / f"w{ending}", made_weights()
+    write_weights(path, weights, metadata={"source": "a test"})
+    file = parse_keras(path, "zip" if ending == ".keras" else "h5")
+    assert file.metadata == {"source": "a test"}
+    assert file.shapes == {k: {n: a.shape for n, a in v.items()} for k, v in weights.items()}
+    assert same(file.read(), weights) and same(file.read(), weights)
 
 
 def test_an_external_file_is_not_even_opened(tmp_path):
@@ -147,24 +131,28 @@ def test_an_external_file_is_not_even_opened(tmp_path):
         del file[GROUP]
         file[GROUP] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/x")
         file["layers/a"] = h5py.SoftLink(f"/{GROUP}")
-    with Reader(timeout_s=5) as process, pytest.raises(WeightsError) as caught:
-        read_keras_h5(path, reader=process)
+    with pytest.raises(WeightsError) as caught:
+        parse_keras(path, "h5")
     assert caught.value.code == "E_LINK"
 
 
-def test_a_signature_further_in_is_found_and_its_weights_are_read(tmp_path, path):
-    with h5py.File(tmp_path / "user.h5", "w", userblock_size=1024) as file, h5py.File(path) as good:
+def test_the_weights_behind_a_user_block_are_read(tmp_path, path):
+    user_block = tmp_path / "user.h5"
+    with h5py.File(user_block, "w", userblock_size=1024) as file, h5py.File(path) as good:
         for name in good:
             good.copy(name, file)
         for name, value in good.attrs.items():
             file.attrs[name] = value
-    assert is_hdf5(tmp_path / "user.h5")
-    assert same(read_weights(tmp_path / "user.h5"), made_weights())
+        kernel = file[L][KERNEL][()]
+        del file[L][KERNEL]
+        file[L].create_dataset(KERNEL, data=kernel, compression="gzip")
+    assert is_hdf5(user_block)
+    assert same(read_weights(user_block), made_weights())
     (tmp_path / "text").write_text("x" * 5000)
     assert not is_hdf5(tmp_path / "text")
 
 
-def test_spans_must_lie_in_the_file_and_share_no_byte():
+def test_arrays_must_lie_in_the_file_and_share_no_byte():
     spans = [Span("a", (2,), "<f4", 8), Span("b", (2,), "<f4", 16), Span("c", (9,), "<f4")]
     check_spans(spans, size_bytes=24)
     for wrong, code in (
@@ -181,12 +169,32 @@ def test_spans_must_lie_in_the_file_and_share_no_byte():
         assert caught.value.code == code, wrong
 
 
+@pytest.mark.parametrize(
+    ("pieces", "code"),
+    [
+        ([(8, 8, 0), (16, 8, 0)], None),
+        ([(16, 8, 0), (8, 8, 0)], None),
+        ([(8, 8, 0), (15, 8, 0)], "E_ALIAS"),
+        ([(8, 8, 0), (8, 8, 0)], "E_ALIAS"),
+        ([(8, 8, 0), (17, 8, 0)], "E_TRUNCATED"),
+        ([(8, 8, 0), (2**64 - 1, 8, 0)], "E_TRUNCATED"),
+    ],
+)
+def test_chunks_must_lie_in_the_file_and_share_no_byte(pieces, code):
+    span = ChunkedSpan("x", (4,), "<f4", chunk=(2,), pieces=tuple(pieces))
+    if code is None:
+        check_pieces([span], size_bytes=24)
+    else:
+        with pytest.raises(WeightsError, match="^x has a chunk") as caught:
+            check_pieces([span], size_bytes=24)
+        assert caught.value.code == code
+
+
 def test_a_window_shows_its_bytes_alone(tmp_path):
     (tmp_path / "x").write_bytes(b"0123456789")
     with open(tmp_path / "x", "rb", buffering=0) as file:
-        for source in (file, memoryview(b"0123456789")):
-            window, piece = Window(source, start=2, size=5), bytearray(3)
-            assert (window.seek(0, os.SEEK_END), window.seek(1), window.tell()) == (5, 1, 1)
-            assert (window.readinto(memoryview(piece)), bytes(piece)) == (3, b"345")
-            with pytest.raises(OSError):
-                window.readinto(memoryview(piece))
+        window, piece = Window(file, start=2, size=5), bytearray(3)
+        assert (window.seek(0, os.SEEK_END), window.seek(1), window.tell()) == (5, 1, 1)
+        assert (window.readinto(memoryview(piece)), bytes(piece)) == (3, b"345")
+        with pytest.raises(OSError):
+            window.readinto(memoryview(piece))

@@ -1,6 +1,6 @@
 """Reading a weight file opens that file, writes none, runs none of its code and opens no socket.
 
-An audit hook sees all that Python does, in this process's stead and in that of the reader.
+An audit hook sees all that Python does, in this process and in the one that parses.
 """
 
 import json
@@ -8,13 +8,11 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from support.apart import run_apart
 from support.hostile_layers import made_weights
 
-import vggjax
-from vggjax.weights.hdf5 import worker
 from vggjax.weights.weight_file import write_weights
 
 HOOK = """
@@ -32,40 +30,31 @@ sys.addaudithook(hook)
 READ = """
 import json
 from vggjax.weights.weight_file import read_weights
-found = {}
+outcomes = {}
 for watched in (False, True):  # what is imported late is imported the first time
-    for path in sys.argv[1:]:
+    for path in sys.argv[2:]:
         events, outcome, watching = [], "read", watched
         try:
             read_weights(path)
         except Exception as error:
             outcome = getattr(error, "code", repr(error))
         watching = False
-        found[path] = [outcome, events]
-print(json.dumps(found))
+        outcomes[path] = [outcome, events]
+print(json.dumps(outcomes))
 """
-SERVE = """
-import io, json
-from vggjax.weights.hdf5.worker_child import serve
-answers, lines = io.BytesIO(), []
-for path in (sys.argv[3], sys.argv[4]):
-    kind = "zip" if path.endswith(".keras") else "h5"
-    request = {"path": path, "kind": kind, "bytes": os.path.getsize(path), "seconds": 20}
-    unpack = "" if "bad" in path else "[]\\n"
-    lines.append((json.dumps(request) + "\\n" + unpack).encode())
-serve(io.BytesIO(lines[0]), answers)
+PARSE = """
+import json
+from vggjax.weights.keras.child import answer, limit
+path, good = sys.argv[2:]
+kind = "zip" if path.endswith(".keras") else "h5"
+limit(20, os.path.getsize(path))
+answer(good, kind)
 watching = True
-serve(io.BytesIO(lines[1]), answers)
+message = answer(path, kind)
 watching = False
-print(json.dumps(["error" if b'"error"' in answers.getvalue() else "read", events]))
+print(json.dumps(["error" if "error" in json.loads(message) else "read", events]))
 """
 ENDINGS = (".h5", ".weights.h5", ".keras", ".safetensors")
-
-
-def watched(command):
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def writes(event):
@@ -77,17 +66,15 @@ def writes(event):
 
 
 def check(events, path):
-    """Holds that nothing happened but the opening of one file for reading."""
+    """Assert that nothing happened but the opening of one file for reading."""
     opened = [event for event in events if event[0] == "open"]
     # The parent's end of a pipe has a number; the null device takes what a crash would print.
-    own = [event for event in opened if event[1] not in (os.devnull,) and not event[1].isdigit()]
-    assert {event[1] for event in own} <= {str(path), "/proc/self/statm"}, opened
-    assert not [event for event in own if writes(event)]
-    harmless = {"open", "resource.setrlimit", "subprocess.Popen", "os.kill"}
-    assert {event[0] for event in events} <= harmless, events
+    files = [event for event in opened if event[1] != os.devnull and not event[1].isdigit()]
+    assert {event[1] for event in files} <= {str(path)}, opened
+    assert not [event for event in files if writes(event)]
+    assert {event[0] for event in events} <= {"open", "subprocess.Popen"}, events
     started = [" ".join(event) for event in events if event[0] == "subprocess.Popen"]
-    assert all("worker_child" in line for line in started)
-    assert len([event for event in events if event[0] == "os.kill"]) <= len(started)
+    assert all("keras.child" in line for line in started)
 
 
 @pytest.fixture
@@ -102,11 +89,11 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_importing_opens_one_file_for_reading_and_does_nothing_else(files):
+def test_reading_opens_one_file_and_starts_one_process_and_does_nothing_else(files):
     before = sorted(files.iterdir())
-    found = watched([sys.executable, "-c", HOOK + READ, *map(str, before)])
-    assert len(found) == len(before) == 5
-    for path, (outcome, events) in found.items():
+    outcomes = json.loads(run_apart(HOOK + READ, *before))
+    assert len(outcomes) == len(before) == 5
+    for path, (outcome, events) in outcomes.items():
         assert outcome == ("E_CODE" if "bad" in path else "read")
         check(events, path)
         started = [event for event in events if event[0] == "subprocess.Popen"]
@@ -119,21 +106,20 @@ def test_importing_opens_one_file_for_reading_and_does_nothing_else(files):
 def test_the_process_that_parses_opens_one_file_and_does_nothing_else(files, name):
     path, before = files / name, sorted(files.iterdir())
     good = files / f"good{''.join(path.suffixes)}"
-    code = worker._CODE.partition("from vggjax")[0] + HOOK + SERVE
-    package = str(Path(vggjax.__file__).parent)
-    command = [sys.executable, "-S", "-c", code, json.dumps(sys.path), package, good, path]
-    outcome, events = watched(list(map(str, command)))
+    outcome, events = json.loads(run_apart(HOOK + PARSE, path, good))
     assert outcome == ("error" if name.startswith("bad") else "read")
     check(events, path)
     assert "subprocess.Popen" not in {event[0] for event in events}
     assert sorted(files.iterdir()) == before
 
 
-def test_the_check_sees_what_must_not_be(tmp_path):
+def test_the_check_fails_for_everything_that_is_forbidden(tmp_path):
     for code in ("open('x', 'w')", "eval('1')", "import socket; socket.socket()", "os.mkdir('y')",
                  "import marshal; marshal.loads(marshal.dumps(1))"):  # fmt: skip
         lines = ["import json, os", f"os.chdir({str(tmp_path)!r})", HOOK, "watching = True", code,
                  "watching = False", "print(json.dumps(events))"]  # fmt: skip
-        events = watched([sys.executable, "-c", "\n".join(lines)])
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)], capture_output=True, check=True
+        )
         with pytest.raises(AssertionError):
-            check(events, tmp_path / "w.h5")
+            check(json.loads(done.stdout), tmp_path / "w.h5")

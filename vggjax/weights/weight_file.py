@@ -21,9 +21,8 @@ from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
 from vggjax.weights.compatibility import Check, Shapes
 from vggjax.weights.digests import Digests, file_digests
-from vggjax.weights.keras.archive import write_keras
-from vggjax.weights.keras.read import KerasFile, is_hdf5
-from vggjax.weights.keras.write import write_legacy_h5, write_weights_h5
+from vggjax.weights.keras.read import KerasFile, is_hdf5, parse_keras
+from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
 from vggjax.weights.package_names import is_native, read_native, write_native
 from vggjax.weights.safetensors import Tensor, is_safetensors, read_header, write_tensors
 from vggjax.weights.tensor_spans import open_regular
@@ -92,8 +91,7 @@ class WeightFile:
     """A weight file, opened once.
 
     Every property is computed when it is first asked for, and then kept: a file is parsed once and
-    hashed once, however many functions need it. What parsing keeps open is closed by `read`, by
-    `close` and at the end of a `with` block; a later `read` parses again.
+    hashed once, however many functions need it. No file stays open.
 
     Raises:
         WeightsError: there is no such file, or it is not a regular one; the properties and `read`
@@ -103,25 +101,12 @@ class WeightFile:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._identity = self._current_identity()
-        self._keras: KerasFile | None = None
 
     def __repr__(self) -> str:
         return f"WeightFile({printable(self.path)!r})"
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
-
-    def __enter__(self) -> "WeightFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release what parsing keeps open; the properties stay known."""
-        if self._keras is not None:
-            self._keras.close()
-            self._keras = None
 
     @functools.cached_property
     def digests(self) -> Digests:
@@ -133,8 +118,7 @@ class WeightFile:
     def info(self) -> FileInfo:
         """What the file states about itself; no weight is read."""
         if self._kind in ("h5", "keras"):
-            facts = dict(self._parsed_keras().facts)
-            return FileInfo(f"Keras, {facts.pop('layout', self._kind)}", facts)
+            return FileInfo(f"Keras, {self._keras.layout}", self._keras.metadata)
         with self._tensors() as (tensors, metadata):
             metadata = {key: value for key, value in metadata.items() if key != "format"}
             if is_native(tensors):
@@ -146,7 +130,7 @@ class WeightFile:
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Each parameter's shape, `{layer: {parameter: shape}}`; no weight is read."""
         if self._kind in ("h5", "keras"):
-            return self._parsed_keras().shapes
+            return self._keras.shapes
         shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
         def keep(received: Shapes) -> None:
@@ -180,16 +164,15 @@ class WeightFile:
             WeightsError: not a weight file, damaged, or holding NaN or infinity.
         """
         self._check_unchanged()
-        try:
-            if check is not None:
-                with _named(printable(self.path)):
-                    check(self.shapes)
-            if self._kind in ("h5", "keras"):
-                weights = self._parsed_keras().read(notes=notes)
-            else:
-                weights = self._read_tensors(check=None, notes=notes)
-        finally:
-            self.close()
+        if check is not None:
+            with _named(printable(self.path)):
+                check(self.shapes)
+        if self._kind in ("h5", "keras"):
+            weights = self._keras.read()
+            if notes is not None:
+                notes += self._keras.notes
+        else:
+            weights = self._read_tensors(check=None, notes=notes)
         return {
             layer: {param: params[param] for param in PARAMS if param in params}
             for layer, params in weights.items()
@@ -199,10 +182,9 @@ class WeightFile:
     def _kind(self) -> "Kind":
         return _kind(self.path)
 
-    def _parsed_keras(self) -> KerasFile:
-        if self._keras is None:
-            self._keras = KerasFile(self.path, "h5" if self._kind == "h5" else "zip")
-        return self._keras
+    @functools.cached_property
+    def _keras(self) -> KerasFile:
+        return parse_keras(self.path, "h5" if self._kind == "h5" else "zip")
 
     def _tensors(self):
         return _open_tensors(self.path, self._kind)

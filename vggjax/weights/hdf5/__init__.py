@@ -1,1 +1,1 @@
-"""Read HDF5 in a sandboxed process; write it."""
+"""Find arrays in untrusted HDF5 files, unpack them, and write new files."""

@@ -1,10 +1,11 @@
-"""Finds arrays in HDF5 files that strangers wrote, and nothing but arrays.
+"""Find the arrays of an untrusted HDF5 file, and check each before a number is read.
 
-Only what lies in the file itself counts: groups and datasets reached by hard links, one part of
-a name at a time and each object once, of IEEE floats, wholly written, and packed by gzip, shuffle
-or fletcher32 at most. Everything else is one `WeightsError`, before any number is read. Some
-damaged files hang or crash HDF5 itself: all of this runs in a process that can be stopped
-(reader.py). Which dataset belongs to which layer is in keras.py.
+Only what lies in the file itself is accepted: groups and datasets reached by hard links, one part
+of a path at a time and each object once, of IEEE floats, completely written, and packed by gzip,
+shuffle or fletcher32 at most. Anything else raises a `WeightsError`.
+
+Some damaged files hang or crash the HDF5 library. Import this module only in the process that
+keras/read.py starts and can stop. Which dataset belongs to which layer is in keras/layers.py.
 """
 
 from __future__ import annotations
@@ -13,92 +14,92 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import h5py
-import numpy as np
 
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.hdf5.chunks import check_chunks, check_index, unwritten
+from vggjax.weights.hdf5.unpack import FLETCHER32, GZIP, SHUFFLE, SIGNATURE, ChunkedSpan
 from vggjax.weights.tensor_spans import Span, check_span
 
 MAX_NAMES = 10_000
-"""The whole of VGG19 with batch normalization has 44 layers with weights."""
+"""Entries in a group or a list of names; VGG19 with batch normalization has 35 layers."""
 
 _MAX_NAME_BYTES = 1024
-_SLAB_BYTES = 2**25  # so much of a packed array is unpacked at a time
+_MAX_CHUNKS = 100_000
+_MAX_RATIO = 100  # gzip makes trained weights a tenth smaller, not a hundred times
+_FREE_BYTES = 2**24  # a small array may be compressed at any ratio
 _FLOATS = {
     "<f4": h5py.h5t.IEEE_F32LE, ">f4": h5py.h5t.IEEE_F32BE, "<f2": h5py.h5t.IEEE_F16LE,
     ">f2": h5py.h5t.IEEE_F16BE, "<f8": h5py.h5t.IEEE_F64LE, ">f8": h5py.h5t.IEEE_F64BE,
 }  # fmt: skip
 
 
-class Hdf5:
-    """An open file. Remembers which objects were taken, and the datasets that must be unpacked."""
+class CheckedFile:
+    """An open HDF5 file that returns each of its objects at most once."""
 
-    def __init__(self, root: h5py.File, *, shift: int | None = 0):
-        """Takes the open file; its first byte is byte `shift` of the file on disk, None: of none.
-
-        A member of an archive lies further in; one that had to be unpacked lies nowhere.
-        """
+    def __init__(self, root: h5py.File, *, offset: int = 0):
+        """Wrap an open file, whose first byte is byte `offset` of the file on disk."""
         self.root = root
-        self._shift = shift
-        self._taken: dict[object, str] = {}
-        self._packed: dict[str, h5py.Dataset] = {}
+        self._offset = offset
+        self._names: dict[object, str] = {}
 
-    def take(self, group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
-        """Gives what lies at `path` below the group, by hard links alone and once.
+    def get(self, group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+        """Return the object at `path` below `group`; follow hard links only.
 
         Raises:
-            WeightsError: nothing there, a link that leads elsewhere, or an object taken before.
+            WeightsError: no such object, another kind of link, or an object returned before.
         """
         for part in path.split("/"):
             if part in ("", ".", ".."):
                 raise WeightsError(
-                    f"the name {printable(path)!r} does not stay inside {at(group)}.", code="E_NAME"
+                    f"the name {printable(path)!r} does not stay inside {name_of(group)}.",
+                    code="E_NAME",
                 )
-            if not has(group, part):
+            if not has_link(group, part):
                 raise WeightsError(
-                    f"{printable(path)!r} is listed, but is not in {at(group)}.", code="E_MISSING"
+                    f"{printable(path)!r} is listed, but is not in {name_of(group)}.",
+                    code="E_MISSING",
                 )
-            kind = group.id.links.get_info(part.encode()).type
-            if kind != h5py.h5l.TYPE_HARD:
-                word = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
+            link = group.id.links.get_info(part.encode()).type
+            if link != h5py.h5l.TYPE_HARD:
+                kinds = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
                 raise WeightsError(
-                    f"{printable(part)!r} in {at(group)} is {word.get(kind, 'an unknown')} link; "
-                    f"weights must lie in the file itself.",
+                    f"{printable(part)!r} in {name_of(group)} is {kinds.get(link, 'an unknown')} "
+                    f"link; weights must lie in the file itself.",
                     code="E_LINK",
                 )
             group = group[part]
         info = h5py.h5o.get_info(group.id)
-        if (before := self._taken.setdefault((info.fileno, info.addr), group.name)) != group.name:
+        first_name = self._names.setdefault((info.fileno, info.addr), group.name)
+        if first_name != group.name:
             raise WeightsError(
-                f"{at(group)} and {printable(before)} are one and the same object; every layer must "
-                f"have its own.",
+                f"{name_of(group)} and {printable(first_name)} are the same object; every layer "
+                f"must have its own.",
                 code="E_ALIAS",
             )
         return group
 
     def span(self, dataset: h5py.Group | h5py.Dataset, *, layer: str) -> Span:
-        """Gives an array's place and shape once everything that can be checked unread holds.
+        """Return where an array lies and its shape, after all checks that need no numbers.
 
         Raises:
-            WeightsError: no array, or none that weights can be.
+            WeightsError: not an array, or one that cannot hold weights.
         """
-        where = at(dataset)
-        if layer not in where:  # `/layers/conv2d_7/vars/0` tells nobody which one it is
+        where = name_of(dataset)
+        if layer not in where:  # `/layers/conv2d_7/vars/0` does not say which layer it is
             where = f"{where} (layer {printable(layer)!r})"
         if not isinstance(dataset, h5py.Dataset):
             raise WeightsError(f"{where} is a group where an array should be.", code="E_FORMAT")
         plist = dataset.id.get_create_plist()
-        layout = plist.get_layout()
-        if plist.get_external_count() or layout == h5py.h5d.VIRTUAL:
+        storage = plist.get_layout()
+        if plist.get_external_count() or storage == h5py.h5d.VIRTUAL:
             raise WeightsError(f"{where} keeps its numbers in another file.", code="E_EXTERNAL")
         stored = dataset.id.get_type()
         dtype = next((name for name, kind in _FLOATS.items() if stored.equal(kind)), None)
         if dtype is None:
             raise WeightsError(
-                f"{where} holds {_kind(stored)}; weights are float16, float32 or float64.",
+                f"{where} holds {_type_name(stored)}; weights are float16, float32 or float64.",
                 code="E_DTYPE",
             )
         space = dataset.id.get_space()
@@ -106,131 +107,200 @@ class Hdf5:
         shape = tuple(int(n) for n in space.get_simple_extent_dims()) if simple else ()
         span = Span(where, shape, dtype)
         check_span(span)
-        size_bytes = dataset.id.get_storage_size()
-        if layout == h5py.h5d.CHUNKED:
-            check_chunks(dataset, plist, span)
-        elif size_bytes != span.nbytes:
-            raise unwritten(where)
-        elif layout == h5py.h5d.CONTIGUOUS:
-            offset = dataset.id.get_offset()
-            if offset is None:
-                raise unwritten(where)
-            if self._shift is not None:
-                return Span(where, shape, dtype, offset + self._shift)
-        self._packed[where] = dataset
-        return span
+        if storage == h5py.h5d.CHUNKED:
+            return self._chunked_span(dataset, plist, span)
+        if dataset.id.get_storage_size() != span.nbytes:
+            raise _unwritten(where)
+        if storage == h5py.h5d.COMPACT:
+            return ChunkedSpan(where, shape, dtype, inline=dataset[()].tobytes().hex())
+        start = dataset.id.get_offset()
+        if start is None:
+            raise _unwritten(where)
+        return Span(where, shape, dtype, start + self._offset)
 
-    def unpack(self, where: str) -> Iterator[np.ndarray]:
-        """Yields a packed array's numbers piece by piece along its first axis, as stored."""
-        dataset = self._packed[where]
-        if dataset.chunks:
-            check_index(dataset, where)
-        rows = dataset.chunks[0] if dataset.chunks else 1
-        row_bytes = dataset.dtype.itemsize * math.prod(dataset.shape[1:]) * rows
-        rows *= max(1, _SLAB_BYTES // row_bytes)
-        for start in range(0, dataset.shape[0], rows):
-            yield np.ascontiguousarray(dataset[start : start + rows])
+    def _chunked_span(
+        self, dataset: h5py.Dataset, plist: h5py.h5p.PropDCID, span: Span
+    ) -> ChunkedSpan:
+        """Check that the chunks tile the array, by known filters and with plausible lengths."""
+        filters = tuple(plist.get_filter(i)[0] for i in range(plist.get_nfilters()))
+        if unknown := set(filters) - {GZIP, SHUFFLE, FLETCHER32}:
+            raise WeightsError(
+                f"{span.where} is packed by the filter {min(unknown)}; supported are gzip, "
+                f"shuffle and fletcher32.",
+                code="E_FILTER",
+            )
+        chunk = plist.get_chunk()
+        counts = [-(-n // length) for n, length in zip(span.shape, chunk, strict=True)]
+        # The chunks at the edges are not full, but stored whole.
+        max_size = 8 * span.size + 2**20
+        if (num_chunks := math.prod(counts)) > _MAX_CHUNKS or num_chunks * math.prod(
+            chunk
+        ) > max_size:
+            raise WeightsError(
+                f"{span.where} is cut into chunks of {chunk}, as no weights are.", code="E_BOMB"
+            )
+        pieces: dict[tuple[int, ...], tuple[int, int, int]] = {}
+        chunk_bytes = math.prod(chunk) * int(span.dtype[-1])
+
+        def add(info: h5py.h5d.StoreInfo) -> bool | None:
+            position = tuple(map(int, info.chunk_offset))
+            start = int(info.byte_offset) + self._offset
+            pieces[position] = start, int(info.size), int(info.filter_mask)
+            return None if _plausible(info, filters, chunk_bytes) else True  # True: stop
+
+        if dataset.id.chunk_iter(add):
+            raise WeightsError(
+                f"{span.where} has a chunk whose length does not match its filters; the file is "
+                f"damaged. Fetch or write it again.",
+                code="E_FILTER",
+            )
+        grid = [range(0, n, length) for n, length in zip(span.shape, chunk, strict=True)]
+        complete = len(pieces) == num_chunks and all(
+            i in steps for position in pieces for i, steps in zip(position, grid, strict=True)
+        )
+        stored_bytes = sum(size for _, size, _ in pieces.values())
+        if not complete or stored_bytes == 0:
+            raise _unwritten(span.where)
+        if span.nbytes > max(_FREE_BYTES, _MAX_RATIO * stored_bytes):
+            raise WeightsError(
+                f"{span.where} would unpack to {span.nbytes / stored_bytes:,.0f} times its size, "
+                f"as no weights do.",
+                code="E_BOMB",
+            )
+        in_order = tuple(piece for _, piece in sorted(pieces.items()))
+        return ChunkedSpan(
+            span.where, span.shape, span.dtype, chunk=chunk, filters=filters, pieces=in_order
+        )
+
+
+def _plausible(info: h5py.h5d.StoreInfo, filters: tuple[int, ...], chunk_bytes: int) -> bool:
+    """Return whether a chunk's length matches the filters that it went through."""
+    applied = {f for i, f in enumerate(filters) if not info.filter_mask >> i & 1}
+    # Only gzip may leave a chunk as it is, where it would grow.
+    if not set(filters) - applied <= {GZIP} or info.filter_mask >= 2 ** len(filters):
+        return False
+    return GZIP in applied or info.size == chunk_bytes + 4 * (FLETCHER32 in applied)
+
+
+def _unwritten(where: str) -> WeightsError:
+    return WeightsError(
+        f"{where} was declared, but not all of its numbers were ever written.", code="E_UNWRITTEN"
+    )
 
 
 @contextlib.contextmanager
-def open_hdf5(file: str | IO[bytes], *, shift: int | None = 0) -> Iterator[Hdf5]:
-    """Opens a file by path or object for reading; what HDF5 raises becomes a WeightsError."""
+def open_hdf5(file: str | IO[bytes], *, offset: int = 0) -> Iterator[CheckedFile]:
+    """Open a path or a file object for reading; turn HDF5's exceptions into WeightsError."""
     try:
-        if not isinstance(file, str) and not _is_hdf5(file):
-            raise WeightsError("it is no HDF5 file.", code="E_FORMAT")
+        if not isinstance(file, str) and not _has_signature(file):
+            raise WeightsError("it is not an HDF5 file.", code="E_FORMAT")
         with h5py.File(file, "r") as root:
-            yield Hdf5(root, shift=shift)
+            yield CheckedFile(root, offset=offset)
     except WeightsError:
         raise
     except MemoryError:
         raise WeightsError(
-            "reading it takes more memory than any VGG's weights do; it is damaged or made to.",
+            "reading it takes more memory than any VGG's weights do; it is damaged or malicious.",
             code="E_BOMB",
         ) from None
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         # h5py raises all of these for damaged files, depending on where the damage lies.
-        why = " ".join(str(error).split()) or type(error).__name__
-        if "lock file" in why or "already open for write" in why:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "lock file" in reason or "already open for write" in reason:
             raise WeightsError(
-                f"another program writes it, or was killed while it did ({printable(why)}). Wait, or "
-                f"write it again.",
-                code="E_FILE" if "lock file" in why else "E_FORMAT",
+                f"another program is writing it, or was killed while writing "
+                f"({printable(reason)}). Wait, or write it again.",
+                code="E_FILE" if "lock file" in reason else "E_FORMAT",
             ) from None
-        cut = "truncated" in why or "eof" in why.lower()
+        cut = "truncated" in reason or "eof" in reason.lower()
         raise WeightsError(
-            f"it is damaged or cut short, HDF5 cannot read it ({printable(why)}). "
+            f"it is damaged or cut short, HDF5 cannot read it ({printable(reason)}). "
             f"Fetch or write it again.",
             code="E_TRUNCATED" if cut else "E_FORMAT",
         ) from None
 
 
-def _is_hdf5(file: IO[bytes]) -> bool:
+def _has_signature(file: IO[bytes]) -> bool:
     try:
         file.seek(0)
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+        return file.read(len(SIGNATURE)) == SIGNATURE
     except OSError:
         return False
 
 
-def has(group: h5py.Group | h5py.Dataset, part: str) -> bool:
-    """Whether the group has a link of this name, wherever it leads: none is followed."""
-    return isinstance(group, h5py.Group) and group.id.links.exists(part.encode())
+def name_of(node: h5py.Group | h5py.Dataset) -> str:
+    """Return an object's path, safe to print."""
+    return printable(node.name or "/")
 
 
-def names(group: h5py.Group, attribute: str) -> list[str]:
-    """Reads a list of names from attributes; Keras splits long ones into `name0`, `name1` ..."""
-    parts = [attribute]
-    if attribute not in group.attrs:
-        parts, i = [], 0
-        while f"{attribute}{i}" in group.attrs and i < MAX_NAMES:
-            parts.append(f"{attribute}{i}")
-            i += 1
-    if not parts:
-        raise WeightsError(f"{at(group)} lacks the attribute {attribute!r}.", code="E_FORMAT")
-    found: list[str] = []
-    for part in parts:
-        where = f"the attribute {part!r} of {at(group)}"
-        array = _attribute(group, part, where)
-        # An empty list has a type all the same, and Keras' is float64.
-        if np.ndim(array) != 1 or (np.size(array) and array.dtype.kind not in "SOU"):
-            raise WeightsError(f"{where} is no list of names.", code="E_HEADER")
-        found += [_text(name, where) for name in array]
-        if len(found) > MAX_NAMES:
-            raise WeightsError(f"{where} lists more than {MAX_NAMES:,} names.", code="E_BOMB")
-    if twice := [name for name, count in Counter(found).items() if count > 1]:
-        raise WeightsError(
-            f"the attribute {attribute!r} of {at(group)} lists {printable(twice[0])!r} twice.",
-            code="E_DUPLICATE",
-        )
-    return found
+def has_link(group: h5py.Group | h5py.Dataset, name: str) -> bool:
+    """Return whether the group has a link of this name; follow none."""
+    return isinstance(group, h5py.Group) and group.id.links.exists(name.encode())
 
 
-def word(group: h5py.Group, attribute: str, *, default: str, most: int = _MAX_NAME_BYTES) -> str:
-    """Reads an attribute that is one string of at most `most` bytes; `default` where none is."""
-    if attribute not in group.attrs:
-        return default
-    where = f"the attribute {attribute!r} of {at(group)}"
-    return _text(_attribute(group, attribute, where, most=most), where, most=most)
-
-
-def keys(group: h5py.Group) -> list[str]:
-    """Lists what a group holds, following no link.
+def link_names(group: h5py.Group) -> list[str]:
+    """Return the names of a group's links; follow none.
 
     Raises:
-        WeightsError: far too much, or a name that is not UTF-8.
+        WeightsError: more than `MAX_NAMES`, or a name that is not UTF-8.
     """
     if len(group) > MAX_NAMES:
-        raise WeightsError(f"{at(group)} holds {len(group):,} objects.", code="E_BOMB")
-    return [_text(key, f"a name in {at(group)}") for key in group]
+        raise WeightsError(f"{name_of(group)} holds {len(group):,} objects.", code="E_BOMB")
+    return [_text(key, f"a name in {name_of(group)}") for key in group]
+
+
+def text_list(group: h5py.Group, attribute: str) -> list[str]:
+    """Return a list of distinct names that an attribute holds.
+
+    Keras splits a long list over the attributes `name0`, `name1` ...
+
+    Raises:
+        WeightsError: no such attribute, no list of text, too long, or a name listed twice.
+    """
+    parts = [attribute]
+    if attribute not in group.attrs:
+        parts = []
+        while f"{attribute}{len(parts)}" in group.attrs and len(parts) < MAX_NAMES:
+            parts.append(f"{attribute}{len(parts)}")
+    if not parts:
+        raise WeightsError(f"{name_of(group)} lacks the attribute {attribute!r}.", code="E_FORMAT")
+    names: list[str] = []
+    for part in parts:
+        where = f"the attribute {part!r} of {name_of(group)}"
+        value = _attribute(group, part, where)
+        # An empty list has a type all the same, and Keras' is float64.
+        if getattr(value, "ndim", 0) != 1 or (value.size and value.dtype.kind not in "SOU"):
+            raise WeightsError(f"{where} is not a list of names.", code="E_HEADER")
+        names += [_text(name, where) for name in value]
+        if len(names) > MAX_NAMES:
+            raise WeightsError(f"{where} lists more than {MAX_NAMES:,} names.", code="E_BOMB")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise WeightsError(
+            f"the attribute {attribute!r} of {name_of(group)} lists {printable(repeated[0])!r} "
+            f"twice.",
+            code="E_DUPLICATE",
+        )
+    return names
+
+
+def text(
+    group: h5py.Group, attribute: str, *, default: str, max_bytes: int = _MAX_NAME_BYTES
+) -> str:
+    """Return an attribute that holds one string of at most `max_bytes`, or `default`."""
+    if attribute not in group.attrs:
+        return default
+    where = f"the attribute {attribute!r} of {name_of(group)}"
+    value = _attribute(group, attribute, where, max_bytes=max_bytes)
+    return _text(value, where, max_bytes=max_bytes)
 
 
 def _attribute(
-    group: h5py.Group, name: str, where: str, *, most: int = _MAX_NAME_BYTES
-) -> np.ndarray | bytes | str:
+    group: h5py.Group, name: str, where: str, *, max_bytes: int = _MAX_NAME_BYTES
+) -> Any:
     stored = group.attrs.get_id(name)
-    # The declared size first: HDF5 would set the memory aside.
+    # Check the declared size first: HDF5 would allocate it.
     count = math.prod(stored.shape)
-    if count > MAX_NAMES or stored.dtype.itemsize > most:
+    if count > MAX_NAMES or stored.dtype.itemsize > max_bytes:
         raise WeightsError(
             f"{where} claims {count:,} values of {stored.dtype.itemsize:,} bytes, far more than "
             f"expected.",
@@ -239,31 +309,28 @@ def _attribute(
     return group.attrs[name]
 
 
-def _text(value: object, where: str, *, most: int = _MAX_NAME_BYTES) -> str:
+def _text(value: object, where: str, *, max_bytes: int = _MAX_NAME_BYTES) -> str:
     if not isinstance(value, bytes | str):
-        raise WeightsError(f"{where} is no text: {printable(repr(value)[:80])}.", code="E_NAME")
+        raise _no_name(where, "text", value)
+    value = bytes(value) if isinstance(value, bytes) else str(value)  # NumPy's have another repr
     try:
-        value = bytes(value) if isinstance(value, bytes) else str(value)  # plain ones, for messages
-        text = value.decode() if isinstance(value, bytes) else value
-        text.encode()  # h5py gives bytes that are not UTF-8 as lone surrogates
+        string = value.decode() if isinstance(value, bytes) else value
+        string.encode()  # h5py returns bytes that are not UTF-8 as lone surrogates
     except UnicodeError:
-        raise WeightsError(
-            f"{where} is not UTF-8: {printable(repr(value)[:80])}.", code="E_NAME"
-        ) from None
-    if "\0" in text or len(text) > most:
-        raise WeightsError(f"{where} is no name: {printable(repr(text)[:80])}.", code="E_NAME")
-    return text
+        raise _no_name(where, "UTF-8", value) from None
+    if "\0" in string or len(string) > max_bytes:
+        raise _no_name(where, "a name", value)
+    return string
 
 
-def at(node: h5py.Group | h5py.Dataset) -> str:
-    """Names an object in messages."""
-    return printable(node.name or "/")
+def _no_name(where: str, expected: str, value: object) -> WeightsError:
+    return WeightsError(f"{where} is not {expected}: {printable(repr(value)[:80])}.", code="E_NAME")
 
 
-def _kind(stored: h5py.h5t.TypeID) -> str:
+def _type_name(stored: h5py.h5t.TypeID) -> str:
     kind = stored.get_class()
     if kind == h5py.h5t.FLOAT:
-        return "floats of a format of their own"
+        return "floats of an unknown format"
     if kind in (h5py.h5t.STRING, h5py.h5t.VLEN):
         return "text"
     try:

@@ -1,51 +1,54 @@
-"""Opens HDF5 files for writing so that a full disk is an error: alone, HDF5 crashes on one."""
+"""Write HDF5 files such that a full disk is an `OSError`; the HDF5 library alone would crash."""
+
+from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import h5py
+if TYPE_CHECKING:
+    import h5py
 
 
 class Sink(io.RawIOBase):
-    """A file that takes whatever HDF5 writes, and keeps the first failure for later."""
+    """A file that accepts whatever HDF5 writes, and keeps the first failure in `error`."""
 
     def __init__(self, file: IO[bytes]):
-        """Writes to `file`, which is open for reading, too."""
+        """Wrap `file`, which is open for writing and reading."""
         super().__init__()
         self._file = file
         self.error: OSError | None = None
 
     def readable(self) -> bool:
-        """Always: HDF5 reads what it wrote."""
+        """Return True: HDF5 reads what it wrote."""
         return True
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves, and gives the new place."""
+        """Move to another position and return it."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The place."""
+        """Return the position."""
         return self._file.tell()
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fills the buffer, with zeros where a failure has left a hole."""
+        """Fill the whole buffer, with zeros where a failure has left a hole."""
         count = self._file.readinto(buffer) or 0
         buffer[count:] = bytes(len(buffer) - count)
         return len(buffer)
 
     def write(self, buffer: memoryview) -> int:
-        """Writes all of it, or keeps the failure; nothing more is written then."""
+        """Write the whole buffer, or nothing once something has failed."""
         rest = memoryview(buffer)
         try:
             while rest and self.error is None:
@@ -55,7 +58,7 @@ class Sink(io.RawIOBase):
         return len(buffer)
 
     def truncate(self, size: int | None = None) -> int:
-        """Sets the file's length, or keeps the failure."""
+        """Set the file's length, unless something has failed."""
         size = self.tell() if size is None else size
         try:
             if self.error is None:
@@ -67,11 +70,13 @@ class Sink(io.RawIOBase):
 
 @contextlib.contextmanager
 def create_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Makes a new HDF5 file, in place of one that was there.
+    """Create an HDF5 file, or replace one.
 
     Raises:
-        OSError: it cannot be written, as on a full disk; what is there of it is then worthless.
+        OSError: it cannot be written, as on a full disk; the file is then unusable.
     """
+    import h5py
+
     with open(path, "w+b", buffering=0) as file:
         sink = Sink(file)
         try:

@@ -1,13 +1,14 @@
-"""Finds the layers in every layout in which Keras keeps weights, with h5py alone.
+"""Find the layers in every layout in which Keras stores weights, with h5py alone.
 
-Told apart by content:
+The content decides which layout it is:
 - legacy: attributes `layer_names` and `weight_names`, datasets `/block1_conv1/block1_conv1_W_1:0`
-  (the published files) or `/block1_conv1/block1_conv1/kernel:0`; whole-model `.h5` keeps the same
-  tree under `/model_weights`, and a nested model's layers together under its name;
+  (the published files) or `/block1_conv1/block1_conv1/kernel:0`; a whole-model `.h5` keeps the
+  same tree under `/model_weights`, with the layers of a nested model together under its name;
 - `.weights.h5` (Keras 3): `/layers/conv2d/vars/0`, nested models inside `/layers/functional`, the
-  layer's name in the attribute `name` of `vars` where there is one (naming.py where not).
-Optimizer state and the counters of random layers are left out. Nothing is read yet, and no Keras
-model is ever rebuilt. Runs inside the process of reader.py.
+  layer's name in the attribute `name` of `vars`; names.py finds the names where that is missing.
+
+The optimizer's state and the counters of random layers are left out. No number is read, and no
+Keras model is rebuilt. This module runs in the process that keras/read.py starts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 import h5py
 
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.hdf5.read import Hdf5, at, has, keys, names, word
+from vggjax.weights.hdf5.read import CheckedFile, has_link, link_names, name_of, text, text_list
 from vggjax.weights.names import TABLE_NAME, Layer, named, order
 from vggjax.weights.tensor_spans import Span
 
@@ -27,60 +28,68 @@ PARAMS = {
     "kernel": "kernel", "W": "kernel", "bias": "bias", "b": "bias",
     "gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var",
 }  # fmt: skip
-"""Keras' names of parameters, old and new, and ours."""
+"""Keras' names of parameters, old and new -> this package's."""
 
-_IN_ORDER = ("kernel", "scale", "bias", "mean", "var")  # in Keras' lists, and of `vars`
-_BN = _IN_ORDER[1:]
+_KERAS_ORDER = ("kernel", "scale", "bias", "mean", "var")  # in Keras' lists, and of `vars`
+_BATCH_NORM = _KERAS_ORDER[1:]
 _LEGACY_PARAM = re.compile(
     r"(?:.*_)?(kernel|W|bias|b|gamma|beta|moving_mean|moving_variance)(_\d+)?"
 )
 _NOT_WEIGHTS = {"optimizer", "optimizer_weights", "seed_generator"}
-_KERAS_OWN = {"top_level_model_weights"}  # of no layer; empty
+_EMPTY_GROUP = "top_level_model_weights"  # Keras writes it, and it belongs to no layer
 _MAX_DEPTH = 12
 _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|__lambda__)"')
 
 
-def find_layers(file: Hdf5) -> tuple[str, dict[str, dict[str, Span]], list[str]]:
-    """Gives the layout's name, the layers' arrays by the table's names, and remarks.
+def find_layers(file: CheckedFile) -> tuple[str, dict[str, dict[str, Span]], list[str]]:
+    """Return the layout's name, the layers' arrays under the layer table's names, and notes.
 
     Raises:
-        WeightsError: not of a known layout, or holding what weights cannot be.
+        WeightsError: an unknown layout, or contents that cannot be the weights of a VGG.
     """
-    root, layout, remarks = file.root, "weights.h5", []
-    if has(root, "model_weights"):
-        refuse_code(_configuration(root))
-        root, layout = file.take(root, "model_weights"), "whole model"
+    root, layout, notes = file.root, "weights.h5", []
+    if has_link(root, "model_weights"):
+        refuse_code(text(root, "model_config", default="", max_bytes=2**24).encode())
+        root, layout = file.get(root, "model_weights"), "whole model"
     if any(attribute in root.attrs for attribute in ("layer_names", "layer_names0")):
         layout = layout if layout == "whole model" else "legacy"
-        layers = list(_legacy_layers(file, root, remarks))
+        layers = list(_legacy_layers(file, root, notes))
     else:
         layers = list(_v3_layers(file, root, depth=0))
     if not layers:
         raise WeightsError(
-            "no layer with weights is in it. Known are Keras' published layout, whole-model "
-            ".h5, .weights.h5 and .keras, each holding a VGG's layers.",
+            "it contains no layer with weights. Supported are Keras' published layout, "
+            "whole-model .h5, .weights.h5 and .keras, each with a VGG's layers.",
             code="E_FORMAT",
         )
     if not any(layer.kind == "conv" for layer in layers):
         listed = ", ".join(printable(layer.name) for layer in layers[:5])
         raise WeightsError(
-            f"no convolution is in it, only {listed}: expected is a VGG.", code="E_ARCH"
+            f"it contains no convolution, only {listed}; a VGG is expected.", code="E_ARCH"
         )
-    return layout, named(layers), remarks
+    return layout, named(layers), notes
 
 
-def facts(root: h5py.File) -> dict[str, str]:
-    """Gives what this package wrote into the attribute `vggjax`; empty where there is none."""
+def read_metadata(root: h5py.File) -> dict[str, str]:
+    """Return the metadata that this package wrote into the attribute `vggjax`, else nothing."""
     try:
-        found = json.loads(word(root, "vggjax", default="{}", most=2**16))
-    except (WeightsError, ValueError, RecursionError):
+        return text_items(text(root, "vggjax", default="{}", max_bytes=2**16))
+    except WeightsError:
         return {}
-    items = found.items() if isinstance(found, dict) else ()
+
+
+def text_items(document: str | bytes) -> dict[str, str]:
+    """Return the items of a JSON object whose values are text; nothing where it is no object."""
+    try:
+        metadata = json.loads(document)
+    except (ValueError, RecursionError):
+        return {}
+    items = metadata.items() if isinstance(metadata, dict) else ()
     return {key: value for key, value in items if isinstance(value, str)}
 
 
 def refuse_code(configuration: bytes) -> None:
-    """Refuses a model's configuration with Python code in it; never interprets it.
+    """Refuse a model's configuration that contains Python code; never interpret it.
 
     Raises:
         WeightsError: a Lambda layer.
@@ -93,102 +102,100 @@ def refuse_code(configuration: bytes) -> None:
         )
 
 
-def _configuration(root: h5py.File) -> bytes:
-    return word(root, "model_config", default="", most=2**24).encode()
-
-
-def _legacy_layers(file: Hdf5, root: h5py.Group, remarks: list[str]) -> Iterator[Layer]:
-    if word(root, "backend", default="tensorflow") == "theano":
+def _legacy_layers(file: CheckedFile, root: h5py.Group, notes: list[str]) -> Iterator[Layer]:
+    if text(root, "backend", default="tensorflow") == "theano":
         raise WeightsError(
-            "its kernels are in Theano's order, turned by 180 degrees. Save it with "
+            "its kernels are in Theano's order, rotated by 180 degrees. Save it with "
             "TensorFlow's kernels, or take the published file that has tf_kernels in its name.",
             code="E_ORDER",
         )
-    listed = names(root, "layer_names")
-    if surplus := sorted(set(keys(root)) - {name.split("/")[0] for name in listed} - _KERAS_OWN):
-        first = ", ".join(map(printable, surplus[:3]))
-        remarks.append(f"{len(surplus)} unlisted in layer_names and left out: {first}")
-    for group_name in listed:
-        group = file.take(root, group_name)
-        paths = [path for path in names(group, "weight_names") if "seed_generator" not in path]
+    group_names = text_list(root, "layer_names")
+    listed = {name.split("/")[0] for name in group_names} | {_EMPTY_GROUP}
+    if unlisted := sorted(set(link_names(root)) - listed):
+        first = ", ".join(map(printable, unlisted[:3]))
+        notes.append(f"{len(unlisted)} unlisted in layer_names and left out: {first}")
+    for group_name in group_names:
+        group = file.get(root, group_name)
+        paths = [path for path in text_list(group, "weight_names") if "seed_generator" not in path]
         owners = {path.split("/")[-2] if "/" in path else group_name for path in paths}
-        found: dict[str, dict[str, Span]] = {}
+        params_by_layer: dict[str, dict[str, Span]] = {}
         for path in paths:
-            # One owner: the group's name is the layer's, which a scope may have renamed. Several:
-            # the group is a nested model, and each path ends in LAYER/PARAM.
-            owner = group_name if len(owners) == 1 else path.split("/")[-2]
-            last = path.split("/")[-1].partition(":")[0]
-            match = _LEGACY_PARAM.fullmatch(last)
+            # One owner: the group's name is the layer's, and a scope may have renamed it in the
+            # path. Several: the group is a nested model, and each path ends in LAYER/PARAM.
+            layer = group_name if len(owners) == 1 else path.split("/")[-2]
+            match = _LEGACY_PARAM.fullmatch(path.split("/")[-1].partition(":")[0])
             if not match:
                 raise WeightsError(
-                    f"{printable(path)!r} of layer {printable(owner)!r} is no parameter of a convolution, "
-                    f"a dense layer or a batch normalization ({', '.join(PARAMS)}).",
+                    f"{printable(path)!r} of layer {printable(layer)!r} is not a parameter of a "
+                    f"convolution, a dense layer or a batch normalization ({', '.join(PARAMS)}).",
                     code="E_UNEXPECTED",
                 )
-            params = found.setdefault(owner, {})
+            params = params_by_layer.setdefault(layer, {})
             if (param := PARAMS[match[1]]) in params:
                 raise WeightsError(
-                    f"the layer {printable(owner)!r} has two parameters {param!r}.",
+                    f"the layer {printable(layer)!r} has two parameters {param!r}.",
                     code="E_DUPLICATE",
                 )
-            params[param] = file.span(file.take(group, path), layer=owner)
-        for owner, params in found.items():
-            if list(params) != [param for param in _IN_ORDER if param in params]:
-                # Keras itself goes by the order and would mix them up: both must say the same.
+            params[param] = file.span(file.get(group, path), layer=layer)
+        for layer, params in params_by_layer.items():
+            expected = [param for param in _KERAS_ORDER if param in params]
+            # Keras itself goes by the order and ignores the names: both must agree.
+            if list(params) != expected:
                 raise WeightsError(
-                    f"the layer {printable(owner)!r} lists {', '.join(params)}; Keras' order is "
-                    f"{', '.join(param for param in _IN_ORDER if param in params)}.",
+                    f"the layer {printable(layer)!r} lists {', '.join(params)}; Keras' order is "
+                    f"{', '.join(expected)}.",
                     code="E_ORDER",
                 )
-            yield _checked(Layer(owner, params))
+            yield _checked(Layer(layer, params))
 
 
-def _v3_layers(file: Hdf5, group: h5py.Group, *, depth: int) -> Iterator[Layer]:
+def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[Layer]:
     if depth > _MAX_DEPTH:
         raise WeightsError(
-            f"its groups are nested more than {_MAX_DEPTH} deep at {at(group)}.", code="E_FORMAT"
+            f"its groups are nested more than {_MAX_DEPTH} deep at {name_of(group)}.",
+            code="E_FORMAT",
         )
-    before = None
-    for key in sorted(keys(group), key=_natural):
+    previous = None
+    for key in sorted(link_names(group), key=_natural_order):
         if key in _NOT_WEIGHTS:
             continue
-        node = file.take(group, key)
+        node = file.get(group, key)
         if not isinstance(node, h5py.Group):
             continue
         if key == "vars":
             if len(node):
-                own = group.name.split("/")[-1]
-                yield _v3_layer(file, word(node, "name", default=own), node)
+                yield _v3_layer(file, text(node, "name", default=group.name.split("/")[-1]), node)
             continue
         for layer in _v3_layers(file, node, depth=depth + 1):
-            # Keras itself goes by these numbers and overlooks the names: both must say the same.
+            # Keras itself goes by these numbers and ignores the names: both must agree.
             if re.fullmatch(r"conv2d(_\d+)?", key) and TABLE_NAME.fullmatch(layer.name):
-                if before is not None and order(layer.name) < order(before):
+                if previous is not None and order(layer.name) < order(previous):
                     raise WeightsError(
-                        f"its numbering puts {printable(before)!r} before {printable(layer.name)!r}.",
+                        f"its numbering puts {printable(previous)!r} before "
+                        f"{printable(layer.name)!r}.",
                         code="E_ORDER",
                     )
-                before = layer.name
+                previous = layer.name
             yield layer
 
 
-def _v3_layer(file: Hdf5, name: str, node: h5py.Group) -> Layer:
-    numbers = sorted(keys(node), key=_natural)
-    if len(numbers) > len(_BN) or numbers != [str(i) for i in range(len(numbers))]:
+def _v3_layer(file: CheckedFile, name: str, node: h5py.Group) -> Layer:
+    numbers = sorted(link_names(node), key=_natural_order)
+    if len(numbers) > len(_BATCH_NORM) or numbers != [str(i) for i in range(len(numbers))]:
         raise WeightsError(
-            f"the layer {printable(name)!r} at {at(node)} has the arrays "
-            f"{', '.join(map(printable, numbers[:6]))}; expected are 0, 1 ..., four at most.",
+            f"the layer {printable(name)!r} at {name_of(node)} has the arrays "
+            f"{', '.join(map(printable, numbers[:6]))}; expected are 0, 1 ..., at most four.",
             code="E_UNEXPECTED",
         )
-    spans = [file.span(file.take(node, number), layer=name) for number in numbers]
+    spans = [file.span(file.get(node, number), layer=name) for number in numbers]
     ranks = [span.ndim for span in spans]
     if ranks == [1, 1, 1, 1]:
-        params = dict(zip(_BN, spans, strict=True))
+        params = dict(zip(_BATCH_NORM, spans, strict=True))
     elif ranks[0] > 1 and ranks[1:] in ([], [1]):
         params = dict(zip(("kernel", "bias"), spans, strict=False))
     else:
         raise WeightsError(
-            f"the layer {printable(name)!r} at {at(node)} has arrays of shapes "
+            f"the layer {printable(name)!r} at {name_of(node)} has arrays of shapes "
             f"{', '.join(str(span.shape) for span in spans)}: neither a convolution nor a dense "
             f"layer nor a batch normalization.",
             code="E_SHAPE",
@@ -197,7 +204,7 @@ def _v3_layer(file: Hdf5, name: str, node: h5py.Group) -> Layer:
 
 
 def _checked(layer: Layer) -> Layer:
-    """Refuses arrays that cannot belong together, whatever their names say."""
+    """Return the layer; refuse arrays that cannot belong together, whatever their names are."""
     kernel, bias = layer.params.get("kernel"), layer.params.get("bias")
     where = f"the layer {printable(layer.name)!r}"
     if kernel is not None and layer.kind == "other":
@@ -210,7 +217,7 @@ def _checked(layer: Layer) -> Layer:
         if bias.ndim == 1 and layer.kind == "conv" and bias.shape == kernel.shape[:1]:
             raise WeightsError(
                 f"{where} has a kernel {kernel.shape} in the order (out, in, height, width) of "
-                f"Theano and torch under Keras' names; expected is (height, width, in, out).",
+                f"Theano and PyTorch under Keras' names; expected is (height, width, in, out).",
                 code="E_ORDER",
             )
         raise WeightsError(
@@ -223,6 +230,6 @@ def _checked(layer: Layer) -> Layer:
     return layer
 
 
-def _natural(key: str) -> list:
-    """Sorts `conv2d_2` before `conv2d_10`, and `conv2d` before both."""
+def _natural_order(key: str) -> list[tuple[int, str]]:
+    """Sort `conv2d_2` before `conv2d_10`, and `conv2d` before both."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", key)]

@@ -1,185 +1,212 @@
-"""Reads Keras' files, `.h5`, `.weights.h5` and `.keras`: found in another process, read in this.
+"""Read Keras' files, `.h5`, `.weights.h5` and `.keras`: parsed in another process, read in this.
 
-The process of reader.py says which layers there are and where each array lies. This one checks
-that, asks whether the shapes are wanted, and takes the numbers from the file itself; only packed
-arrays come through the pipe. No file is written, none of the file's code is run, and no Keras
-model is rebuilt.
+Some damaged files hang or crash the HDF5 library, and no signal can interrupt it. So one process a
+file (child.py; numpy and h5py alone, 0.2 s) parses, and is killed when it takes too long. It
+answers with the layers and where their arrays lie. This process checks that, lets the caller check
+the shapes, and reads the numbers from the file itself. No file is written, no code in the file is
+run, and no Keras model is rebuilt.
 """
 
+from __future__ import annotations
+
 import contextlib
+import io
+import json
 import os
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import vggjax.errors
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.compatibility import Check
-from vggjax.weights.hdf5.worker import Reader
+from vggjax.weights.archive import open_archive
+from vggjax.weights.hdf5.unpack import (
+    ChunkedSpan,
+    check_pieces,
+    read_chunked,
+    signature_start,
+)
+from vggjax.weights.keras.write import MEMBER
 from vggjax.weights.tensor_spans import FLOATS, Span, casts, check_spans, open_regular, read_span
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
 
+TIMEOUT_S = 10.0
+"""CPU time for parsing a file, with a second more for each 20 MB; three times that in all."""
+
+_BYTES_PER_S = 20e6
 _WAY_OUT = "Save the weights again with model.save_weights, or use another copy of the file."
 _HAS_WAY_OUT = re.compile(r"\b(again|Save|Pack|another copy)\b")
+_CODE = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from vggjax.weights.keras.child import main
+main()
+"""
 
 
-def read_keras_h5(
-    path: str | os.PathLike,
-    *,
-    name: str | None = None,
-    check: Check | None = None,
-    notes: list[str] | None = None,
-    reader: Reader | None = None,
-) -> "Weights":
-    """Reads an HDF5 file that Keras wrote, of any layout.
-
-    Args:
-        path: the file.
-        name: what messages call it; its path where there is none.
-        check: is given the shapes before any number is read.
-        notes: is added a line for each kind of number that was cast, and for what was left out.
-        reader: a process to use; its own where there is none.
-
-    Raises:
-        WeightsError: damaged, not of a known layout, or holding what weights cannot be.
-    """
-    return _read(path, "h5", name=name, check=check, notes=notes, reader=reader)
-
-
-def read_keras_zip(
-    path: str | os.PathLike,
-    *,
-    name: str | None = None,
-    check: Check | None = None,
-    notes: list[str] | None = None,
-    reader: Reader | None = None,
-) -> "Weights":
-    """Reads the weights of a `.keras` archive, as `read_keras_h5`.
-
-    Raises:
-        WeightsError: a damaged or unsafe archive, one without weights, or damaged weights in it.
-    """
-    return _read(path, "zip", name=name, check=check, notes=notes, reader=reader)
-
-
+@dataclass(frozen=True)
 class KerasFile:
-    """A Keras file, parsed once in another process (`kind` is "h5" or "zip").
+    """A Keras file that was parsed: its layers and where their arrays lie."""
 
-    `facts` holds the `layout` and what this package noted in the file on writing. The process
-    stays only where arrays are packed, and until `read` or `close`.
-
-    Raises:
-        WeightsError: damaged, not of a known layout, or holding what weights cannot be.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        kind: str,
-        *,
-        name: str | None = None,
-        reader: Reader | None = None,
-    ):
-        self._path, self._name = path, name
-        self._resources = contextlib.ExitStack()
-        self._reader = reader or self._resources.enter_context(Reader())
-        try:
-            with _named(path, name), open_regular(path) as file:
-                answer = self._reader.find(path, kind)
-                self.facts: dict[str, str] = answer["facts"]
-                self.remarks: list[str] = answer["remarks"]
-                self._layers = {
-                    layer: {param: _span(*fields) for param, fields in params.items()}
-                    for layer, params in answer["layers"].items()
-                }
-                check_spans(self._spans(), size_bytes=os.fstat(file.fileno()).st_size)
-        except BaseException:
-            self.close()
-            raise
-        if all(span.start is not None for span in self._spans()):
-            self.close()
+    path: str
+    name: str
+    """What messages call the file."""
+    layout: str
+    """`legacy`, `whole model`, `weights.h5` or `archive`."""
+    metadata: dict[str, str]
+    """What this package noted on writing; empty for other files."""
+    layers: dict[str, dict[str, Span]]
+    notes: list[str] = field(default_factory=list)
+    """A line about each kind of number that is cast, and about what is left out."""
+    compressed: bool = False
+    """Whether it is an archive with compressed weights, from whose start the spans count."""
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Each parameter's shape."""
-        return {k: {p: span.shape for p, span in v.items()} for k, v in self._layers.items()}
+        """The shapes of the arrays, `{layer: {parameter: shape}}`."""
+        return {k: {n: span.shape for n, span in v.items()} for k, v in self.layers.items()}
 
-    def read(self, *, notes: list[str] | None = None) -> "Weights":
-        """Read all arrays as float32; `notes` is extended by what was cast or left out.
+    def read(self) -> Weights:
+        """Read the arrays as float32.
 
         Raises:
-            WeightsError: the file ends too early, or numbers are not finite.
+            WeightsError: a damaged array, or numbers that are not finite.
         """
-        spans = self._spans()
-        packed = [span for span in spans if span.start is None]
-        with _named(self._path, self._name), open_regular(self._path) as file:
-            unpacked = self._reader.unpack(packed) if packed else {}
-            weights = {
+        with _named(self.name), open_regular(self.path) as disk, contextlib.ExitStack() as stack:
+            file = disk
+            if self.compressed:
+                archive = stack.enter_context(open_archive(disk))
+                file = io.BytesIO(archive.read(MEMBER))
+            return {
                 layer: {
-                    param: unpacked.pop(span.where) if span.start is None else read_span(file, span)
+                    param: read_chunked(file, span)
+                    if isinstance(span, ChunkedSpan)
+                    else read_span(file, span)
                     for param, span in params.items()
                 }
-                for layer, params in self._layers.items()
+                for layer, params in self.layers.items()
             }
-        if notes is not None:
-            notes += [*casts(spans), *self.remarks]
-        return weights
-
-    def close(self) -> None:
-        """End the process, unless it was handed in."""
-        self._resources.close()
-
-    def _spans(self) -> list[Span]:
-        return [span for params in self._layers.values() for span in params.values()]
 
 
-def read_keras_facts(path: str | os.PathLike, *, kind: str) -> dict[str, str]:
-    """Return the `layout` of an `h5` or a `zip`, and what this package noted in it on writing.
-
-    Raises:
-        WeightsError: as reading it, but for its numbers.
-    """
-    file = KerasFile(path, kind)
-    file.close()
-    return file.facts
-
-
-def is_hdf5(path: str | os.PathLike) -> bool:
-    """Whether the file has HDF5's signature where it may be: at 0, 512, 1024, 2048 ... bytes."""
-    with open_regular(path) as file:
-        start, size_bytes = 0, os.fstat(file.fileno()).st_size
-        while start < size_bytes:
-            file.seek(start)
-            if file.read(8) == b"\x89HDF\r\n\x1a\n":
-                return True
-            start = max(512, 2 * start)
-    return False
-
-
-def _read(
+def parse_keras(
     path: str | os.PathLike,
     kind: str,
     *,
-    name: str | None,
-    check: Check | None,
-    notes: list[str] | None,
-    reader: Reader | None,
-) -> "Weights":
-    file = KerasFile(path, kind, name=name, reader=reader)
+    name: str | None = None,
+    run: Callable[[str | os.PathLike, str], dict[str, Any]] | None = None,
+) -> KerasFile:
+    """Find the layers of a Keras file and check their arrays; read no number.
+
+    Args:
+        path: the file.
+        kind: `h5` for HDF5 of any of Keras' layouts, `zip` for a `.keras` archive.
+        name: what messages call the file, its path by default.
+        run: returns child.py's answer for a path and a kind, `run_child` by default.
+
+    Raises:
+        WeightsError: damaged, unsafe, of an unknown layout, or holding what cannot be weights.
+    """
+    name = name or printable(path)
+    with _named(name), open_regular(path):
+        return _checked((run or run_child)(path, kind), path, name)
+
+
+def _checked(answer: dict[str, Any], path: str | os.PathLike, name: str) -> KerasFile:
+    """Return the file that an answer describes, after checking where its arrays lie."""
+    if "error" in answer:
+        raise WeightsError(answer["error"], code=answer["code"])
+    if "bug" in answer:
+        raise RuntimeError(answer["bug"])
+    layers = {
+        layer: {param: _span(fields) for param, fields in params.items()}
+        for layer, params in answer["layers"].items()
+    }
+    spans = [span for params in layers.values() for span in params.values()]
+    compressed_bytes = answer["contents_bytes"]
+    size_bytes = os.stat(path).st_size if compressed_bytes is None else compressed_bytes
+    check_spans(spans, size_bytes=size_bytes)
+    check_pieces([s for s in spans if isinstance(s, ChunkedSpan)], size_bytes=size_bytes)
+    return KerasFile(
+        os.fspath(path),
+        name,
+        answer["layout"],
+        answer["metadata"],
+        layers,
+        [*casts(spans), *answer["notes"]],
+        compressed_bytes is not None,
+    )
+
+
+def run_child(
+    path: str | os.PathLike, kind: str, *, timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """Parse a file in another process, and return its answer.
+
+    Raises:
+        WeightsError: it took too long, or the process crashed.
+    """
+    file_bytes = os.stat(path).st_size
+    cpu_s = timeout_s + file_bytes / _BYTES_PER_S
+    request = {"path": os.fspath(path), "kind": kind, "file_bytes": file_bytes}
+    # An editable installation may find the package by other means than the path.
+    folders = [*sys.path, os.path.dirname(os.path.dirname(vggjax.errors.__file__))]
+    folders = [os.path.abspath(folder) for folder in folders if os.path.isdir(folder)]
+    # No plugins of HDF5, and no threads of OpenBLAS, which would never be used.
+    env = os.environ | {"HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1"}
     try:
-        if check is not None:
-            with _named(path, name):
-                check(file.shapes)
-        return file.read(notes=notes)
-    finally:
-        file.close()
+        done = subprocess.run(
+            [sys.executable, "-S", "-B", "-c", _CODE, json.dumps(folders)],
+            input=json.dumps(request | {"cpu_s": int(cpu_s) + 1}).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            timeout=3 * cpu_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _too_slow(cpu_s) from None
+    if done.returncode == -getattr(signal, "SIGXCPU", 0):
+        raise _too_slow(cpu_s)
+    if done.returncode == 1:  # Python's own, where all that goes wrong with a file is answered
+        raise RuntimeError("the process that parses HDF5 files did not start")
+    if done.returncode or not done.stdout:
+        raise WeightsError(
+            f"the HDF5 library crashed on it (exit status {done.returncode}). It is damaged; "
+            f"fetch or write it again.",
+            code="E_FORMAT",
+        )
+    return json.loads(done.stdout)
+
+
+def _too_slow(seconds: float) -> WeightsError:
+    return WeightsError(
+        f"reading it took longer than {seconds:,.0f} s and was stopped. It is damaged or "
+        f"malicious; fetch or write it again.",
+        code="E_TIMEOUT",
+    )
+
+
+def _span(fields: dict[str, Any]) -> Span:
+    kind = ChunkedSpan if "pieces" in fields else Span
+    span = kind(**{name: _tuples(value) for name, value in fields.items()})
+    if span.dtype not in FLOATS:
+        raise RuntimeError(f"unknown type {span.dtype!r} of {span.where}")
+    return span
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager
-def _named(path: str | os.PathLike, name: str | None) -> Iterator[None]:
-    """Puts the file's name before every refusal that lacks it, and a way out behind it."""
-    name = name or printable(path)
+def _named(name: str) -> Iterator[None]:
+    """Put the file's name before every refusal that lacks it, and a way out behind it."""
     try:
         yield
     except WeightsError as error:
@@ -190,6 +217,7 @@ def _named(path: str | os.PathLike, name: str | None) -> Iterator[None]:
         raise WeightsError(f"{name}: {message}{way_out}", code=error.code) from None
 
 
-def _span(where: str, shape: list[int], dtype: str, start: int | None) -> Span:
-    assert dtype in FLOATS and all(type(n) is int for n in shape), (where, dtype, shape)
-    return Span(where, tuple(shape), dtype, start)
+def is_hdf5(path: str | os.PathLike) -> bool:
+    """Return whether the file has HDF5's signature."""
+    with open_regular(path) as file:
+        return signature_start(file) is not None

@@ -1,41 +1,59 @@
-"""Writes the layouts of Keras: the published legacy `.h5`, `.weights.h5` and `.keras`.
+"""Write the formats of Keras: the published legacy `.h5`, `.weights.h5` and `.keras`.
 
-Keras' `load_weights` takes the first two, the legacy one by name too, and `load_model` the third;
-what each looks like is in keras.py. What this package wants to remember (which pixels the weights
-expect, the names of the classes, where they came from) lies beside, where Keras passes over it.
+Keras' `load_weights` takes the first two, the legacy one by name too, and `load_model` the third.
+layers.py describes the layouts. This package's metadata (preprocessing, class names, provenance)
+lie beside the weights, where Keras ignores them.
+
+The configuration in a `.keras` is made from the layers' shapes, without Keras: a `Sequential` with
+Keras' layer names, relu in the convolutions (or after the batch normalizations), and a softmax in
+the last layer, or a sigmoid where it has one output. Dropout is left out, as inference does not use
+it. The caller preprocesses the pixels, as with Keras' own VGG.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggjax.errors import WeightsError, printable
+from vggjax.models.arch import EPSILON
 from vggjax.weights.hdf5.write import create_hdf5
-from vggjax.weights.names import TABLE_NAME, Layer, order
+from vggjax.weights.names import TABLE_NAME, Layer, in_base, order
 
 if TYPE_CHECKING:
     import h5py
 
     from vggjax.models.params import Weights
 
-NOTE = "vggjax"
-"""The attribute of an `.h5`'s root, and with `.json` the member of a `.keras`, for the metadata."""
+MEMBER = "model.weights.h5"
+"""The member of a `.keras` that holds the weights."""
 
-MAX_NOTE_BYTES = 60_000
-"""An attribute has no more than 64 KiB; what does not fit is left out, the longest text first."""
+METADATA = "vggjax"
+"""The root attribute of an HDF5 file that holds this package's metadata, as JSON."""
 
-_BN = ("scale", "bias", "mean", "var")  # the order of Keras' lists, and of `vars`
+ARCHIVE_METADATA = "vggjax.json"
+"""The member of a `.keras` that may hold this package's metadata, as JSON."""
+
+MAX_METADATA_BYTES = 60_000
+"""An attribute holds at most 64 KiB; of longer metadata the longest texts are left out."""
+
+_BATCH_NORM = ("scale", "bias", "mean", "var")  # the order of Keras' lists, and of `vars`
+_TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # a constant: the same weights give the same bytes
 
 
 def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
-    """Writes the layout of the published files: `/block1_conv1/block1_conv1_W_1:0`."""
-    suffixes = {"kernel": "W_1", "scale": "gamma_1", "mean": "moving_mean_1",
-                "var": "moving_variance_1"}  # fmt: skip
+    """Write the layout of the published files: `/block1_conv1/block1_conv1_W_1:0`."""
+    suffixes = {
+        "kernel": "W_1", "scale": "gamma_1", "mean": "moving_mean_1", "var": "moving_variance_1"
+    }  # fmt: skip
     with create_hdf5(path) as file:
-        _note(file, metadata)
+        _write_metadata(file, metadata)
         layers = _with_plain_layers(weights)
         file.attrs["layer_names"] = np.array(layers, dtype="S")
         file.attrs["backend"] = np.bytes_("tensorflow")
@@ -45,7 +63,7 @@ def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> N
             bias = "b_1" if "kernel" in params else "beta_1"
             stored = {
                 f"{layer}_{bias if param == 'bias' else suffixes[param]}:0": params[param]
-                for param in _param_order(params)
+                for param in _keras_order(params)
             }
             group.attrs["weight_names"] = np.array(list(stored), dtype="S")
             for key, array in stored.items():
@@ -53,43 +71,170 @@ def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> N
 
 
 def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
-    """Writes Keras 3's `.weights.h5`: `/layers/conv2d/vars/0`, numbered by class in order."""
+    """Write Keras 3's `.weights.h5`: `/layers/conv2d/vars/0`, numbered by class in order."""
     counts: dict[str, int] = {}
+    classes = {"conv": "conv2d", "dense": "dense"}
     with create_hdf5(path) as file:
-        _note(file, metadata)
+        _write_metadata(file, metadata)
         for layer in sorted(weights, key=order):
             params = weights[layer]
-            kind = {"conv": "conv2d", "dense": "dense"}.get(
-                Layer(layer, params).kind, "batch_normalization"
-            )
+            kind = classes.get(Layer(layer, params).kind, "batch_normalization")
             number = counts[kind] = counts.get(kind, -1) + 1
             group = file.create_group(f"layers/{kind}{f'_{number}' if number else ''}/vars")
             group.attrs["name"] = layer
-            for i, param in enumerate(_param_order(params)):
+            for i, param in enumerate(_keras_order(params)):
                 group.create_dataset(str(i), data=params[param])
 
 
-def _note(file: h5py.File, metadata: dict[str, str]) -> None:
+def write_keras(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
+    """Write a `.keras` archive: a configuration made from names and shapes, and the weights.
+
+    Raises:
+        WeightsError: the layers do not form a VGG.
+    """
+    config = json.dumps(_model_config(weights, metadata))
+    unpacked = path.with_name(f"{path.name}.h5")
+    try:
+        write_weights_h5(unpacked, weights, metadata)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_member("metadata.json"), json.dumps({"keras_version": "3.5.0"}))
+            archive.writestr(_member("config.json"), config)
+            member = _member(MEMBER)
+            member.file_size = unpacked.stat().st_size  # above 2 GB the archive has another form
+            with unpacked.open("rb") as source, archive.open(member, "w") as target:
+                shutil.copyfileobj(source, target, 2**20)
+    finally:
+        unpacked.unlink(missing_ok=True)
+
+
+def _write_metadata(file: h5py.File, metadata: dict[str, str]) -> None:
     metadata = dict(metadata)
-    while metadata and len(text := json.dumps(metadata, sort_keys=True)) > MAX_NOTE_BYTES:
+    while metadata and len(text := json.dumps(metadata, sort_keys=True)) > MAX_METADATA_BYTES:
         metadata.pop(max(metadata, key=lambda key: len(metadata[key])))  # thousands of classes
     if metadata:
-        file.attrs[NOTE] = np.bytes_(text.encode())
+        file.attrs[METADATA] = np.bytes_(text.encode())
 
 
-def _param_order(params: dict[str, np.ndarray]) -> list[str]:
-    return [name for name in (("kernel", "bias") if "kernel" in params else _BN) if name in params]
+def _keras_order(params: dict[str, np.ndarray]) -> list[str]:
+    names = ("kernel", "bias") if "kernel" in params else _BATCH_NORM
+    return [name for name in names if name in params]
 
 
 def _with_plain_layers(weights: Weights) -> list[str]:
-    """Adds the layers without weights that the published files list too, where they belong."""
+    """Return the layers in order, with the layers without weights that the published files list."""
     layers = sorted(weights, key=order)
-    listed = ["input_1"] if all(map(TABLE_NAME.fullmatch, layers)) else []
-    plain = bool(listed)
-    for layer, after in zip(layers, [*layers[1:], ""], strict=True):
+    if not all(map(TABLE_NAME.fullmatch, layers)):
+        return layers
+    listed = ["input_1"]
+    for layer, following in zip(layers, [*layers[1:], ""], strict=True):
         listed.append(layer)
         block = layer.split("_")[0]
-        if plain and layer.startswith("block") and not after.startswith(f"{block}_"):
+        if in_base(layer) and not following.startswith(f"{block}_"):
             listed.append(f"{block}_pool")
-            listed += ["flatten"] if after and not after.startswith("block") else []
+            listed += ["flatten"] if following and not in_base(following) else []
     return listed
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, _TIMESTAMP)
+    member.external_attr = 0o644 << 16
+    return member
+
+
+def _model_config(weights: Weights, metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the configuration of a Keras `Sequential` with these weights."""
+    layers = sorted(weights, key=order)
+    if unknown := [layer for layer in layers if not TABLE_NAME.fullmatch(layer)]:
+        raise WeightsError(
+            f"A .keras holds a VGG, and {printable(unknown[0])!r} is not one of its layers. "
+            f"A .weights.h5 holds any layers.",
+            code="E_NAME",
+        )
+    base, top = [k for k in layers if in_base(k)], [k for k in layers if not in_base(k)]
+    convs = [layer for layer in base if "_conv" in layer]
+    if not convs or any("kernel" not in weights[layer] for layer in (*convs, *top)):
+        raise WeightsError(
+            "A .keras holds a whole VGG, and these weights lack layers of one.", code="E_MISSING"
+        )
+    pooling, image_size = _pooling(weights, convs[-1], top, metadata)
+    inputs = [None, image_size, image_size, weights[convs[0]]["kernel"].shape[2]]
+    config = [_layer("InputLayer", "input_1", batch_shape=inputs, dtype="float32")]
+    for layer, following in zip(base, [*base[1:], ""], strict=True):
+        config += _base_layer(layer, weights, batch_norm=layer.replace("conv", "bn") in base)
+        block = layer.split("_")[0]
+        if not following.startswith(f"{block}_"):
+            config.append(_layer("MaxPooling2D", f"{block}_pool", pool_size=[2, 2]))
+    config += pooling
+    config += [_dense_layer(layer, weights) for layer in top]
+    return {
+        "module": "keras",
+        "class_name": "Sequential",
+        "config": {"name": metadata.get("arch", "vgg"), "trainable": True, "layers": config},
+        "registered_name": None,
+        "build_config": {"input_shape": inputs},
+    }
+
+
+def _base_layer(layer: str, weights: Weights, *, batch_norm: bool) -> list[dict[str, Any]]:
+    if "_bn" in layer:
+        relu = layer.replace("bn", "relu")
+        return [
+            _layer("BatchNormalization", layer, epsilon=EPSILON, momentum=0.9),
+            _layer("Activation", relu, activation="relu"),
+        ]
+    kernel = weights[layer]["kernel"]
+    return [
+        _layer(
+            "Conv2D",
+            layer,
+            filters=kernel.shape[-1],
+            kernel_size=list(kernel.shape[:2]),
+            padding="same",
+            activation="linear" if batch_norm else "relu",
+            use_bias="bias" in weights[layer],
+        )
+    ]
+
+
+def _dense_layer(layer: str, weights: Weights) -> dict[str, Any]:
+    units = weights[layer]["kernel"].shape[-1]
+    last = "sigmoid" if units == 1 else "softmax"
+    activation = last if layer == "predictions" else "relu"
+    use_bias = "bias" in weights[layer]
+    return _layer("Dense", layer, units=units, activation=activation, use_bias=use_bias)
+
+
+def _pooling(
+    weights: Weights, last_conv: str, top: list[str], metadata: dict[str, str]
+) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the layers between the base and the dense layers, and the image size in pixels."""
+    if not top:
+        return [], None
+    inputs, width = weights[top[0]]["kernel"].shape[0], weights[last_conv]["kernel"].shape[-1]
+    side = math.isqrt(inputs // width)
+    if side**2 * width != inputs:
+        raise WeightsError(
+            f"{top[0]}'s kernel takes {inputs:,} inputs, which is not a square map of {width} "
+            f"channels.",
+            code="E_SHAPE",
+        )
+    pooling = metadata.get("head", "gap" if side == 1 else "flatten").split("-")[0]
+    if pooling == "gap" and side == 1:
+        return [_layer("GlobalAveragePooling2D", "gap")], None
+    window = 2 if pooling == "avg2" else 1
+    average = [_layer("AveragePooling2D", "avg2", pool_size=[2, 2])] if window == 2 else []
+    noted = metadata.get("image_size", "")
+    image_size = 32 * window * side
+    # Images of other sizes may give the same map; the size of the training is the best.
+    if noted.isdecimal() and int(noted) // 32 // window == side:
+        image_size = int(noted)
+    return [*average, _layer("Flatten", "flatten")], image_size
+
+
+def _layer(class_name: str, name: str, **config: Any) -> dict[str, Any]:
+    return {
+        "module": "keras.layers",
+        "class_name": class_name,
+        "config": {"name": name, **config},
+        "registered_name": None,
+    }

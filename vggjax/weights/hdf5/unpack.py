@@ -1,0 +1,153 @@
+"""Recognize an HDF5 file, and read the arrays that it stores in chunks, without the HDF5 library.
+
+The process that parses a file (keras/child.py) finds and checks the chunks; this module reads them
+from the file itself. What gzip, shuffle and fletcher32 do is in HDF5's specification, IV.A.2.l
+(https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html).
+"""
+
+import itertools
+import math
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from vggjax.errors import WeightsError
+from vggjax.weights.tensor_spans import Span, to_float32
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+GZIP, SHUFFLE, FLETCHER32 = 1, 2, 3
+"""HDF5's numbers of the filters that are supported."""
+
+
+@dataclass(frozen=True)
+class ChunkedSpan(Span):
+    """An array stored in chunks, or inside the header of its dataset."""
+
+    chunk: tuple[int, ...] = ()
+    """Shape of a chunk; chunks at the array's edges are full-size, too."""
+    filters: tuple[int, ...] = ()
+    """The filters, in the order in which they were applied on writing."""
+    pieces: tuple[tuple[int, int, int], ...] = ()
+    """(first byte in the file, stored bytes, mask of skipped filters) of each chunk, in row-major
+    order of the chunks' positions."""
+    inline: str = ""
+    """The numbers in hexadecimal, where the dataset's header holds them."""
+
+
+def signature_start(file: IO[bytes]) -> int | None:
+    """Return where HDF5's signature is: at 0, 512, 1024, 2048 ... bytes; None where it is not."""
+    start, size_bytes = 0, os.fstat(file.fileno()).st_size
+    while start < size_bytes:
+        file.seek(start)
+        if file.read(len(SIGNATURE)) == SIGNATURE:
+            return start
+        start = max(512, 2 * start)
+    return None
+
+
+def check_pieces(spans: Iterable[ChunkedSpan], *, size_bytes: int) -> None:
+    """Refuse chunks that lie outside a file of `size_bytes`, or share bytes.
+
+    Raises:
+        WeightsError: E_TRUNCATED or E_ALIAS, with the array's name.
+    """
+    end = 0
+    for start, stored_bytes, where in sorted(
+        (start, stored_bytes, span.where)
+        for span in spans
+        for start, stored_bytes, _ in span.pieces
+    ):
+        if start + stored_bytes > size_bytes:
+            raise WeightsError(
+                f"{where} has a chunk that ends at byte {start + stored_bytes:,}, and the file has "
+                f"{size_bytes:,}. It is damaged or cut short; fetch or write it again.",
+                code="E_TRUNCATED",
+            )
+        if start < end:
+            raise WeightsError(
+                f"{where} has a chunk that shares bytes with another; every chunk must have its "
+                f"own.",
+                code="E_ALIAS",
+            )
+        end = start + stored_bytes
+
+
+def read_chunked(file: IO[bytes], span: ChunkedSpan) -> np.ndarray:
+    """Read a chunked array as float32; allocates the array and one chunk.
+
+    Raises:
+        WeightsError: a chunk that does not unpack to its size, a wrong checksum, or numbers that
+            are not finite.
+    """
+    if span.inline:
+        numbers = np.frombuffer(bytes.fromhex(span.inline), span.dtype)
+        return to_float32(numbers.reshape(span.shape).copy(), span.where)
+    array = np.empty(span.shape, np.float32)
+    corners = itertools.product(
+        *(range(0, n, length) for n, length in zip(span.shape, span.chunk, strict=True))
+    )
+    for corner, (start, stored_bytes, skipped) in zip(corners, span.pieces, strict=True):
+        file.seek(start)
+        numbers = np.frombuffer(_unfiltered(file.read(stored_bytes), span, skipped), span.dtype)
+        part = array[
+            tuple(slice(i, i + length) for i, length in zip(corner, span.chunk, strict=True))
+        ]
+        with np.errstate(over="ignore"):  # to_float32 counts the infinite values
+            part[...] = numbers.reshape(span.chunk)[tuple(slice(n) for n in part.shape)]
+    return to_float32(array, span.where)
+
+
+def _unfiltered(stored: bytes, span: ChunkedSpan, skipped: int) -> bytes:
+    """Undo the filters of a chunk, the last one first."""
+    itemsize = int(span.dtype[-1])
+    chunk_bytes = itemsize * math.prod(span.chunk)
+    contents = stored
+    for i, filter_id in reversed(list(enumerate(span.filters))):
+        if skipped >> i & 1:
+            continue
+        if filter_id == FLETCHER32:
+            contents, checksum = contents[:-4], contents[-4:]
+            if _fletcher32(contents) != _halves(checksum):
+                raise _damaged(span, "has a chunk with a wrong checksum")
+        elif filter_id == GZIP:
+            inflate = zlib.decompressobj()
+            try:
+                # A checksum may lie inside the compressed bytes.
+                contents = inflate.decompress(contents, chunk_bytes + 4)
+            except zlib.error:
+                raise _damaged(span, "has a chunk that gzip cannot unpack") from None
+        elif filter_id == SHUFFLE:
+            count = len(contents) // itemsize
+            planes = np.frombuffer(contents, np.uint8, count * itemsize).reshape(itemsize, count)
+            contents = planes.T.tobytes() + contents[count * itemsize :]
+    if len(contents) != chunk_bytes:
+        raise _damaged(span, f"has a chunk of {len(contents):,} bytes instead of {chunk_bytes:,}")
+    return contents
+
+
+def _fletcher32(contents: bytes) -> tuple[int, int]:
+    """Return the two sums of Fletcher's checksum over big-endian words, modulo 65535."""
+    words = np.frombuffer(contents + bytes(len(contents) % 2), ">u2")
+    low = high = 0
+    for start in range(0, len(words), 2**16):  # the sums of a block fit 64 bits
+        block = words[start : start + 2**16].astype(np.int64)
+        weighted = int(block @ np.arange(len(block), 0, -1))
+        high = (high + len(block) * low + weighted) % 65535
+        low = (low + int(block.sum())) % 65535
+    return high, low
+
+
+def _halves(checksum: bytes) -> tuple[int, int]:
+    value = int.from_bytes(checksum, "little")
+    return (value >> 16) % 65535, (value & 65535) % 65535
+
+
+def _damaged(span: Span, what: str) -> WeightsError:
+    return WeightsError(
+        f"{span.where} {what}; the file is damaged. Fetch or write it again.", code="E_FORMAT"
+    )

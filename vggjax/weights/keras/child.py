@@ -1,0 +1,211 @@
+"""Parse one Keras file in a process of its own: read a request from stdin, write a JSON answer.
+
+keras/read.py starts the process. It imports only numpy and h5py beside the standard library, may
+take little memory and time, and may not write to any file.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+import traceback
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from vggjax.errors import WeightsError, printable
+from vggjax.weights.archive import member_start, open_archive
+from vggjax.weights.hdf5.read import CheckedFile, open_hdf5
+from vggjax.weights.hdf5.unpack import signature_start
+from vggjax.weights.keras.layers import find_layers, read_metadata, refuse_code, text_items
+from vggjax.weights.keras.write import ARCHIVE_METADATA, MEMBER
+
+MEMORY_BYTES = 2**29
+"""What parsing may allocate beyond what the process has at its start, and a compressed member."""
+
+_MAX_COMPRESSED_MEMBER_BYTES = 2**30
+_MAX_CONFIGURATION_BYTES = 2**24
+_MAX_ANSWER_BYTES = 2**24
+_BLOCK_BYTES = 2**20
+
+
+class Window(io.RawIOBase):
+    """A range of bytes of a file, as a file of its own that h5py can read."""
+
+    def __init__(self, file: IO[bytes], *, start: int, size: int):
+        """Show `size` bytes of `file` from `start` on."""
+        super().__init__()
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to another position and return it."""
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        self._position = origins[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the whole buffer, as HDF5 expects.
+
+        Raises:
+            OSError: the window ends before the buffer is full.
+        """
+        if self._position < 0 or self._position + len(buffer) > self._size:
+            raise OSError("truncated")
+        self._file.seek(self._start + self._position)
+        if self._file.readinto(buffer) != len(buffer):
+            raise OSError("truncated")
+        self._position += len(buffer)
+        return len(buffer)
+
+
+@contextlib.contextmanager
+def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, dict[str, str], bool]]:
+    """Open an `h5` file or the weights in a `zip` archive.
+
+    Yields the file, the metadata that the archive has beside it, and whether the weights are
+    compressed in the archive, so that the arrays' places count from their own first byte.
+    """
+    if kind == "h5":
+        with open(path, "rb", buffering=0) as disk:
+            start, size_bytes = signature_start(disk) or 0, disk.seek(0, io.SEEK_END)
+            # By path, HDF5 respects the locks of other programs. Behind a user block it gets the
+            # rest alone: its versions differ in whether a chunk's address counts the block.
+            window = Window(disk, start=start, size=size_bytes - start) if start else path
+            with open_hdf5(window, offset=start) as file:
+                yield file, {}, False
+        return
+    with open(path, "rb") as disk, open_archive(disk) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if MEMBER not in members:
+            raise WeightsError(
+                f"it is a zip archive without {MEMBER}; a .keras file has one.", code="E_ZIP"
+            )
+        if "config.json" in members:
+            refuse_code(_small_member(archive, members["config.json"]))
+        metadata = {}
+        if ARCHIVE_METADATA in members:
+            metadata = text_items(_small_member(archive, members[ARCHIVE_METADATA]))
+        contents, offset = _weights_member(disk, archive, members[MEMBER])
+        try:
+            with open_hdf5(contents, offset=offset or 0) as file:
+                yield file, metadata, offset is None
+        except WeightsError as error:
+            raise WeightsError(f"{MEMBER}: {error}", code=error.code) from None
+
+
+def _weights_member(
+    disk: IO[bytes], archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> tuple[Window, int | None]:
+    """Return the member's contents, and their place in the archive: None if compressed.
+
+    Read the member to its end, which checks its checksum.
+    """
+    compressed = member.compress_type != zipfile.ZIP_STORED
+    if compressed and member.file_size > _MAX_COMPRESSED_MEMBER_BYTES:
+        raise WeightsError(
+            f"its {MEMBER} unpacks to {member.file_size:,} bytes, more than "
+            f"{_MAX_COMPRESSED_MEMBER_BYTES:,}. Pack it without compression.",
+            code="E_BOMB",
+        )
+    memory, length = io.BytesIO(), 0
+    with archive.open(member) as source:
+        while block := source.read(_BLOCK_BYTES):
+            length += len(block)
+            if compressed:
+                memory.write(block)
+    if length != member.file_size:
+        raise zipfile.BadZipFile(f"{MEMBER} is {length:,} bytes instead of {member.file_size:,}")
+    if compressed:
+        return Window(memory, start=0, size=length), None
+    start = member_start(disk, member)
+    return Window(disk, start=start, size=length), start
+
+
+def _small_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > _MAX_CONFIGURATION_BYTES:
+        raise WeightsError(
+            f"its {printable(member.filename)} is {member.file_size:,} bytes long, more than "
+            f"{_MAX_CONFIGURATION_BYTES:,}.",
+            code="E_BOMB",
+        )
+    return archive.read(member)
+
+
+def limit(cpu_s: int, file_bytes: int) -> None:
+    """Limit this process: memory, CPU time from now on, and no writing to files."""
+    try:
+        import resource
+    except ImportError:  # Windows has none; there the parent's timeout is the only limit
+        return
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime) + cpu_s
+        # The system stops this process even if the parent was killed.
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm") as sizes:
+        pages = int(sizes.read().split()[0])
+        max_bytes = pages * resource.getpagesize() + MEMORY_BYTES + file_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, resource.RLIM_INFINITY))
+
+
+def parse(path: str, kind: str) -> dict[str, Any]:
+    """Return what is to be known about a file without reading its numbers, ready for JSON.
+
+    `layers` maps layer -> parameter -> the fields of a `Span` or a `ChunkedSpan`.
+
+    Raises:
+        WeightsError: damaged, of an unknown layout, or holding what cannot be weights.
+    """
+    try:
+        with open_keras(path, kind) as (file, metadata, compressed):
+            layout, layers, notes = find_layers(file)
+            return {
+                "layout": "archive" if kind == "zip" else layout,
+                "metadata": metadata | read_metadata(file.root),
+                "contents_bytes": file.root.id.get_filesize() if compressed else None,
+                "notes": notes,
+                "layers": {
+                    layer: {param: dataclasses.asdict(span) for param, span in params.items()}
+                    for layer, params in layers.items()
+                },
+            }
+    except (OSError, MemoryError, zlib.error) as error:
+        code = "E_BOMB" if isinstance(error, MemoryError) else "E_FORMAT"
+        message = f"it cannot be read: {printable(error) or 'it is too large'}."
+        raise WeightsError(message, code=code) from None
+
+
+def answer(path: str, kind: str) -> str:
+    """Return the JSON of what `parse` returns, or of the error that it raises."""
+    try:
+        message = json.dumps(parse(path, kind))
+        if len(message) > _MAX_ANSWER_BYTES:
+            raise WeightsError("it has far more layers and chunks than a VGG.", code="E_BOMB")
+        return message
+    except WeightsError as error:
+        return json.dumps({"error": str(error), "code": error.code})
+    except Exception:  # the parent raises it
+        return json.dumps({"bug": traceback.format_exc()})
+
+
+def main() -> None:
+    """Answer the one request on stdin."""
+    request = json.load(sys.stdin)
+    limit(request["cpu_s"], request["file_bytes"])
+    sys.stdout.write(answer(request["path"], request["kind"]))
