@@ -108,6 +108,12 @@ class WeightFile:
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
+    def __enter__(self) -> "WeightFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: no file stays open between calls."""
+
     @functools.cached_property
     def digests(self) -> Digests:
         """The file's checksums, from one pass over it."""
