@@ -124,7 +124,7 @@ def alone(images: np.ndarray, a: Augmentation) -> Callable[[], object]:
 def train(images: np.ndarray, name: str, augmentation: Augmentation) -> Callable[[], object]:
     """Compiles a training step with this augmentation; each call goes one step on."""
     config = Config(model=name, weights="none", unfreeze="block5")
-    placement = Placement(devices=jax.devices()[:1])
+    placement = Placement(num_devices=1)
     model = VGG(name, head=Head.parse(config.head).for_classes(5), rngs=nnx.Rngs(0))
     labels = label_layers(model, config.unfreeze)
     tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))

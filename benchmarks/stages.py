@@ -22,8 +22,8 @@ from benchmarks.measure import Call, Row, in_turn, make_row, print_table
 from benchmarks.peers import installed, torch_base
 from vggjax.data.loader import prefetch
 from vggjax.training import trainer
+from vggjax.training.batches import stack_batches, stack_size
 from vggjax.training.cache.features import cached_features
-from vggjax.training.chunks import chunk_size, stack_batches
 from vggjax.training.config import Config
 from vggjax.training.prepare import prepare_run
 from vggjax.training.progress import MetricAccumulator
@@ -46,7 +46,7 @@ class Quiet:
 
     advance = begin
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         found = re.search(r"compiled in ([\d.]+) s", text)
         self.compile_s += float(found[1]) if found else 0.0
 
@@ -86,7 +86,8 @@ class Ours:
         computing_s = time.perf_counter() - begin_s - screen.compile_s
         self.fill_s = computing_s * self.images / images
         self._every = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
-        self._size = chunk_size(run, stage.name, cut, most=self._every)
+        plan = run.feature_plans[stage.name] if cut else None
+        self._size = stack_size(run.model, plan, run.batch_size, most=self._every)
         self._state, self._step, _ = trainer._begin_stage(
             self._run, stage, cut, self._size > 1, trainer.TrainProgress(), None
         )

@@ -4,13 +4,12 @@ import functools
 import os
 import signal
 
-import jax
 from test_loop import make_config
 from test_loop import pretend_pretrained as pretrained
 
 from support.tiny_run import make_images
 from vggjax.training import prepare, trainer
-from vggjax.training.cache.features import Features, cached_features
+from vggjax.training.cache.features import CachedFeatures, cached_features
 from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
@@ -25,7 +24,7 @@ DRAWN = {"brightness_range": (0.5, 1.5), "cached_views": 2}
 
 def make_config_of(tmp_path, monkeypatch, tiny_arch):
     """Makes configs of a run that keeps features in both of its stages, two epochs each."""
-    one_device = functools.partial(Placement, devices=jax.devices()[:1])
+    one_device = functools.partial(Placement, num_devices=1)
     monkeypatch.setattr(prepare, "Placement", one_device)
     images = make_images(tmp_path / "images", ("a", "b", "c"), each=10)
     weights = str(pretrained(tmp_path, tiny_arch))
@@ -63,11 +62,11 @@ class Quiet:
     def begin(self, *_, **__):
         pass
 
-    advance = say = begin
+    advance = print = begin
 
 
 def fill(config, *, stage=0):
-    """Gives the features of a stage of a new run: {split: Features}, and its set-up."""
+    """Gives the features of a stage of a new run: {split: CachedFeatures}, and its set-up."""
     run = prepare.prepare_run(config)
     make_workdir(run.workdir, config, run.source, run.splits)
     with cached_features(run, run.stages[stage], Quiet(), Stop()) as (kept, cut):
@@ -75,5 +74,5 @@ def fill(config, *, stage=0):
     return kept.loaders, run
 
 
-def rows_of(kept: Features, **options):
+def rows_of(kept: CachedFeatures, **options):
     return [batch for batch in kept.batches(4, **options)]

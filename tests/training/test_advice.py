@@ -5,14 +5,14 @@ import shlex
 import pytest
 
 from vggjax.cli.parsing import parse
-from vggjax.training.collapse.advice import causes_and_advice
+from vggjax.training.collapse.detector import diagnose
 from vggjax.training.config import Config
 from vggjax.training.freezing import plan_stages
 
 
 def advice_for(*, stage=-1, factor=1.0, finite=True, **settings):
     config = Config(**settings)
-    return causes_and_advice(config, plan_stages(config)[stage], finite=finite, factor=factor)
+    return diagnose(config, plan_stages(config)[stage], is_finite=finite, factor=factor)
 
 
 def test_all_unfrozen_at_once_at_a_high_rate_is_told_to_train_the_head_first():

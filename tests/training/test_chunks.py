@@ -8,11 +8,11 @@ from test_step import BN, PLAIN, make_batch
 from vggjax.data.loader import Batch
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
-from vggjax.training.chunks import stack_batches
+from vggjax.training.batches import stack_batches
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.parallel import Placement
-from vggjax.training.progress import Clock, MetricAccumulator, Program
+from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput
 from vggjax.training.step import make_eval_step, make_state, make_train_step
 
 
@@ -64,7 +64,7 @@ def test_a_chunk_s_rows_are_the_batches_rows():
 def test_a_chunk_learns_what_its_batches_learn_one_by_one_to_the_bit(kind, devices):
     # The last batch has six rows of padding: of four devices three see none of its images.
     batches = make_batches(5, masked=6)
-    placement = Placement(kind, devices=jax.devices()[:devices])
+    placement = Placement(kind, num_devices=devices)
     step, state = head_step(placement, chunks=False)
     expected = []
     for batch in batches:
@@ -88,7 +88,7 @@ def test_a_chunk_learns_what_its_batches_learn_one_by_one_to_the_bit(kind, devic
 
 
 def test_a_tally_s_sums_do_not_depend_on_when_they_are_fetched():
-    placement = Placement(devices=jax.devices()[:1])
+    placement = Placement(num_devices=1)
     values = np.random.default_rng(0).random(7).astype(np.float32)
     often, once, chunked = (MetricAccumulator(placement, {"loss": 0.1}) for _ in range(3))
     for value in values:
@@ -105,7 +105,7 @@ def test_a_tally_s_sums_do_not_depend_on_when_they_are_fetched():
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 4)])
 def test_steps_move_nothing_to_the_devices_by_the_way_and_compile_once(kind, devices):
-    placement = Placement(kind, devices=jax.devices()[:devices])
+    placement = Placement(kind, num_devices=devices)
     traced = []
     compiled = placement.compile
 
@@ -123,7 +123,10 @@ def test_steps_move_nothing_to_the_devices_by_the_way_and_compile_once(kind, dev
     options = dict(placement=placement, mode="torch")
     said = []
     step = make_train_step(model, tx, labels, **options, augmentation=config.augmentation)
-    train_step, eval_step = Program(step, said.append), Program(make_eval_step(model, **options))
+    train_step, eval_step = (
+        CompiledStep(step, said.append),
+        CompiledStep(make_eval_step(model, **options)),
+    )
     state = placement.put_state(make_state(model, tx, labels))
     for masked in (0, 0, 5):  # the odd last batch has the same shape
         batch = placement.put_batch(make_batch(8, masked=masked))
@@ -141,14 +144,14 @@ def test_images_per_s_leave_out_what_compiles(monkeypatch):
         now[0] += 10.0
         return state
 
-    program = Program(compiles)
-    clock = Clock(program)
+    program = CompiledStep(compiles)
+    clock = Throughput(program)
     now[0] += 1.0
     program(None, {})
-    clock.tick(32)
+    clock.add(32)
     now[0] += 1.0
     assert (clock.images_per_s(), clock.seconds()) == (16.0, 12.0)
-    clock = Clock(program)  # the next epoch
-    clock.tick(32)
+    clock = Throughput(program)  # the next epoch
+    clock.add(32)
     now[0] += 4.0
     assert clock.images_per_s() == 8.0

@@ -51,7 +51,7 @@ def _learn(head, images, labels, class_weights, learning_rate=0.1):
     )  # fmt: skip
     layers = label_layers(model, config.unfreeze)
     tx = make_optimizer(config, layers, make_schedules(config, plan_stages(config)[-1], 10))
-    placement = Placement(devices=jax.devices()[:1])
+    placement = Placement(num_devices=1)
     step = make_train_step(
         model, tx, layers, placement=placement, mode="torch", class_weights=class_weights
     )

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 from support.tiny_run import make_images
@@ -22,7 +21,7 @@ from vggjax.training.trainer import Interrupted
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    one_device = functools.partial(Placement, devices=jax.devices()[:1])
+    one_device = functools.partial(Placement, num_devices=1)
     monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b"), each=9)
 

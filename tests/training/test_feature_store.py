@@ -26,7 +26,7 @@ def test_a_fill_that_was_killed_goes_on_where_it_stood(config_of, tmp_path, monk
 
     def die(self, rows, *rest):
         append(self, rows, *rest)
-        self.pause()
+        self.save()
         appended.append(len(rows))
         if len(appended) == 2:
             raise KeyboardInterrupt

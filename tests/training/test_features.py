@@ -14,11 +14,10 @@ from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.training import prepare
 from vggjax.training.config import Config
-from vggjax.training.forward import make_feature_step
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.folder import read_log
-from vggjax.training.step import make_state, make_train_step
+from vggjax.training.step import make_feature_step, make_state, make_train_step
 from vggjax.training.trainer import Interrupted, train
 
 
@@ -156,7 +155,7 @@ def test_steps_on_the_features_of_their_own_batch_are_the_same_to_the_bit(tiny_a
     config = Config(weights="none", unfreeze=unfreeze, augment="none", learning_rate=1e-2)
     labels = label_layers(model, config.unfreeze)
     tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 5))
-    options = dict(placement=Placement(devices=jax.devices()[:1]), mode="caffe")
+    options = dict(placement=Placement(num_devices=1), mode="caffe")
     whole = make_train_step(model, tx, labels, **options)
     rest = make_train_step(model, tx, labels, **options, after=cut)
     prefix = make_feature_step(model, cut, **options)

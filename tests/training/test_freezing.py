@@ -39,7 +39,7 @@ def prepare_run(arch, unfreeze, **settings):
     labels = label_layers(model, unfreeze, by_block=config.layer_decay != 1)
     stage = plan_stages(config)[-1]
     tx = make_optimizer(config, labels, make_schedules(config, stage, 10))
-    placement = Placement(devices=jax.devices()[:1])
+    placement = Placement(num_devices=1)
     options = {"label_smoothing": config.label_smoothing, "ema": config.ema, "donate": False}
     step = make_train_step(model, tx, labels, placement=placement, mode="torch", **options)
     return model, step, make_state(model, tx, labels, ema=config.ema)

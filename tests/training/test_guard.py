@@ -32,7 +32,7 @@ def play(
     """Plays the losses and accuracies of steps 0, 1, ...; `val` gives an epoch's, from 0."""
     flags = dict(weights="none", unfreeze=("all",), epochs=epochs, warmup_epochs=0) | settings
     config = Config(**flags)
-    chance = PriorBaseline.of(np.array(counts))
+    chance = PriorBaseline.from_counts(np.array(counts))
     guard = CollapseDetector(
         config,
         plan_stages(config)[0],
@@ -49,11 +49,11 @@ def play(
             sums["correct"] += rng.binomial(batch_size, accuracy(step))
             sums["count"] += batch_size
             if (step + 1) % every == 0:
-                said.append(guard.look(marks, step + 1, sums))
+                said.append(guard.check(marks, step + 1, sums))
             marks = json.loads(json.dumps(marks))  # as a checkpoint keeps them
         values = val(epoch) if val else (loss(step), accuracy(step))
         values = dict(zip(("val/loss", "val/accuracy"), values, strict=True))
-        said.append(guard.look(marks, step + 1, sums, val=values))
+        said.append(guard.check(marks, step + 1, sums, val=values))
     return [found for found in said if found is not None]
 
 
@@ -64,8 +64,8 @@ def at(value):
 def test_a_loss_at_ln_classes_and_an_accuracy_at_chance_are_noticed_in_the_first_epoch():
     found = play(at(math.log(10)), at(0.1), epochs=1)
     assert [collapse.step for collapse in found] == [40]
-    assert found[0].seen.startswith("loss 2.303 = ln 10, accuracy ")
-    assert "% of 10 classes (the commonest has 10.0 %)" in found[0].seen
+    assert found[0].symptom.startswith("loss 2.303 = ln 10, accuracy ")
+    assert "% of 10 classes (the commonest has 10.0 %)" in found[0].symptom
     assert "\n" not in found[0].reason
 
 
@@ -97,14 +97,14 @@ def test_a_loss_that_blew_up_and_fell_onto_chance_is_noticed_at_once():
 
 def test_what_a_blow_up_leaves_of_the_sums_does_not_hide_the_collapse():
     found = play(lambda step: 1e17 if step < 10 else 2.31, at(0.1), epochs=2)
-    assert found[-1].step == 80 and found[-1].seen.startswith("loss 2.31 ")
+    assert found[-1].step == 80 and found[-1].symptom.startswith("loss 2.31 ")
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_noticed_at_the_next_line_of_the_log(loss):
     found = play(lambda step: 2.0 if step < 12 else loss, at(0.3), epochs=1)
-    assert found[0].step == 20 and not found[0].finite
-    assert "loss is " in found[0].seen and "step 20" in found[0].seen
+    assert found[0].step == 20 and not found[0].is_finite
+    assert "loss is " in found[0].symptom and "step 20" in found[0].symptom
 
 
 HEALTHY = {
@@ -160,21 +160,23 @@ def test_few_images_are_no_evidence():
 
 def test_two_uneven_classes_that_are_not_told_apart_are_noticed_by_the_loss():
     found = play(at(0.33), at(0.9), counts=[9000, 1000], steps_per_epoch=200, epochs=1)
-    assert found and "against" not in found[-1].seen.split(",")[0] or "0.325" in found[-1].seen
+    assert (
+        found and "against" not in found[-1].symptom.split(",")[0] or "0.325" in found[-1].symptom
+    )
 
 
 def test_chance_is_the_best_guess_that_does_not_look():
-    even = PriorBaseline.of(np.array(TEN))
+    even = PriorBaseline.from_counts(np.array(TEN))
     assert (even.accuracy, even.loss) == (0.1, pytest.approx(math.log(10)))
-    uneven = PriorBaseline.of(np.array([90, 10, 0]))
+    uneven = PriorBaseline.from_counts(np.array([90, 10, 0]))
     assert uneven.loss == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
-    balanced = PriorBaseline.of(np.array([90, 10]), class_weights=np.array([50 / 90, 5.0]))
+    balanced = PriorBaseline.from_counts(np.array([90, 10]), class_weights=np.array([50 / 90, 5.0]))
     assert balanced.loss == pytest.approx(math.log(2))
 
 
 def test_chance_under_smoothed_labels_is_the_least_loss_of_a_constant_guess():
     shares, smoothing = np.array([0.7, 0.2, 0.1]), 0.2
-    found = PriorBaseline.of(shares * 100, label_smoothing=smoothing).loss
+    found = PriorBaseline.from_counts(shares * 100, label_smoothing=smoothing).loss
     losses = []
     for guess in np.random.default_rng(0).dirichlet([4, 2, 1.5], 20000):
         costs = -np.log(guess)
@@ -187,12 +189,12 @@ def test_a_resumed_run_sees_what_it_would_have_seen():
     for marks_kept in (False, True):
         config = Config(weights="none", unfreeze=("all",), warmup_epochs=0)
         stage = plan_stages(config)[0]
-        chance, marks = PriorBaseline.of(np.array(TEN)), []
+        chance, marks = PriorBaseline.from_counts(np.array(TEN)), []
         sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
         for step in range(10, 410, 10):
             guard = CollapseDetector(config, stage, chance, steps_per_epoch=400, val_images=100)
             sums = {"loss": step * 73.7, "correct": step * 3.3, "count": step * 32.0}
-            (parts if marks_kept else whole).append(guard.look(marks, step, sums))
+            (parts if marks_kept else whole).append(guard.check(marks, step, sums))
             if marks_kept:
                 marks = json.loads(json.dumps(marks))
         assert len(marks) <= 18

@@ -26,7 +26,7 @@ from vggjax.weights.weight_file import read_weights, write_weights
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    one_device = functools.partial(Placement, devices=jax.devices()[:1])
+    one_device = functools.partial(Placement, num_devices=1)
     monkeypatch.setattr(prepare, "Placement", one_device)  # compiles in half the time
     return make_images(tmp_path / "images", ("a", "b", "c"), each=10)
 

@@ -13,7 +13,7 @@ from test_pipeline import assert_same, examples, source
 
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError
-from vggjax.training.parallel import leave
+from vggjax.training.parallel import exit_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +125,7 @@ import sys
 import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]))
 import numpy as np
-from vggjax.training.parallel import Placement, leave
+from vggjax.training.parallel import Placement, exit_process
 
 placement = Placement()
 double = placement.compile(lambda _, batch: batch["index"].sum())
@@ -133,7 +133,7 @@ for _ in range(2):
     placement.fetch(double(None, placement.put_batch({"index": np.arange(4)})))
     if sys.argv[1] == "0":
         print("gave up")
-        leave(2)
+        exit_process(2)
 """
 
 
@@ -170,7 +170,7 @@ def test_a_process_that_gives_up_leaves_none_hanging(tmp_path):
 
 
 def test_one_process_alone_does_not_leave():
-    leave(2)
+    exit_process(2)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from test_step import BN, PLAIN, make_batch, prepare_run
 from vggjax.data.augment.settings import PRESETS
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, peak_rates
-from vggjax.training.position import TrainProgress
+from vggjax.training.progress import TrainProgress
 
 SGD = {"optimizer": "sgd", "learning_rate": 1.0, "backbone_learning_rate": 1.0}
 

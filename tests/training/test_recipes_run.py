@@ -82,7 +82,7 @@ def run(data_dir, images, tmp_path, monkeypatch):
         small = Arch(name, (1, 1, 1, 1, 1), WIDTHS, arch.batch_norm)  # compiles in a third
         monkeypatch.setitem(arch_table.ARCHS, name, small)
     monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICKLY_COMPILED))
-    one_device = functools.partial(Placement, devices=jax.devices()[:1])
+    one_device = functools.partial(Placement, num_devices=1)
     monkeypatch.setattr(prepare, "Placement", one_device)
 
     def run_recipe(name, *flags):

@@ -24,7 +24,7 @@ from vggjax.training.trainer import Interrupted, train
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """One device compiles faster."""
-    placement = functools.partial(Placement, devices=jax.devices()[:1])
+    placement = functools.partial(Placement, num_devices=1)
     monkeypatch.setattr(prepare, "Placement", placement)
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vggjax.training.score import score
+from vggjax.training.step import metric_sums
 
 
 def make_scored(outputs, rows=6):
@@ -20,31 +20,33 @@ def test_smoothing_is_keras_for_softmax_and_for_one_sigmoid_unit(keras):
         from_logits=True, label_smoothing=0.2, reduction="sum"
     )
     expected = float(loss(np.eye(3, dtype=np.float32)[batch["label"]], logits))
-    ours = score(jnp.asarray(logits), batch, label_smoothing=0.2)["loss"]
+    ours = metric_sums(jnp.asarray(logits), batch, label_smoothing=0.2)["loss"]
     assert float(ours) == pytest.approx(expected, rel=1e-5)
 
     logits, batch = make_scored(1)
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.2, reduction="sum")
     expected = float(loss(batch["label"][:, None].astype(np.float32), logits))
-    ours = score(jnp.asarray(logits), batch, label_smoothing=0.2)["loss"]
+    ours = metric_sums(jnp.asarray(logits), batch, label_smoothing=0.2)["loss"]
     assert float(ours) == pytest.approx(expected, rel=1e-5)
 
 
 def test_smoothing_changes_the_loss_alone_and_none_changes_no_bit():
     logits, batch = make_scored(3)
-    plain, none = (score(jnp.asarray(logits), batch, label_smoothing=s) for s in (0.3, 0.0))
+    plain, none = (metric_sums(jnp.asarray(logits), batch, label_smoothing=s) for s in (0.3, 0.0))
     assert plain["loss"] != none["loss"]
     for name in ("correct", "top5", "count"):
         assert plain[name] == none[name]
-    np.testing.assert_array_equal(none["loss"], score(jnp.asarray(logits), batch)["loss"])
+    np.testing.assert_array_equal(none["loss"], metric_sums(jnp.asarray(logits), batch)["loss"])
 
 
 def test_the_weight_of_a_class_is_that_of_the_right_answer_smoothed_or_not():
     logits, batch = make_scored(3)
     weights = np.array([1.0, 2.0, 4.0], np.float32)
-    ours = score(jnp.asarray(logits), batch, class_weights=weights, label_smoothing=0.1)["loss"]
+    ours = metric_sums(jnp.asarray(logits), batch, class_weights=weights, label_smoothing=0.1)[
+        "loss"
+    ]
     one_by_one = [
-        weights[label] * score(
+        weights[label] * metric_sums(
             jnp.asarray(logits[i : i + 1]),
             {"label": batch["label"][i : i + 1], "mask": batch["mask"][i : i + 1]},
             label_smoothing=0.1,

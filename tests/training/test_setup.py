@@ -3,7 +3,6 @@
 import functools
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +20,7 @@ from vggjax.training.run_dir.folder import make_workdir
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    one_device = functools.partial(Placement, devices=jax.devices()[:1])
+    one_device = functools.partial(Placement, num_devices=1)
     monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b"), each=8)
 

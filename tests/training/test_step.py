@@ -14,10 +14,15 @@ from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.training.config import Config
-from vggjax.training.forward import make_predict_step, map_microbatches
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.parallel import Placement
-from vggjax.training.step import make_eval_step, make_state, make_train_step
+from vggjax.training.step import (
+    make_eval_step,
+    make_predict_step,
+    make_state,
+    make_train_step,
+    map_microbatches,
+)
 
 PLAIN = Arch("tiny", (1, 1, 1, 1, 1), (4, 4, 8, 8, 8))
 BN = Arch("tiny_bn", PLAIN.convs, PLAIN.widths, batch_norm=True)
@@ -41,7 +46,7 @@ def prepare_run(
     config = Config(**settings)
     labels = label_layers(model, config.unfreeze, by_block=config.layer_decay != 1)
     tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
-    placement = placement or Placement(devices=jax.devices()[:1])
+    placement = placement or Placement(num_devices=1)
     options = dict(mode="torch", augmentation=augmentation, seed=5, donate=donate, ema=config.ema)
     step = make_train_step(model, tx, labels, placement=placement, **options)
     state = make_state(model, tx, labels, ema=config.ema)
@@ -53,7 +58,7 @@ MIXED = Augmentation(rotation_range=30, horizontal_flip=True, mixup=0.4, cutmix=
 
 
 def run(kind, devices, arch, masked, augmentation):
-    placement = Placement(kind, devices=jax.devices()[:devices])
+    placement = Placement(kind, num_devices=devices)
     options = dict(optimizer="sgd", learning_rate=0.05, augmentation=augmentation)
     _, step, state, _ = prepare_run(arch, placement=placement, **options)
     losses = []
@@ -209,12 +214,12 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_logits():
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_one_that_does():
     with pytest.raises(ConfigError, match="30 does not divide over 4 devices; use 28 or 32"):
-        Placement(devices=jax.devices()[:4]).check_batch_size(30)
+        Placement(num_devices=4).check_batch_size(30)
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 20])
 def test_a_few_images_at_a_time_give_what_all_at_once_give(tiny_arch, monkeypatch, count):
-    monkeypatch.setattr("vggjax.training.forward.MAX_MICROBATCH_PIXELS", 9 * 32**2)  # eight of them
+    monkeypatch.setattr("vggjax.training.step.MAX_MICROBATCH_PIXELS", 9 * 32**2)  # eight of them
     model = VGG(tiny_arch, head=Head.parse("gap-3"), image_size=32)
     images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (count, 32, 32, 3)), jnp.float32)
     for forward in (model, lambda x: model(x, until="block2_pool")):

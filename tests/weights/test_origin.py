@@ -5,7 +5,6 @@ import hashlib
 import json
 import time
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -30,7 +29,7 @@ from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 @pytest.fixture
 def start(tmp_path, monkeypatch, tiny_arch):
     """Images, and a file of weights under torchvision's names."""
-    one_device = functools.partial(Placement, devices=jax.devices()[:1])
+    one_device = functools.partial(Placement, num_devices=1)
     monkeypatch.setattr(prepare, "Placement", one_device)
     make_images(tmp_path / "images", ("a", "b"), each=8)
     path = tmp_path / "tv.safetensors"

@@ -114,7 +114,7 @@ def _fail(message: str, *, code: int = 2) -> int:
     sys.stdout.flush()
     print(f"vggjax: {'error' if code == 2 else 'stopped'}: {message}", file=sys.stderr)
     if "jax" in sys.modules:  # one of several processes must not wait for the others
-        from vggjax.training.parallel import leave
+        from vggjax.training.parallel import exit_process
 
-        leave(code)
+        exit_process(code)
     return code

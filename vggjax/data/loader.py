@@ -7,7 +7,7 @@ read keeps its row, with mask 0; it is named and counted, not fatal. Preprocessi
 follow on the device.
 
 With several processes, each reads only its own rows of every batch, and judges only those. One that
-gives up must exit at once (parallel.leave), which ends all.
+gives up must exit at once (parallel.exit_process), which ends all.
 """
 
 import itertools

@@ -36,10 +36,10 @@ from vggjax.evaluation.metrics import TOP_K, summarize, top_classes
 from vggjax.evaluation.probabilities import SplitPredictions, write_probabilities
 from vggjax.models.network import Network
 from vggjax.training.config import Config, read_config
-from vggjax.training.forward import make_predict_step
 from vggjax.training.run_dir.folder import check_splits
 from vggjax.training.run_dir.run_result import open_training_data
 from vggjax.training.run_dir.saved_model import ModelInfo, load_model
+from vggjax.training.step import make_predict_step
 
 MAX_ROWS = 20
 """Classes that the printed table shows, the worst first."""

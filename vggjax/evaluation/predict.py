@@ -32,8 +32,8 @@ from vggjax.evaluation.metrics import top_classes
 from vggjax.evaluation.published_model import open_published
 from vggjax.models.arch import ARCHS
 from vggjax.models.network import Network
-from vggjax.training.forward import make_predict_step
 from vggjax.training.run_dir.saved_model import ModelInfo, load_model
+from vggjax.training.step import make_predict_step
 
 
 class Prediction(NamedTuple):

@@ -1,106 +1,92 @@
-"""What a person sees while a run goes on: the first screen, the progress, a line per epoch."""
+"""The terminal output of a run: its summary, a progress bar, and a line per epoch."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import jax
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from vggjax.data.augment.settings import describe
 from vggjax.data.splits.slices import looks_like_instructions
 from vggjax.data.splits.splits import remarks_on_splits
-from vggjax.errors import printable
+from vggjax.errors import join_names, printable
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
 from vggjax.training.config import Config
-from vggjax.training.freezing import label_layers, peak_rates
-from vggjax.training.prepare import Progress as Told
+from vggjax.training.freezing import block_of, label_layers, peak_rates
+from vggjax.training.prepare import Progress as ProgressCallback
 from vggjax.training.prepare import RunContext
 from vggjax.training.recipes import lesson_of
 from vggjax.training.run_dir.folder import describe_duplicates
 from vggjax.training.stages import Stage
 
+_PIXEL_MODES = {
+    "caffe": "'caffe' pixels (BGR minus ImageNet's mean)",
+    "torch": "'torch' pixels (RGB scaled by ImageNet's mean and standard deviation)",
+    "unit": "pixels divided by 255",
+}
+
 
 def print_run_summary(console: Console, run: RunContext) -> None:
-    """Says what was found: device, data, preprocessing, model, what trains and what is frozen."""
-    config, source = run.config, run.source
-    devices = jax.devices()
-    kind = f"{len(devices)} x {devices[0].device_kind}" if len(devices) > 1 else ""
-    names = ", ".join(printable(name) for name in source.class_names[:12])
-    more = f" ... {len(source.class_names)} in all" if len(source.class_names) > 12 else ""
-    preprocessing, lesson = config.preprocessing, lesson_of(config)
+    """Print the device, data, preprocessing, model, stages and warnings of a run."""
+    config, lesson, preprocessing = run.config, lesson_of(run.config), run.config.preprocessing
+    class_names = run.source.class_names
     rows = [
-        ("Run", printable(run.workdir)),
+        ("Run folder", printable(run.workdir)),
         ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else ""),
-        ("Teaches", lesson.teaches if lesson else ""),
-        ("Device", f"{kind or devices[0].device_kind} ({devices[0].platform}), {config.dtype}"),
-        ("Data", f"{printable(source.name)}: {len(source.labels):,} images"),
-        ("Classes", f"{len(source.class_names)}: {names}{more}"),
-        ("Splits", ", ".join(f"{name} {len(rows):,}" for name, rows in run.splits.items())
-                   + _describe_cut(run)),
+        ("Lesson", lesson.teaches if lesson else ""),
+        ("Device", f"{run.placement}, {config.dtype}"),
+        ("Dataset", f"{printable(run.source.name)}: {len(run.source.labels):,} images"),
+        ("Classes", f"{len(class_names)}: {join_names(class_names, most=12)}"),
+        ("Splits", _describe_splits(run)),
         ("Duplicates", describe_duplicates(run.duplicates)),
-        ("Balance", _describe_balance(run)),
+        ("Class weights", _describe_class_weights(run)),
         ("Images", f"{preprocessing.image_size} px, {preprocessing.resize}, "
-                     f"{preprocessing.interpolation}, '{preprocessing.mode}' pixels; "
-                     f"augmentation {describe(config.augmentation)}"),
+                   f"{preprocessing.interpolation}, {_PIXEL_MODES[preprocessing.mode]}"),
+        ("Augmentation", describe(config.augmentation)),
         ("Model", f"{config.model} + {run.model.head}, {_describe_weights(config)}"),
         ("SHA-256", _describe_origin(run.info.provenance)),
-        ("Learning", _describe_learning(config)),
+        ("Optimizer", _describe_optimizer(config)),
     ]  # fmt: skip
     for stage in run.stages:
-        rows.append(("Stage", _describe(run, stage)))
+        rows.append(("Stage", _describe_stage(run, stage)))
         rows.append(("Features", str(run.feature_plans.get(stage.name, ""))))
-    notes = [*source.notes, *remarks_on_splits(source, run.splits)]
-    if source.splits and len(source.splits) == 3 and config.split != Config.split:
-        if not looks_like_instructions(config.split):
-            notes.append(f"--split {config.split} is not used: the dataset has its own splits.")
-    rows += [("Beware", printable(note)) for note in notes]
-    rows.append(("Beware", _describe_pixels(run)))
-    rows.append(("Beware", _describe_convolution(config, devices[0].platform)))
-    if not config.pretrained and config.unfrozen != ("all",):
-        rows.append(("Beware", "the frozen layers are random (--weights none): a trained base, or "
-                               "--unfreeze all, will do better"))  # fmt: skip
+    rows += [("Warning", printable(warning)) for warning in _warnings(run)]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in filter(all, rows):
-        table.add_row(name, escape(text))
+        table.add_row(name, escape(text), style="yellow" if name == "Warning" else None)
     console.print(table)
 
 
-def _describe_origin(provenance: dict[str, str]) -> str:
-    if "weights_sha256" not in provenance:
-        return ""
-    known = provenance.get("weights_known_as") or provenance["weights_format"]
-    return f"{provenance['weights_sha256']}: {known}"
+def _describe_splits(run: RunContext) -> str:
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in run.splits.items())
+    if not run.source.splits:
+        return sizes
+    taken = [name for name in run.splits if name not in run.source.splits]
+    return f"{sizes}; {' and '.join(taken)} taken from train" if taken else sizes
 
 
-def _describe_convolution(config: Config, platform: str) -> str:
-    if platform != "cpu" or config.convolution == "direct" or winograd.native():
+def _describe_class_weights(run: RunContext) -> str:
+    weights = run.class_weights
+    if weights is None:
         return ""
-    return (
-        "the compiled convolution is not here, and a step takes two to three times as long: "
-        "pip install -e . where there is a C++ compiler"
+    low, high = (
+        f"{weights[i]:.2f} ({printable(run.source.class_names[i])})"
+        for i in (weights.argmin(), weights.argmax())
     )
-
-
-def _describe_cut(run: RunContext) -> str:
-    cut = [name for name in run.splits if run.source.splits and name not in run.source.splits]
-    return f"; {' and '.join(cut)} cut from train" if cut else ""
-
-
-def _describe_balance(run: RunContext) -> str:
-    if run.class_weights is None:
-        return ""
-    named = [
-        f"{run.class_weights[i]:.2f} ({printable(run.source.class_names[i])})"
-        for i in (run.class_weights.argmin(), run.class_weights.argmax())
-    ]
-    return f"an image counts from {named[0]} to {named[1]} in the loss, each class alike"
+    return f"balanced: an image counts from {low} to {high} in the loss"
 
 
 def _describe_weights(config: Config) -> str:
@@ -109,78 +95,105 @@ def _describe_weights(config: Config) -> str:
     return f"weights {printable(config.weights)}"
 
 
-def _describe_learning(config: Config) -> str:
-    """Says how the rates go, and what else is on."""
-    plateau = f"plateau (x {config.plateau_factor:g} after {config.plateau_patience} epochs)"
-    said = [f"schedule {plateau if config.schedule == 'plateau' else config.schedule}"]
+def _describe_origin(provenance: dict[str, str]) -> str:
+    if "weights_sha256" not in provenance:
+        return ""
+    name = provenance.get("weights_known_as") or provenance["weights_format"]
+    return f"{provenance['weights_sha256']}: {name}"
+
+
+def _describe_optimizer(config: Config) -> str:
+    parts = [f"{config.optimizer}, {config.schedule} schedule"]
+    if config.schedule == "plateau":
+        parts[0] += f" (x {config.plateau_factor:g} after {config.plateau_patience} epochs)"
     if config.warmup_epochs:
-        said.append(f"warm-up {config.warmup_epochs:g} epoch{'s' * (config.warmup_epochs != 1)}")
+        parts.append(f"warmup {config.warmup_epochs:g} epoch{'s' * (config.warmup_epochs != 1)}")
     names = {
         "weight_decay": "weight decay",
-        "clip_norm": "gradients clipped at norm",
+        "clip_norm": "gradient norm clipped at",
         "label_smoothing": "label smoothing",
-        "ema": "weights averaged, decay",
+        "ema": "moving average of the weights, decay",
     }
-    said += [
+    parts += [
         f"{text} {value:g}" for name, text in names.items() if (value := getattr(config, name))
     ]
-    return ", ".join(said)
+    return ", ".join(parts)
 
 
-_PIXELS = {
-    "caffe": "'caffe' pixels (BGR, ImageNet's mean taken off)",
-    "torch": "'torch' pixels (ImageNet's mean and deviation)",
-    "unit": "x/255",
-}
-
-
-def _describe_pixels(run: RunContext) -> str:
-    """Says where the weights have learned from other pixels than they will get."""
-    if run.weight_file is None:
-        return ""
-    mode, known = run.config.preprocessing.mode, None
-    if run.config.weights != "imagenet":
-        known = run.weight_file.info.metadata.get("preprocess")
-    if known not in _PIXELS:  # a file that does not say it: Keras', or some other that is not x/255
-        known = "caffe" if mode == "unit" else mode
-    if known == mode:
-        return ""
-    return (
-        f"the weights were trained on {_PIXELS[known]}, not on {_PIXELS[mode]} (--preprocess "
-        f"{mode}): frozen layers give worse features. Leave --preprocess out to do better."
-    )
-
-
-def _describe(run: RunContext, stage: Stage) -> str:
+def _describe_stage(run: RunContext, stage: Stage) -> str:
     config = run.config
     labels = label_layers(run.model, stage.unfreeze, by_block=config.layer_decay != 1)
     sizes = {
         layer: sum(math.prod(shape) for name, shape in parts.items() if name not in ("mean", "var"))
         for layer, parts in shapes(run.model).items()
     }
-    trained = sum(sizes[layer] for layer in sizes if labels[layer] != "frozen")
-    rates = peak_rates(config)
-    rate = ", ".join(f"{label} {rates[label]:.2g}" for label in rates if label in labels.values())
-    frozen = [layer for layer in sizes if labels[layer] == "frozen"]
-    blocks = {layer.split("_")[0]: [] for layer in frozen}
-    for layer in frozen:
-        blocks[layer.split("_")[0]].append(layer)
-    parts = [
-        block if all(labels[name] == "frozen" for name in labels if name.startswith(f"{block}_"))
-        else " ".join(layers)
-        for block, layers in blocks.items()
-    ]  # fmt: skip
-    still = f"frozen {' '.join(parts)}" if parts else "nothing frozen"
+    trained = sum(size for layer, size in sizes.items() if labels[layer] != "frozen")
+    rates = ", ".join(
+        f"{label} {rate:.2g}" for label, rate in peak_rates(config).items()
+        if label in labels.values()
+    )  # fmt: skip
     first, last = stage.first_epoch + 1, stage.first_epoch + stage.epochs
     return (
-        f"epochs {first}-{last}: {stage.name}, {trained:,} of {sum(sizes.values()):,} parameters "
-        f"train, {still}; {config.optimizer}, rate {rate}; {run.steps_per_epoch} steps an epoch"
+        f"{stage.name}, epochs {first}-{last}, {run.steps_per_epoch} steps each: {trained:,} of "
+        f"{sum(sizes.values()):,} parameters train, {_describe_frozen(labels)}; learning rate "
+        f"{rates}"
+    )
+
+
+def _describe_frozen(labels: dict[str, str]) -> str:
+    """Return the frozen blocks, and the frozen layers of the blocks that are frozen in part."""
+    blocks: dict[str, list[str]] = {}
+    for layer in labels:
+        blocks.setdefault(block_of(layer), []).append(layer)
+    parts = []
+    for block, layers in blocks.items():
+        frozen = [layer for layer in layers if labels[layer] == "frozen"]
+        parts += [block] if frozen == layers else frozen
+    return f"{' '.join(parts)} frozen" if parts else "nothing frozen"
+
+
+def _warnings(run: RunContext) -> list[str]:
+    config, source = run.config, run.source
+    warnings = [*source.notes, *remarks_on_splits(source, run.splits)]
+    has_own_splits = bool(source.splits) and len(source.splits) == 3
+    if has_own_splits and config.split != Config.split:
+        if not looks_like_instructions(config.split):
+            warnings.append(f"`split` {config.split} is not used: the dataset has its own splits.")
+    warnings.append(_pixel_warning(run))
+    is_cpu = run.placement.devices[0].platform == "cpu"
+    if is_cpu and config.convolution != "direct" and not winograd.native():
+        warnings.append(
+            "The compiled convolution is not installed, so a step takes two to three times as "
+            "long. Run `pip install -e .` where a C++ compiler is available."
+        )
+    if not config.pretrained and config.unfrozen != ("all",):
+        warnings.append(
+            "The frozen layers have random weights. Use pretrained `weights`, or set `unfreeze` "
+            "to all."
+        )
+    return [warning for warning in warnings if warning]
+
+
+def _pixel_warning(run: RunContext) -> str:
+    """Return a warning if the weights were trained on other pixels than they will get."""
+    if run.weight_file is None:
+        return ""
+    mode, expected = run.config.preprocessing.mode, None
+    if run.config.weights != "imagenet":
+        expected = run.weight_file.info.metadata.get("preprocess")
+    if expected not in _PIXEL_MODES:  # the file does not state it; no published one is `unit`
+        expected = "caffe" if mode == "unit" else mode
+    if expected == mode:
+        return ""
+    return (
+        f"The weights were trained on {_PIXEL_MODES[expected]}, not on {_PIXEL_MODES[mode]}, so "
+        "the frozen layers give worse features. Set `preprocess` to auto."
     )
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Told]:
-    """Shows a bar on a terminal while something is looked through; gives what moves it."""
+def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
+    """Show a bar on a terminal during the `with`; yield the function (done, total) to move it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
@@ -190,7 +203,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Told]:
 
 
 class ProgressConsole:
-    """Progress within an epoch on a terminal; elsewhere only the line that ends each epoch."""
+    """A progress bar on a terminal, and lines of text on any output; a context manager."""
 
     def __init__(self, console: Console, epochs: int):
         self._console, self._epochs = console, epochs
@@ -198,13 +211,13 @@ class ProgressConsole:
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(
             *columns, console=console, disable=not console.is_terminal, transient=True
         )
-        self._task = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> "ProgressConsole":
         self._progress.start()
@@ -214,38 +227,40 @@ class ProgressConsole:
         self._progress.stop()
 
     def begin(self, title: str, total: int, *, done: int = 0) -> None:
-        """Starts a bar: an epoch's steps, or the images being read."""
+        """Start a bar of `total` steps or images, in place of the last one."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(title, total=total, completed=done, figures="")
+        self._task = self._progress.add_task(title, total=total, completed=done, metrics="")
 
     def advance(self, done: int) -> None:
-        """Moves the bar."""
-        self._progress.update(self._task, completed=done)
+        """Move the bar to `done`."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done)
 
-    def figures(self, values: dict[str, float], images_per_s: float) -> None:
-        """Shows the newest figures beside the bar."""
-        text = "loss {train/loss:.4f}  accuracy {train/accuracy:.3f}".format(**values)
-        self._progress.update(self._task, figures=f"{text}  {images_per_s:.0f} images/s")
+    def show_metrics(self, values: dict[str, float], images_per_s: float) -> None:
+        """Show the latest training loss and accuracy beside the bar."""
+        text = "loss {train/loss:.4f}, accuracy {train/accuracy:.3f}".format(**values)
+        if self._task is not None:
+            self._progress.update(self._task, metrics=f"{text}, {images_per_s:.0f} images/s")
 
-    def epoch(self, epoch: int, stage: str, values: dict[str, float], *, is_best: bool) -> None:
-        """Prints the line that ends an epoch."""
+    def print_epoch(
+        self, epoch: int, stage: str, values: dict[str, float], *, is_best: bool
+    ) -> None:
+        """Print the results of an epoch on one line."""
         parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs} {stage}"]
         for split in ("train", "val"):
-            parts.append(
-                f"{split} loss {values[f'{split}/loss']:.4f} "
-                f"accuracy {values[f'{split}/accuracy']:.4f}"
-            )
+            loss, accuracy = values[f"{split}/loss"], values[f"{split}/accuracy"]
+            parts.append(f"{split} loss {loss:.4f}, accuracy {accuracy:.4f}")
         parts.append(f"{values['images_per_s']:.0f} images/s, {values['seconds']:.0f} s")
-        self.say("  ".join(parts) + ("  best" if is_best else ""))
+        self.print(" | ".join(parts) + (" | best" if is_best else ""))
 
-    def plateau(self, config: Config, factor: float) -> None:
-        """Says that the rates have fallen."""
-        self.say(
-            f"No lower val/loss for {config.plateau_patience} epochs: rates times "
-            f"{config.plateau_factor:g}, in all {factor:.3g} of the stage's."
+    def print_plateau(self, config: Config, factor: float) -> None:
+        """Print that the learning rates were lowered, to `factor` of the stage's in total."""
+        self.print(
+            f"val/loss has not improved for {config.plateau_patience} epochs: learning rates "
+            f"multiplied by {config.plateau_factor:g}, now {factor:.3g} of the stage's."
         )
 
-    def say(self, text: str) -> None:
-        """Prints a line above the bar."""
+    def print(self, text: str) -> None:
+        """Print a line of text above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,10 +1,10 @@
-"""Which layers train, when, and at what rate.
+"""Which layers train, in which stage, and at which learning rate.
 
 One labeling, layer name -> `frozen`, `backbone` or `head`, is used twice: it filters what is
 differentiated (`nnx.DiffState`), so that the backward pass of frozen blocks is not computed, and it
-routes the update (`optax.multi_transform`), so that they hold no moments. With --layer-decay each
-block is a label of its own (`block5`) in place of `backbone`. A run is a list of stages; within one
-the labeling does not change.
+routes the update (`optax.multi_transform`), so that frozen parameters hold no moments. With
+`layer_decay` each block has its own label (`block5`) instead of `backbone`. A run is a list of
+stages, each with one labeling.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,13 +21,14 @@ from vggjax.training.optimizers import scale_by_optimizer, scale_by_rate
 from vggjax.training.stages import Stage, name_stage
 
 Labels = Mapping[str, str]
-"""Layer name -> `frozen`, `head`, and `backbone` or its block, for every layer with parameters."""
+"""Layer name -> `frozen`, `head`, `backbone` or a block, for every layer with parameters."""
 
 
 def plan_stages(config: Config) -> tuple[Stage, ...]:
-    """Divides the epochs: the head alone first, where pretrained layers would be wrecked by it.
+    """Return the stages of a run; where pretrained layers are unfrozen, the head trains first.
 
-    A run that goes on from another's head needs no such stage.
+    The large gradients of a new head would destroy pretrained features. A run that starts from
+    another run's head needs no such stage.
     """
     if config.stages:
         return config.planned_stages
@@ -45,9 +46,10 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
 def label_layers(
     model: Network, unfreeze: tuple[str, ...], *, by_block: bool = False
 ) -> dict[str, str]:
-    """Labels every layer that has parameters; the head always trains.
+    """Label every layer that has parameters; the head always trains.
 
-    `by_block` labels an unfrozen layer with its block's name, so that blocks may differ in rate.
+    `by_block` labels an unfrozen layer with its block's name, so that the rates of blocks can
+    differ.
     """
     base = model.arch.weighted_layers()
     unfrozen = match_layers(unfreeze, base)
@@ -60,17 +62,17 @@ def label_layers(
 
 
 def block_of(layer: str) -> str:
-    """Gives the block of a layer of the base: `block5_conv3` is of `block5`."""
+    """Return the block of a layer of the backbone: `block5` for `block5_conv3`."""
     return layer.split("_")[0]
 
 
 def trainable(labels: Labels) -> Callable[[tuple, Any], bool]:
-    """Makes the filter of the parameters that train, for `nnx.DiffState` and `nnx.split`."""
+    """Return a filter of the parameters that train, for `nnx.DiffState` and `filter_state`."""
     return lambda path, value: isinstance(value, nnx.Param) and labels[path[0]] != "frozen"
 
 
 def set_training_mode(model: Network, labels: Labels, *, axis_name: str | None = None) -> None:
-    """Lets the batch normalizations that train use the batch; frozen ones keep their statistics."""
+    """Let unfrozen batch normalizations use the batch; frozen ones use running statistics."""
     for name, label in labels.items():
         if "_bn" in name:
             layer = getattr(model, name)
@@ -79,14 +81,14 @@ def set_training_mode(model: Network, labels: Labels, *, axis_name: str | None =
 
 
 def peak_rates(config: Config) -> dict[str, float]:
-    """Gives the highest learning rate of each label that trains: `head`, and `backbone` or blocks.
+    """Return the peak learning rate of each label: `head`, and `backbone` or every block.
 
-    With --layer-decay d the last block learns at the backbone's rate, the one before it at d times
-    that, and so on down, whether they are unfrozen or not.
+    With `layer_decay` d the last block has the backbone's rate, the block before it d times that,
+    and so on, whether unfrozen or not.
     """
     backbone = config.backbone_learning_rate
     if backbone is None:
-        # A hundredth: pretrained features are to be adjusted, not relearned.
+        # Pretrained features are to be adjusted, not relearned.
         backbone = config.learning_rate * (0.01 if config.pretrained else 1.0)
     rates = {"head": config.learning_rate}
     if config.layer_decay == 1:
@@ -96,14 +98,14 @@ def peak_rates(config: Config) -> dict[str, float]:
 
 
 def make_schedules(config: Config, stage: Stage, steps_per_epoch: int) -> dict[str, optax.Schedule]:
-    """Makes the learning rate of each label over the steps of a stage, from its 0."""
+    """Return the learning rate of each label as a function of the stage's step, from 0."""
     steps = stage.epochs * steps_per_epoch
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), steps // 2)
 
     def schedule(peak: float) -> optax.Schedule:
-        if config.schedule != "cosine":  # a plateau's rates fall by a factor: see TrainProgress
+        if config.schedule != "cosine":  # a plateau lowers TrainProgress.plateau_factor instead
             return optax.warmup_constant_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
-        first = peak / (warmup_steps + 1)  # not 0: the first step is to learn as well
+        first = peak / (warmup_steps + 1)  # not 0: the first step should learn, too
         return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, steps)
 
     return {label: schedule(peak) for label, peak in peak_rates(config).items()}
@@ -112,15 +114,14 @@ def make_schedules(config: Config, stage: Stage, steps_per_epoch: int) -> dict[s
 def make_optimizer(
     config: Config, labels: Labels, schedules: Mapping[str, optax.Schedule]
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the update: each label at its own rate, frozen parameters not at all.
+    """Return the optimizer that updates each label at its own rate.
 
-    Its `update` takes the trainable gradients alone, so that their norm is what is clipped and
-    nothing asks for those of frozen layers, and `factor` (), which multiplies every rate.
-    `optax.multi_transform` is the older name of `optax.partition`.
+    Its `update` takes the gradients of the trainable parameters only, so that clipping uses their
+    norm and frozen gradients are never computed, and `factor` (), which multiplies every rate.
     """
     decay = optax.add_decayed_weights(
         config.weight_decay,
-        # Neither biases nor normalization: they have one axis.
+        # Only kernels decay: biases and normalizations have one axis.
         mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
 

@@ -26,7 +26,7 @@ from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, peak_rates
 from vggjax.training.prepare import RunContext
-from vggjax.training.progress import Program
+from vggjax.training.progress import CompiledStep
 from vggjax.training.reading import read_images
 from vggjax.training.signals import Stop
 from vggjax.training.step import TrainState, make_state, make_train_step
@@ -172,12 +172,20 @@ def _losses(
 ) -> list[float]:
     """Gives the loss of each step, as far as they go before they are out of hand."""
     step, state = _first_step(run, cut)
-    step = Program(step, lambda said: screen.say(f"rate test: {said}"))
+    step = CompiledStep(step, lambda said: screen.print(f"rate test: {said}"))
     highest = peak_rates(run.config)["head"]
     losses: list[float] = []
     smoothed, least = 0.0, math.inf
     screen.begin("trying rates", len(rates))
-    with closing(prefetch(epoch_batches(run, 0, len(rates)), run.placement.put_batch)) as batches:
+    batches = epoch_batches(
+        run.loaders["train"],
+        0,
+        len(rates),
+        batch_size=run.batch_size,
+        seed=run.config.seed,
+        process=run.placement.process,
+    )
+    with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for done, (rate, batch) in enumerate(zip(rates, batches, strict=False), start=1):
             factor = run.placement.put_state(jnp.asarray(rate / highest, jnp.float32))
             state, metrics = step(state._replace(factor=factor), batch)

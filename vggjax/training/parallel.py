@@ -1,8 +1,8 @@
-"""Where arrays lie: one axis `data` over all devices, batch split along it, parameters on each.
+"""The placement of arrays: one axis `data` over the devices splits batches, not the rest.
 
-The only file that knows of devices and processes. `jit` works on global arrays over a Mesh; `pmap`
-on arrays with a leading device axis, for those who still need it. Of several processes each makes
-its own rows of every batch (`process`) and hands them over; together they are one array.
+This is the only file that knows of devices and processes. `jit` works on global arrays over a Mesh;
+`pmap` on arrays with a leading device axis. With several processes each loads its own rows of every
+batch (`Placement.process`), and together they form one global array.
 """
 
 import os
@@ -22,76 +22,85 @@ AXIS = "data"
 
 
 class Placement:
-    """Puts state and batches onto the devices, and compiles functions of them."""
+    """Puts state and batches onto the devices, and compiles functions of them.
 
-    def __init__(self, kind: str = "jit", *, devices: list[jax.Device] | None = None):
+    Args:
+        kind: `jit` or `pmap`.
+        num_devices: use this many devices, the same number of each process; None uses all.
+
+    Raises:
+        ConfigError: there are fewer devices, or the number does not divide over the processes.
+    """
+
+    def __init__(self, kind: str = "jit", num_devices: int | None = None):
         self.kind = kind
-        devices = jax.devices() if devices is None else devices
-        # By process, so that a process' rows are neighbors, in the order of the processes.
-        self.devices = sorted(devices, key=lambda device: device.process_index)
+        self.devices = _choose_devices(num_devices)
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
+
+    def __str__(self) -> str:
+        """Return the kind and number of the devices, for people: `4 x NVIDIA H100 (gpu)`."""
+        device, count = self.devices[0], len(self.devices)
+        times = f"{count} x " if count > 1 else ""
+        return f"{times}{device.device_kind} ({device.platform})"
 
     @property
     def axis_name(self) -> str | None:
-        """The axis to reduce over by hand: pmap's; jit reduces by itself."""
+        """The axis to reduce over explicitly: pmap's; jit reduces by itself."""
         return AXIS if self.kind == "pmap" else None
 
     @property
     def process(self) -> tuple[int, int]:
-        """Which process this is, of how many: what `SplitLoader.batches` takes."""
+        """The index of this process and the number of processes, as `SplitLoader.batches` takes."""
         return jax.process_index(), jax.process_count()
 
     @property
-    def _devices_here(self) -> int:
+    def _local_device_count(self) -> int:
         return len(self.devices) // self.process[1]
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Refuses a batch that does not divide over the devices.
+        """Check that a batch divides over the devices.
 
         Raises:
-            ConfigError: with the nearest sizes that do.
+            ConfigError: it does not; the message names the nearest sizes that do.
         """
         count = len(self.devices)
         if batch_size % count:
             low, high = batch_size // count * count, (batch_size // count + 1) * count
-            fits = " or ".join(str(size) for size in (low, high) if size)
+            sizes = " or ".join(str(size) for size in (low, high) if size)
             raise ConfigError(
-                f"--batch-size {batch_size} does not divide over {count} devices; use {fits}."
+                f"`batch_size` must divide over {count} devices; got {batch_size}. Use {sizes}."
             )
 
     def put_state(self, tree: Any) -> Any:
-        """Copies a tree of arrays to every device."""
+        """Copy a tree of arrays to every device."""
         if self.kind == "pmap":
-            # Laid as pmap lays its outputs: it would trace a step anew for state of another mesh.
-            split = NamedSharding(self._mesh, PartitionSpec(AXIS))
-            stacked = jax.tree.map(lambda x: np.stack([x] * self._devices_here), tree)
-            put = partial(jax.make_array_from_process_local_data, split)
+            # Sharded as pmap's outputs are: with another sharding it would trace the step again.
+            sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+            stacked = jax.tree.map(lambda x: np.stack([x] * self._local_device_count), tree)
+            put = partial(jax.make_array_from_process_local_data, sharding)
             return jax.tree.map(put, stacked)
-        # A copy, not an alias: the step donates its state, and the caller may go on using the tree.
+        # A copy, not an alias: the step donates its state, and the caller may keep using the tree.
         replicated = NamedSharding(self._mesh, PartitionSpec())
         return jax.device_put(tree, replicated, may_alias=False)
 
     def put_batch(
         self, batch: dict[str, np.ndarray], *, stack_batches: bool = False
     ) -> dict[str, jax.Array]:
-        """Splits a batch over the devices: all its rows, or of several processes each its own.
-
-        Of a chunk, (size, B, ...), each of its batches.
-        """
-        first = PartitionSpec(None, AXIS) if stack_batches else PartitionSpec(AXIS)
+        """Split this process' rows of a batch (B, ...), or stacked batches (size, B, ...)."""
+        by_row = PartitionSpec(None, AXIS) if stack_batches else PartitionSpec(AXIS)
 
         def put(rows: np.ndarray) -> jax.Array:
-            if self.kind == "pmap":  # the devices' axis first
+            if self.kind == "pmap":  # the device axis comes first
                 size = rows.shape[:1] if stack_batches else ()
-                rows = rows.reshape(*size, self._devices_here, -1, *rows.shape[1 + stack_batches :])
-                rows = np.moveaxis(rows, int(stack_batches), 0)
-            split = PartitionSpec(AXIS) if self.kind == "pmap" else first
-            return jax.make_array_from_process_local_data(NamedSharding(self._mesh, split), rows)
+                shape = (*size, self._local_device_count, -1, *rows.shape[1 + stack_batches :])
+                rows = np.moveaxis(rows.reshape(shape), int(stack_batches), 0)
+            spec = PartitionSpec(AXIS) if self.kind == "pmap" else by_row
+            return jax.make_array_from_process_local_data(NamedSharding(self._mesh, spec), rows)
 
         return {name: put(rows) for name, rows in batch.items()}
 
     def fetch(self, tree: Any) -> Any:
-        """Copies a replicated tree back to numpy; waits for the devices."""
+        """Copy a replicated tree to numpy; waits for the devices."""
 
         def get(leaf: Any) -> np.ndarray:
             if self.kind == "pmap":
@@ -101,11 +110,12 @@ class Placement:
         return jax.tree.map(get, tree)
 
     def compile(
-        self, function: Callable, *, donate_state: bool = False, gather: bool = False
-    ) -> Callable:
-        """Compiles `function(state, batch)`; `donate_state` lets it overwrite the state.
+        self, function: Callable[..., Any], *, donate_state: bool = False, gather: bool = False
+    ) -> Callable[..., Any]:
+        """Compile `function(state, batch)`.
 
-        `gather` copies the rows of the outputs, one device's behind the other's, to every device.
+        `donate_state` lets it reuse the state's memory. `gather` copies the output rows of all
+        devices to every device, in the devices' order.
         """
         donated = (0,) if donate_state else ()
         if self.kind == "pmap":
@@ -120,16 +130,39 @@ class Placement:
                 devices=self.devices,
                 donate_argnums=donated,
             )
+        if not gather:
+            return jax.jit(function, donate_argnums=donated)
         replicated = NamedSharding(self._mesh, PartitionSpec())
-        outputs = {"out_shardings": replicated} if gather else {}
-        return jax.jit(function, donate_argnums=donated, **outputs)
+        return jax.jit(function, donate_argnums=donated, out_shardings=replicated)
 
 
-def leave(code: int) -> None:
-    """Ends this process at once if it is one of several; else does nothing.
+def _choose_devices(num_devices: int | None) -> list[jax.Device]:
+    """Return the devices, ordered by process, so that the rows of a process are neighbors."""
+    devices = sorted(jax.devices(), key=lambda device: device.process_index)
+    if num_devices is None:
+        return devices
+    if not 1 <= num_devices <= len(devices):
+        raise ConfigError(
+            f"`devices` must be between 1 and {len(devices)}, the devices here; got {num_devices}."
+        )
+    processes = jax.process_count()
+    if num_devices % processes:
+        raise ConfigError(
+            f"`devices` must be a multiple of the {processes} processes; got {num_devices}."
+        )
+    chosen: list[jax.Device] = []
+    for process in range(processes):
+        local = [device for device in devices if device.process_index == process]
+        chosen += local[: num_devices // processes]
+    return chosen
 
-    For one that gave up: an orderly end would wait for the others, which wait for its rows. Then
-    jax.distributed ends them too, within its heartbeat's 100 seconds, with code 134.
+
+def exit_process(code: int) -> None:
+    """End this process at once if it is one of several; otherwise do nothing.
+
+    For a process that gives up: an orderly exit would wait for the others, which wait for its rows.
+    jax.distributed then ends the others with exit code 134, after its heartbeat timeout of 100
+    seconds.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         sys.stdout.flush()

@@ -16,7 +16,7 @@ def read_images(run: RunContext, screen: ProgressConsole) -> None:
         screen.begin(f"reading {name}", len(examples))
         examples.prepare(lambda done, _: screen.advance(done))
     for reason in list(left_out(run).items())[:MAX_NAMED]:
-        screen.say("left out: {}: {}".format(*map(printable, reason)))
+        screen.print("left out: {}: {}".format(*map(printable, reason)))
     report_adapted(run, screen)
 
 
@@ -27,7 +27,7 @@ def report_adapted(
     counts = adapted(run)
     if counts and counts != said:
         told = "; ".join(f"{count:,} {note}" for note, count in counts.most_common())
-        screen.say(f"adapted: {told}")
+        screen.print(f"adapted: {told}")
 
 
 def adapted(run: RunContext) -> Counter[str]:

@@ -1,10 +1,13 @@
-"""The compiled steps: learn from a batch, score a batch (forward.py only computes).
+"""The compiled functions of a network: train, evaluate, compute features, predict.
 
-A batch is pipeline.py's: images uint8 (N, S, S, 3), label int32 (N,), mask float32 (N,), index.
-Randomness is a function of (seed, step, row), so a resumed run draws what it would have drawn, and
-one device draws what four draw. Metrics are masked sums: divide once, at the end.
+A batch is a dict of arrays as the loader yields it: `images` uint8 (N, S, S, 3), `label` int32
+(N,), `mask` float32 (N,), `index` int64 (N,). Randomness is a function of (seed, step, row): a
+resumed run draws what the uninterrupted run draws, and four devices draw what one draws. Metrics
+are masked sums over examples, to be divided once at the end, so that padded rows and uneven batches
+are weighted correctly.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,26 +24,38 @@ from vggjax.data.augment.mix import mix
 from vggjax.data.augment.settings import Augmentation
 from vggjax.data.images.preprocess import preprocess
 from vggjax.models.network import Network
+from vggjax.training.batches import multi_step
 from vggjax.training.freezing import Labels, set_training_mode, trainable
 from vggjax.training.parallel import Placement
-from vggjax.training.score import Metrics, score
+
+Metrics = dict[str, jax.Array]
+"""Sums over the examples of a batch: `loss` (nats), `correct`, `top5`, `count`."""
+
+ModelState = tuple[nnx.State, nnx.State]
+"""The parameters and the batch normalizations' running statistics."""
+
+MAX_MICROBATCH_PIXELS = 2**17
+"""Pixels per forward pass on a CPU, beyond which it gets no faster: two images of 224 px."""
+
+_VIEW_STREAM = 2**32 - 1
+"""Takes the place of the step in the keys of cached views; no run has that many steps."""
 
 
 class TrainState(NamedTuple):
-    """All that changes while training; everything else is a function of Config."""
+    """Everything that changes while training; the rest is a function of the config."""
 
     step: jax.Array
     params: nnx.State
     batch_stats: nnx.State
     opt_state: optax.OptState
     factor: jax.Array | None = None
-    """(), what every rate is multiplied by: TrainProgress's."""
-    averages: tuple[nnx.State, nnx.State] | None = None
-    """Moving averages of the parameters that train and of the running statistics, with --ema."""
+    """(), multiplies every learning rate; see `TrainProgress.factor`."""
+    averages: ModelState | None = None
+    """Moving averages of the trainable parameters and the running statistics, with `ema`."""
 
     @property
-    def eval_params(self) -> tuple[nnx.State, nnx.State]:
-        """The parameters and running statistics that are judged and kept: averages where any."""
+    def eval_params(self) -> ModelState:
+        """The parameters and statistics to evaluate and to save: the averages, if there are any."""
         if self.averages is None:
             return self.params, self.batch_stats
         return nnx.merge_state(self.params, self.averages[0]), self.averages[1]
@@ -55,9 +70,9 @@ def make_state(
     factor: float = 1.0,
     ema: float = 0.0,
 ) -> TrainState:
-    """Starts a stage from the model's present parameters, at a step of the whole run.
+    """Return the state of a stage that starts at `step` of the run with the model's parameters.
 
-    With `ema`, the averages start there as well.
+    With `ema`, the moving averages start from the same parameters.
     """
     _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     training = nnx.filter_state(params, trainable(labels))
@@ -74,7 +89,7 @@ def make_state(
 
 def make_train_step(
     model: Network,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     labels: Labels,
     *,
     placement: Placement,
@@ -88,22 +103,22 @@ def make_train_step(
     stack_batches: bool = False,
     donate: bool = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """Compiles one stage's step: (state, batch) -> (state, metrics); the state is overwritten.
+    """Compile the train step of one stage: (state, batch) -> (state, metrics).
 
     Args:
-        model: gives the structure; its parameters are not read.
-        tx: what make_optimizer made for these labels.
-        labels: of label_layers.
-        placement: jit or pmap, and the devices.
-        mode: of preprocess.
-        augmentation: of the training images; None is none.
-        class_weights: (C,), what an example of each class counts in the loss; None is 1 for each.
-        label_smoothing: share of each label that is spread over all classes in the loss.
-        ema: how much of itself the moving average of the weights keeps at a step; 0 makes none.
+        model: the structure; its parameters are not read.
+        tx: the optimizer, from `make_optimizer` with the same labels.
+        labels: from `label_layers`.
+        placement: the devices, and jit or pmap.
+        mode: the pixel mode of `preprocess`.
+        augmentation: applied to the training images; None applies none.
+        class_weights: (C,), the weight of each class in the loss; None weighs all by 1.
+        label_smoothing: the share of each label that the loss spreads over all classes.
+        ema: the decay of the moving average of the weights; 0 keeps no average.
         seed: of augmentation and dropout.
-        after: the layer whose outputs the batches bring as "features", in place of "images".
-        stack_batches: the batches come as chunks.py makes them, and so the metrics, (size,).
-        donate: False keeps the old state usable, for tests.
+        after: run only the layers after this one, on the batch's `features` instead of `images`.
+        stack_batches: take the stacked batches of `stack_batches` and return metrics (size,).
+        donate: reuse the memory of the state passed in; it must not be used again.
     """
     augmentation = augmentation or Augmentation()
     set_training_mode(model, labels, axis_name=placement.axis_name)
@@ -123,14 +138,14 @@ def make_train_step(
 
         def loss_fn(model: Network) -> tuple[jax.Array, Metrics]:
             logits = model(inputs, after=after, dropout_keys=key_dropout, mask=batch["mask"])
-            metrics = score(
+            metrics = metric_sums(
                 logits, batch, class_weights=class_weights, label_smoothing=label_smoothing
             )
             return metrics["loss"] / jnp.maximum(count, 1), metrics
 
         model = nnx.merge(graphdef, state.params, state.batch_stats)
-        learned = nnx.DiffState(0, trainable(labels))
-        (_, metrics), grads = nnx.value_and_grad(loss_fn, argnums=learned, has_aux=True)(model)
+        diff_state = nnx.DiffState(0, trainable(labels))
+        (_, metrics), grads = nnx.value_and_grad(loss_fn, argnums=diff_state, has_aux=True)(model)
         grads, metrics = reduce(grads), reduce(metrics)
 
         training = nnx.filter_state(state.params, trainable(labels))
@@ -139,7 +154,7 @@ def make_train_step(
         batch_stats = nnx.state(model, nnx.BatchStat)
         averages = state.averages
         if ema:
-            averages = _averaged(averages, (training, batch_stats), ema, state.step)
+            averages = _update_averages(averages, (training, batch_stats), ema, state.step)
         params = nnx.merge_state(state.params, training)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, state.factor, averages)
         return new, metrics
@@ -148,54 +163,169 @@ def make_train_step(
     return placement.compile(function, donate_state=donate)
 
 
-def _averaged(averages: Any, new: Any, ema: float, step: jax.Array) -> Any:
-    """Moves the averages towards new values; what stays as it is they equal to the bit.
-
-    In the first steps they keep less, (1 + t) / (10 + t) as in TensorFlow's moving averages:
-    the weights that a network starts from are not worth keeping.
-    """
-    keeps = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, value: old + (1 - keeps) * (value - old), averages, new)
-
-
-def multi_step(train_step: Callable, axis_name: str | None) -> Callable:
-    """Makes a step of as many steps as a chunk has batches."""
-
-    def train_steps(state: TrainState, chunk: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        is_there = (chunk["index"] >= 0).any(1)  # (size,); the first ones are
-        if axis_name:
-            is_there = lax.psum(is_there.astype(jnp.int32), axis_name) > 0
-        first = jax.tree.map(lambda rows: rows[0], chunk)
-        shapes = jax.eval_shape(train_step, state, first)[1]
-        metrics = jax.tree.map(lambda x: jnp.zeros(is_there.shape, x.dtype), shapes)
-
-        def run(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, metrics = carry
-            batch = jax.tree.map(lambda rows: rows[i], chunk)
-            state, new = train_step(state, batch)
-            return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), metrics, new)
-
-        return lax.fori_loop(0, is_there.sum(), run, (state, metrics))
-
-    return train_steps
-
-
 def make_eval_step(
     model: Network, *, placement: Placement, mode: str, after: str | None = None
-) -> Callable[[tuple[nnx.State, nnx.State], dict[str, jax.Array]], Metrics]:
-    """Compiles ((params, batch_stats), batch) -> metrics; nothing random, nothing learned.
+) -> Callable[[ModelState, dict[str, jax.Array]], Metrics]:
+    """Compile ((params, batch_stats), batch) -> metrics, without randomness.
 
-    `after` is make_train_step's.
+    `mode` and `after` are as in `make_train_step`.
     """
     model.eval()
     graphdef = nnx.graphdef(model)
 
-    def eval_step(state: tuple[nnx.State, nnx.State], batch: dict[str, jax.Array]) -> Metrics:
+    def eval_step(state: ModelState, batch: dict[str, jax.Array]) -> Metrics:
         logits = nnx.merge(graphdef, *state)(_inputs(batch, mode, after), after=after)
-        metrics = score(logits, batch)
+        metrics = metric_sums(logits, batch)
         return lax.psum(metrics, placement.axis_name) if placement.axis_name else metrics
 
     return placement.compile(eval_step)
+
+
+def make_feature_step(
+    model: Network,
+    cut: str,
+    *,
+    placement: Placement,
+    mode: str,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> Callable[[tuple[nnx.State, nnx.State, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Compile ((params, batch_stats, view), batch) -> the frozen layers' outputs.
+
+    The result has `features`, the output of the layer `cut`, and `mask`, for the whole global batch
+    and on every process. Augmentation is a function of (seed, image, view).
+    """
+    model.eval()
+    graphdef = nnx.graphdef(model)
+
+    def feature_step(
+        state: tuple[nnx.State, nnx.State, jax.Array], batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        *model_state, view = state
+        images = batch["images"]
+        if augmentation is not None:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _VIEW_STREAM), view)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+            images = augment(keys, images, augmentation)
+        prefix = nnx.merge(graphdef, *model_state)
+        features = map_microbatches(
+            lambda x: prefix(preprocess(x, mode), until=cut), images, placement=placement
+        )
+        return {"features": features.astype(dtype), "mask": batch["mask"]}
+
+    return placement.compile(feature_step, gather=True)
+
+
+def make_predict_step(model: Network, mode: str) -> Callable[[np.ndarray], jax.Array]:
+    """Return a function of images uint8 (N, S, S, 3) that returns probabilities float32 (N, C).
+
+    It is compiled once for each shape. The model's arrays are used as they are, not copied. One
+    sigmoid unit yields two columns, (1 - p, p).
+    """
+    model.eval()
+    graphdef, state = nnx.split(model)
+
+    return lambda images: _predict(graphdef, mode, state, images)
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # module-level: equal networks share one compilation
+def _predict(graphdef: Any, mode: str, state: nnx.State, images: jax.Array) -> jax.Array:
+    network = nnx.merge(graphdef, state)
+    logits = map_microbatches(lambda x: network(preprocess(x, mode)), images)
+    if logits.shape[-1] == 1:
+        return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=-1)
+    return jax.nn.softmax(logits)
+
+
+def map_microbatches(
+    forward: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    *,
+    placement: Placement | None = None,
+) -> jax.Array:
+    """Apply `forward` to images (N, S, S, 3), on a single CPU device a few at a time.
+
+    Two activation maps of block1 take 655 MB for 32 images of 200 px; smaller microbatches bound
+    that memory at the same speed.
+    """
+    is_sharded = placement is not None and len(placement.devices) > 1
+    count, height, width = images.shape[:3]
+    size = 2 ** int(math.log2(max(1, MAX_MICROBATCH_PIXELS // (height * width))))
+    if jax.default_backend() != "cpu" or is_sharded or count <= size:
+        return forward(images)
+    padded = jnp.pad(images, ((0, -count % size), (0, 0), (0, 0), (0, 0)))
+    outputs = lax.map(forward, padded.reshape(-1, size, *images.shape[1:]))
+    return outputs.reshape(-1, *outputs.shape[2:])[:count]
+
+
+def metric_sums(
+    logits: jax.Array,
+    batch: dict[str, jax.Array],
+    *,
+    class_weights: np.ndarray | None = None,
+    label_smoothing: float = 0.0,
+) -> Metrics:
+    """Return the metrics of a batch, summed over its unmasked examples.
+
+    `logits` is (N, C) for a softmax or (N, 1) for one sigmoid unit. `class_weights` (C,) and
+    `label_smoothing` affect the loss only, as in Keras. An image mixed of two has the loss of its
+    soft label; for accuracy its label is the heavier one.
+    """
+    label, mask = batch["label"], batch["mask"]
+    cross_entropy = partial(
+        _cross_entropy, logits, class_weights=class_weights, label_smoothing=label_smoothing
+    )
+    loss = cross_entropy(label)
+    if "share" in batch:  # cross-entropy is linear in the label
+        other, share = batch["other"], batch["share"]
+        loss = share * loss + (1 - share) * cross_entropy(other)
+        label = jnp.where(share >= 0.5, label, other)
+    if logits.shape[-1] == 1:
+        prediction = (logits[:, 0] > 0).astype(label.dtype)
+        top5 = jnp.ones_like(mask)
+    else:
+        prediction = logits.argmax(-1)
+        top5 = (lax.top_k(logits, min(5, logits.shape[-1]))[1] == label[:, None]).any(-1)
+    values = {
+        "loss": loss,
+        "correct": prediction == label,
+        "top5": top5,
+        "count": jnp.ones_like(mask),
+    }
+    # `where`, not a product: a padded row may hold NaN.
+    return {name: jnp.where(mask > 0, value, 0.0).sum() for name, value in values.items()}
+
+
+def _cross_entropy(
+    logits: jax.Array,
+    label: jax.Array,
+    *,
+    class_weights: np.ndarray | None,
+    label_smoothing: float,
+) -> jax.Array:
+    is_sigmoid = logits.shape[-1] == 1
+    if is_sigmoid:
+        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    if label_smoothing:  # mixed with the mean of the losses of all labels
+        if is_sigmoid:
+            uniform = optax.sigmoid_binary_cross_entropy(logits[:, 0], 0.5)
+        else:
+            uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+    return loss if class_weights is None else loss * jnp.asarray(class_weights)[label]
+
+
+def _update_averages(averages: Any, new: Any, ema: float, step: jax.Array) -> Any:
+    """Move the averages towards the new values; a value that does not change stays bit-identical.
+
+    The decay starts at (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage, so that
+    the initial weights are soon forgotten.
+    """
+    decay = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, value: old + (1 - decay) * (value - old), averages, new)
 
 
 def _inputs(batch: dict[str, jax.Array], mode: str, after: str | None) -> jax.Array:
@@ -203,7 +333,10 @@ def _inputs(batch: dict[str, jax.Array], mode: str, after: str | None) -> jax.Ar
 
 
 def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
-    """Gives each row of the global batch two keys of its own, (rows, 2)."""
+    """Return two keys for each of this device's rows, (rows, 2), by position in the global batch.
+
+    Under jit `rows` is the global batch.
+    """
     first = lax.axis_index(axis_name) * rows if axis_name else 0
     key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
@@ -213,12 +346,17 @@ def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) 
 def _augmented(
     key: jax.Array, batch: dict[str, jax.Array], augmentation: Augmentation, axis_name: str | None
 ) -> dict[str, jax.Array]:
-    """Changes a batch's images; mixed ones add `other`, a second label, and `share`, the first's.
+    """Return the batch with augmented images, each from its own key of `key` (N,).
 
-    Every row is drawn from its own key, and partners are rows of the global batch (mix.py).
+    Mixup and CutMix add `other`, the partner's label, and `share`, the weight of the row's own. The
+    partner is a row of the global batch (see mix.py).
     """
-    images, a = augment(key, batch["images"], augmentation), augmentation
-    if not (a.mixup or a.cutmix):
+    images = augment(key, batch["images"], augmentation)
+    if not (augmentation.mixup or augmentation.cutmix):
         return batch | {"images": images}
-    options = {"mixup": a.mixup, "cutmix": a.cutmix, "axis_name": axis_name}
+    options = {
+        "mixup": augmentation.mixup,
+        "cutmix": augmentation.cutmix,
+        "axis_name": axis_name,
+    }
     return batch | mix(key, images, batch["label"], batch["mask"], **options)._asdict()

@@ -18,16 +18,14 @@ from rich.console import Console
 from vggjax.data.loader import Batch, prefetch
 from vggjax.models.network import Network
 from vggjax.models.params import extract
-from vggjax.training.batches import epoch_batches, images_seen
+from vggjax.training.batches import epoch_batches, images_seen, stack_batches, stack_size
 from vggjax.training.cache.features import cached_features
-from vggjax.training.chunks import chunk_size, stack_batches
 from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_params
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules
-from vggjax.training.position import TrainProgress
 from vggjax.training.prepare import RunContext, prepare_run
-from vggjax.training.progress import Clock, MetricAccumulator, Program
+from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
 from vggjax.training.reading import adapted, left_out, read_images, report_adapted
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.folder import lock_workdir, make_workdir
@@ -69,7 +67,7 @@ def train(config: Config, *, console: Console | None = None) -> RunResult:
             where = {"step": position.step, "recoveries": position.recoveries}
             with Log(run.workdir, **where, tensorboard=config.tensorboard) as log:
                 if position.step:
-                    screen.say(f"Going on from step {position.step:,}.")
+                    screen.print(f"Going on from step {position.step:,}.")
                     checkpoints.restore_model(run.model, position.step)
                 for stage in run.stages:
                     _train_stage(run, stage, position, checkpoints, log, screen, stop)
@@ -123,11 +121,12 @@ def _train_epochs(
     """Trains what a stage has left; False where the run went back after a collapse."""
     config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
     log_every_steps = min(config.log_every_steps, max(1, steps_per_epoch // 4))
-    size = chunk_size(run, stage.name, cut, most=log_every_steps)
+    plan = run.feature_plans[stage.name] if cut else None
+    size = stack_size(run.model, plan, run.batch_size, most=log_every_steps)
     state, train_step, rates = _begin_stage(run, stage, cut, size > 1, position, checkpoints)
-    train_step = Program(train_step, lambda said: screen.say(f"{stage.name}: {said}"))
+    train_step = CompiledStep(train_step, lambda said: screen.print(f"{stage.name}: {said}"))
     mode = config.preprocessing.mode
-    eval_step = Program(make_eval_step(run.model, placement=placement, mode=mode, after=cut))
+    eval_step = CompiledStep(make_eval_step(run.model, placement=placement, mode=mode, after=cut))
     watch = CollapseMonitor(run, stage, position, checkpoints, log, screen)
 
     def put(item: tuple[int, Batch]) -> tuple[int, dict[str, jax.Array]]:
@@ -136,28 +135,36 @@ def _train_epochs(
     saved_s = time.monotonic()
     while position.step < last_step:
         if stage is run.stages[-1] and 0 < config.patience <= position.stale_epochs:
-            screen.say(f"No better {config.monitor} for {config.patience} epochs: stopped.")
+            screen.print(f"No better {config.monitor} for {config.patience} epochs: stopped.")
             break
         epoch, start = divmod(position.step, steps_per_epoch)
         epoch_ends = (epoch + 1) * steps_per_epoch
         where = {"epoch": epoch + 1, "stage": stage.name}
         screen.begin(f"epoch {epoch + 1}/{config.num_epochs}", steps_per_epoch, done=start)
-        tally, clock = MetricAccumulator(placement, position.sums), Clock(train_step)
-        batches = epoch_batches(run, position.step, epoch_ends)
+        tally, clock = MetricAccumulator(placement, position.sums), Throughput(train_step)
+        loader = run.loaders["train"]
+        batches = epoch_batches(
+            loader,
+            position.step,
+            epoch_ends,
+            batch_size=run.batch_size,
+            seed=config.seed,
+            process=placement.process,
+        )
         chunks = stack_batches(batches, size, step=position.step, every=log_every_steps)
         with closing(prefetch(chunks, put)) as chunks:
             for steps, batch in chunks:
                 state, metrics = train_step(state, batch)  # 1. learn
                 tally.add(steps, metrics)
-                shown = images_seen(run, position.step)
+                shown = images_seen(position.step, len(loader), run.batch_size)
                 position.step += steps
-                clock.tick(images_seen(run, position.step) - shown)
+                clock.add(images_seen(position.step, len(loader), run.batch_size) - shown)
                 if position.step % log_every_steps == 0:  # 2. report; the only wait
                     values = _means(tally.fetch(), "train")
                     if watch.recovered(tally.sums):
                         return False
                     log.write("step", position.step, **where, **values, **rates(position.step))
-                    screen.figures(values, clock.images_per_s())
+                    screen.show_metrics(values, clock.images_per_s())
                 screen.advance(position.step % steps_per_epoch or steps_per_epoch)
                 is_due = time.monotonic() - saved_s > 60 * config.checkpoint_minutes
                 if (stop.signum or is_due) and position.step % steps_per_epoch:
@@ -176,17 +183,17 @@ def _train_epochs(
         if watch.recovered(tally.sums, val=values):
             return False
         value = values[config.monitor]  # 4. keep the best, and slow down where it gets no better
-        is_best = position.take(-value if config.monitor == "val/loss" else value)
-        watch.note(values, is_best=is_best)
+        is_best = position.update_best(-value if config.monitor == "val/loss" else value)
+        watch.record_epoch(values, is_best=is_best)
         slower = position.reduce_on_plateau(config, values["val/loss"])
         position.sums = {}
         checkpoints.save(placement.fetch(state), position, is_best=is_best)
         saved_s = time.monotonic()
         log.write("epoch", position.step, **where, **values)
-        screen.epoch(epoch + 1, stage.name, values, is_best=is_best)
+        screen.print_epoch(epoch + 1, stage.name, values, is_best=is_best)
         if slower:
             state = state._replace(factor=placement.put_state(np.float32(position.factor)))
-            screen.plateau(config, position.factor)
+            screen.print_plateau(config, position.factor)
         stop.check(run.workdir)
     _put_back(run.model, placement.fetch(state))
     return True

@@ -1,9 +1,8 @@
-"""The frozen layers' outputs, computed once for each image and kept while a stage lasts.
+"""The outputs of the frozen layers, computed once for each image and cached while a stage lasts.
 
-`Features` stands where `SplitLoader` stood: its batches are those that the images would have come
-in, with "features" (B, ...) in place of "images", so that a stage learns what it would have
-learned. Rows are computed by batches of the training's size. What is kept, and where, is decided in
-feature_plan.py; feature_store.py keeps it.
+`CachedFeatures` takes the place of a `SplitLoader`: it yields the same batches with `features`
+(B, ...) instead of `images`, so the stage learns what it would have learned. plan.py decides what
+is cached and where, store.py keeps it. Rows are computed in batches of the training's size.
 """
 
 import dataclasses
@@ -23,37 +22,37 @@ from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes, view_of
 from vggjax.training.cache.store import FileStore, MemoryStore, Store, make_key
 from vggjax.training.console import ProgressConsole
-from vggjax.training.forward import make_feature_step
 from vggjax.training.prepare import RunContext
-from vggjax.training.progress import Program
+from vggjax.training.progress import CompiledStep
 from vggjax.training.signals import Stop
 from vggjax.training.stages import Stage
+from vggjax.training.step import make_feature_step
 
 
-class Features:
-    """One split's features, in batches.
+class CachedFeatures:
+    """The features of one split, in batches.
 
     Args:
-        examples: the split whose images they are of.
-        views: for each drawn version that is kept its rows (N, ...), in the split's order.
-        masked: the positions of images that cannot be read.
-        cached_views: how many versions take turns from pass to pass; 0 where nothing is drawn.
+        loader: the split's images.
+        views: the rows (N, ...) of each cached view, in the split's order.
+        masked: positions of unreadable images.
+        cached_views: the number of views that take turns from pass to pass; 0 for plain images.
     """
 
     def __init__(
         self,
-        examples: SplitLoader,
+        loader: SplitLoader,
         views: dict[int, np.ndarray],
         masked: Sequence[int],
         *,
         cached_views: int = 0,
     ):
-        self._examples, self._views, self._cached_views = examples, views, cached_views
-        self._mask = np.ones(len(examples), np.float32)
+        self._loader, self._views, self._cached_views = loader, views, cached_views
+        self._mask = np.ones(len(loader), np.float32)
         self._mask[list(masked)] = 0
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._loader)
 
     def batches(
         self,
@@ -65,21 +64,21 @@ class Features:
         start: int = 0,
         process: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
-        """Yields what `SplitLoader.batches` does, with "features" in place of "images"."""
+        """Yield the batches of `SplitLoader.batches`, with `features` instead of `images`."""
         order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
         which, processes = process
         rows = batch_size // processes
         view = self._views[view_of(epoch, self._cached_views)]
-        for at in range(start * batch_size, len(self), batch_size):
-            positions = order[at + which * rows : at + (which + 1) * rows]
+        for offset in range(start * batch_size, len(self), batch_size):
+            positions = order[offset + which * rows : offset + (which + 1) * rows]
             padding = (0, rows - len(positions))
             features = np.empty((rows, *view.shape[1:]), view.dtype)
             features[: len(positions)] = view[positions]
             features[len(positions) :] = 0
-            index = self._examples.indices[positions]
+            index = self._loader.indices[positions]
             yield {
                 "features": features,
-                "label": np.pad(self._examples.labels[positions], padding),
+                "label": np.pad(self._loader.labels[positions], padding),
                 "mask": np.pad(self._mask[positions], padding),
                 "index": np.pad(index, padding, constant_values=-1),
             }
@@ -87,16 +86,15 @@ class Features:
 
 @contextmanager
 def cached_features(
-    run: RunContext, stage: Stage, screen: ProgressConsole, stop: Stop
+    run: RunContext, stage: Stage, console: ProgressConsole, stop: Stop
 ) -> Iterator[tuple[RunContext, str | None]]:
-    """Gives the run with features in place of its examples, and the layer to go on after.
+    """Yield the run with cached features as its loaders, and the layer after which to continue.
 
-    Where nothing is kept, the run as it is and None. A file is deleted when the stage has ended:
-    nothing else can use it, since what it depends on is this run's alone, and it may be larger than
-    the dataset. It stays where the run is interrupted, which then goes on with it.
+    A stage that caches nothing yields the run itself and None. Files are deleted when the stage
+    ends, since only this run can use them; an interrupted run keeps them and continues from them.
 
     Raises:
-        Interrupted: a signal came; the features in a file are kept.
+        Interrupted: a signal arrived; features in files were saved.
     """
     plan = run.feature_plans.get(stage.name)
     if plan is None or plan.where == "nowhere":
@@ -104,10 +102,8 @@ def cached_features(
         return
     stores: list[Store] = []
     try:
-        yield (
-            dataclasses.replace(run, loaders=_fill_all(run, plan, stores, screen, stop)),
-            plan.cut,
-        )
+        loaders = _fill_stores(run, plan, stores, console, stop)
+        yield dataclasses.replace(run, loaders=loaders), plan.cut
     except BaseException:
         for store in stores:
             store.close()
@@ -116,39 +112,49 @@ def cached_features(
         store.discard()
 
 
-def _fill_all(
-    run: RunContext, plan: FeaturePlan, stores: list[Store], screen: ProgressConsole, stop: Stop
-) -> dict[str, Features]:
-    """Computes what is lacking of `train` and `val`; adds the stores that it opens to `stores`."""
-    compute, kept = _Prefix(run, plan, screen), {}
-    for split, examples in run.loaders.items():
-        views, masked, stored = {}, set(), 0
-        begin_s = time.monotonic() - compute.compile_s
+def _fill_stores(
+    run: RunContext, plan: FeaturePlan, stores: list[Store], console: ProgressConsole, stop: Stop
+) -> dict[str, CachedFeatures]:
+    """Compute the missing features of all splits; append every opened store to `stores`."""
+    prefix, cached = _FrozenPrefix(run, plan, console), {}
+    for split, loader in run.loaders.items():
+        views: dict[int, np.ndarray] = {}
+        masked: set[int] = set()
+        num_stored = 0
+        start_s = time.monotonic() - prefix.compile_s
         numbers = plan.views if split == "train" else (0,)
         for view in numbers:
             store = _open_store(run, plan, split, view)
             stores.append(store)
-            stored += store.done
-            which = f", version {len(views) + 1} of {len(numbers)}" if len(numbers) > 1 else ""
-            screen.begin(f"features of {split}{which}", len(examples), done=store.done)
-            compute.fill(store, split, view, stop, screen.advance)
+            num_stored += store.done
+            count = f", view {len(views) + 1} of {len(numbers)}" if len(numbers) > 1 else ""
+            console.begin(f"features of {split}{count}", len(loader), done=store.done)
+            prefix.fill(store, split, view, stop, console.advance)
             views[view] = store.rows()
             masked |= store.masked
         cached_views = run.config.cached_views if split == "train" else 0
-        kept[split] = Features(examples, views, sorted(masked), cached_views=cached_views)
-        seconds = time.monotonic() - begin_s - compute.compile_s
-        screen.say(_told(split, len(numbers) * len(examples), stored, seconds, views))
-    return kept
+        cached[split] = CachedFeatures(loader, views, sorted(masked), cached_views=cached_views)
+        seconds = time.monotonic() - start_s - prefix.compile_s
+        num_images = len(numbers) * len(loader)
+        rate = ""
+        if num_images > num_stored:
+            rate = f" ({(num_images - num_stored) / seconds:.0f} images/s)"
+        earlier = f", {num_stored:,} of them by an earlier process" if num_stored else ""
+        size = megabytes(sum(view.nbytes for view in views.values()))
+        console.print(
+            f"features of {split}: {num_images:,} in {seconds:.0f} s{rate}{earlier}, {size}"
+        )
+    return cached
 
 
-class _Prefix:
-    """The frozen layers, compiled; `compile_s` is what that took so far."""
+class _FrozenPrefix:
+    """The compiled frozen layers up to the cut; `compile_s` is the time spent on compiling."""
 
-    def __init__(self, run: RunContext, plan: FeaturePlan, screen: ProgressConsole):
-        self._run, self._plan, self._screen = run, plan, screen
+    def __init__(self, run: RunContext, plan: FeaturePlan, console: ProgressConsole):
+        self._run, self._plan, self._console = run, plan, console
         _, params, batch_stats = nnx.split(run.model, nnx.Param, nnx.BatchStat)
         self._state = run.placement.put_state((params, batch_stats))
-        self._steps: dict[bool, Program] = {}
+        self._steps: dict[bool, CompiledStep] = {}
 
     @property
     def compile_s(self) -> float:
@@ -157,94 +163,83 @@ class _Prefix:
     def fill(
         self, store: Store, split: str, view: int, stop: Stop, advance: Callable[[int], None]
     ) -> None:
-        """Computes the rows that a store lacks."""
-        run, placement, examples = self._run, self._run.placement, self._run.loaders[split]
-        examples.unreadable.update(store.unreadable)
+        """Compute the rows that `store` lacks."""
+        run, placement, loader = self._run, self._run.placement, self._run.loaders[split]
+        loader.unreadable.update(store.unreadable)
         if store.is_complete:
             return
-        draws = split == "train" and is_on(run.config.augmentation)
-        step = self._step(draws)
+        step = self._compiled(is_augmented=split == "train" and is_on(run.config.augmentation))
         state = (*self._state, placement.put_state(np.int32(view)))
-        batches = examples.batches(
+        batches = loader.batches(
             run.batch_size, start=store.done // run.batch_size, process=placement.process
         )
 
-        def keep(outputs: dict[str, jax.Array]) -> None:
+        def append(outputs: dict[str, jax.Array]) -> None:
             outputs = placement.fetch(outputs)
-            count = min(len(outputs["mask"]), len(examples) - store.done)
+            count = min(len(outputs["mask"]), len(loader) - store.done)
             masked = store.done + np.flatnonzero(outputs["mask"][:count] == 0)
-            store.append(outputs["features"][:count], masked.tolist(), dict(examples.unreadable))
+            store.append(outputs["features"][:count], masked.tolist(), dict(loader.unreadable))
             advance(store.done)
 
         pending = None
-        with closing(prefetch(batches, placement.put_batch)) as batches:
-            for batch in batches:
+        with closing(prefetch(batches, placement.put_batch)) as device_batches:
+            for batch in device_batches:
                 outputs = step(state, batch)
                 if pending is not None:
-                    keep(pending)  # while the devices are busy with the next
+                    append(pending)  # while the devices compute the next batch
                 pending = outputs
                 if stop.signum:
-                    keep(pending)
-                    store.pause()
+                    append(pending)
+                    store.save()
                     stop.check(run.workdir)
-        keep(pending)
+        if pending is not None:
+            append(pending)
 
-    def _step(self, draws: bool) -> Program:
-        if draws not in self._steps:
+    def _compiled(self, *, is_augmented: bool) -> CompiledStep:
+        if is_augmented not in self._steps:
             config = self._run.config
             step = make_feature_step(
                 self._run.model,
                 self._plan.cut,
                 placement=self._run.placement,
                 mode=config.preprocessing.mode,
-                augmentation=config.augmentation if draws else None,
+                augmentation=config.augmentation if is_augmented else None,
                 seed=config.seed,
                 dtype=self._plan.dtype,
             )
             name = f"features up to {self._plan.cut}"
-            self._steps[draws] = Program(step, lambda said: self._screen.say(f"{name}: {said}"))
-        return self._steps[draws]
+            self._steps[is_augmented] = CompiledStep(
+                step, lambda message: self._console.print(f"{name}: {message}")
+            )
+        return self._steps[is_augmented]
 
 
 def _open_store(run: RunContext, plan: FeaturePlan, split: str, view: int) -> Store:
-    examples = run.loaders[split]
-    shape = (len(examples), *plan.shape)
+    shape = (len(run.loaders[split]), *plan.shape)
     if plan.where == "memory":
         return MemoryStore(shape, plan.dtype)
     which, processes = run.placement.process
-    part = f"-{which}" if processes > 1 else ""  # each process keeps a copy of its own
-    return FileStore(
-        run.workdir / "features" / f"{feature_key(run, plan, split, view)}{part}.npy",
-        shape,
-        plan.dtype,
-    )
+    suffix = f"-{which}" if processes > 1 else ""  # each process has its own copy
+    path = run.workdir / "features" / f"{feature_key(run, plan, split, view)}{suffix}.npy"
+    return FileStore(path, shape, plan.dtype)
 
 
 def feature_key(run: RunContext, plan: FeaturePlan, split: str, view: int) -> str:
-    """Gives the name of the features of one split and version: a hash of all they depend on."""
+    """Return the name of the features of one split and view: a hash of all they depend on."""
     config, layers = run.config, run.model.layers
-    before = layers[: layers.index(plan.cut) + 1]
-    weights = {name: arrays for name, arrays in extract(run.model).items() if name in before}
+    prefix = layers[: layers.index(plan.cut) + 1]
+    weights = {name: arrays for name, arrays in extract(run.model).items() if name in prefix}
     settings: dict[str, Any] = {
         "model": dataclasses.asdict(run.model.arch),
         "cut": plan.cut,
-        "layers": before,
+        "layers": prefix,
         "convolution": config.convolution,
         "dtypes": (config.dtype, plan.dtype),
         "batch_size": run.batch_size,
         "preprocessing": config.preprocessing.to_json(),
     }
     if split == "train" and is_on(config.augmentation):
-        drawn = dataclasses.asdict(config.augmentation)
-        settings |= {"augmentation": drawn, "view": view, "seed": config.seed}
+        augmentation = dataclasses.asdict(config.augmentation)
+        settings |= {"augmentation": augmentation, "view": view, "seed": config.seed}
     settings = json.loads(json.dumps(settings))
     return make_key(run.source, run.loaders[split].indices, weights, settings)
-
-
-def _told(
-    split: str, images: int, stored: int, seconds: float, views: dict[int, np.ndarray]
-) -> str:
-    found = f", {stored:,} of them before" if stored else ""
-    rate = f" ({(images - stored) / seconds:.0f} images/s)" if images > stored else ""
-    size = megabytes(sum(view.nbytes for view in views.values()))
-    return f"features of {split}: {images:,} in {seconds:.0f} s{rate}{found}, {size}"

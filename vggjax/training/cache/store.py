@@ -1,10 +1,9 @@
-"""Where one split's features lie: in memory, or in a .npy file that is mapped once it is whole.
+"""The storage of one split's features: in memory, or in a .npy file that is mapped when complete.
 
 Rows are appended in order. A file has a record beside it, written after the data has reached the
-disk: what a killed run had computed is used again, and a half-written file is never taken for a
-whole one; a checksum in the record tells of damage since. The name of a file is a hash of
-everything that its numbers depend on (`make_key`), so that another weight, image or setting means
-another file.
+disk: a killed run continues from it, an incomplete file is never used as a complete one, and the
+record's checksum reveals later damage. The name of a file is a hash of everything that its values
+depend on (`make_key`), so other weights, images or settings mean another file.
 """
 
 import hashlib
@@ -23,10 +22,10 @@ import numpy as np
 
 from vggjax.atomic import write_text
 from vggjax.data.sources.source import Source
-from vggjax.errors import VggjaxError
+from vggjax.errors import VggjaxError, printable
 
 FORMAT = "1"
-"""Of the numbers and of the files; another one when what they mean changes."""
+"""Version of the values and files; raise it when their meaning changes."""
 
 RECORD_EVERY_S = 10.0
 
@@ -37,18 +36,17 @@ def make_key(
     weights: Mapping[str, Mapping[str, np.ndarray]],
     settings: Mapping[str, Any],
 ) -> str:
-    """Gives the SHA-256 of all that features depend on: images, weights, settings.
+    """Return the SHA-256 of all that features depend on: images, frozen weights, settings.
 
-    `weights` are those of the frozen layers; `settings` is anything that JSON can write. A file
-    that was written anew counts as another image, by its size and time.
+    `settings` must be JSON. An image file is identified by its size and modification time.
     """
     digest = hashlib.sha256(f"{FORMAT} {source.fingerprint}\0".encode())
     digest.update(np.asarray(indices, "<i8").tobytes())
     for i in np.asarray(indices).tolist():
         path = source.path(i)
         if path is not None and path.exists():
-            found = path.stat()
-            digest.update(f"{found.st_size} {found.st_mtime_ns}\0".encode())
+            stat = path.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
     for layer, arrays in weights.items():
         for name, array in arrays.items():
             digest.update(f"{layer}/{name} {array.shape} {array.dtype}\0".encode())
@@ -58,7 +56,7 @@ def make_key(
 
 
 class MemoryStore:
-    """Rows in memory."""
+    """Rows in memory, with the interface of `FileStore`."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str):
         self._array = np.empty(shape, jnp.dtype(dtype))
@@ -68,36 +66,36 @@ class MemoryStore:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row is there."""
+        """Whether all rows were appended."""
         return self.done == len(self._array)
 
     def append(self, rows: np.ndarray, masked: Iterable[int], unreadable: dict[int, str]) -> None:
-        """Adds the next rows; `masked` are the numbers of rows without an image."""
+        """Append rows; `masked` are the positions of rows without a readable image."""
         self._array[self.done : self.done + len(rows)] = rows
         self.done += len(rows)
         self.masked.update(masked)
         self.unreadable.update(unreadable)
 
-    def pause(self) -> None:
-        """Makes sure that what is there is kept if the process ends; memory is not."""
+    def save(self) -> None:
+        """Do nothing: memory does not outlive the process."""
 
     def close(self) -> None:
-        """Ends the writing."""
+        """Do nothing: there is no file."""
 
     def rows(self) -> np.ndarray:
-        """Gives all rows, when they are complete."""
+        """Return all rows of a complete store."""
         assert self.is_complete
         return self._array
 
     def discard(self) -> None:
-        """Gives back what it takes."""
+        """Free the memory."""
         self._array = self._array[:0]
 
 
 class FileStore:
-    """Rows in `<path>`, a .npy, with the record of how many there are in `<path>.json`.
+    """Rows in the .npy file `path`, with a record of their number and checksum in `path`.json.
 
-    bfloat16, which .npy has no name for, lies there as uint16.
+    bfloat16, which .npy does not have, is stored as uint16.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str):
@@ -105,38 +103,42 @@ class FileStore:
         self._stored = np.dtype(np.uint16) if self._dtype == jnp.bfloat16 else self._dtype
         self._row_bytes = math.prod(shape[1:]) * self._stored.itemsize
         header = io.BytesIO()
-        described = np.lib.format.dtype_to_descr(self._stored)
-        fields = {"descr": described, "fortran_order": False, "shape": shape}
+        descr = np.lib.format.dtype_to_descr(self._stored)
+        fields = {"descr": descr, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(header, fields)
         self._header = header.getvalue()
         self._record = path.with_name(f"{path.name}.json")
         self.done, self.masked, self.unreadable, self._crc = self._read_record()
         self._file: Any = None
-        self._recorded_s = time.monotonic()
+        self._saved_s = time.monotonic()
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row is there."""
+        """Whether all rows were appended."""
         return self.done == self._shape[0]
 
     def append(self, rows: np.ndarray, masked: Iterable[int], unreadable: dict[int, str]) -> None:
-        """Adds the next rows; `masked` are the numbers of rows without an image."""
+        """Append rows; `masked` are the positions of rows without a readable image.
+
+        Raises:
+            VggjaxError: the file cannot be written, as on a full disk.
+        """
         try:
             if self._file is None:
                 self._open()
             data = np.ascontiguousarray(rows).view(np.uint8).data
             self._file.write(data)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._write_error(error) from error
         self._crc = zlib.crc32(data, self._crc)
         self.done += len(rows)
         self.masked.update(masked)
         self.unreadable.update(unreadable)
-        if self.is_complete or time.monotonic() - self._recorded_s > RECORD_EVERY_S:
-            self.pause()
+        if self.is_complete or time.monotonic() - self._saved_s > RECORD_EVERY_S:
+            self.save()
 
-    def pause(self) -> None:
-        """Makes sure that what is there is kept if the process ends."""
+    def save(self) -> None:
+        """Write the rows and their record to the disk, to survive the end of the process."""
         if self._file is None:
             return
         record = {
@@ -147,16 +149,16 @@ class FileStore:
         }
         try:
             self._file.flush()
-            os.fsync(self._file.fileno())  # the data first: the record is never ahead of it
+            os.fsync(self._file.fileno())  # before the record, which must never be ahead
             write_text(self._record, json.dumps(record))
         except OSError as error:
-            raise self._unwritable(error) from error
-        self._recorded_s = time.monotonic()
+            raise self._write_error(error) from error
+        self._saved_s = time.monotonic()
         if self.is_complete:
             self.close()
 
     def rows(self) -> np.ndarray:
-        """Maps all rows, when they are complete."""
+        """Map all rows of a complete store."""
         assert self.is_complete
         rows = np.memmap(
             self._path, self._stored, mode="r", offset=len(self._header), shape=self._shape
@@ -164,20 +166,20 @@ class FileStore:
         return rows.view(self._dtype)
 
     def close(self) -> None:
-        """Closes the file, which stays."""
+        """Close the file and keep it."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def discard(self) -> None:
-        """Deletes the file and its record, and the folder if nothing else is in it."""
+        """Delete the file, its record, and the folder if it is empty."""
         self.close()
         self._record.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
         try:
             self._path.parent.rmdir()
         except OSError:
-            pass  # another stage's files are there, or it is gone already
+            pass  # it holds another stage's files, or is gone already
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,12 +188,12 @@ class FileStore:
             self._file.write(self._header)
             return
         self._file = self._path.open("r+b")
-        # What lies behind the record may be half of a row.
+        # Beyond the record's rows there may be part of a row.
         self._file.truncate(len(self._header) + self.done * self._row_bytes)
         self._file.seek(0, os.SEEK_END)
 
     def _read_record(self) -> tuple[int, set[int], dict[int, str], int]:
-        """Reads what an earlier process has kept; nothing where anything is amiss."""
+        """Return what an earlier process saved; nothing if it is damaged."""
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             done, masked = int(record["rows"]), set(record["masked"])
@@ -203,7 +205,7 @@ class FileStore:
         return 0, set(), {}, 0
 
     def _checksum(self, done: int) -> int | None:
-        """Adds up the file's first rows; None where the file is another's or too short."""
+        """Return the checksum of the first rows; None if the header differs or rows are missing."""
         crc, left = 0, done * self._row_bytes
         with self._path.open("rb") as file:
             if file.read(len(self._header)) != self._header:
@@ -215,10 +217,11 @@ class FileStore:
                 crc, left = zlib.crc32(data, crc), left - len(data)
         return crc
 
-    def _unwritable(self, error: OSError) -> VggjaxError:
+    def _write_error(self, error: OSError) -> VggjaxError:
         return VggjaxError(
-            f"The features cannot be written to {self._path.parent}: {error.strerror or error}. "
-            "Make room there, or use --cache-features off; the same command goes on from here."
+            f"The features cannot be written to {printable(self._path.parent)}: "
+            f"{error.strerror or error}. Make room on the disk, or set `cache_features` to off; "
+            "the same command continues from here."
         )
 
 

@@ -1,10 +1,10 @@
-"""Notices a training that learns nothing from the images, or whose loss is not finite.
+"""Detection of a training collapse: a loss that is not finite, or a network that learns nothing.
 
-It looks at sums that were fetched for the log anyway: none of it touches a device. Learning nothing
-means that over a stretch of steps neither loss nor accuracy is better than those of guessing by the
-classes' shares, and that the loss is not on its way down. What it needs from one look to the next
-are `marks`, plain numbers that belong to the run's position, so that a resumed run sees the same.
-What is then said is in advice.py; what is done about it in recovery.py.
+A network learns nothing if over a stretch of steps neither its loss nor its accuracy beats the
+class prior (`PriorBaseline`), and the loss is not falling. The detector reads the sums that are
+fetched for the log anyway and touches no device. Its memory between checks are `marks`, plain
+numbers that are saved with the run's progress, so that a resumed run detects the same.
+`diagnose` derives the likely causes and the settings to change from the config.
 """
 
 import math
@@ -13,38 +13,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vggjax.training.collapse.advice import causes_and_advice, is_slow
 from vggjax.training.config import Config
+from vggjax.training.freezing import block_of, peak_rates
 from vggjax.training.stages import Stage
 
 MIN_STEPS = 32
-"""Fewer steps than these say nothing: a head may need as many to leave chance."""
+"""A head may need as many steps to leave chance, so fewer are no evidence."""
 LONG_EPOCH_STEPS = 100
-"""From so many steps on an epoch is looked at before its end."""
+"""An epoch of at least this many steps is checked before its end."""
+
+_USUAL_RATES = {"sgd": (1e-3, 1e-1)}
+_USUAL_ADAPTIVE_RATES = (1e-5, 1e-3)
+"""The range of learning rates that usually works, for the optimizers other than sgd."""
 
 Mark = list[float]
-"""[step, and since the mark before it: sum of losses, right guesses, images]."""
+"""[step, and since the previous mark: sum of losses, correct predictions, images]."""
 
 
 @dataclass(frozen=True)
 class PriorBaseline:
-    """What is had without looking at the images, by guessing as the classes are shared out."""
+    """The accuracy and loss of predicting the class prior for every image."""
 
     classes: int
     accuracy: float
-    """The commonest class's share."""
+    """The share of the largest class."""
     loss: float
-    """Of the best constant guess, in nats: ln(classes) where all are equally common."""
+    """Of the best constant prediction, in nats: ln(classes) for balanced classes."""
 
     @classmethod
-    def of(
+    def from_counts(
         cls,
         counts: np.ndarray,
         *,
         class_weights: np.ndarray | None = None,
         label_smoothing: float = 0.0,
     ) -> "PriorBaseline":
-        """Finds it from the training images of each class, (C,), and from what the loss is."""
+        """Return the baseline for `counts` (C,) training images per class and this loss."""
         shares = np.asarray(counts, float) / np.sum(counts)
         mass = shares if class_weights is None else shares * class_weights
         target = mass / mass.sum()
@@ -55,57 +59,58 @@ class PriorBaseline:
 
 @dataclass(frozen=True)
 class Collapse:
-    """What was seen, why it may be so and what to do about it, each in words for the user."""
+    """A detected collapse: what was measured, the possible causes, and settings to try."""
 
     step: int
-    seen: str
+    symptom: str
     causes: tuple[str, ...]
     advice: tuple[str, ...]
-    finite: bool = True
-    too_slow: bool = False
-    """Whether the rate is rather too low: a tenth of it would be no cure."""
+    """Settings and values, as in "`learning_rate` 0.001"."""
+    is_finite: bool = True
+    is_slow: bool = False
+    """Whether the learning rate is unusually low, so that lowering it would not help."""
 
     @property
-    def wrong(self) -> str:
-        """What may be wrong, as a sentence."""
-        return f"What may be wrong: {'; '.join(self.causes)}."
+    def explanation(self) -> str:
+        """The possible causes as a sentence."""
+        return f"Possible causes: {'; '.join(self.causes)}."
 
     @property
     def reason(self) -> str:
-        """What was seen and what may be wrong, in one line."""
-        return f"{self.seen}. {self.wrong}"
+        """The symptom and the possible causes on one line."""
+        return f"{self.symptom}. {self.explanation}"
 
 
 class CollapseDetector:
-    """Looks at one stage of a run.
+    """Checks one stage of a run.
 
     Args:
         config: of the run.
         stage: the one that trains.
-        chance: for the training loss.
+        baseline: of the training loss.
         steps_per_epoch: of the run.
-        val_images: how many images the validation split has.
-        factor: what the rates are multiplied by, after a recovery or on a plateau.
+        val_images: size of the validation split.
+        factor: of the learning rates, after a recovery or on a plateau.
     """
 
     def __init__(
         self,
         config: Config,
         stage: Stage,
-        chance: PriorBaseline,
+        baseline: PriorBaseline,
         *,
         steps_per_epoch: int,
         val_images: int,
         factor: float = 1.0,
     ):
-        self._config, self._stage, self._chance = config, stage, chance
+        self._config, self._stage, self._baseline = config, stage, baseline
         self._steps_per_epoch, self._val_images = steps_per_epoch, val_images
         self._factor = factor
         self._first_step = stage.first_epoch * steps_per_epoch
         warmup_epochs = min(config.warmup_epochs, stage.epochs / 2)
         self._warm_step = self._first_step + warmup_epochs * steps_per_epoch
 
-    def look(
+    def check(
         self,
         marks: list[Mark],
         step: int,
@@ -113,15 +118,19 @@ class CollapseDetector:
         *,
         val: Mapping[str, float] | None = None,
     ) -> Collapse | None:
-        """Looks where the log is due, or with `val` where an epoch has ended and was judged.
+        """Return the collapse at a line of the log or, with `val`, at the end of an epoch.
 
-        `marks` is empty where a stage begins and is changed here; `sums` are the epoch's so far:
-        `loss`, `correct` and `count`.
+        Args:
+            marks: the record since the stage began, empty at its beginning; updated in place.
+            step: of the run.
+            sums: `loss`, `correct` and `count` of the epoch so far.
+            val: the epoch's `val/loss` and `val/accuracy`.
         """
         loss = sums["loss"] / max(sums["count"], 1)
         if not math.isfinite(loss):
-            return self._collapse(step, f"the loss is {loss} at step {step:,}", finite=False)
-        self._add(marks, step, sums)
+            symptom = f"the loss is {loss} at step {step:,}"
+            return self._collapse(step, symptom, is_finite=False)
+        self._add_mark(marks, step, sums)
         if val is None:
             done = step % self._steps_per_epoch
             is_long = self._steps_per_epoch >= LONG_EPOCH_STEPS
@@ -130,111 +139,204 @@ class CollapseDetector:
             stretch = 0.75 * self._steps_per_epoch
         else:
             stretch = max(self._steps_per_epoch, MIN_STEPS)
-            if self._config.ema:  # averaged weights outlive those that learn
+            if self._config.ema:  # averaged weights may be good long after the others collapsed
                 val = None
-        if step - self._first_step < stretch or (val is not None and self.learns(val)):
+        if step - self._first_step < stretch:
+            return None
+        if val is not None and self.beats_chance(val):
             return None
         return self._judge(marks, step, stretch, val)
 
-    def _add(self, marks: list[Mark], step: int, sums: Mapping[str, float]) -> None:
-        """Notes what came since the last mark; a long epoch's marks are joined, not its end's."""
+    def beats_chance(self, val: Mapping[str, float]) -> bool:
+        """Return whether the validation accuracy is significantly better than the prior's."""
+        low, _ = _wilson_interval(val["val/accuracy"] * self._val_images, self._val_images)
+        return low > self._baseline.accuracy
+
+    def _add_mark(self, marks: list[Mark], step: int, sums: Mapping[str, float]) -> None:
+        """Record what was added to the sums since the last mark; a long epoch keeps 16 marks."""
         if not marks:
             marks.append([float(self._first_step), 0.0, 0.0, 0.0])
         last = marks[-1][0]
         if last >= step:
             return
-        begin = (step - 1) // self._steps_per_epoch * self._steps_per_epoch
-        now = [sums[name] for name in ("loss", "correct", "count")]
-        noted = [mark for mark in marks if mark[0] > begin]
-        new = [value - sum(mark[i] for mark in noted) for i, value in enumerate(now, start=1)]
+        epoch_start = (step - 1) // self._steps_per_epoch * self._steps_per_epoch
+        current = [sums[name] for name in ("loss", "correct", "count")]
+        recorded = [mark for mark in marks if mark[0] > epoch_start]
+        new = [value - sum(mark[i] for mark in recorded) for i, value in enumerate(current, 1)]
         sixteenth = self._steps_per_epoch / 16
-        if last > begin and last // sixteenth == step // sixteenth:
+        if last > epoch_start and last // sixteenth == step // sixteenth:
             new = [a + b for a, b in zip(new, marks.pop()[1:], strict=True)]
         marks.append([float(step), *new])
         oldest = step - max(self._steps_per_epoch, MIN_STEPS)
         while len(marks) > 1 and marks[1][0] <= oldest:
             del marks[0]
 
-    def learns(self, val: Mapping[str, float]) -> bool:
-        """Says whether the validation split is judged better than by chance."""
-        low, _ = _interval(val["val/accuracy"] * self._val_images, self._val_images)
-        return low > self._chance.accuracy
-
     def _judge(
         self, marks: list[Mark], step: int, stretch: float, val: Mapping[str, float] | None
     ) -> Collapse | None:
-        chance = self._chance
-        whole, before, last = (
-            _between(marks, step - stretch, step),
-            _between(marks, step - stretch / 2, step - stretch / 4),
-            _between(marks, step - stretch / 4, step),
-        )
+        baseline = self._baseline
+        whole = _between(marks, step - stretch, step)
+        before = _between(marks, step - stretch / 2, step - stretch / 4)
+        last = _between(marks, step - stretch / 4, step)
         if min(whole.count, before.count, last.count) < 1:
             return None
-        low, _ = _interval(last.correct, last.count)
-        _, high = _interval(whole.correct, whole.count)
-        # Better than chance by more than the luck of the draw, or not known to lie near it.
-        better = min(0.1 * chance.accuracy, 0.02 * (1 - chance.accuracy))
-        near = min(0.05, (1 - chance.accuracy) / 4)
-        if low > chance.accuracy + better or high > chance.accuracy + near:
+        if self._is_accurate(whole, last):
             return None
-        # A few steps from before the collapse are passed over, but where classes are uneven: there
-        # the losses of half an epoch vary by which images it drew.
-        even = chance.loss > 0.95 * math.log(chance.classes)
-        worst = max(whole.loss, min(before.loss, last.loss)) if even else whole.loss
-        if worst < 0.99 * chance.loss or last.loss < 0.98 * chance.loss:
+        # The steps just before a collapse are ignored (`max`), except for uneven classes, where
+        # the loss of half an epoch varies with the images drawn.
+        is_even = baseline.loss > 0.95 * math.log(baseline.classes)
+        worst = max(whole.loss, min(before.loss, last.loss)) if is_even else whole.loss
+        if worst < 0.99 * baseline.loss or last.loss < 0.98 * baseline.loss:
             return None
-        # On its way down? A low rate leaves the loss at chance for long, and hardly shakes it: a
-        # thousandth is a beginning; with higher ones a hundredth. Above chance, as with a new head
-        # on pretrained features, the loss has further to go and goes faster. But what blew up and
-        # then fell onto chance is not on its way.
-        now = last.loss if val is None else min(last.loss, val["val/loss"])
-        blew_up = whole.loss > 10 * chance.loss and now < 1.1 * chance.loss
-        above = max(before.loss - chance.loss, 0.0)
-        least = 0.001 if whole.loss < 1.005 * chance.loss else 0.01
-        if not blew_up and before.loss - last.loss > least * chance.loss + 0.3 * above:
+        current = last.loss if val is None else min(last.loss, val["val/loss"])
+        if self._is_falling(whole, before, last, current):
             return None
         return self._collapse(step, self._describe(last.loss, whole))
 
+    def _is_accurate(self, whole: "_Stretch", last: "_Stretch") -> bool:
+        """Return whether the accuracy is significantly above chance, or not known to be near it."""
+        chance = self._baseline.accuracy
+        low, _ = _wilson_interval(last.correct, last.count)
+        _, high = _wilson_interval(whole.correct, whole.count)
+        above = min(0.1 * chance, 0.02 * (1 - chance))
+        near = min(0.05, (1 - chance) / 4)
+        return low > chance + above or high > chance + near
+
+    def _is_falling(
+        self, whole: "_Stretch", before: "_Stretch", last: "_Stretch", current: float
+    ) -> bool:
+        """Return whether the loss falls fast enough to be learning.
+
+        A low rate leaves the loss at chance for long and hardly shakes it, so there a thousandth is
+        a beginning; elsewhere a hundredth. Above chance, as with a new head on pretrained features,
+        the loss has further to fall and must fall faster. A loss that blew up and then dropped to
+        chance is not learning.
+        """
+        chance = self._baseline.loss
+        if whole.loss > 10 * chance and current < 1.1 * chance:
+            return False
+        least = 0.001 if whole.loss < 1.005 * chance else 0.01
+        return before.loss - last.loss > least * chance + 0.3 * max(before.loss - chance, 0.0)
+
     def _describe(self, loss: float, whole: "_Stretch") -> str:
-        chance = self._chance
-        even = math.isclose(chance.loss, math.log(chance.classes), rel_tol=0.005)
-        known = f"ln {chance.classes}" if even else f"the {chance.loss:.3f} of guessing by shares"
-        sign = "=" if math.isclose(loss, chance.loss, rel_tol=0.005) else "against"
+        baseline = self._baseline
+        is_even = math.isclose(baseline.loss, math.log(baseline.classes), rel_tol=0.005)
+        chance = f"ln {baseline.classes} = " if is_even else ""
         return (
-            f"loss {loss:.4g} {sign} {known}, accuracy {_percent(whole.correct / whole.count)} of "
-            f"{chance.classes} classes (the commonest has {_percent(chance.accuracy)}): nothing is "
-            "learned from the images"
+            f"loss {loss:.4g} (chance: {chance}{baseline.loss:.4g}), accuracy "
+            f"{whole.correct / whole.count:.1%} (chance: {baseline.accuracy:.1%}, the largest of "
+            f"{baseline.classes} classes); the network learns nothing from the images"
         )
 
-    def _collapse(self, step: int, seen: str, *, finite: bool = True) -> Collapse:
-        found = causes_and_advice(self._config, self._stage, finite=finite, factor=self._factor)
-        return Collapse(step, seen, *found, finite, finite and is_slow(self._config, self._factor))
+    def _collapse(self, step: int, symptom: str, *, is_finite: bool = True) -> Collapse:
+        causes, advice = diagnose(
+            self._config, self._stage, is_finite=is_finite, factor=self._factor
+        )
+        is_slow = is_finite and _is_slow(self._config, self._factor)
+        return Collapse(step, symptom, causes, advice, is_finite, is_slow)
 
 
 @dataclass(frozen=True)
 class _Stretch:
     loss: float
-    """The mean."""
+    """The mean over its images."""
     correct: float
     count: float
 
 
 def _between(marks: list[Mark], start: float, end: float) -> _Stretch:
-    """Adds up what lies behind the last mark at or before `start`, up to that of `end`."""
+    """Return the sums of the marks from the last one at or before `start` to the one at `end`."""
     first = max((mark[0] for mark in marks if mark[0] <= start), default=marks[0][0])
-    found = [mark for mark in marks if first < mark[0] <= end]
-    loss, correct, count = (sum(mark[i] for mark in found) for i in (1, 2, 3))
+    inside = [mark for mark in marks if first < mark[0] <= end]
+    loss, correct, count = (sum(mark[i] for mark in inside) for i in (1, 2, 3))
     return _Stretch(loss / max(count, 1), correct, count)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _interval(correct: float, count: float) -> tuple[float, float]:
-    """Gives the 95 % interval (Wilson's) of a share of which `correct` out of `count` were seen."""
+def _wilson_interval(correct: float, count: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share, from `correct` successes in `count` trials."""
     z2 = 1.96**2
-    middle = (correct + z2 / 2) / (count + z2)
+    center = (correct + z2 / 2) / (count + z2)
     half = 1.96 / (count + z2) * math.sqrt(correct * max(count - correct, 0) / count + z2 / 4)
-    return middle - half, middle + half
+    return center - half, center + half
+
+
+def diagnose(
+    config: Config, stage: Stage, *, is_finite: bool = True, factor: float = 1.0
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return possible causes of a collapse in `stage` and settings to try, the likeliest first.
+
+    Nothing is advised that the run has already.
+
+    Args:
+        config: of the run.
+        stage: the one that collapsed.
+        is_finite: False if the loss is not finite, which a low learning rate cannot cause.
+        factor: of the learning rates at present.
+    """
+    causes: list[str] = []
+    advice: list[str] = []
+
+    def add(cause: str, setting: str) -> None:
+        if cause:
+            causes.append(cause)
+        advice.append(setting)
+
+    rates = {name: rate * factor for name, rate in peak_rates(config).items()}
+    rate = rates["head"]
+    is_published = config.weights == "imagenet" and config.start_from is None
+    if is_published and config.preprocessing.mode != "caffe":
+        cause = f"`preprocess` {config.preprocess} yields other pixels than the weights expect"
+        add(cause, "`preprocess` auto")
+    if not config.pretrained and config.unfrozen != ("all",):
+        add("the frozen layers are random (`weights` none)", "`unfreeze` all")
+    add(*_rate_diagnosis(config, rate, is_finite=is_finite, factor=factor))
+    if stage.unfreeze != ("none",) and config.pretrained:
+        if stage.first_epoch == 0 and config.start_from is None:
+            add(
+                "pretrained layers were unfrozen at once, below a new head whose first gradients "
+                "destroy them",
+                f"`stages` {_gradual_stages(config)}",
+            )
+        if rates["backbone"] > 0.1 * rate:
+            cause = f"pretrained layers learn at {rates['backbone']:.2g}, as fast as the head"
+            add(cause, f"`backbone_learning_rate` {rate / 1000:.2g}")
+    if not config.warmup_epochs:
+        add("the learning rate has no warmup", "`warmup_epochs` 1")
+    if not config.clip_norm:
+        add("", "`clip_norm` 1")
+    if not config.pretrained and not config.model.endswith("_bn") and "vgg" in config.model:
+        cause = f"{config.model} has no batch normalization, which training from scratch needs"
+        add(cause, f"`model` {config.model}_bn")
+    return tuple(causes), tuple(advice)
+
+
+def _rate_diagnosis(
+    config: Config, rate: float, *, is_finite: bool, factor: float
+) -> tuple[str, str]:
+    if is_finite and _is_slow(config, factor):
+        cause = f"the learning rate {rate:.2g} is low for {config.optimizer}"
+        return cause, f"`learning_rate` {rate * 10:.2g}"
+    _, high = _usual_rates(config)
+    verb = "is" if rate > high else "may be too"
+    lower = rate / 10 if rate <= 100 * high else high
+    cause = f"the learning rate {rate:.2g} {verb} high for {config.optimizer}"
+    return cause, f"`learning_rate` {lower:.2g}"
+
+
+def _usual_rates(config: Config) -> tuple[float, float]:
+    return _USUAL_RATES.get(config.optimizer, _USUAL_ADAPTIVE_RATES)
+
+
+def _is_slow(config: Config, factor: float) -> bool:
+    return config.learning_rate * factor < _usual_rates(config)[0]
+
+
+def _gradual_stages(config: Config) -> str:
+    """Return `stages` with the run's number of epochs, of which the head alone has the first."""
+    epochs = config.num_epochs
+    head = max(1, epochs // 3)
+    rest = max(1, epochs - head)
+    if config.unfrozen == ("all",):
+        deep, last = max(1, rest // 2), block_of(config.base_layers[-1])
+        return f"head:{head} {last}:{deep} all:{max(1, rest - deep)}"
+    return f"head:{head} {'+'.join(config.unfrozen)}:{rest}"
