@@ -42,7 +42,7 @@ def test_the_cut_is_the_deepest_layer_before_anything_random_or_trained(unfreeze
 
 def test_what_is_random_or_used_once_or_switched_off_is_not_kept(config_of):
     def plans(**settings):
-        return set(prepare.prepare_run(config_of("run", **settings)).features)
+        return set(prepare.prepare_run(config_of("run", **settings)).feature_plans)
 
     assert plans() == {"head", "head+block5"}
     assert plans(augment="flip") == plans(cache_features="off") == set()

@@ -179,7 +179,7 @@ def test_early_stopping_keeps_the_best_weights(images, tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(images, tmp_path):
     config = make_config(images, tmp_path / "run", optimizer="sgd", learning_rate=1e30)
-    with pytest.raises(VggjaxError, match="diverged in epoch 1 .* Try --learning-rate 0.1, or"):
+    with pytest.raises(VggjaxError, match="diverged in epoch 1 .* Try `learning_rate` 0.1, or"):
         train(config)
     assert not (tmp_path / "run" / "model.json").exists()
 

@@ -137,4 +137,4 @@ def test_a_split_that_is_not_used_is_told(images, tmp_path):
         shutil.copytree(images, root / split)
     settings = dict(duplicates="ignore", split="0.5,0.25,0.25")
     run = prepare_run(make_config(root, tmp_path / "run", **settings))
-    assert "--split 0.5,0.25,0.25 is not used: the dataset has its own" in first_screen(run)
+    assert "`split` 0.5,0.25,0.25 is not used: the dataset has its own" in first_screen(run)
