@@ -1,17 +1,34 @@
-"""ImageNet's 1000 class names, which the published weights' outputs stand for.
+"""ImageNet's 1000 classes, and networks with published weights that predict them.
 
 imagenet_class_index.json is Keras' file, byte for byte: {"0": ["n01440764", "tench"], ...}.
 """
 
 import functools
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggjax.data.images.preprocess import Preprocessing
+from vggjax.errors import ConfigError, WeightsError, printable
+
+if TYPE_CHECKING:
+    from vggjax.models.vgg import VGG
+    from vggjax.training.run_dir.saved_model import ModelInfo
+    from vggjax.weights.weight_file import WeightFile
+
+PUBLISHED_PREPROCESSING = Preprocessing("caffe", 224, "crop", "bicubic")
+"""The preprocessing with which the published weights' ImageNet accuracies were measured."""
+
+TORCH_PREPROCESSING = Preprocessing("torch", 224, "crop", "bilinear")
+"""The same for torchvision's weights."""
+
 
 def decode_predictions(probs: np.ndarray, top: int = 5) -> list[list[tuple[str, str, np.floating]]]:
-    """Names ImageNet's classes: (wnid, name, probability) of the `top` ones, per image.
+    """Return (wnid, name, probability) of the `top` ImageNet classes, per image.
 
     The same as keras.applications' function of that name, without its download.
 
@@ -24,7 +41,7 @@ def decode_predictions(probs: np.ndarray, top: int = 5) -> list[list[tuple[str, 
     index = imagenet_classes()
     decoded = []
     for row in probs:
-        # Keras' order also where two are equal: reversed argsort, then a stable sort.
+        # Keras' order also for ties: reversed argsort, then a stable sort.
         best = sorted(row.argsort()[-top:][::-1], key=lambda i: row[i], reverse=True)
         decoded.append([(*index[i], row[i]) for i in best])
     return decoded
@@ -32,7 +49,71 @@ def decode_predictions(probs: np.ndarray, top: int = 5) -> list[list[tuple[str, 
 
 @functools.cache
 def imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """Gives (wnid, name) of the 1000 classes in the order of the published weights' outputs."""
+    """Return (wnid, name) of the 1000 classes, in the order of the published weights' outputs."""
     path = Path(__file__).with_name("imagenet_class_index.json")
     index = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(tuple(index[str(i)]) for i in range(1000))
+    return tuple((wnid, name) for wnid, name in (index[str(i)] for i in range(1000)))
+
+
+def open_published(
+    model: str, weights: str, *, expect_sha256: str | None = None
+) -> "tuple[VGG, ModelInfo]":
+    """Load a network with the published 1000-class top, from `imagenet` or a file.
+
+    Raises:
+        ConfigError: an unknown network, or no weights.
+        WeightsError: weights that cannot be downloaded or read, that do not fit, or that are for
+            other classes.
+    """
+    from vggjax.models.arch import get_arch
+    from vggjax.models.head import PUBLISHED_TOP
+    from vggjax.training.run_dir.saved_model import ModelInfo
+    from vggjax.weights.load import load_pretrained, open_weights
+
+    get_arch(model)
+    if weights == "none":
+        raise ConfigError(
+            "`weights` must be a file or imagenet; none would be an untrained network."
+        )
+    preprocessing = PUBLISHED_PREPROCESSING
+    with open_weights(weights, model, include_top=True, expect_sha256=expect_sha256) as file:
+        try:
+            network = load_pretrained(model, weights=file, include_top=True)
+        except WeightsError as error:
+            message = _other_classes_message(file) or str(error)
+            raise WeightsError(message, code=error.code) from None
+        if weights != "imagenet":
+            if file.info.preprocess == "torch":
+                preprocessing = TORCH_PREPROCESSING
+            preprocessing = replace(preprocessing, mode=file.info.preprocess)
+            _print_provenance(file)
+    names = tuple(name for _, name in imagenet_classes())
+    return network, ModelInfo(model, str(PUBLISHED_TOP), names, preprocessing)
+
+
+def _print_provenance(file: "WeightFile") -> None:
+    kind = file.digests.known_as or file.info.kind
+    print(
+        f"vggjax: {printable(file.path)}: {kind}, '{file.info.preprocess}' preprocessing, SHA-256 "
+        f"{file.digests.sha256}",
+        file=sys.stderr,
+    )
+
+
+def _other_classes_message(file: "WeightFile") -> str | None:
+    """Return the message for a readable file whose head is not ImageNet's; None for any other."""
+    try:
+        kernel = file.shapes.get("predictions", {}).get("kernel")
+    except (WeightsError, OSError):
+        return None
+    if kernel is None:
+        return (
+            f"{printable(file.path)} has no classifier, only the convolutional base, which cannot "
+            "predict classes. Give the full file, or train one with train.py."
+        )
+    if kernel[-1] == 1000:
+        return None
+    return (
+        f"{printable(file.path)} has {kernel[-1]} outputs, not ImageNet's 1000, and the names of "
+        "its classes are unknown. For a model of train.py give its run folder as `workdir`."
+    )
