@@ -10,8 +10,7 @@ from rich.console import Console
 
 from vggjax.atomic import write_text
 from vggjax.errors import ConfigError
-from vggjax.evaluation.evaluate import evaluate
-from vggjax.evaluation.folds import pool_folds
+from vggjax.evaluation.evaluate import evaluate, pool_folds
 from vggjax.models.network import Network
 from vggjax.report.lr_plot import draw_rate_test
 from vggjax.report.report import write_report
@@ -61,7 +60,7 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     if config.tensorboard and not (trained.workdir / FOLDER).exists():  # of a finished run
         EventFile(trained.workdir, read_log(trained.workdir)).close()
     try:
-        evaluation = evaluate(trained.workdir, split="test")
+        evaluation = evaluate(trained, split="test")
         _log_test(trained.workdir, evaluation, tensorboard=config.tensorboard)
         report = write_report(trained.workdir)
     except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def test_every_command_has_help(capsys, command):
         ("predict gone.jpg", "No such file or folder: 'gone.jpg'."),
         ("predict flower", "Did you mean 'flowers'?"),
         ("predict no*.jpg", "No file matches 'no*.jpg'."),
-        ("predict text.jpg", "No finished run lies under runs/."),
+        ("predict text.jpg", "There is no finished run in runs/."),
         ("predict flowers --workdir gone", "There is no run folder gone"),
         ("predict flowers --weights gone.h5 --model vgg16", "There is no weight file gone.h5."),
         ("convert gone.h5 new.h5", "There is no file gone.h5."),

@@ -73,7 +73,7 @@ def test_evaluating_another_split_keeps_the_test_metrics(trained, capsys):
         codes[split] = main(["evaluate", "--workdir", "runs/first", "--split", split])
         printed = capsys.readouterr()
         found = json.loads(Path(f"runs/first/eval-{split}.json").read_text())
-        assert f"{found['num_examples']} {split} images named correctly" in printed.out
+        assert f"{found['num_examples']} {split} images classified correctly" in printed.out
         named = "vggjax: left out: daisy/bad.jpg: not an image\n"
         assert printed.err == (named if codes[split] == 3 else "")
     assert set(codes.values()) == {0, 3}, "the unreadable image lies in one of the two"

@@ -90,7 +90,7 @@ def test_the_last_layer_whose_map_is_fine_enough_is_looked_at(name, pooling, siz
 def test_a_layer_that_gives_no_map_or_is_none_is_refused():
     with pytest.raises(ConfigError, match="'block4_conv2'"):
         grad_cam(corner_model(), red_corner(), np.array([0]), layer="blok4_conv2")
-    with pytest.raises(ConfigError, match="gap is no map"):
+    with pytest.raises(ConfigError, match="got 'gap'"):
         grad_cam(corner_model(), red_corner(), np.array([0]), layer="gap")
 
 

@@ -44,14 +44,14 @@ def test_predictions_are_decoded_as_keras_decodes_them(monkeypatch):
     probs = np.random.default_rng(0).dirichlet(np.full(1000, 0.01), 8).astype(np.float32)
     probs = np.concatenate([probs, np.full((1, 1000), 0.001, np.float32)])  # all equal
     for top in (1, 5, 1000):
-        assert predict.decode_predictions(probs, top) == keras.decode_predictions(probs, top)
-    assert predict.decode_predictions(np.eye(1000)[[1]])[0][0] == ("n01443537", "goldfish", 1.0)
+        assert imagenet.decode_predictions(probs, top) == keras.decode_predictions(probs, top)
+    assert imagenet.decode_predictions(np.eye(1000)[[1]])[0][0] == ("n01443537", "goldfish", 1.0)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (2, 999), (1, 1, 1000)])
 def test_only_a_thousand_probabilities_a_image_are_decoded(shape):
     with pytest.raises(ValueError, match=r"\(N, 1000\)"):
-        predict.decode_predictions(np.zeros(shape))
+        imagenet.decode_predictions(np.zeros(shape))
 
 
 def test_files_folders_and_globs_give_each_image_once_in_order(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_names_that_give_no_image_are_refused_with_the_way_out(tmp_path, monkeyp
         ("*.png",): "No file matches '[*].png'",
         ("empty",): "'empty' has no images",
         ("texts",): "'texts' has no images",
-        ("emp*",): "No images lie under",
+        ("emp*",): "No images found in",
         (): "No images were named",
         ("new\nline.jpg",): r"new\\\\nline",
     }.items():
@@ -162,18 +162,18 @@ def test_without_a_model_named_the_newest_finished_run_is_used(run, capsys, monk
     assert predict_command(["flowers/daisy/00.png"]) == 0
     assert capsys.readouterr().err == "vggjax: using the newest run, runs/second\n"
     monkeypatch.chdir("flowers")
-    with pytest.raises(ConfigError, match="No finished run lies under runs/.*--workdir"):
+    with pytest.raises(ConfigError, match="There is no finished run in runs/.*`workdir`"):
         predict_command(["daisy/00.png"])
 
 
 def test_settings_that_contradict_each_other_are_refused(run):
     images = ["flowers/daisy/00.png"]
     for settings, message in [
-        (dict(top=0), "--top must be 1 or more; got 0"),
-        (dict(csv="gone/out.csv"), "--csv must name a file in a folder that exists"),
-        (dict(csv="flowers"), "--csv must name a file"),
-        (dict(model="vgg16"), "--model vgg16 goes with --weights"),
-        (dict(weights="x.h5"), "--weights needs --model"),
+        (dict(top=0), "`top` must be above 0; got 0"),
+        (dict(csv="gone/out.csv"), "`csv` must be a file in an existing folder"),
+        (dict(csv="flowers"), "`csv` must be a file"),
+        (dict(model="vgg16"), "`model` needs `weights`"),
+        (dict(weights="x.h5"), "`weights` needs `model`"),
         (dict(weights="x.h5", model="vgg16", workdir=str(run)), "both name a model"),
         (dict(weights="none", model="vgg16"), "untrained"),
         (dict(weights="x.h5", model="vgg-16"), "Did you mean 'vgg16'"),
@@ -195,7 +195,7 @@ def test_published_weights_give_imagenet_names_by_keras_rule(run, monkeypatch, c
     with open("out.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     logits = np.asarray(model(batch[:1]), np.float64)
-    (best,) = predict.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=3)
+    (best,) = imagenet.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=3)
     assert [row[f"class{i}"] for i in (1, 2, 3)] == [name for _, name, _ in best]
     shares = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
     np.testing.assert_allclose(shares, [share for _, _, share in best], atol=2e-6)
@@ -205,7 +205,7 @@ def test_published_weights_give_imagenet_names_by_keras_rule(run, monkeypatch, c
 def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):
     monkeypatch.setattr(Arch, "top", Head("gap", outputs=1000))
     images = ["flowers/daisy/00.png"]
-    with pytest.raises(WeightsError, match="3 outputs, not ImageNet's 1000.*--workdir"):
+    with pytest.raises(WeightsError, match="3 outputs, not ImageNet's 1000.*`workdir`"):
         predict_command(images, weights=str(run / "model.safetensors"), model="tiny")
     write_weights("base.safetensors", extract(random_model("tiny")))
     with pytest.raises(WeightsError, match="no classifier"):

@@ -7,7 +7,9 @@ import numpy as np
 
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
-from vggjax.evaluation import evaluate, metrics
+from vggjax.evaluation import metrics
+from vggjax.evaluation.evaluate import predictions_csv
+from vggjax.evaluation.probabilities import SplitPredictions
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.run_dir.saved_model import ModelInfo
@@ -51,7 +53,7 @@ def evaluated(workdir, dataset, *, share_wrong=0.5, epochs=4, unreadable=(), **s
         "versions": {"jax": "0.0"},
     }
     (workdir / "eval.json").write_text(json.dumps(result))
-    ids = [source.ids[i] for i in indices]
-    text = evaluate._predictions_csv(ids, "test", labels, probs, names)
+    predictions = SplitPredictions(indices, labels, probs)
+    text = predictions_csv(predictions, "test", ids=source.ids, class_names=names)
     (workdir / "predictions.csv").write_text(text, encoding="utf-8")
     return workdir

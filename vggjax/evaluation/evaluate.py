@@ -1,10 +1,10 @@
-"""Judges a finished run on one of its splits and writes the figures beside the model.
+"""Evaluate a finished run on one of its splits, and write the results into its folder.
 
-In: a run folder (config.json, data.json, model.safetensors). Out: eval.json, everything that
-metrics.summarize gives, and predictions.csv, one line an image; for a split other than test
-eval-<split>.json and predictions-<split>.csv, so that the test's figures stay. All probabilities
-are kept beside them (probabilities.py). Each file appears whole or not at all. Images that cannot
-be read are counted and named, never guessed at.
+In: a `RunResult`, or the folder that it is read from. Out: eval.json, the metrics of
+metrics.summarize; predictions.csv, one line per image; and all probabilities (probabilities.py).
+For a split other than test, `-<split>` is added to their names. Each file is written whole or not
+at all. Images that cannot be read are counted and named, and left out of the metrics. A
+cross-validation has one eval.json and predictions.csv over all folds.
 """
 
 import csv
@@ -27,200 +27,250 @@ from rich.table import Table
 from vggjax.atomic import write_text
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.loader import SplitLoader, prefetch
-from vggjax.data.sources.source import Source
-from vggjax.data.splits.split_file import NAME as SPLITS_FILE
-from vggjax.data.splits.split_file import read_splits
 from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
-from vggjax.evaluation.metrics import TOP_K, summarize, top_classes
+from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
 from vggjax.evaluation.probabilities import SplitPredictions, write_probabilities
 from vggjax.models.network import Network
-from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.folder import check_splits
-from vggjax.training.run_dir.run_result import open_training_data
-from vggjax.training.run_dir.saved_model import ModelInfo, load_model
+from vggjax.training.config import Config
+from vggjax.training.run_dir.folder import fold_folders
+from vggjax.training.run_dir.run_result import RunResult, load_run_result
 from vggjax.training.step import make_predict_step
 
 MAX_ROWS = 20
-"""Classes that the printed table shows, the worst first."""
+"""Classes in the printed table, those with the lowest F1."""
 
 
 def evaluate(
-    workdir: str | Path, *, split: str = "test", batch_size: int | None = None
+    run: RunResult | str | Path, *, split: str = "test", batch_size: int | None = None
 ) -> dict[str, Any]:
-    """Runs the best model over a split, prints the figures and writes them into the run folder.
+    """Evaluate a run's best model on a split, print a summary, and write the results.
+
+    Args:
+        run: a finished run, or its folder.
+        split: test, val or train.
+        batch_size: images per step; None uses the run's own.
 
     Returns:
-        What eval.json holds: split, summarize's figures, class_names, unreadable {id: reason},
+        The contents of eval.json: split, summarize's metrics, class_names, unreadable {id: reason},
         evaluated_at, seconds, device and versions.
 
     Raises:
-        ConfigError: no run there, an unknown split, or a batch of nothing.
-        WeightsError: the run has not finished, or its model is damaged.
-        DataError: the dataset is gone or is no longer the one that the run was trained on.
+        ConfigError: there is no run, an unknown split, or an empty batch.
+        WeightsError: the training has not finished, or its model is damaged.
+        DataError: the dataset is gone or was changed since the training.
     """
-    workdir = Path(workdir)
+    return evaluate_split(run, split, batch_size=batch_size)[0]
+
+
+def evaluate_split(
+    run: RunResult | str | Path, split: str, *, batch_size: int | None = None
+) -> tuple[dict[str, Any], SplitPredictions]:
+    """Do what `evaluate` does; return the contents of eval.json and the predictions."""
     if split not in SPLITS:
         raise ConfigError(unknown_name("split", split, SPLITS))
     if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"--batch-size must be 1 or more; got {batch_size}.")
-    config = read_config(workdir)
-    model, info = load_model(workdir)
-    source = open_training_data(workdir, config)
+        raise ConfigError(f"`batch_size` must be above 0; got {batch_size}.")
+    run = _with_data(run)
+    assert run.info is not None and run.source is not None
     start = time.monotonic()
-    judged, unreadable = predict_split(
-        workdir, config, model, info, source, split, batch_size=batch_size
-    )
+    predictions, unreadable = predict_split(run, split, batch_size=batch_size)
+    ids, class_names = run.source.ids, run.info.class_names
     result = {
         "split": split,
-        **summarize(judged.probs, judged.labels, info.class_names),
-        "class_names": list(info.class_names),
-        "unreadable": {source.ids[i]: reason for i, reason in sorted(unreadable.items())},
+        **summarize(predictions.probs, predictions.labels, class_names),
+        "class_names": list(class_names),
+        "unreadable": {ids[i]: reason for i, reason in sorted(unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 3),
         "device": _device(),
         "versions": {"python": platform.python_version()}
-        | {"vggjax": version("vggjax")}
-        | {name: version(name) for name in ("jax", "flax", "numpy", "pillow")},
+        | {name: version(name) for name in ("vggjax", "jax", "flax", "numpy", "pillow")},
     }
     suffix = "" if split == "test" else f"-{split}"
-    ids = [source.ids[i] for i in judged.index]
-    text = _predictions_csv(ids, split, judged.labels, judged.probs, info.class_names)
-    write_text(workdir / f"predictions{suffix}.csv", text)
-    write_text(workdir / f"eval{suffix}.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    text = predictions_csv(predictions, split, ids=ids, class_names=class_names)
+    write_text(run.workdir / f"predictions{suffix}.csv", text)
+    _write_result(run.workdir / f"eval{suffix}.json", result)
     print_summary(result)
-    return result
+    return result, predictions
 
 
 def predict_split(
-    workdir: Path,
-    config: Config,
-    model: Network,
-    info: ModelInfo,
-    source: Source,
-    split: str,
-    *,
-    batch_size: int | None = None,
+    run: RunResult, split: str, *, batch_size: int | None = None
 ) -> tuple[SplitPredictions, dict[int, str]]:
-    """Runs the model over a split of the run and keeps what it says in the run folder.
+    """Run a run's best model over one of its splits; keep the probabilities in the run folder.
 
     Returns:
-        What it says of the readable images, and the others: index into the source -> reason.
+        The predictions for the readable images, and the others: index into the source -> reason.
 
     Raises:
-        ConfigError: the run does not say any more which images the split has.
-        DataError: too many images cannot be read, or the model gives no numbers.
+        ConfigError: the split's images cannot be identified any more.
+        DataError: too many images cannot be read, or the model's outputs are not finite.
     """
-    check_splits(workdir)
-    splits = read_splits(workdir, source)
-    if splits is None:
-        raise ConfigError(
-            f"{printable(workdir / SPLITS_FILE)} is missing, so nobody can tell which images the "
-            "model has not seen. Train again with another --workdir."
-        )
-    examples = SplitLoader(
-        source,
-        splits[split],
-        info.preprocessing,
-        cache_mb=0,  # one pass only
-        num_threads=config.num_threads,
-        max_unreadable=config.max_unreadable,
+    run = _with_data(run)
+    assert run.model is not None and run.info is not None
+    assert run.source is not None and run.splits is not None
+    loader = SplitLoader(
+        run.source,
+        run.splits[split],
+        run.info.preprocessing,
+        cache_mb=0,  # a single pass
+        num_threads=run.config.num_threads,
+        max_unreadable=run.config.max_unreadable,
     )
-    batch_size = min(batch_size or config.batch_size, len(examples))
-    judged = SplitPredictions(*run_model(model, info.preprocessing, examples, batch_size))
-    write_probabilities(workdir, split, judged)
-    return judged, examples.unreadable
+    batch_size = min(batch_size or run.config.batch_size, len(loader))
+    predictions = run_model(run.model, run.info.preprocessing, loader, batch_size)
+    write_probabilities(run.workdir, split, predictions)
+    return predictions, loader.unreadable
 
 
 def run_model(
-    model: Network, preprocessing: Preprocessing, examples: SplitLoader, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives (index into the source, label, probabilities (N, C)) of all readable examples.
+    model: Network, preprocessing: Preprocessing, loader: SplitLoader, batch_size: int
+) -> SplitPredictions:
+    """Return the model's predictions for all readable images of a split.
 
     Raises:
-        DataError: the model gives probabilities that are no numbers.
+        DataError: too many images cannot be read, or the model's outputs are not finite.
     """
     predict_step = make_predict_step(model, preprocessing.mode)
-    batches = prefetch(examples.batches(batch_size), lambda batch: batch)
     console = Console(stderr=True)
-    total = examples.num_batches(batch_size)
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch in track(
-        batches,
+        prefetch(loader.batches(batch_size), lambda batch: batch),
         "Evaluating",
-        total=total,
+        total=loader.num_batches(batch_size),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     ):
-        real = batch["mask"] > 0  # neither padding nor unreadable
+        is_readable = batch["mask"] > 0  # neither padding nor unreadable
         probs = np.asarray(predict_step(batch["images"]))
-        kept.append((batch["index"][real], batch["label"][real], probs[real]))
-    index, labels, probs = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    broken = int((~np.isfinite(probs)).any(1).sum())
-    if broken:
+        parts.append((batch["index"][is_readable], batch["label"][is_readable], probs[is_readable]))
+    predictions = SplitPredictions(*map(np.concatenate, zip(*parts, strict=True)))
+    num_broken = int((~np.isfinite(predictions.probs)).any(1).sum())
+    if num_broken:
         raise DataError(
-            f"The model gives no numbers (NaN) for {broken} of {len(probs)} images: its training "
-            "diverged. Train again with a lower --learning-rate."
+            f"The model's outputs are not finite (NaN) for {num_broken} of "
+            f"{len(predictions.probs)} images: its training diverged. Train again with a lower "
+            "`learning_rate`."
         )
-    return index, labels, probs
+    return predictions
+
+
+def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
+    """Write and print the metrics over all folds of a cross-validation, each evaluated before.
+
+    Each image was in the test split of one fold. predictions.csv has the folds' lines, with the
+    fold's name as split.
+
+    Returns:
+        The contents of eval.json: the keys of a single run's, and `folds`.
+    """
+    folders = fold_folders(workdir, config)
+    results = [json.loads((path / "eval.json").read_text(encoding="utf-8")) for path in folders]
+    keys = ("num_examples", "loss", "accuracy", "accuracy_interval")
+    kept = ("class_names", "evaluated_at", "device", "versions")
+    pooled = {
+        "split": "test",
+        **pool(results, results[0]["class_names"]),
+        "folds": [
+            {"name": path.name} | {key: result[key] for key in keys}
+            for path, result in zip(folders, results, strict=True)
+        ],
+        "unreadable": {id: why for result in results for id, why in result["unreadable"].items()},
+        "seconds": round(sum(result["seconds"] for result in results), 3),
+        **{key: results[-1][key] for key in kept},
+    }
+    write_text(workdir / "predictions.csv", _join_predictions(folders))
+    _write_result(workdir / "eval.json", pooled)
+    print_summary(pooled)
+    return pooled
 
 
 def print_summary(result: dict[str, Any]) -> None:
-    """Prints the figures and the classes, worst first."""
+    """Print the metrics, the classes with the lowest F1, and the unreadable images."""
     console = Console()
+
+    def print_line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
     low, high = result["accuracy_interval"]
-    loss = f"loss {result['loss']:.3f}"
-    console.print(
-        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} "
-        + (f"{result['split']} images" if "folds" not in result else "images in all folds")
-        + f" named correctly (95 % interval {low:.1%} to {high:.1%}), {loss}"
-        + (f", top-5 {result['top5']:.1%}" if "top5" in result else ""),
-        highlight=False,
-        soft_wrap=True,
+    images = f"{result['split']} images" if "folds" not in result else "images in all folds"
+    print_line(
+        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {images} classified "
+        f"correctly (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
+        + (f", top-5 {result['top5']:.1%}" if "top5" in result else "")
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class", overflow="fold")
     for name in ("precision", "recall", "F1", "images"):
         table.add_column(name, justify="right")
     worst = sorted(result["per_class"], key=lambda row: row["f1"])
-    # One row more costs less room than the line that would speak of it.
-    shown_rows = worst if len(worst) <= MAX_ROWS + 1 else worst[:MAX_ROWS]
-    for row in shown_rows:
-        figures = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
-        table.add_row(escape(printable(row["name"])), *figures, f"{row['support']:,}")
+    # A single further row takes no more room than the line about it.
+    shown = worst if len(worst) <= MAX_ROWS + 1 else worst[:MAX_ROWS]
+    for row in shown:
+        scores = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
+        table.add_row(escape(printable(row["name"])), *scores, f"{row['support']:,}")
     console.print(table)
-    if len(shown_rows) < len(worst):
-        console.print(
-            f"... {len(worst) - len(shown_rows)} more, all better", highlight=False, soft_wrap=True
-        )
+    if len(shown) < len(worst):
+        print_line(f"... {len(worst) - len(shown)} more, all better")
     for name, reason in list(result["unreadable"].items())[:5]:
-        line = f"unreadable: {printable(name)}: {printable(reason)}"
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        print_line(escape(f"unreadable: {printable(name)}: {printable(reason)}"))
     if len(result["unreadable"]) > 5:
-        console.print(
-            f"... {len(result['unreadable'])} unreadable in all", highlight=False, soft_wrap=True
+        print_line(f"... {len(result['unreadable'])} unreadable in all")
+
+
+def predictions_csv(
+    predictions: SplitPredictions, split: str, *, ids: list[str], class_names: tuple[str, ...]
+) -> str:
+    """Return predictions.csv: a line per image, names escaped so that the text is UTF-8."""
+    names = tuple(map(printable, class_names))
+    columns = ["id", "split", "truth", "guess", "probability", "truth_probability", "correct"]
+    with_top = len(names) > TOP_K
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*columns, f"top{TOP_K}"] if with_top else columns)
+    top_rows = top_classes(predictions.probs)
+    for index, label, probs, top in zip(*predictions, top_rows, strict=True):
+        shares = [f"{probs[top[0]]:.6f}", f"{probs[label]:.6f}"]
+        row = [printable(ids[index]), split, names[label], names[top[0]], *shares]
+        top_names = ["; ".join(names[i] for i in top)] if with_top else []
+        writer.writerow([*row, int(label == top[0]), *top_names])
+    return file.getvalue()
+
+
+def _join_predictions(folders: list[Path]) -> str:
+    file = io.StringIO()
+    writer: csv.DictWriter | None = None
+    for folder in folders:
+        with open(folder / "predictions.csv", encoding="utf-8", newline="") as lines:
+            rows = csv.DictReader(lines)
+            if writer is None:
+                writer = csv.DictWriter(file, list(rows.fieldnames or ()), lineterminator="\n")
+                writer.writeheader()
+            for row in rows:
+                writer.writerow(row | {"split": folder.name})
+    return file.getvalue()
+
+
+def _write_result(path: Path, result: dict[str, Any]) -> None:
+    write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def _with_data(run: RunResult | str | Path) -> RunResult:
+    """Return the run with its model and data; read from the folder what is missing."""
+    if not isinstance(run, RunResult) or run.source is None:
+        workdir = run.workdir if isinstance(run, RunResult) else run
+        run = load_run_result(workdir, require_data=True)
+    if run.model is None:
+        folds = ", ".join(path.name for path in fold_folders(run.workdir, run.config))
+        raise ConfigError(
+            f"{printable(run.workdir)} is a cross-validation, which has one model per fold; give "
+            f"the folder of a fold: {folds}."
         )
+    return run
 
 
 def _device() -> str:
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-
-
-def _predictions_csv(
-    ids: list[str], split: str, labels: np.ndarray, probs: np.ndarray, class_names: tuple[str, ...]
-) -> str:
-    best, class_names = top_classes(probs), tuple(map(printable, class_names))
-    columns = ["id", "split", "truth", "guess", "probability", "truth_probability", "correct"]
-    with_top = len(class_names) > TOP_K
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*columns, f"top{TOP_K}"] if with_top else columns)
-    for name, label, row, top in zip(ids, labels, probs, best, strict=True):
-        truth, guess = class_names[label], class_names[top[0]]
-        figures = [f"{row[top[0]]:.6f}", f"{row[label]:.6f}", int(label == top[0])]
-        names = ["; ".join(class_names[i] for i in top)] if with_top else []
-        # Names may hold any byte but a slash: escaped, the file is UTF-8, a line an image.
-        writer.writerow([printable(name), split, truth, guess, *figures, *names])
-    return file.getvalue()

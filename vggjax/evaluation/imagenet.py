@@ -16,7 +16,7 @@ from vggjax.data.images.preprocess import Preprocessing
 from vggjax.errors import ConfigError, WeightsError, printable
 
 if TYPE_CHECKING:
-    from vggjax.models.vgg import VGG
+    from vggjax.models.network import VGG
     from vggjax.training.run_dir.saved_model import ModelInfo
     from vggjax.weights.weight_file import WeightFile
 

@@ -1,8 +1,7 @@
-"""Keeps a split's probabilities in the run folder: the report asks more of them than the table has.
+"""Keep a split's predicted probabilities in the run folder, for the report.
 
-`probabilities.npz` for the test split, `probabilities-<split>.npz` for another: `index` int64 (N,)
-into the source, `labels` int32 (N,) and `probs` float32 (N, C), each row summing to 1. A file that
-is missing or damaged is None: whoever needs it can judge the split again.
+`probabilities.npz` for the test split, `probabilities-<split>.npz` for others: `index` int64 (N,)
+into the source, `labels` int32 (N,) and `probs` float32 (N, C), each row summing to 1.
 """
 
 import io
@@ -16,38 +15,41 @@ from vggjax.atomic import atomic_write
 
 
 class SplitPredictions(NamedTuple):
-    """What a model said of a split's readable images."""
+    """A model's predictions for the readable images of a split."""
 
     index: np.ndarray
+    """int64 (N,), into the source."""
     labels: np.ndarray
+    """int32 (N,)."""
     probs: np.ndarray
+    """float32 (N, C), each row summing to 1."""
 
 
-def write_probabilities(workdir: Path, split: str, judged: SplitPredictions) -> None:
-    """Writes the file, whole or not at all."""
-    path = _path(workdir, split)
+def write_probabilities(workdir: Path, split: str, predictions: SplitPredictions) -> None:
+    """Write the file, whole or not at all."""
     file = io.BytesIO()
     np.savez_compressed(
         file,
-        index=np.asarray(judged.index, np.int64),
-        labels=np.asarray(judged.labels, np.int32),
-        probs=np.asarray(judged.probs, np.float32),
+        index=np.asarray(predictions.index, np.int64),
+        labels=np.asarray(predictions.labels, np.int32),
+        probs=np.asarray(predictions.probs, np.float32),
     )
-    with atomic_write(path) as temporary:
+    with atomic_write(_path(workdir, split)) as temporary:
         temporary.write_bytes(file.getvalue())
 
 
 def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> SplitPredictions | None:
-    """Reads the file; None where there is none that can be used."""
+    """Read the file; None if it is missing or unusable."""
     try:
         data = io.BytesIO(_path(workdir, split).read_bytes())
         with np.load(data, allow_pickle=False) as file:
-            judged = SplitPredictions(file["index"], file["labels"], file["probs"])
+            index, labels, probs = file["index"], file["labels"], file["probs"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    rows = len(judged.index)
-    fits = judged.labels.shape == (rows,) and judged.probs.shape == (rows, num_classes)
-    return judged if fits and rows and np.isfinite(judged.probs).all() else None
+    rows = len(index)
+    fits = labels.shape == (rows,) and probs.shape == (rows, num_classes)
+    is_usable = fits and rows and np.isfinite(probs).all()
+    return SplitPredictions(index, labels, probs) if is_usable else None
 
 
 def _path(workdir: Path, split: str) -> Path:

@@ -30,6 +30,7 @@ from vggjax.report.image_grid import Cell, draw_image_grid
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
 from vggjax.report.thumbnails import Thumbnails, jpeg_uri
+from vggjax.training.run_dir.run_result import load_run_result
 from vggjax.training.run_dir.saved_model import load_model
 
 MAX_MISTAKES = 12
@@ -150,10 +151,8 @@ class LazyModel:
         kept = read_probabilities(files.workdir, split, num_classes=len(files.names))
         if kept is not None or self._source is None or self.load() is None:
             return kept
-        model, info = self.load()
         try:
-            where = (files.workdir, files.config, model, info, self._source, split)
-            return predict_split(*where)[0]
+            return predict_split(load_run_result(files.workdir, require_data=True), split)[0]
         except (VggjaxError, OSError):  # such as a folder that may only be read
             return None
 
