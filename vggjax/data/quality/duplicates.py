@@ -1,10 +1,10 @@
-"""Finds the images of a dataset that are there more than once, exactly or nearly.
+"""Find images that occur more than once in a dataset, exactly or nearly.
 
-Exact: the same decoded pixels, whatever the file's name, format or metadata (a PNG that was saved
-again counts). Near: the same photograph saved again, resized, cropped by a few per cent or
-brightened, as alike.py tells it. Every image is read once. The result depends neither on the
-number of threads nor on the machine's memory: 300 bytes are kept for each image, and no table of
-all pairs. A burst of one scene is one group, since its images leak as copies do.
+Exact: the same decoded pixels, whatever the file's name, format or metadata. Near: the same
+photograph re-encoded, resized, cropped by a few percent or brightened, as similarity.py decides.
+Every image is decoded once. The result depends neither on the number of threads nor on the memory:
+300 bytes are kept per image, and no table of all pairs. A burst of one scene is one group, because
+its images leak between splits as copies do.
 """
 
 import hashlib
@@ -15,51 +15,56 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vggjax.data.quality.similarity import MAX_DISTANCE, THUMB_PX, describe, is_near_duplicate
+from vggjax.data.quality.similarity import (
+    MAX_DISTANCE,
+    THUMB_PX,
+    image_signature,
+    is_near_duplicate,
+)
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError
 
 _READ_CHUNK = 32
 _ROWS, _COLUMNS = 16, 8192
-"""Hashes compared at once: a block of differences, 1 MB, stays in the processor's cache."""
+"""Hashes compared at once: a block of differences, 1 MB, fits the processor's cache."""
 
-_BLOCKS = 64  # rows of blocks that a thread takes at a time
+_TASK_BLOCKS = 64  # blocks of rows per task of a thread
 
 _MAX_CANDIDATES = 64
-"""Compared with one image; bounds the time where all look alike, as a fixed camera's frames."""
+"""Compared with one image; bounds the time if all look alike, as frames of a fixed camera."""
 
 
 @dataclass(frozen=True, eq=False)
 class Duplicates:
-    """Which images are the same, and what reading them all has shown."""
+    """Groups of equal images, and what decoding every image has shown."""
 
     groups: np.ndarray
-    """int64 (N,): the smallest index of the same image; an image alone has its own."""
+    """int64 (N,): the smallest index of the same image; a unique image has its own."""
     exact_groups: np.ndarray
-    """int64 (N,): the same for equal pixels only, a part of `groups`."""
+    """int64 (N,): the same for equal pixels only, a refinement of `groups`."""
     exact: int
-    """Images beyond the first of those with equal pixels."""
+    """Images with the pixels of an earlier one."""
     near: int
-    """Images beyond the first of their group that equal no earlier one pixel by pixel."""
+    """Images, beyond the first of their group, with the pixels of no earlier one."""
     unreadable: dict[int, str]
     """Index -> reason, in order; each is alone in its group."""
     sizes: np.ndarray
-    """int32 (N, 2): width and height, 0 where it cannot be read."""
+    """int32 (N, 2): width and height in px, 0 if unreadable."""
     notes: list[tuple[str, ...]]
-    """(N,): each image's `Image.notes`."""
+    """(N,): each image's `DecodedImage.notes`."""
 
     def members(self, *, exact: bool = False) -> list[list[int]]:
-        """Lists the groups of two or more, by their first image."""
+        """Return the groups of two or more images, ordered by their first image."""
         groups = self.exact_groups if exact else self.groups
-        found: dict[int, list[int]] = {}
+        members: dict[int, list[int]] = {}
         for i in np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1):
-            found.setdefault(int(groups[i]), []).append(int(i))
-        return list(found.values())
+            members.setdefault(int(groups[i]), []).append(int(i))
+        return list(members.values())
 
 
 @dataclass(eq=False)
-class _Seen:
-    """What is kept of the images: a row for each."""
+class _Signatures:
+    """One row per image."""
 
     digests: np.ndarray
     """V16 (N,): of shape and pixels."""
@@ -68,7 +73,7 @@ class _Seen:
     thumbs: np.ndarray
     """uint8 (N, 256)."""
     comparable: np.ndarray
-    """bool (N,): there is enough in it for a perceptual hash."""
+    """bool (N,): large enough for a perceptual hash."""
 
 
 def find_duplicates(
@@ -78,22 +83,26 @@ def find_duplicates(
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Duplicates:
-    """Reads every image and groups the equal ones; an image that cannot be read is alone.
+    """Decode every image and group the equal ones; an unreadable image is alone.
 
-    `near=False` compares pixels only. `progress` is called with (done, of) while images are read,
-    from this thread.
+    `near=False` compares pixels only. `progress` is called with (done, total) while images are
+    decoded, from this thread.
+
+    Raises:
+        ConfigError: `num_threads` is below 1.
     """
     if num_threads is not None and num_threads < 1:
-        raise ConfigError(f"--num-threads must be 1 or more; got {num_threads}.")
+        raise ConfigError(f"`num_threads` must be 1 or more; got {num_threads}.")
     count = len(source)
     with ThreadPoolExecutor(num_threads or os.cpu_count() or 1, "vggjax-duplicates") as threads:
         try:
-            seen, unreadable, sizes, notes = _read_all(source, near, threads, progress)
-            exact_groups = _group_equal(seen.digests, unreadable)
+            signatures, unreadable, sizes, notes = _decode_all(source, near, threads, progress)
+            exact_groups = _group_equal(signatures.digests, unreadable)
             groups = exact_groups
             if near:
-                first = np.flatnonzero((exact_groups == np.arange(count)) & seen.comparable)
-                groups = _join(exact_groups, _near_pairs(seen, first, threads))
+                is_first = exact_groups == np.arange(count)
+                candidates = np.flatnonzero(is_first & signatures.comparable)
+                groups = _unite(exact_groups, _near_pairs(signatures, candidates, threads))
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
     exact = count - len(np.unique(exact_groups))
@@ -108,49 +117,49 @@ def find_duplicates(
     )
 
 
-def _read_all(
+def _decode_all(
     source: Source,
     near: bool,
     threads: ThreadPoolExecutor,
     progress: Callable[[int, int], None] | None,
-) -> tuple[_Seen, dict[int, str], np.ndarray, list[tuple[str, ...]]]:
+) -> tuple[_Signatures, dict[int, str], np.ndarray, list[tuple[str, ...]]]:
     count = len(source)
-    seen = _Seen(
+    signatures = _Signatures(
         np.zeros(count, "V16"),
         np.zeros(count, np.uint64),
         np.zeros((count if near else 0, THUMB_PX**2), np.uint8),
         np.zeros(count, bool),
     )
-    digests = seen.digests.view(np.uint8).reshape(count, 16)
-    sizes, notes = np.zeros((count, 2), np.int32), [()] * count
+    digests = signatures.digests.view(np.uint8).reshape(count, 16)
+    sizes = np.zeros((count, 2), np.int32)
+    notes: list[tuple[str, ...]] = [()] * count
     unreadable: dict[int, str] = {}
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object for each kind of notes
+    known_notes: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object per distinct value
 
-    def read(i: int) -> str | None:
+    def decode(i: int) -> str | None:
         try:
-            pixels, noted = source.read(i)
+            pixels, image_notes = source.read(i)
         except DataError as error:
             return str(error)
         height, width = pixels.shape[:2]
         sizes[i] = width, height
-        notes[i] = known.setdefault(noted, noted)
+        notes[i] = known_notes.setdefault(image_notes, image_notes)
         digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=16)
         digest.update(np.ascontiguousarray(pixels))
         digests[i] = np.frombuffer(digest.digest(), np.uint8)
-        described = describe(pixels) if near else None
-        if described is not None:
-            seen.hashes[i], seen.thumbs[i] = described[0], described[1].ravel()
-            seen.comparable[i] = True
+        signature = image_signature(pixels) if near else None
+        if signature is not None:
+            signatures.hashes[i], signatures.thumbs[i] = signature[0], signature[1].ravel()
+            signatures.comparable[i] = True
         return None
 
-    chunks = [range(at, min(at + _READ_CHUNK, count)) for at in range(0, count, _READ_CHUNK)]
-    for chunk, reasons in zip(
-        chunks, threads.map(lambda c: [read(i) for i in c], chunks), strict=True
-    ):
+    chunks = [range(i, min(i + _READ_CHUNK, count)) for i in range(0, count, _READ_CHUNK)]
+    results = threads.map(lambda chunk: [decode(i) for i in chunk], chunks)
+    for chunk, reasons in zip(chunks, results, strict=True):
         unreadable |= {i: why for i, why in zip(chunk, reasons, strict=True) if why is not None}
         if progress is not None:
             progress(chunk.stop, count)
-    return seen, unreadable, sizes, notes
+    return signatures, unreadable, sizes, notes
 
 
 def _group_equal(digests: np.ndarray, unreadable: dict[int, str]) -> np.ndarray:
@@ -161,65 +170,67 @@ def _group_equal(digests: np.ndarray, unreadable: dict[int, str]) -> np.ndarray:
     return groups
 
 
-def _near_pairs(seen: _Seen, indices: np.ndarray, threads: ThreadPoolExecutor) -> np.ndarray:
-    """Compares each of these images with those after it; int64 (K, 2), pairs that are the same.
+def _near_pairs(
+    signatures: _Signatures, indices: np.ndarray, threads: ThreadPoolExecutor
+) -> np.ndarray:
+    """Return the pairs among `indices` that are near-duplicates, int64 (K, 2).
 
-    All pairs of hashes, block by block: 200,000 have 20 billion differences, 16 s of one core.
+    All pairs of hashes are compared block by block: 200,000 images are 20 billion pairs, 16 s of
+    one core.
     """
-    hashes = seen.hashes[indices]
+    hashes = signatures.hashes[indices]
 
     def search(starts: range) -> np.ndarray:
         different = np.empty((_ROWS, _COLUMNS), np.uint64)
-        apart = np.empty((_ROWS, _COLUMNS), np.uint8)
-        found = []
+        distances = np.empty((_ROWS, _COLUMNS), np.uint8)
+        matches = []
         for start in starts:
             rows = hashes[start : start + _ROWS, None]
-            parts = [
-                _close(rows, hashes[None, at : at + _COLUMNS], different, apart, at - start)
-                for at in range(start, len(hashes), _COLUMNS)
+            blocks = [
+                _close(rows, hashes[None, i : i + _COLUMNS], different, distances, i - start)
+                for i in range(start, len(hashes), _COLUMNS)
             ]
-            row, column, distance = np.concatenate(parts, 1)
-            order = np.lexsort((column, distance, row))  # in each row the nearest first
-            place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
-            nearest = order[place < _MAX_CANDIDATES]
+            row, column, distance = np.concatenate(blocks, 1)
+            order = np.lexsort((column, distance, row))  # nearest first in each row
+            rank = np.arange(len(row)) - np.searchsorted(row[order], row[order])
+            nearest = order[rank < _MAX_CANDIDATES]
             pairs = indices[start + np.stack([row[nearest], column[nearest]], 1)]
-            found.append(
-                pairs[is_near_duplicate(seen.thumbs[pairs[:, 0]], seen.thumbs[pairs[:, 1]])]
-            )
-        return np.concatenate(found)
+            one, other = signatures.thumbs[pairs[:, 0]], signatures.thumbs[pairs[:, 1]]
+            matches.append(pairs[is_near_duplicate(one, other)])
+        return np.concatenate(matches)
 
-    blocks = range(0, len(indices), _ROWS)
-    tasks = [blocks[at : at + _BLOCKS] for at in range(0, len(blocks), _BLOCKS)]
+    starts = range(0, len(indices), _ROWS)
+    tasks = [starts[i : i + _TASK_BLOCKS] for i in range(0, len(starts), _TASK_BLOCKS)]
     return np.concatenate([np.zeros((0, 2), np.int64), *threads.map(search, tasks)])
 
 
 def _close(
-    rows: np.ndarray, columns: np.ndarray, different: np.ndarray, apart: np.ndarray, offset: int
+    rows: np.ndarray, columns: np.ndarray, different: np.ndarray, distances: np.ndarray, offset: int
 ) -> np.ndarray:
-    """Gives (row, column, distance) of close hashes, int64 (3, K), each column after its row."""
+    """Return (row, column, distance) of close hashes, int64 (3, K), each column after its row."""
     shape = len(rows), columns.shape[1]
-    if shape != apart.shape:
-        different, apart = np.empty(shape, np.uint64), np.empty(shape, np.uint8)
+    if shape != distances.shape:
+        different, distances = np.empty(shape, np.uint64), np.empty(shape, np.uint8)
     np.bitwise_xor(rows, columns, out=different)
-    np.bitwise_count(different, out=apart)
-    # Flat: numpy's search through a plane takes longer than all the rest.
-    row, column = np.divmod(np.flatnonzero(apart <= MAX_DISTANCE), shape[1])
+    np.bitwise_count(different, out=distances)
+    # Flat: a two-dimensional np.nonzero would take longer than everything else.
+    row, column = np.divmod(np.flatnonzero(distances <= MAX_DISTANCE), shape[1])
     later = column + offset > row
     row, column = row[later], column[later]
-    return np.stack([row, column + offset, apart[row, column].astype(np.int64)])
+    return np.stack([row, column + offset, distances[row, column].astype(np.int64)])
 
 
-def _join(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Unites the groups of each pair; the smallest index of a group stays its number."""
+def _unite(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Merge the groups of each pair; a group's number is its smallest index (union-find)."""
     parent = groups.tolist()
 
-    def find(i: int) -> int:
+    def root(i: int) -> int:
         while parent[i] != i:
             parent[i] = parent[parent[i]]
             i = parent[i]
         return i
 
     for i, j in pairs.tolist():
-        one, other = sorted((find(i), find(j)))
-        parent[other] = one
-    return np.array([find(i) for i in range(len(parent))], np.int64).reshape(len(parent))
+        first, second = sorted((root(i), root(j)))
+        parent[second] = first
+    return np.array([root(i) for i in range(len(parent))], np.int64).reshape(len(parent))

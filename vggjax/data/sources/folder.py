@@ -1,24 +1,32 @@
-"""Scans a folder of images: `root/<class>/**`, or `root/{train,validation,test}/<class>/**`.
+"""Scan a folder of images: `root/<class>/**`, or `root/{train,validation,test}/<class>/**`.
 
-The scan is sorted and opens no image; an image is told by its ending. Classes are numbered in
-the sorted order of their names, as Keras numbers them (as strings: "1", "10", "2"). Images in
-folders inside a class folder belong to the class; a link is followed, but never into a folder that
-it lies in, and into no folder twice. Hidden files, `__MACOSX` and what is no image are passed
-over, and so are images that lie beside class folders: `Source.notes` says so (remarks.py).
+The scan is sorted and opens no image; an image is recognized by its extension. Classes are
+numbered by their sorted names, as in Keras (as strings: "1", "10", "2"). Images in subfolders of a
+class folder belong to the class. Links are followed, but never into an ancestor and never twice
+into the same folder. Hidden files, `__MACOSX`, files that are not images and images next to the
+class folders are skipped; `Source.notes` mentions those that a user might miss.
 """
 
 import difflib
 import heapq
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from vggjax.data.images.decode import read_image
 from vggjax.data.images.formats import ENDINGS
-from vggjax.data.sources.remarks import join_names, remarks_on_classes, remarks_on_files
-from vggjax.data.sources.source import SPLIT_WORDS, Scan, Source, fingerprint
-from vggjax.errors import DataError, printable
+from vggjax.data.sources.source import (
+    SPLIT_WORDS,
+    Scan,
+    Source,
+    class_notes,
+    file_notes,
+    fingerprint,
+)
+from vggjax.errors import DataError, join_names, printable
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
 
@@ -27,12 +35,12 @@ _Files = list[tuple[str, int]]
 
 
 def looks_like_path(dataset: str) -> bool:
-    """Tells a folder's name, existing or not, from a tfds name such as `name/config:1.0.0`."""
+    """Return whether a name is a path, existing or not, rather than a tfds name."""
     return dataset.startswith((".", "~", "/", os.sep)) or "\\" in dataset
 
 
 def nearest_folder(folder: str | os.PathLike[str]) -> list[str]:
-    """Finds the folder beside a missing one whose name is most like its own; none or one."""
+    """Return the sibling of a missing folder with the most similar name; none or one."""
     path = Path(folder)
     try:
         siblings = _list_folder(path.parent)[0]
@@ -43,28 +51,35 @@ def nearest_folder(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def open_folder(folder: str | os.PathLike[str]) -> Source:
-    """Scans a folder of images; reads none of them yet.
+    """Open a folder of images without decoding any of them.
 
     Raises:
-        DataError: no such folder, or no two classes with images in it.
+        DataError: there is no such folder, or it has fewer than two classes with images.
     """
     return scan_folder(folder).checked()
 
 
 def scan_folder(folder: str | os.PathLike[str]) -> Scan:
-    """Finds what lies in a folder of images, whatever is wrong with it.
+    """Scan a folder of images, collecting its errors.
 
     Raises:
-        DataError: no such folder, or one that cannot be listed.
+        DataError: there is no such folder, or it cannot be listed.
     """
     root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise DataError(_describe_missing(root))
-    return _Scanner(root).scan()
+    if root.is_dir():
+        return _Scanner(root).scan()
+    if root.exists():
+        raise DataError(
+            f"{printable(root)} is a file, not a folder. If it is an archive, unpack it and give "
+            f"the folder. {_LAYOUT}"
+        )
+    near = nearest_folder(root)
+    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"There is no folder '{printable(root)}'.{suggestion} {_LAYOUT}")
 
 
 class _Scanner:
-    """One scan; what it comes across is gathered here."""
+    """One scan of a folder; collects errors and skipped files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -75,25 +90,18 @@ class _Scanner:
         self.hidden: list[str] = []
 
     def scan(self) -> Scan:
-        names = _list_folder(self.root)[0]
-        tops = self._find_splits(names)
-        if not tops:
+        split_folders = self._find_splits(_list_folder(self.root)[0])
+        if not split_folders:
             parts = [("", self._scan_classes(""))]
         else:
             self._list_top("")
-            parts = [(split, self._scan_classes(name)) for name, split in tops]
+            parts = [(split, self._scan_classes(name)) for name, split in split_folders]
             self._compare_splits(parts)
-        for found in (self.hidden, self.loose, self.others):
-            found.sort()  # not in the order of the disk
+        for paths in (self.hidden, self.loose, self.others):
+            paths.sort()  # the disk's order is arbitrary
         filled = sorted({name for _, classes in parts for name, files in classes.items() if files})
         if len(filled) == 1 and not self.faults:
-            inside = self.root / filled[0]
-            deeper = inside.is_dir() and len(_list_folder(inside)[0]) > 1  # an archive's own folder
-            meant = f" Did you mean {printable(inside)!r}?" if deeper else ""
-            self.faults.append(
-                f"{printable(self.root)} has only one class, {filled[0]!r}; a classifier needs two "
-                f"or more.{meant} {_LAYOUT}"
-            )
+            self._add_single_class(filled[0])
         return Scan(
             source=self._make_source(parts) if filled else None,
             faults=tuple(self.faults),
@@ -103,33 +111,27 @@ class _Scanner:
         )
 
     def _find_splits(self, names: list[str]) -> list[tuple[str, str]]:
-        """Gives the split folders and their splits, train first; none where all are classes."""
-        split_of = {name: SPLIT_WORDS.get(name.lower()) for name in names}
-        order = ("train", "val", "test")
-        found = sorted(
-            ((name, split) for name, split in split_of.items() if split),
-            key=lambda pair: order.index(pair[1]),
-        )
-        splits = [split for _, split in found]
-        here = printable(self.root)
-        if "train" in splits and 1 < len(found) < len(names):
-            others = join_names([name for name in names if not split_of[name]])
+        """Return (folder, split) of the split folders, train first; none if all are classes."""
+        splits = {name: SPLIT_WORDS[name.lower()] for name in names if name.lower() in SPLIT_WORDS}
+        words = list(splits.values())
+        root = printable(self.root)
+        if "train" in words and 1 < len(splits) < len(names):
+            others = _quoted(name for name in names if name not in splits)
             self.faults.append(
-                f"{here} has split folders and others beside them: {others}. Take these out, "
-                f"or give one of the folders alone."
+                f"{root} has other folders next to its split folders: {others}. Remove them, or "
+                f"give one of the folders alone."
             )
-        elif len(found) < len(names):
+        elif len(splits) < len(names):
             return []
-        if len(set(splits)) < len(splits):
+        if len(set(words)) < len(words):
+            self.faults.append(f"{root} has two folders for one split: {', '.join(names)}.")
+        if splits and "train" not in words:
             self.faults.append(
-                f"{here} has two folders for one split: {', '.join(names)}. Keep one."
+                f"{root} has {', '.join(names)} but no train folder. {_LAYOUT} To split one set of "
+                f"images by `split`, give the folder that contains the class folders."
             )
-        if found and "train" not in splits:
-            self.faults.append(
-                f"{here} has {', '.join(names)} but no train folder. {_LAYOUT} To cut one "
-                f"set of images by --split, give the folder that holds the class folders."
-            )
-        return found
+        order = ("train", "val", "test")
+        return sorted(splits.items(), key=lambda item: order.index(item[1]))
 
     def _compare_splits(self, parts: list[tuple[str, dict[str, _Files]]]) -> None:
         train = [name for split, classes in parts for name in classes if split == "train"]
@@ -138,58 +140,59 @@ class _Scanner:
             if extra and train and split != "train":
                 self.faults.append(
                     f"The {split} folder of {printable(self.root)} has classes that train lacks: "
-                    f"{join_names(extra)}. Train has {join_names(train)}."
+                    f"{_quoted(extra)}. Train has {_quoted(train)}."
                 )
+
+    def _add_single_class(self, name: str) -> None:
+        inside = self.root / name
+        is_wrapper = inside.is_dir() and len(_list_folder(inside)[0]) > 1  # an archive's top folder
+        suggestion = f" Did you mean {printable(inside)!r}?" if is_wrapper else ""
+        self.faults.append(
+            f"{printable(self.root)} has only one class, {name!r}; training needs at least 2."
+            f"{suggestion} {_LAYOUT}"
+        )
 
     def _scan_classes(self, below: str) -> dict[str, _Files]:
         top = self.root / below
         names, images = self._list_top(below)
         if not names:
-            self.faults.append(
-                f"{printable(top)} has images but no class folders. {_LAYOUT}"
-                if images
-                else f"{printable(top)} has no class folders in it. {_LAYOUT}"
-            )
+            content = "images but no class folders" if images else "no class folders"
+            self.faults.append(f"{printable(top)} has {content}. {_LAYOUT}")
         classes = {name: self._scan_files(top, name, _join(below, name)) for name in names}
         if empty := [name for name, files in classes.items() if not files]:
             self.empty += [_join(below, name) for name in empty]
             self.faults.append(
-                f"{printable(top)} has class folders without images: {join_names(empty)}. Fill them or "
+                f"{printable(top)} has class folders without images: {_quoted(empty)}. Fill or "
                 f"delete them. Images are {' '.join(ENDINGS)}."
             )
         return classes
 
     def _list_top(self, below: str) -> tuple[list[str], list[str]]:
-        """Gives the folders and the images right below; notes what is passed over there."""
+        """Return the folders and images directly below; record what is skipped there."""
         folders, files, hidden = _list_folder(self.root / below)
-        images = [name for name in files if name.lower().endswith(ENDINGS)]
-        self.hidden += [_join(below, name) for name in hidden]
-        self.loose += [_join(below, name) for name in images]
-        self.others += [
-            _join(below, name)
-            for name in files
-            if not name.lower().endswith(ENDINGS) and not _is_clutter(name)
-        ]
+        images = [name for name in files if _is_image(name)]
+        others = [name for name in files if not _is_image(name) and not _is_clutter(name)]
+        for paths, names in ((self.hidden, hidden), (self.loose, images), (self.others, others)):
+            paths += [_join(below, name) for name in names]
         return folders, images
 
     def _scan_files(self, top: Path, class_name: str, prefix: str) -> _Files:
-        """Lists a class' images, sorted by path; goes into no folder twice, whatever links."""
+        """Return a class's images, sorted by path; no folder is entered twice."""
         files: _Files = []
-        entered = _identities_above(top)
+        entered = {_identity(folder) for folder in (top.resolve(), *top.resolve().parents)}
         pending = [(str(top / class_name), prefix)]
         while pending:
-            folder, path = heapq.heappop(pending)  # in one order, whatever that on the disk
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in entered:
+            folder, path = heapq.heappop(pending)  # independent of the disk's order
+            if (identity := _identity(folder)) in entered:
                 continue
-            entered.add((status.st_dev, status.st_ino))
-            with _scandir(folder) as entries:
+            entered.add(identity)
+            with _open_folder(folder) as entries:
                 for entry in entries:
                     if _is_ignored(entry.name):
                         continue
                     if _is_folder(entry):
                         heapq.heappush(pending, (entry.path, f"{path}/{entry.name}"))
-                    elif entry.name.lower().endswith(ENDINGS):
+                    elif _is_image(entry.name):
                         files.append((f"{path}/{entry.name}", _size(entry)))
                     elif not _is_clutter(entry.name):
                         self.others.append(f"{path}/{entry.name}")
@@ -198,38 +201,39 @@ class _Scanner:
     def _make_source(self, parts: list[tuple[str, dict[str, _Files]]]) -> Source:
         root = self.root
         class_names = tuple(sorted({name for _, classes in parts for name in classes}))
-        number = {name: i for i, name in enumerate(class_names)}
-        ids, sizes, labels, splits = [], [], [], {}
+        label_of = {name: i for i, name in enumerate(class_names)}
+        ids: list[str] = []
+        sizes: list[int] = []
+        label_list: list[int] = []
+        indices: dict[str, list[int]] = {}
         for split, classes in parts:
             start = len(ids)
             for class_name, files in classes.items():
                 ids += [path for path, _ in files]
                 sizes += [size for _, size in files]
-                labels += [number[class_name]] * len(files)
-            before = splits.get(split, np.arange(0))
-            splits[split] = np.concatenate([before, np.arange(start, len(ids))])
-        own = None if "" in splits else splits
-        labels = np.asarray(labels, np.int32)
+                label_list += [label_of[class_name]] * len(files)
+            indices.setdefault(split, []).extend(range(start, len(ids)))
+        splits = {name: np.asarray(part, np.int64) for name, part in indices.items()}
+        official = None if "" in splits else splits
+        labels = np.asarray(label_list, np.int32)
+        notes = class_notes(class_names) + file_notes(self.hidden, self.loose, self.others)
         return Source(
             name=root.resolve().name,
             class_names=class_names,
             labels=labels,
             ids=ids,
-            splits=own,
+            splits=official,
             read=lambda i: read_image(root / ids[i]),
-            fingerprint=fingerprint(class_names, ids, labels, own, sizes),
+            fingerprint=fingerprint(class_names, ids, labels, official, sizes),
             root=root,
-            notes=(
-                *remarks_on_classes(class_names),
-                *remarks_on_files(self.hidden, self.loose, self.others),
-            ),
+            notes=tuple(notes),
         )
 
 
 def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
-    """Gives folders, files and hidden folders, each sorted; `__MACOSX` is in none of them."""
+    """Return the folders, files and hidden folders, each sorted; `__MACOSX` is left out."""
     folders, files, hidden = [], [], []
-    with _scandir(top) as entries:
+    with _open_folder(top) as entries:
         for entry in entries:
             is_folder = _is_folder(entry)
             if not _is_ignored(entry.name):
@@ -239,27 +243,30 @@ def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
     return sorted(folders), sorted(files), sorted(hidden)
 
 
-def _identities_above(top: Path) -> set[tuple[int, int]]:
-    """Gives (device, inode) of a folder and of all that it lies in: a link there is a loop."""
-    found = set()
-    for folder in (top.resolve(), *top.resolve().parents):
-        status = os.stat(folder)
-        found.add((status.st_dev, status.st_ino))
-    return found
-
-
-def _scandir(folder: str | os.PathLike[str]):
+@contextmanager
+def _open_folder(folder: str | os.PathLike[str]) -> Iterator[Iterable[os.DirEntry[str]]]:
     try:
-        return os.scandir(folder)
+        entries = os.scandir(folder)
     except OSError as error:
         raise DataError(f"{printable(folder)} cannot be read: {error.strerror}.") from None
+    with entries:
+        yield entries
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, among others: reading the image will say so
+    except OSError:  # e.g. a link to itself: reading it as an image gives the reason
         return False
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
 
 
 def _is_ignored(name: str) -> bool:
@@ -267,14 +274,14 @@ def _is_ignored(name: str) -> bool:
 
 
 def _is_clutter(name: str) -> bool:
-    """Tells what a file browser leaves behind, which nobody misses."""
+    """Return whether a file browser created the file."""
     return name.lower() in ("thumbs.db", "desktop.ini", "icon\r")
 
 
-def _size(entry: os.DirEntry) -> int:
+def _size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # a link to nothing: reading the image will say so
+    except OSError:  # a dangling link: reading it as an image gives the reason
         return -1
 
 
@@ -282,12 +289,5 @@ def _join(below: str, name: str) -> str:
     return f"{below}/{name}" if below else name
 
 
-def _describe_missing(root: Path) -> str:
-    if root.exists():
-        return (
-            f"{printable(root)} is a file, not a folder. Unpack it if it is an archive, and give the "
-            f"folder. {_LAYOUT}"
-        )
-    near = nearest_folder(root)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"There is no folder '{printable(root)}'.{meant} {_LAYOUT}"
+def _quoted(names: Iterable[str]) -> str:
+    return join_names(map(repr, names), most=10)

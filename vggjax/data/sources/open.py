@@ -1,8 +1,4 @@
-"""Names a dataset and opens it: `digits`, a folder of images, a CSV, or any tfds name.
-
-Out: a `Source` (source.py). Folders are scanned in folder.py, lists are read in csv_source.py, tfds
-is in tfds_source.py. Splitting (splits.py), resizing and batching (pipeline.py) are not here.
-"""
+"""Open a dataset by its name: `digits`, a folder of images, a CSV, or a tfds name."""
 
 import difflib
 import os
@@ -10,36 +6,35 @@ import os
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage
-from vggjax.data.sources.csv_table import is_list, scan_csv
 from vggjax.data.sources.folder import looks_like_path, nearest_folder, scan_folder
-from vggjax.data.sources.source import Scan, fingerprint
-from vggjax.data.sources.source import Source as Source
+from vggjax.data.sources.source import Scan, Source, fingerprint
+from vggjax.data.sources.csv import is_csv, scan_csv
 from vggjax.data.sources.tfds import is_tfds_name, open_tfds, tfds_names
 from vggjax.errors import DataError
 
 
 def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
-    """Opens a dataset by what the user calls it.
+    """Open a dataset by its name.
 
-    `digits` is always scikit-learn's; then come a list (`photos.csv`) and a folder that exists
-    (`./digits` is one), then a tfds name (`tf_flowers`, `cifar10`, `name/config`, `name:1.2.3`).
-    `data_dir` is where tfds keeps its datasets, None for its own choice.
+    The name is tried, in this order, as `digits` (scikit-learn's), a CSV (`photos.csv`), an
+    existing folder (`./digits` is one), and a tfds name (`tf_flowers`, `name/config`,
+    `name:1.2.3`). `data_dir` is where tfds stores datasets; None is tfds' default.
 
     Raises:
-        DataError: no such dataset, with the nearest name, or one that cannot be used.
+        DataError: there is no such dataset (the nearest name is given), or it is unusable.
     """
     return scan_source(dataset, data_dir=data_dir).checked()
 
 
 def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:
-    """Opens a dataset as `open_source` does, whatever is wrong with its folders or its list.
+    """Open a dataset as `open_source` does, collecting its errors instead of raising them.
 
     Raises:
-        DataError: nothing is there that could be looked at.
+        DataError: there is nothing to scan.
     """
     if dataset == "digits":
         return Scan(open_digits())
-    if is_list(dataset):
+    if is_csv(dataset):
         return scan_csv(dataset)
     if os.path.exists(dataset) or looks_like_path(dataset):
         return scan_folder(dataset)
@@ -47,16 +42,16 @@ def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:
         return Scan(open_tfds(dataset, data_dir=data_dir))
     known = [*nearest_folder(dataset), "digits", *tfds_names()]
     near = difflib.get_close_matches(dataset, known, n=1, cutoff=0.6)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    suggestion = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
-        f"There is no folder {dataset!r}, and no tfds dataset of that name.{meant} --dataset "
-        f"takes digits, a folder (FOLDER/<class>/*.jpg), a list (photos.csv) or a tfds name "
-        f"(tf_flowers)."
+        f"Unknown dataset {dataset!r}: no such folder and no tfds dataset of that name."
+        f"{suggestion} `dataset` takes digits, a folder (FOLDER/<class>/*.jpg), a CSV (photos.csv) "
+        f"or a tfds name (tf_flowers)."
     )
 
 
 def open_digits() -> Source:
-    """Opens scikit-learn's 1,797 handwritten digits, 8x8 px, ten classes; no network."""
+    """Open scikit-learn's 1,797 handwritten digits, 8x8 px, ten classes; no network."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,18 +1,20 @@
-"""What a dataset is to the rest of the package, wherever its images lie.
+"""`Source`, the interface of every dataset, and `Scan`, a dataset together with its errors.
 
-Labels, names and splits are in memory; an image is read when it is asked for, one by one, from
-any thread. Finding and opening datasets is in sources.py.
+Labels, names and splits are in memory; images are decoded one at a time on request, from any
+thread. Opening a dataset by its name is in open.py.
 """
 
 import hashlib
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage
-from vggjax.errors import DataError
+from vggjax.errors import DataError, join_names, printable
 
 SPLIT_WORDS = {
     "train": "train",
@@ -21,7 +23,9 @@ SPLIT_WORDS = {
     "valid": "val",
     "test": "test",
 }
-"""What people call a split, in lower case -> what it is here."""
+"""Accepted split names, in lower case -> `train`, `val` or `test`."""
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,26 +37,26 @@ class Source:
     labels: np.ndarray
     """int32 (N,), indices into `class_names`."""
     ids: Sequence[str]
-    """(N,), unique: the path below `root` with `/`, the path that a list gives, or `train/17`, the
-    split and the place in it."""
+    """(N,), unique: the path below `root` with `/`, the path written in a CSV, or `train/17`, the
+    tfds split and the position in it."""
     splits: dict[str, np.ndarray] | None
-    """The dataset's own: some of `train`, `val` and `test` -> indices; None where it has none."""
+    """The dataset's official splits: some of `train`, `val` and `test` -> indices; None without."""
     read: Callable[[int], DecodedImage]
-    """Index -> the decoded image; raises `DataError` with the reason alone."""
+    """Index -> the decoded image; raises `DataError` with nothing but the reason."""
     fingerprint: str
-    """SHA-256 of class names, ids, labels, splits and sizes: another one is another dataset."""
+    """SHA-256 of class names, ids, labels, splits and sizes; identifies the dataset."""
     root: Path | None = None
-    """The folder that holds the images and nothing else, where there is one."""
+    """The folder that holds exactly these images, if there is one."""
     locate: Callable[[int], Path] | None = None
     """Index -> its file, where that is not `root / ids[i]`."""
     notes: tuple[str, ...] = ()
-    """What a person should know before training on it, a sentence each; none is an error."""
+    """What the user should know before training, one sentence each; none is an error."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def path(self, i: int) -> Path | None:
-        """Gives the file behind an example, or None where there is none of its own."""
+        """Return the file of an example; None if examples have no file each."""
         if self.locate is not None:
             return self.locate(i)
         return None if self.root is None else self.root / self.ids[i]
@@ -60,26 +64,26 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What was found where a dataset should be, its faults with it; no image was opened."""
+    """The result of scanning a dataset, including its errors; no image was opened."""
 
     source: Source | None
-    """The labeled images, as far as they can be used; None where there are none."""
+    """The usable labeled images; None if there are none."""
     faults: tuple[str, ...] = ()
-    """What keeps the dataset from being trained on: the message of an error each."""
+    """Error messages: each is a reason why the dataset cannot be trained on."""
     empty: tuple[str, ...] = ()
-    """Class folders without an image, below the root."""
+    """Class folders without images, below the root."""
     loose: tuple[str, ...] = ()
-    """Images that lie beside class folders, below the root: they have no label."""
+    """Images next to the class folders, below the root: they have no label."""
     others: tuple[str, ...] = ()
-    """Files whose ending is no image's, below the root; hidden ones and `Thumbs.db` left out."""
+    """Files without an image's extension, below the root; not hidden files or `Thumbs.db`."""
     missing: tuple[str, ...] = ()
-    """Images that a list names and that are not there, as it writes them."""
+    """Paths in a CSV that do not exist, as written there."""
 
     def checked(self) -> Source:
-        """Gives the dataset.
+        """Return the dataset.
 
         Raises:
-            DataError: it has a fault; the first one is told.
+            DataError: the first of `faults`.
         """
         if self.faults:
             raise DataError(self.faults[0])
@@ -94,12 +98,66 @@ def fingerprint(
     splits: dict[str, np.ndarray] | None,
     sizes: Iterable[int],
 ) -> str:
-    """Gives the SHA-256 of what makes a dataset this one; where it lies does not count."""
+    """Return the SHA-256 of a dataset's contents, independent of its location."""
     digest = hashlib.sha256()
     for part in (class_names, ids, map(str, sizes)):
         text = "\0".join(part)
         digest.update(text.encode("utf-8", "surrogateescape") + b"\0\0")
     digest.update(np.asarray(labels, "<i4").tobytes())
-    for name in sorted(splits or {}):
+    splits = splits or {}
+    for name in sorted(splits):
         digest.update(name.encode() + np.asarray(splits[name], "<i8").tobytes())
     return digest.hexdigest()
+
+
+def class_notes(class_names: Sequence[str]) -> list[str]:
+    """Describe numbers sorted as text, and class names that are easily confused."""
+    notes = []
+    if all(name.isdecimal() for name in class_names):
+        if list(class_names) != sorted(class_names, key=int):
+            first = join_names(class_names, most=12)
+            notes.append(f"Class names are sorted as text, not as numbers: {first}.")
+    variants = defaultdict(list)
+    for name in class_names:
+        variants[unicodedata.normalize("NFKC", name.casefold()).strip()].append(name)
+    for names in variants.values():
+        if len(names) > 1:
+            notes.append(
+                f"Classes {join_names(map(repr, names))} differ only in case, surrounding spaces "
+                f"or Unicode normalization; each is a class. Merge them if that is not intended."
+            )
+    return notes
+
+
+def file_notes(hidden: Sequence[str], loose: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Describe what a scan skipped: hidden folders, images without a class, other files."""
+    notes = []
+    if hidden:
+        notes.append(f"Skipped {_count(hidden, 'hidden folder')}: {_first_three(hidden)}.")
+    if loose:
+        notes.append(
+            f"Skipped {_count(loose, 'image')} next to the class folders, without a label: "
+            f"{_first_three(loose)}."
+        )
+    archives = [name for name in others if name.lower().endswith(_ARCHIVES)]
+    if archives:
+        notes.append(f"Skipped {_count(archives, 'archive')}, unpack first: "
+                     f"{_first_three(archives)}.")
+    extensions = Counter(
+        PurePosixPath(name).suffix.lower() or "without an extension"
+        for name in others
+        if not name.lower().endswith(_ARCHIVES)
+    )
+    if extensions:
+        most = sorted(extensions.items(), key=lambda item: (-item[1], item[0]))[:5]
+        text = ", ".join(f"{count:,} {printable(extension)}" for extension, count in most)
+        notes.append(f"Skipped files without an image's extension: {text}.")
+    return notes
+
+
+def _count(names: Sequence[str], noun: str) -> str:
+    return f"{len(names):,} {noun}{'s' * (len(names) != 1)}"
+
+
+def _first_three(names: Sequence[str]) -> str:
+    return join_names(map(repr, names), most=3)

@@ -1,13 +1,29 @@
-"""Opens a tfds dataset: prepared on first use (tfds_prepare.py), read without TensorFlow.
+"""Open a tfds dataset: prepared on first use, then read without TensorFlow.
 
-Any dataset of tfds with one image and one class label to an example. The images stay encoded
-as tfds keeps them and go through the same decoder as a folder's. The labels, which stratifying
-needs, are read once and kept beside the prepared data. An example's id is `train/17`: the split
-and the place in it.
+Any tfds dataset with one image and one class label per example. Images stay encoded as tfds stores
+them and go through the same decoder as a folder's. Labels, needed for stratified splits, are read
+once and cached next to the prepared data. An example's id is `train/17`: the split and the
+position in it.
+
+Preparing stores the dataset as array_record, which allows random access without TensorFlow; it is
+the only place in the package that imports TensorFlow. A missing TensorFlow or network is reported
+within seconds, while tfds would retry for minutes: the servers of the known archives are probed
+first.
 """
 
 import contextlib
+import importlib.util
+import inspect
 import os
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +32,88 @@ import numpy as np
 from vggjax.atomic import atomic_write
 from vggjax.data.images.decode import DecodedImage, read_image
 from vggjax.data.sources.source import Source, fingerprint
-from vggjax.data.sources.tfds_prepare import FILE_FORMAT, prepare
-from vggjax.errors import DataError, unknown_name
+from vggjax.errors import DataError, join_names, printable, unknown_name
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
-"""tfds' split -> ours; others (`extra`, `unsupervised`) are left alone."""
+"""tfds split -> split here; others (`extra`, `unsupervised`) are ignored."""
+
+FILE_FORMAT = "array_record"
+"""tfds' default, tfrecord, cannot be read without TensorFlow."""
+
+PROBE_S = 5.0
+"""Seconds without an answer until a server counts as unreachable."""
+
+MAX_FILES = 8
+"""Archives listed in a message; some datasets have hundreds."""
+
+_GATEWAY_ERRORS = (407, 502, 503, 504)
+"""Status codes of a proxy that cannot reach the server."""
 
 
 def tfds_names() -> list[str]:
-    """Lists every dataset that tfds has a builder for; does not ask the network."""
+    """Return the names of all datasets that tfds has a builder for, without network access."""
     import tensorflow_datasets as tfds
 
     return tfds.list_builders(with_community_datasets=False)
 
 
 def is_tfds_name(dataset: str) -> bool:
-    """Tells whether tfds has a builder for `name`, `name/config` or `name:1.2.3`."""
+    """Return whether tfds has a builder for `name`, `name/config` or `name:1.2.3`."""
     return dataset.split("/")[0].split(":")[0] in tfds_names()
 
 
 def open_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Source:
-    """Opens a tfds dataset; the first time this downloads and prepares it, which takes minutes.
+    """Open a tfds dataset; the first time it is downloaded and prepared, which takes minutes.
 
     Raises:
-        DataError: it is no set of labeled images, or it cannot be prepared here and now; the
-            message says what to do by hand.
+        DataError: it is not a dataset of labeled images, or it cannot be prepared now; the
+            message says which files to download by hand.
     """
     import tensorflow_datasets as tfds
 
     builder = _find_builder(name, data_dir)
     image_key, label_key = _find_keys(name, builder.info)
     prepare(builder)
-    class_names = _class_names(builder.info.features[label_key])
+    feature = builder.info.features[label_key]
+    class_names = tuple(feature.names or map(str, range(feature.num_classes)))
     decoders = {image_key: tfds.decode.SkipDecoding()}
-    records, labels, ids, splits = [], [], [], {}
+    records: list[Any] = []
+    labels: list[np.ndarray] = []
+    ids: list[str] = []
+    splits: dict[str, np.ndarray] = {}
     for tfds_split, split in SPLIT_NAMES.items():
         if tfds_split not in builder.info.splits:
             continue
         data = builder.as_data_source(tfds_split, decoders=decoders, file_format=FILE_FORMAT)
-        part = _read_labels(Path(builder.data_path), tfds_split, data, label_key)
-        if len(part) == 0 or part.min() < 0:  # -1: a competition that keeps the answers
+        split_labels = _read_labels(Path(builder.data_path), tfds_split, data, label_key)
+        if len(split_labels) == 0 or split_labels.min() < 0:  # -1: a competition's hidden labels
             continue
-        splits[split] = np.arange(len(ids), len(ids) + len(part))
-        ids += [f"{tfds_split}/{i}" for i in range(len(part))]
-        labels.append(part)
-        records.append((data, len(part)))
+        splits[split] = np.arange(len(ids), len(ids) + len(split_labels))
+        ids += [f"{tfds_split}/{i}" for i in range(len(split_labels))]
+        labels.append(split_labels)
+        records.append(data)
     if "train" not in splits:
         raise DataError(
-            f"The tfds dataset {name!r} has no labeled train split; it has "
-            f"{', '.join(builder.info.splits) or 'none'}."
+            f"The tfds dataset {name!r} has no labeled train split. Its splits: "
+            f"{join_names(builder.info.splits) or 'none'}."
         )
-    starts = np.cumsum([0] + [count for _, count in records])
+    starts = np.cumsum([0] + [len(part) for part in labels])
 
     def read(i: int) -> DecodedImage:
         part = int(np.searchsorted(starts, i, side="right")) - 1
-        return read_image(bytes(records[part][0][int(i - starts[part])][image_key]))
+        return read_image(bytes(records[part][int(i - starts[part])][image_key]))
 
     all_labels = np.concatenate(labels)
-    own = splits if len(splits) > 1 else None
+    official = splits if len(splits) > 1 else None
     sizes = [builder.info.splits[s].num_bytes for s in SPLIT_NAMES if s in builder.info.splits]
     return Source(
         name=name,
         class_names=class_names,
         labels=all_labels,
         ids=ids,
-        splits=own,
+        splits=official,
         read=read,
-        fingerprint=fingerprint(class_names, ids, all_labels, own, sizes),
+        fingerprint=fingerprint(class_names, ids, all_labels, official, sizes),
     )
 
 
@@ -93,9 +124,8 @@ def _find_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         raise DataError(unknown_name("tfds dataset", name, tfds_names()))
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # a version or a configuration that is not there, among others
-        reason = " ".join(str(error).split())
-        raise DataError(f"tfds cannot open {name!r}: {reason[:500]}") from None
+    except Exception as error:  # an unknown version or configuration, among others
+        raise DataError(f"tfds cannot open {name!r}: {_reason(error)}") from None
 
 
 def _find_keys(name: str, info: Any) -> tuple[str, str]:
@@ -109,29 +139,186 @@ def _find_keys(name: str, info: Any) -> tuple[str, str]:
         return pair[0], pair[1]
     if len(images) == 1 and len(labels) == 1:
         return images[0], labels[0]
-    found = ", ".join(f"{key} ({type(f).__name__})" for key, f in features.items())
+    received = ", ".join(f"{key} ({type(f).__name__})" for key, f in features.items())
     raise DataError(
-        f"The tfds dataset {name!r} is not one image and one class label to an example; "
-        f"it has {found}."
+        f"The tfds dataset {name!r} must have one image and one class label per example; it has "
+        f"{received}."
     )
 
 
-def _class_names(feature: Any) -> tuple[str, ...]:
-    return tuple(feature.names or map(str, range(feature.num_classes)))
-
-
 def _read_labels(folder: Path, split: str, data: Any, label_key: str) -> np.ndarray:
-    """Reads a split's labels; from the file that an earlier start left there, if there is one."""
-    kept = folder / f"vggjax-{label_key.replace('/', '-')}-{split}.npy"
-    try:
-        labels = np.load(kept, allow_pickle=False)
+    """Return a split's labels, int32 (N,), from the cache if it is intact."""
+    path = folder / f"vggjax-{label_key.replace('/', '-')}-{split}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        labels = np.load(path, allow_pickle=False)
         if labels.shape == (len(data),) and labels.dtype == np.int32:
             return labels
-    except (OSError, ValueError, EOFError):
-        pass
     labels = np.fromiter((data[i][label_key] for i in range(len(data))), np.int32, len(data))
-    # Where the dataset is read-only, the next start reads the labels again.
-    with contextlib.suppress(OSError), atomic_write(kept) as temporary:
-        with open(temporary, "wb") as file:
+    with contextlib.suppress(OSError):  # a read-only dataset: the labels are read every time
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             np.save(file, labels)
     return labels
+
+
+# Preparing
+
+
+def prepare(builder: Any) -> None:
+    """Download and prepare the builder's dataset, unless it is prepared already.
+
+    Raises:
+        DataError: TensorFlow, the network or an archive is missing, or tfds failed.
+    """
+    folder = Path(builder.data_path)
+    if (folder / "dataset_info.json").exists():
+        formats = {form.value for form in builder.info.available_file_formats()}
+        if FILE_FORMAT not in formats:
+            raise DataError(
+                f"{printable(folder)} was prepared as {', '.join(sorted(formats))}, which has no "
+                f"random access. Give another `data_dir`, or delete that folder."
+            )
+        return
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(
+            f"Preparing {builder.name} for the first time needs TensorFlow (reading it later does "
+            f'not): pip install "tensorflow-cpu>=2.21"'
+        )
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        _check_manual_files(builder)
+    else:
+        _check_reachable(builder)
+    try:
+        _download_and_prepare(builder)
+    except Exception as error:  # the builder, the network or the disk may raise anything
+        raise DataError(f"tfds cannot prepare {builder.name}: {_reason(error)}") from error
+
+
+def _download_and_prepare(builder: Any) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+
+        for kind in ("GPU", "TPU"):  # accelerator memory is reserved for jax
+            tf.config.set_visible_devices([], kind)
+        # Google's bucket has prepared datasets too, but as tfrecord.
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
+
+
+def _check_manual_files(builder: Any) -> None:
+    folder = _manual_folder(builder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise DataError(
+            f"{builder.name} must be downloaded by hand. Put its files into {printable(folder)} as "
+            f"tfds describes: {instructions[:600]}"
+        )
+
+
+def _check_reachable(builder: Any) -> None:
+    archives = builder.url_infos or {}
+    if not archives:  # its source may also name the paper's server: one that answers is enough
+        urls = re.findall(r"\b(?:https?|ftp|gs)://[^\s\"'<>{}()]+", _source_text(builder))
+        if urls and not _reachable_servers(urls):
+            raise DataError(_describe_unreachable(builder, "none of its servers is", urls))
+        return
+    missing = [url for url, info in archives.items() if not _is_downloaded(builder, url, info)]
+    # A builder lists the archives of all its configurations: those that are here may be enough.
+    if builder.BUILDER_CONFIGS and len(missing) < len(archives):
+        return
+    reachable = _reachable_servers(missing)
+    url = next((url for url in missing if _server(url) not in reachable), None)
+    if url is not None:
+        raise DataError(_describe_unreachable(builder, f"{url} is not", missing))
+
+
+def _source_text(builder: Any) -> str:
+    module = inspect.getmodule(type(builder))
+    try:
+        return inspect.getsource(module) if module is not None else ""
+    except OSError:
+        return ""
+
+
+def _describe_unreachable(builder: Any, what: str, missing: list[str]) -> str:
+    archives = builder.url_infos or {}
+    names = [archives[url].filename if url in archives else None for url in missing]
+    problem = f"{builder.name} is not prepared yet and {what} reachable."
+    if None in names:  # tfds accepts a manual download only with a known name and checksum
+        return (
+            f"{problem} Prepare it on a machine with a network and give its folder as `data_dir`, "
+            f"or give a folder of images as `dataset`."
+        )
+    files = join_names(dict.fromkeys(names), most=MAX_FILES)
+    some = " (what its configuration needs)" if len(builder.BUILDER_CONFIGS) > 1 else ""
+    return (
+        f"{problem} Download {files}{some} elsewhere into {printable(_manual_folder(builder))}, "
+        f"give a folder of images as `dataset`, or a `data_dir` where it is prepared."
+    )
+
+
+def _manual_folder(builder: Any) -> Path:
+    return Path(builder.data_dir_root) / "downloads" / "manual"
+
+
+def _is_downloaded(builder: Any, url: str, info: Any) -> bool:
+    """Return whether tfds will find the archive, downloaded by tfds or by hand."""
+    from tensorflow_datasets.core.download import resource
+
+    if info.filename and (_manual_folder(builder) / info.filename).exists():
+        return True
+    downloads = Path(builder.data_dir_root) / "downloads"
+    names = {resource.get_dl_fname(url, info.checksum), resource.get_dl_fname(url)}
+    return any(
+        (folder / f"{name}.INFO").exists() and (folder / name).exists()
+        for folder in (downloads / builder.name, downloads)
+        for name in names
+    )
+
+
+def _reachable_servers(urls: Iterable[str]) -> set[str]:
+    """Return the servers of `urls` that answer within `PROBE_S`."""
+    reachable: set[str] = set()
+    # Threads, because no timeout limits a DNS lookup.
+    threads = [
+        threading.Thread(target=_probe, args=(url, reachable), name="vggjax-probe", daemon=True)
+        for url in {_server(url): url for url in urls}.values()
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PROBE_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return set(reachable)
+
+
+def _server(url: str) -> str:
+    """Return `https://host`; empty for a path."""
+    return "/".join(url.split("/")[:3]) if "://" in url else ""
+
+
+def _probe(url: str, reachable: set[str]) -> None:
+    """Add the URL's server to `reachable` if it answers, through a proxy if one is configured."""
+    scheme, _, rest = url.partition("://")
+    try:
+        if scheme in ("gs", "http", "https"):
+            http_url = f"https://storage.googleapis.com/{rest}" if scheme == "gs" else url
+            request = urllib.request.Request(http_url, method="HEAD")
+            # urlopen would cache the proxies of its first call.
+            urllib.request.build_opener().open(request, timeout=PROBE_S).close()
+        elif scheme == "ftp":
+            host = urllib.parse.urlsplit(url).hostname or ""
+            socket.create_connection((host, 21), timeout=PROBE_S).close()
+    except urllib.error.HTTPError as error:  # an answer, though not to HEAD
+        error.close()
+        if error.code in _GATEWAY_ERRORS:
+            return
+    except (OSError, ValueError):
+        return
+    reachable.add(_server(url))
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:500]

@@ -1,14 +1,15 @@
-"""Splits by slices, in tfds' own words: `train[:70%],train[70%:85%],train[85%:]`.
+"""Splits by tfds slices, such as `train[:70%],train[70%:85%],train[85%:]`.
 
-Two instructions are train and test, and val is cut from train; three are train, val and test. What
-they mean is tfds' `ReadInstruction`: percent or absolute, from the end where negative, added by
-`+`. They are slices of the order that the dataset has, and stratify nothing. Slices that share
-images are refused: what is trained on would be tested.
+Two slices are train and test, and val is split off train; three are train, val and test. Their
+syntax and rounding are those of tfds' `ReadInstruction`: percent or absolute, negative from the
+end, joined by `+`. Slices follow the order of the dataset and are not stratified. Overlapping
+slices are refused: training images would be tested.
 """
 
 import re
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -19,104 +20,101 @@ _HINT = "Write slices such as 'train[:70%],train[70%:85%],train[85%:]'."
 
 
 @dataclass(frozen=True)
-class Instructions:
-    """What each split is made of, as tfds writes it."""
+class Slices:
+    """The slices of a dataset that make up its splits, in tfds' syntax."""
 
     parts: tuple[str, ...]
-    """For train and test, or for train, val and test."""
+    """Of train and test, or of train, val and test."""
 
     @classmethod
-    def parse(cls, text: str) -> "Instructions":
-        """Reads two or three instructions, parted by commas.
+    def parse(cls, text: str) -> "Slices":
+        """Parse two or three slices, separated by commas.
 
         Raises:
-            ConfigError: other than that, or one that tfds does not understand.
+            ConfigError: another number of slices, or one that tfds cannot parse.
         """
         parts = tuple(part.strip() for part in text.split(","))
         if len(parts) not in (2, 3):
             raise ConfigError(
-                f"--split takes two slices, for train and test, or three, for train, val and "
-                f"test; got {len(parts)} in {text!r}. {_HINT}"
+                f"`split` takes two slices (train, test) or three (train, val, test); got "
+                f"{len(parts)} in {text!r}. {_HINT}"
             )
         for part in parts:
-            _read(part)
+            _parse_slice(part)
         return cls(parts)
 
     @property
-    def named(self) -> dict[str, str]:
-        """Split -> its instruction."""
+    def by_split(self) -> dict[str, str]:
+        """Split -> its slice."""
         names = ("train", "test") if len(self.parts) == 2 else ("train", "val", "test")
         return dict(zip(names, self.parts, strict=True))
 
 
-def looks_like_instructions(text: str) -> bool:
-    """Tells slices from shares: one of them starts with a name."""
+def looks_like_slices(text: str) -> bool:
+    """Return whether `text` is slices rather than fractions: one part starts with a name."""
     parts = [part.strip().lower() for part in text.split(",")]
     return any(re.match(r"(?!nan|inf)[a-z_]", part) or "[" in part for part in parts)
 
 
-def resolve_instructions(source: Source, instructions: Instructions) -> dict[str, np.ndarray]:
-    """Gives split -> indices into the source.
+def resolve_slices(source: Source, slices: Slices) -> dict[str, np.ndarray]:
+    """Return split -> indices into the source, int64.
 
     Raises:
-        DataError: a split that the dataset does not have, a slice beyond its end, one without a
-            image, or two that share images.
+        DataError: an unknown split, a slice beyond its end, an empty slice, or slices that
+            overlap.
     """
-    own = source.splits or {"train": np.arange(len(source))}
-    splits = {name: _resolve(source, own, part) for name, part in instructions.named.items()}
+    official = source.splits or {"train": np.arange(len(source))}
+    texts = slices.by_split
+    splits = {name: _resolve_slice(source, official, text) for name, text in texts.items()}
     for (one, first), (other, second) in combinations(splits.items(), 2):
-        shared = len(np.intersect1d(first, second))
-        if shared:
-            named = instructions.named
+        if num_shared := len(np.intersect1d(first, second)):
             raise DataError(
-                f"--split: {named[one]} and {named[other]} share {shared:,} "
-                f"image{'s' * (shared > 1)}, so that {one} and {other} would not be apart. "
-                f"{_HINT}"
+                f"`split`: {texts[one]} ({one}) and {texts[other]} ({other}) share "
+                f"{_images(num_shared)}. {_HINT}"
             )
     return splits
 
 
-def _resolve(source: Source, own: dict[str, np.ndarray], part: str) -> np.ndarray:
-    from tensorflow_datasets.core.splits import SplitInfo
+def _resolve_slice(source: Source, official: dict[str, np.ndarray], text: str) -> np.ndarray:
+    import tensorflow_datasets as tfds
 
     infos = {
-        word: SplitInfo(name=word, shard_lengths=[len(own[name])], num_bytes=0)
+        word: tfds.core.SplitInfo(name=word, shard_lengths=[len(official[name])], num_bytes=0)
         for word, name in SPLIT_WORDS.items()
-        if name in own
+        if name in official
     }
-    known = list(dict.fromkeys(SPLIT_WORDS[word] for word in infos))
-    for name in _names(part):
+    for piece in text.split("+"):
+        name = piece.strip().partition("[")[0].strip()
         if name not in infos:
-            alone = (
-                " The dataset has no splits of its own: slice train, or give shares (0.8,0.1,0.1)."
-            ) * (len(known) == 1)
-            raise DataError(unknown_name("split in --split", name, known, hint=alone))
+            hint = " The dataset has no official splits: slice train, or give 0.8,0.1,0.1."
+            hint = hint if len(official) == 1 else ""
+            raise DataError(unknown_name("split in `split`", name, official, hint=hint))
     try:
-        slices = _read(part).to_absolute(infos)
+        ranges = _parse_slice(text).to_absolute(infos)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"--split {part!r} cannot be cut from {source.name}: {reason}") from None
-    found = np.concatenate(
-        [np.asarray(own[SPLIT_WORDS[s.splitname]], np.int64)[s.from_ : s.to] for s in slices]
+        raise DataError(f"`split` {text!r} does not fit {source.name}: {reason}") from None
+    indices = np.concatenate(
+        [np.asarray(official[SPLIT_WORDS[r.splitname]], np.int64)[r.from_ : r.to] for r in ranges]
     )
-    if not len(found):
-        sizes = ", ".join(f"{name} {len(own[name]):,}" for name in known)
-        raise DataError(f"--split {part!r} has no image in it; the dataset has {sizes}. {_HINT}")
-    if twice := len(found) - len(np.unique(found)):
-        raise DataError(f"--split {part!r} has {twice:,} image{'s' * (twice > 1)} twice. {_HINT}")
-    return found
+    if not len(indices):
+        sizes = ", ".join(f"{name} {len(part):,}" for name, part in official.items())
+        raise DataError(f"`split` {text!r} is empty; the dataset has {sizes}. {_HINT}")
+    if num_repeated := len(indices) - len(np.unique(indices)):
+        raise DataError(f"`split` {text!r} repeats {_images(num_repeated)}. {_HINT}")
+    return indices
 
 
-def _read(part: str):
-    from tensorflow_datasets.core import ReadInstruction
+def _parse_slice(text: str) -> Any:
+    import tensorflow_datasets as tfds
 
-    if "shard" in part:
-        raise ConfigError(f"--split {part!r} counts shards, which are an accident. {_HINT}")
+    if "shard" in text:
+        raise ConfigError(f"`split` {text!r} counts shards, which are arbitrary. {_HINT}")
     try:
-        return ReadInstruction.from_spec(part)
-    except Exception:  # tfds raises what it likes, AssertionError among others
-        raise ConfigError(f"--split cannot read {part!r} as a slice. {_HINT}") from None
+        return tfds.core.ReadInstruction.from_spec(text)
+    except Exception:  # tfds raises AssertionError, among others
+        raise ConfigError(f"`split` cannot parse {text!r} as a slice. {_HINT}") from None
 
 
-def _names(part: str) -> list[str]:
-    return [piece.strip().partition("[")[0].strip() for piece in part.split("+")]
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count > 1)}"

@@ -1,86 +1,90 @@
-"""Cuts a dataset into train, val and test: by class, by seed, the dataset's own splits first.
+"""Split a dataset into train, val and test: stratified by class, seeded, official splits first.
 
 In:  a `Source`.  Out: {"train", "val", "test"} -> sorted int64 indices into it, disjoint. They
-depend on labels, the wanted split, the seed and the groups, and on nothing of the machine. A split
-that the dataset brings is never touched, save that one which it lacks is cut from its train split.
-Where this file cuts, the images of one group stay together (cut.py), and each split has each
-class, unless a class has too few different images: `remarks_on_splits` words that. A split that
-lacks a class otherwise, or that has no image, is an error.
+depend on labels, the requested split, the seed and the groups alone. An official split is never
+changed, except that a missing one is split off the official train split. Images of one group stay
+together (stratify.py), and each split has each class, unless a class has too few distinct images:
+`split_notes` describes those. A run stores its splits in `splits.csv`.
 """
+
+import csv
+import io
+import os
+from pathlib import Path
 
 import numpy as np
 
 from vggjax.data.sources.source import Source
-from vggjax.data.splits.slices import (
-    Instructions,
-    looks_like_instructions,
-    resolve_instructions,
-)
-from vggjax.data.splits.stratify import count_different, cut
-from vggjax.errors import ConfigError, DataError
+from vggjax.data.splits.slices import Slices, looks_like_slices, resolve_slices
+from vggjax.data.splits.stratify import count_distinct, stratified_split
+from vggjax.errors import ConfigError, DataError, join_names, printable
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
 
+SPLITS_FILE = "splits.csv"
+"""In a run folder: a row `path,label,split` per image, in the order of the source. Names may hold
+any bytes; those that are not UTF-8 are restored exactly."""
+
 Fractions = tuple[float, float, float]
 
+_COLUMNS = ["path", "label", "split"]
+
 _SLICES_HINT = (
-    " Slices keep the order of the dataset, and a folder's is by class: shares, as in "
-    "0.8,0.1,0.1, take some of each."
+    " Slices keep the order of the dataset, and a folder is ordered by class; fractions such as "
+    "0.8,0.1,0.1 are stratified."
 )
 
 
-def parse_split(text: str) -> Fractions | Instructions:
-    """Reads `"0.8,0.1,0.1"`, shares of train, val and test, or `"train[:80%],test"`.
+def parse_split(text: str) -> Fractions | Slices:
+    """Parse fractions of train, val and test, `0.8,0.1,0.1`, or slices, `train[:80%],test`.
 
-    Shares are above 0, with the sum 1. Otherwise it is two or three of tfds' instructions, for
-    train and test, or for train, val and test.
+    Raises:
+        ConfigError: fractions that are not three, positive and with the sum 1, or bad slices.
     """
-    if looks_like_instructions(text):
-        return Instructions.parse(text)
+    if looks_like_slices(text):
+        return Slices.parse(text)
     try:
         fractions = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"--split takes three numbers such as 0.8,0.1,0.1, or slices such as "
+            f"`split` takes three numbers such as 0.8,0.1,0.1, or slices such as "
             f"'train[:80%],train[80%:90%],train[90%:]'; got {text!r}."
         ) from None
-    _check_fractions(fractions)
-    return fractions
+    return _check_fractions(fractions)
 
 
 def make_splits(
     source: Source,
-    split: Fractions | Instructions = FRACTIONS,
+    split: Fractions | Slices = FRACTIONS,
     seed: int = 0,
     groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Gives the indices of train, val and test.
+    """Return the indices of train, val and test.
 
-    The number of a class' examples in a split is its share, rounded by the largest remainder, and
-    at least one. Where the dataset has splits of its own, a missing one is cut from its train
-    split with its share renormalized: 0.1 beside 0.8 is one ninth. Examples with the same number
-    in `groups`, (N,), come into the same split where they are cut; without two such the groups
-    change nothing.
+    The size of a class in a split is its fraction, rounded by the largest remainder, and at least
+    one. A split missing from the official ones is split off official train with its renormalized
+    fraction: 0.1 next to 0.8 is one ninth. Examples with the same number in `groups`, int (N,),
+    stay in the same split where this function splits; groups of one example change nothing.
 
     Raises:
-        DataError: a split without any image, or one that lacks a class, with the counts.
+        DataError: a split without images, or without one of the classes; with the counts.
     """
     _check_seed(seed)
-    if isinstance(split, Instructions):
-        own, fractions = resolve_instructions(source, split), FRACTIONS
+    if isinstance(split, Slices):
+        splits, fractions = resolve_slices(source, split), FRACTIONS
     else:
-        _check_fractions(split)
-        own, fractions = dict(source.splits or {"train": np.arange(len(source))}), split
-    given = {name for name in own if name != "train"}
-    missing = [name for name in SPLITS if name not in own]
+        splits = dict(source.splits or {"train": np.arange(len(source))})
+        fractions = _check_fractions(split)
+    fixed = set(splits) | {"train"}
+    missing = [name for name in SPLITS if name not in splits]
     if missing:
         shares = _renormalized(fractions, ("train", *missing))
-        train = np.asarray(own.get("train", ()), np.int64)
-        own.update(cut(source.labels, train, shares, seed, groups))
-    splits = {name: np.sort(np.asarray(own[name], np.int64)) for name in SPLITS}
-    hint = _SLICES_HINT if isinstance(split, Instructions) else ""
-    _check_classes(source, splits, whole=given | {"train"}, hint=hint)
+        train = np.asarray(splits.get("train", ()), np.int64)
+        splits.update(stratified_split(source.labels, train, shares, seed, groups))
+    splits = {name: np.sort(np.asarray(splits[name], np.int64)) for name in SPLITS}
+    hint = _SLICES_HINT if isinstance(split, Slices) else ""
+    _check_classes(source, splits, fixed=fixed, hint=hint)
     _check_not_empty(source, splits)
     return splits
 
@@ -88,58 +92,106 @@ def make_splits(
 def make_folds(
     source: Source, k: int, seed: int, groups: np.ndarray | None = None
 ) -> list[dict[str, np.ndarray]]:
-    """Gives the splits of each of the `k` runs of a cross-validation.
+    """Return the splits of each of the `k` runs of a cross-validation.
 
-    All examples, those of the dataset's own splits as well, are cut into k parts as `make_splits`
-    would cut them. Part i is the i-th run's test split: each example is tested once. Its val split
-    is cut from the rest with the default share, a ninth.
+    All examples, including those of the official splits, are split into k parts as `make_splits`
+    would. Part i is the test split of run i, so each example is tested once. Its val split is
+    split off the rest with the default fraction, a ninth.
 
     Raises:
         ConfigError: fewer than two folds.
-        DataError: a class with fewer different images than folds.
+        DataError: a class with fewer distinct images than folds.
     """
     _check_seed(seed)
     if k < 2:
-        raise ConfigError(f"--cross-validate takes 2 folds or more; got {k}.")
+        raise ConfigError(f"`cross_validate` must be 2 folds or more; got {k}.")
     everything = np.arange(len(source))
-    different = count_different(source.labels, everything, groups, len(source.class_names))
-    if few := [(n, int(c)) for n, c in zip(source.class_names, different, strict=True) if c < k]:
+    distinct = count_distinct(source.labels, everything, groups, len(source.class_names))
+    if few := [(n, int(c)) for n, c in zip(source.class_names, distinct, strict=True) if c < k]:
         least = min(count for _, count in few)
-        fewer = f"Give --cross-validate at most {least}, or add" if least > 1 else "Add"
+        fewer = f"Set `cross_validate` to at most {least}, or add" if least > 1 else "Add"
         raise DataError(
-            f"Too few different images for {k} folds: {_counted(few)}. {fewer} images, or take "
-            f"out what has too few."
+            f"Too few distinct images for {k} folds: {_list_classes(few)}. {fewer} images, or "
+            f"remove these classes."
         )
-    parts = cut(source.labels, everything, {f"part {i}": 1 / k for i in range(k)}, seed, groups)
+    shares = {f"part {i}": 1 / k for i in range(k)}
     folds = []
-    for test in parts.values():
+    for test in stratified_split(source.labels, everything, shares, seed, groups).values():
         rest = np.setdiff1d(everything, test)
-        shares = _renormalized(FRACTIONS, ("train", "val"))
-        fold = cut(source.labels, rest, shares, seed, groups) | {"test": test}
+        train_and_val = _renormalized(FRACTIONS, ("train", "val"))
+        fold = stratified_split(source.labels, rest, train_and_val, seed, groups) | {"test": test}
         fold = {name: np.sort(fold[name]) for name in SPLITS}
         _check_not_empty(source, fold)
         folds.append(fold)
     return folds
 
 
-def remarks_on_splits(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
-    """Words what a person should know of the splits: classes that not all of them have."""
+def split_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
+    """Describe the classes that some split lacks, at most four sentences."""
     counts = _count_classes(source, splits)
-    found = []
+    notes = []
     for label, name in enumerate(source.class_names):
         here = {split: int(count[label]) for split, count in counts.items()}
-        without = [split for split in here if not here[split]]
+        without = " and ".join(split for split in here if not here[split])
         if without:
-            say = "say" if len(without) > 1 else "says"
-            few = (
-                "has only 1 image, in train alone"
-                if sum(here.values()) == 1
-                else f"has too few different images for every split ({_listed(here)})"
+            total = "1 image" if sum(here.values()) == 1 else "too few distinct images"
+            notes.append(
+                f"Class {name!r} has {total} ({_list_counts(here)}): {without} cannot judge it."
             )
-            found.append(f"Class {name!r} {few}: {' and '.join(without)} {say} nothing about it.")
-    if len(found) > 3:
-        found[3:] = [f"{len(found) - 3:,} more classes have too few images for every split."]
-    return found
+    if len(notes) > 3:
+        notes[3:] = [f"{len(notes) - 3:,} more classes have too few images for every split."]
+    return notes
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return class weights N / (C * N_c), float32 (C,), with the mean 1 over the examples.
+
+    The rule of King and Zeng (2001) and of scikit-learn's `class_weight="balanced"`. A class
+    without examples gets 0.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = len(labels) / (num_classes * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 0).astype(np.float32)
+
+
+def splits_text(source: Source, splits: dict[str, np.ndarray]) -> str:
+    """Return the contents of `splits.csv`."""
+    split_of = {int(i): split for split, indices in splits.items() for i in indices}
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for i in sorted(split_of):
+        writer.writerow([source.ids[i], source.class_names[source.labels[i]], split_of[i]])
+    return file.getvalue()
+
+
+def read_splits(folder: str | os.PathLike[str], source: Source) -> dict[str, np.ndarray] | None:
+    """Read the splits of a run, as `make_splits` returned them; None if the file is missing.
+
+    Raises:
+        DataError: the file is damaged, or names images that the source lacks.
+    """
+    path = Path(folder) / SPLITS_FILE
+    if not path.exists():
+        return None
+    index_of = {name: i for i, name in enumerate(source.ids)}
+    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file)
+            if next(rows, None) != _COLUMNS:
+                raise ValueError(f"its first line is not {','.join(_COLUMNS)}")
+            for image_id, label, split in rows:
+                i = index_of[image_id]
+                if source.class_names[source.labels[i]] != label:
+                    raise ValueError(f"{image_id} was labeled {label}")
+                splits[split].append(i)
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(
+            f"{printable(path)} does not fit the dataset {printable(source.name)} "
+            f"({printable(error)}). Restore the files, or start a new run in another `workdir`."
+        ) from None
+    return {name: np.sort(np.asarray(indices, np.int64)) for name, indices in splits.items()}
 
 
 def _renormalized(fractions: Fractions, names: tuple[str, ...]) -> dict[str, float]:
@@ -150,48 +202,48 @@ def _renormalized(fractions: Fractions, names: tuple[str, ...]) -> dict[str, flo
 
 def _check_seed(seed: int) -> None:
     if seed < 0:
-        raise ConfigError(f"--seed must be 0 or more; got {seed}.")
+        raise ConfigError(f"`seed` must be 0 or more; got {seed}.")
 
 
-def _check_fractions(fractions: tuple[float, ...]) -> None:
+def _check_fractions(fractions: tuple[float, ...]) -> Fractions:
     received = ",".join(f"{value:g}" for value in fractions)
     if len(fractions) != 3:
-        raise ConfigError(f"--split takes three shares, train,val,test; got {received!r}.")
+        raise ConfigError(f"`split` takes three fractions, train,val,test; got {received!r}.")
     if not all(value > 0 for value in fractions):
         raise ConfigError(
-            f"--split needs three shares above 0: val chooses the best weights and test judges "
-            f"them; got {received!r}. Try 0.8,0.1,0.1."
+            f"`split` must be three fractions above 0, as val selects the best weights and test "
+            f"evaluates them; got {received!r}. Try 0.8,0.1,0.1."
         )
     if abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(
-            f"--split must add up to 1; got {received!r}, which is {sum(fractions):g}."
+            f"`split` must add up to 1; got {received!r}, which is {sum(fractions):g}."
         )
+    train, val, test = fractions
+    return train, val, test
 
 
 def _count_classes(source: Source, splits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    classes = len(source.class_names)
-    return {name: np.bincount(source.labels[i], minlength=classes) for name, i in splits.items()}
+    num_classes = len(source.class_names)
+    return {
+        name: np.bincount(source.labels[i], minlength=num_classes) for name, i in splits.items()
+    }
 
 
 def _check_classes(
-    source: Source, splits: dict[str, np.ndarray], *, whole: set[str], hint: str = ""
+    source: Source, splits: dict[str, np.ndarray], *, fixed: set[str], hint: str
 ) -> None:
-    """Refuses a split of `whole`, those that were not cut off, without one of the classes."""
+    """Raise if one of the `fixed` splits, those not split off here, lacks a class."""
     counts = _count_classes(source, splits)
-    lacking = np.any([counts[name] == 0 for name in sorted(whole)], axis=0)
-    labels = np.flatnonzero(lacking)
-    if len(labels):
-        here = {name: int(count[labels[0]]) for name, count in counts.items()}
-        others = [source.class_names[label] for label in labels[1:4]]
-        more = (
-            f" Nor are {len(labels) - 1:,} others, such as {', '.join(map(repr, others))}."
-            if others
-            else ""
-        )
-        raise DataError(
-            f"Class {source.class_names[labels[0]]!r} is not in every split: {_listed(here)}. "
-            f"Each split needs at least one example of each class.{more}{hint}"
-        )
+    lacking = np.flatnonzero(np.any([counts[name] == 0 for name in sorted(fixed)], axis=0))
+    if not len(lacking):
+        return
+    name, *others = [source.class_names[label] for label in lacking]
+    here = {split: int(count[lacking[0]]) for split, count in counts.items()}
+    more = f" Other such classes: {join_names(map(repr, others), most=3)}." if others else ""
+    raise DataError(
+        f"Class {name!r} is not in every split: {_list_counts(here)}. Each split needs at least "
+        f"one example of each class.{more}{hint}"
+    )
 
 
 def _check_not_empty(source: Source, splits: dict[str, np.ndarray]) -> None:
@@ -201,16 +253,15 @@ def _check_not_empty(source: Source, splits: dict[str, np.ndarray]) -> None:
     together = np.concatenate(list(splits.values()))
     counts = np.bincount(source.labels[together], minlength=len(source.class_names)).tolist()
     raise DataError(
-        f"There are too few images for {' and '.join(empty)}, which would be empty: "
-        f"{_counted(list(zip(source.class_names, counts, strict=True)))}. A class needs three "
-        f"different images, one for each split. Add some, or take classes out."
+        f"Too few images, {' and '.join(empty)} would be empty: "
+        f"{_list_classes(list(zip(source.class_names, counts, strict=True)))}. A class needs three "
+        f"distinct images, one for each split. Add images or remove classes."
     )
 
 
-def _counted(pairs: list[tuple[str, int]], most: int = 5) -> str:
-    text = ", ".join(f"class {name!r} has {count}" for name, count in pairs[:most])
-    return text + (f", and {len(pairs) - most:,} more" if len(pairs) > most else "")
+def _list_classes(counts: list[tuple[str, int]]) -> str:
+    return "class " + join_names((f"{name!r} has {count}" for name, count in counts), most=5)
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _list_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -1,0 +1,341 @@
+"""Open a CSV of images: the columns `path`, `label` and optionally `split`.
+
+The first line names the columns, in any order; other columns are ignored. The text is UTF-8, the
+delimiter a comma, a semicolon or a tab, quoting as in Python's csv module. A path is absolute,
+below the home folder (`~`), or relative to the CSV's folder. Labels are class names, numbered in
+sorted order. Splits are train, val (validation, valid) and test, in any case, for every image or
+for none. Every file must exist; none is opened.
+
+The `splits.csv` in a run folder is also accepted: its paths are relative to that run's dataset,
+which the `config.json` next to it names.
+"""
+
+import csv
+import difflib
+import json
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from vggjax.data.images.decode import read_image
+from vggjax.data.sources.source import SPLIT_WORDS, Scan, Source, class_notes, fingerprint
+from vggjax.errors import DataError, join_names, printable, unknown_name
+
+EXTENSIONS = (".csv", ".tsv")
+"""Extensions, in lower case, of datasets that are a CSV."""
+
+MAX_BYTES = 2**30
+
+COLUMNS = ("path", "label", "split")
+
+_SYNONYMS = {
+    "path": ("file", "filename", "file_name", "filepath", "image", "image_path", "image_id", "img"),
+    "label": ("class", "class_name", "category", "target", "name", "species", "y"),
+}
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_EXPECTED = "Expected a first line path,label or path,label,split."
+
+
+class Row(NamedTuple):
+    """One row of a CSV."""
+
+    line: int
+    """The line that it ends on, from 1."""
+    path: str
+    label: str
+    split: str
+    """train, val, test, an unknown word in lower case, or empty."""
+
+
+def is_csv(dataset: str) -> bool:
+    """Return whether a dataset's name is that of a CSV, existing or not, and not a folder."""
+    return dataset.lower().endswith(EXTENSIONS) and not os.path.isdir(os.path.expanduser(dataset))
+
+
+def open_csv(path: str | os.PathLike[str]) -> Source:
+    """Open a CSV of images without decoding any of them.
+
+    Raises:
+        DataError: the CSV is unreadable or contradicts itself, or a file does not exist.
+    """
+    return scan_csv(path).checked()
+
+
+def scan_csv(path: str | os.PathLike[str]) -> Scan:
+    """Open a CSV of images, collecting the errors in its rows.
+
+    Raises:
+        DataError: it does not exist, is not text, or has no columns `path` and `label`, or no rows.
+    """
+    path = Path(path).expanduser()
+    root, is_of_run = _find_root(path)
+    columns, rows = read_rows(path, exact=is_of_run)
+    name = printable(path)
+    if not rows:
+        raise DataError(f"{name} has no rows after its first line.")
+    faults = _check_cells(name, rows)
+    rows = [row for row in rows if row.path and row.label]
+    rows, num_repeated, conflicts = _merge(name, root, rows)
+    faults += conflicts
+    sizes = [_size(root, row.path) for row in rows]
+    missing = [row for row, size in zip(rows, sizes, strict=True) if size is None]
+    if missing:
+        faults.append(_describe_missing(name, root, missing, len(rows)))
+    existing = [(row, size) for row, size in zip(rows, sizes, strict=True) if size is not None]
+    class_names = tuple(sorted({row.label for row in rows}))
+    if len(class_names) == 1:
+        faults.append(f"{name} has only one class, {class_names[0]!r}; training needs at least 2.")
+    notes = class_notes(class_names)
+    if unused := [column for column in columns if column not in COLUMNS]:
+        notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
+    if num_repeated:
+        notes.append(f"Ignored {num_repeated:,} row{'s' * (num_repeated > 1)} with a repeated path.")
+    return Scan(
+        source=_make_source(path, root, class_names, existing, notes) if existing else None,
+        faults=tuple(faults),
+        missing=tuple(row.path for row in missing),
+    )
+
+
+def read_rows(path: Path, *, exact: bool = False) -> tuple[list[str], list[Row]]:
+    """Return the column names, in lower case, and the non-empty rows.
+
+    Spaces after a delimiter are dropped and the text must be UTF-8. With `exact`, cells are taken
+    as written, whatever their bytes.
+
+    Raises:
+        DataError: the file does not exist, or is not a table with the columns path and label.
+    """
+    name = printable(path)
+    rows: list[Row] = []
+    line = 1
+    try:
+        _check_file(path)
+        errors = "surrogateescape" if exact else "strict"
+        with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
+            lines = _text_lines(file, name)
+            header_line, header = next(((i, text) for i, text in lines if text.strip()), (1, ""))
+            if not header:
+                raise DataError(f"{name} is empty. {_EXPECTED}")
+            columns, delimiter = _read_header(header, name)
+            reader = csv.reader(
+                (text for _, text in lines),
+                delimiter=delimiter,
+                strict=True,
+                skipinitialspace=not exact,
+            )
+            for cells in reader:
+                line = header_line + reader.line_num
+                if not any(cells):
+                    continue
+                if any(cells[len(columns) :]):
+                    raise DataError(
+                        f"Line {line} of {name} has {len(cells)} cells, the first line has "
+                        f"{len(columns)}. Quote names that contain a {_DELIMITERS[delimiter]}."
+                    )
+                values = dict(zip(columns, cells, strict=False))
+                split = values.get("split", "").strip().lower()
+                split = SPLIT_WORDS.get(split, split)
+                rows.append(Row(line, values.get("path", ""), values.get("label", ""), split))
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{name} is not UTF-8: line {_first_undecodable_line(path)}. Save it as UTF-8 (in a "
+            f"spreadsheet, 'CSV UTF-8')."
+        ) from None
+    except csv.Error as error:
+        raise DataError(
+            f"{name} is not a valid CSV after line {line}: {error}. Is a quote left open?"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
+    return columns, rows
+
+
+def _check_file(path: Path) -> None:
+    name = printable(path)
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"There is no file '{name}'.{_suggest_csv(path)} {_EXPECTED}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{name} is not a regular file. {_EXPECTED}")
+    if status.st_size > MAX_BYTES:
+        raise DataError(f"{name} is too large: {status.st_size:,} bytes, at most {MAX_BYTES:,}.")
+    with path.open("rb") as file:
+        start = file.read(2**16)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{name} is UTF-16. Save it as UTF-8.")
+    if b"\0" in start:
+        raise DataError(f"{name} is not text: it contains null bytes. {_EXPECTED}")
+
+
+def _text_lines(file: TextIO, name: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, 1):
+        if "\0" in line:
+            raise DataError(f"{name} is not text: line {number} contains a null byte.")
+        yield number, line
+
+
+def _first_undecodable_line(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _read_header(line: str, name: str) -> tuple[list[str], str]:
+    """Return the column names, in lower case, and the delimiter that separates them best."""
+    headers = {}
+    for delimiter in _DELIMITERS:
+        cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+        headers[delimiter] = [cell.strip().lower() for cell in cells]
+    delimiter = max(
+        headers, key=lambda d: (len({"path", "label"} & set(headers[d])), len(headers[d]))
+    )
+    columns = headers[delimiter]
+    while columns and not columns[-1]:  # a delimiter at the end of the line
+        columns.pop()
+    for column in COLUMNS:
+        if columns.count(column) > 1:
+            raise DataError(f"{name} has {columns.count(column)} columns {column!r}. Keep one.")
+    missing = [column for column in ("path", "label") if column not in columns]
+    if missing:
+        suggestions = ""
+        for column in missing:
+            near = [given for given in columns if given in _SYNONYMS[column]]
+            near += difflib.get_close_matches(column, columns, n=1, cutoff=0.6)
+            suggestions += f" Rename {near[0]!r} to {column!r}?" if near else ""
+        given = join_names((repr(column[:80]) for column in columns), most=10)
+        raise DataError(
+            f"{name} has no column {' and no column '.join(map(repr, missing))}; its columns are "
+            f"{given}.{suggestions} {_EXPECTED}"
+        )
+    return columns, delimiter
+
+
+def _suggest_csv(path: Path) -> str:
+    try:
+        names = [name for name in os.listdir(path.parent) if name.lower().endswith(EXTENSIONS)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+
+
+def _make_source(
+    path: Path,
+    root: Path,
+    class_names: tuple[str, ...],
+    existing: list[tuple[Row, int]],
+    notes: list[str],
+) -> Source:
+    label_of = {name: i for i, name in enumerate(class_names)}
+    labels = np.asarray([label_of[row.label] for row, _ in existing], np.int32)
+    ids = [row.path for row, _ in existing]
+    split_of = np.asarray([row.split for row, _ in existing])
+    parts = {name: np.flatnonzero(split_of == name) for name in ("train", "val", "test")}
+    splits = {name: part for name, part in parts.items() if len(part)} or None
+    return Source(
+        name=path.name,
+        class_names=class_names,
+        labels=labels,
+        ids=ids,
+        splits=splits,
+        read=lambda i: read_image(_locate(root, ids[i])),
+        fingerprint=fingerprint(class_names, ids, labels, splits, [size for _, size in existing]),
+        locate=lambda i: Path(_locate(root, ids[i])),
+        notes=tuple(notes),
+    )
+
+
+def _check_cells(name: str, rows: list[Row]) -> list[str]:
+    faults = []
+    for column in ("path", "label"):
+        if empty := [row.line for row in rows if not getattr(row, column)]:
+            faults.append(f"{name} has no {column} in {_lines(empty)}. Fill it in.")
+    with_split = [row for row in rows if row.split]
+    if not with_split:
+        return faults
+    if empty := [row.line for row in rows if not row.split]:
+        faults.append(
+            f"{name} has no split in {_lines(empty)}. Give every image a split, or none."
+        )
+    if wrong := [row for row in with_split if row.split not in SPLIT_WORDS.values()]:
+        message = unknown_name("split", wrong[0].split, SPLIT_WORDS)
+        faults.append(f"{name}, {_lines([row.line for row in wrong])}: {message}")
+    elif "train" not in (row.split for row in with_split):
+        faults.append(
+            f"{name} has no image in the split train. Add some, or drop the column split and use "
+            f"`split`."
+        )
+    return faults
+
+
+def _merge(name: str, root: Path, rows: list[Row]) -> tuple[list[Row], int, list[str]]:
+    """Return the first row of each file, the number of other rows, and contradictions."""
+    first_rows: dict[str, Row] = {}
+    conflicts: dict[str, list[tuple[Row, Row]]] = defaultdict(list)
+    for row in rows:
+        first = first_rows.setdefault(os.path.normpath(_locate(root, row.path)), row)
+        for column in ("label", "split"):
+            if getattr(first, column) != getattr(row, column):
+                conflicts[column].append((first, row))
+    faults = []
+    for column, pairs in conflicts.items():
+        first, row = pairs[0]
+        more = f" {len(pairs) - 1:,} more such rows follow." if len(pairs) > 1 else ""
+        faults.append(
+            f"{name} lists {row.path!r} twice with different {column}s: {getattr(first, column)!r} "
+            f"in line {first.line}, {getattr(row, column)!r} in line {row.line}.{more} Keep one."
+        )
+    return list(first_rows.values()), len(rows) - len(first_rows), faults
+
+
+def _find_root(path: Path) -> tuple[Path, bool]:
+    """Return the folder that relative paths start from, and whether a run wrote the CSV."""
+    if path.name != "splits.csv":
+        return path.parent, False
+    try:
+        dataset = json.loads(path.with_name("config.json").read_text("utf-8"))["dataset"]
+        is_folder, exists = os.path.isdir(dataset), os.path.exists(dataset)
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.parent, False
+    if not exists:
+        raise DataError(
+            f"{printable(path)} belongs to a run on {dataset!r}, which is not an existing folder "
+            f"or CSV. Give that dataset instead."
+        )
+    return Path(dataset) if is_folder else Path(dataset).parent, True
+
+
+def _locate(root: Path, path: str) -> str:
+    return os.path.join(root, os.path.expanduser(path))
+
+
+def _size(root: Path, path: str) -> int | None:
+    try:
+        status = os.stat(_locate(root, path))
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISDIR(status.st_mode) else status.st_size
+
+
+def _describe_missing(name: str, root: Path, missing: list[Row], total: int) -> str:
+    some = join_names((f"{row.path!r} (line {row.line})" for row in missing), most=3)
+    backslash = " Use / instead of the backslash." if any("\\" in r.path for r in missing) else ""
+    return (
+        f"{len(missing):,} of {total:,} images in {name} do not exist: {some}. Paths are absolute "
+        f"or relative to {printable(root)}.{backslash}"
+    )
+
+
+def _lines(numbers: list[int]) -> str:
+    return f"line{'s' if len(numbers) > 1 else ''} {join_names(numbers, most=3)}"
