@@ -27,7 +27,6 @@ TWO_POSITIONAL_DEFAULTS = {
 
 MODULES = {
     "PIL": "pillow",
-    "cv2": "opencv-python-headless",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow-cpu",

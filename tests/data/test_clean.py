@@ -10,9 +10,8 @@ from PIL import Image
 from support.scenes import fill, put, saved, scene
 
 from vggjax.data.quality import clean
-from vggjax.data.quality.clean import write_clean_copy
+from vggjax.data.quality.clean import SafeNames, safe_name, write_clean_copy
 from vggjax.data.quality.doctor import examine
-from vggjax.data.quality.safe_names import Names, safe_name
 from vggjax.errors import DataError
 
 
@@ -134,7 +133,7 @@ def test_a_name_becomes_one_that_every_system_holds(name, safe):
 
 
 def test_a_name_never_grows_beyond_what_a_folder_holds():
-    names = Names()
+    names = SafeNames()
     given = [names.file(("a",), "é" * 200, ".jpeg")[-1] for _ in range(3)]
     assert len(set(given)) == 3 and all(len(name.encode()) <= 255 for name in given)
     assert all(name.endswith(".jpeg") for name in given)
@@ -166,11 +165,11 @@ def test_a_list_with_splits_keeps_them(tmp_path):
 @pytest.mark.parametrize(
     "where, message",
     [
-        ("set", "lies in the dataset itself"),
-        ("set/new", "lies in the dataset itself"),
-        ("set/a/new", "lies in the dataset itself"),
-        ("real/new", "lies in the dataset itself"),
-        (".", "holds the dataset itself"),
+        ("set", "is inside the dataset"),
+        ("set/new", "is inside the dataset"),
+        ("set/a/new", "is inside the dataset"),
+        ("real/new", "is inside the dataset"),
+        (".", "contains the dataset"),
         ("full", "not an empty folder"),
         ("full/file", "not an empty folder"),
         ("taken", "is in the way"),
@@ -194,7 +193,7 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 
 def test_data_without_files_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(DataError, match="--fix copies files, and digits has none of its own"):
+    with pytest.raises(DataError, match="`fix` copies files, and digits has none of its own"):
         write_clean_copy(examine("digits"), tmp_path / "never")
 
 

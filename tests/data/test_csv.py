@@ -1,4 +1,4 @@
-"""Lists of images as people and spreadsheets write them, and those that cannot be used."""
+"""CSVs of images as people and spreadsheets write them, and those that cannot be used."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggjax.data.sources.csv_table import is_list, open_csv, scan_csv
+from vggjax.data.sources.csv import is_csv, open_csv, scan_csv
 from vggjax.data.sources.folder import open_folder
 from vggjax.data.sources.open import open_source, scan_source
 from vggjax.data.splits.splits import make_splits
@@ -50,7 +50,7 @@ PLAIN = "path,label\ncats/1.jpg,cat\ncats/2.JPG,cat\ndogs/1.png,dog\ndogs/2.webp
         '"path","label"\n"cats/1.jpg","cat"\n./cats/2.JPG,"cat"\ndogs/1.png,dog\ndogs/2.webp,dog',
     ],
 )
-def test_a_list_is_read_however_it_was_written(tmp_path, text):
+def test_a_csv_is_read_in_every_common_dialect(tmp_path, text):
     source = open_csv(write(put(tmp_path, *NAMES), text))
     assert source.class_names == ("cat", "dog") and source.splits is None
     assert source.labels.tolist() == [0, 0, 1, 1] and source.labels.dtype == np.int32
@@ -60,14 +60,14 @@ def test_a_list_is_read_however_it_was_written(tmp_path, text):
     assert source.name == "photos.csv" and source.root is None and source.notes == ()
 
 
-def test_columns_may_stand_in_any_order_and_further_ones_are_named(tmp_path):
+def test_columns_may_be_in_any_order_and_unused_ones_are_noted(tmp_path):
     text = "label,width,path,Taken by\n" + "".join(f"{n[:4]},9,{n},me\n" for n in NAMES)
     source = open_csv(write(put(tmp_path, *NAMES), text))
     assert source.class_names == ("cats", "dogs") and list(source.ids) == list(NAMES)
-    assert source.notes == ("Columns that are not used: 'width', 'taken by'.",)
+    assert source.notes == ("Unused columns: 'width', 'taken by'.",)
 
 
-def test_paths_are_absolute_below_home_or_below_the_list(tmp_path, monkeypatch):
+def test_paths_are_absolute_below_home_or_relative_to_the_csv(tmp_path, monkeypatch):
     put(tmp_path, "lists/a.png", "home/b.png", "far/c.png")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     text = f"path,label\na.png,x\n~/b.png,y\n{tmp_path}/far/c.png,y\n../far/c.png,y\n"
@@ -75,7 +75,7 @@ def test_paths_are_absolute_below_home_or_below_the_list(tmp_path, monkeypatch):
     assert list(source.ids) == ["a.png", "~/b.png", f"{tmp_path}/far/c.png"]
     assert [source.read(i).pixels[0, 0, 0] for i in range(3)] == [0, 7, 14]
     assert [source.path(i).name for i in range(3)] == ["a.png", "b.png", "c.png"]
-    assert source.notes == ("1 line repeats an image of earlier lines and counts once.",)
+    assert source.notes == ("Ignored 1 row with an image of an earlier row.",)
 
 
 def test_quoted_names_may_hold_commas_quotes_and_line_breaks(tmp_path):
@@ -88,11 +88,11 @@ def test_quoted_names_may_hold_commas_quotes_and_line_breaks(tmp_path):
     assert source.class_names == tuple(sorted(f"{n}-class" for n in names))
 
 
-def test_classes_are_numbered_as_strings_and_that_is_said(tmp_path):
+def test_classes_are_numbered_as_strings_with_a_note(tmp_path):
     put(tmp_path, "a.png", "b.png", "c.png")
     source = open_csv(write(tmp_path, "path,label\na.png,2\nb.png,10\nc.png,1\n"))
     assert source.class_names == ("1", "10", "2") and source.labels.tolist() == [2, 1, 0]
-    assert source.notes == ("Class names are sorted as words, not as numbers: 1, 10, 2.",)
+    assert source.notes == ("Class names are sorted as text, not as numbers: 1, 10, 2.",)
 
 
 def test_splits_are_read_in_any_case_and_by_any_of_their_names(tmp_path):
@@ -106,34 +106,35 @@ def test_splits_are_read_in_any_case_and_by_any_of_their_names(tmp_path):
     np.testing.assert_array_equal(make_splits(source)["val"], found["val"])
 
 
-def test_a_column_of_splits_without_any_is_none(tmp_path):
+def test_an_empty_split_column_means_no_official_splits(tmp_path):
     put(tmp_path, "a.png", "b.png")
     assert open_csv(write(tmp_path, "path,label,split\na.png,x,\nb.png,y\n")).splits is None
 
 
-def test_a_file_that_a_list_names_twice_under_two_spellings_counts_once(tmp_path):
+def test_an_image_listed_under_two_spellings_counts_once(tmp_path):
     put(tmp_path, "a.png", "b.png")
     text = "path,label,split\na.png,x,val\nb.png,y,train\n./a.png,x,validation\na.png,x,VAL\n"
     source = open_csv(write(tmp_path, text))
     assert list(source.ids) == ["a.png", "b.png"]
-    assert source.notes == ("2 lines repeat images of earlier lines and count once.",)
+    assert source.notes == ("Ignored 2 rows with an image of an earlier row.",)
 
 
-def test_the_fingerprint_knows_the_list_and_the_sizes_and_not_the_place(tmp_path):
-    def of(folder, text, more=b""):
+def test_the_fingerprint_depends_on_rows_and_sizes_and_not_on_the_location(tmp_path):
+    def fingerprint_of(folder, text, more=b""):
         put(tmp_path / folder, "a.png", "b.png", "c.png")
         with (tmp_path / folder / "c.png").open("ab") as file:
             file.write(more)
         return open_csv(write(tmp_path / folder, text)).fingerprint
 
     text = "path,label\na.png,x\nb.png,y\nc.png,y\n"
-    first = of("one", text)
-    assert of("two", text) == first == of("three", text.replace(",", ";"))
+    first = fingerprint_of("one", text)
+    assert fingerprint_of("two", text) == first
+    assert fingerprint_of("three", text.replace(",", ";")) == first
     others = [
-        of("four", text.replace("b.png,y", "b.png,x")),
-        of("five", "path,label,split\na.png,x,train\nb.png,y,train\nc.png,y,test\n"),
-        of("six", text, b"more"),
-        of("seven", "path,label\na.png,x\nb.png,y\n"),
+        fingerprint_of("four", text.replace("b.png,y", "b.png,x")),
+        fingerprint_of("five", "path,label,split\na.png,x,train\nb.png,y,train\nc.png,y,test\n"),
+        fingerprint_of("six", text, b"more"),
+        fingerprint_of("seven", "path,label\na.png,x\nb.png,y\n"),
     ]
     assert len({first, *others}) == 5
 
@@ -142,30 +143,36 @@ HEAD = "path,label,split\n"
 FAULTS = {
     "empty": ("", "is empty. Expected a first line path,label"),
     "blank": ("\n\n", "is empty"),
-    "head": (HEAD, "names no image: nothing follows its first line"),
+    "head": (HEAD, "has no rows after its first line"),
     "no_head": (
         "a.png,x\nb.png,y\n",
-        "no column 'path' and no column 'label'; its first line names 'a.png', 'x'. Expected",
+        "no column 'path' and no column 'label'; its columns are 'a.png', 'x'. Expected",
     ),
     "other_head": (
         "Filename,labels\na.png,x\n",
-        "names 'filename', 'labels'.*'filename'. Call it 'path'.*'labels'. Call it 'label'",
+        "Rename 'filename' to 'path'. Rename 'labels' to 'label'. Expected",
     ),
-    "no_label": ("path,class\na.png,x\n", "no column 'label'.*Did you mean 'class'"),
+    "no_label": ("path,class\na.png,x\n", "no column 'label'.*Rename 'class' to 'label'"),
     "two_labels": ("path,label,Label\na.png,x,x\n", "has 2 columns 'label'. Keep one"),
     "one_class": ("path,label\na.png,x\nb.png,x\n", "has only one class, 'x'"),
-    "null": (b"path,label\na.png,x\nb.png,\0y\n", "no text: it holds null bytes"),
-    "late_null": (b"path,label\n" + b"a.png,x\n" * 9000 + b"\0", "Line 9002.*null byte"),
-    "latin": (HEAD.encode() + b"a.png,x,\nb.png,gr\xfcn,\n", "not UTF-8, in line 3. Save it as"),
+    "null": (b"path,label\na.png,x\nb.png,\0y\n", "not text: it contains null bytes"),
+    "late_null": (b"path,label\n" + b"a.png,x\n" * 9000 + b"\0", "line 9002 contains a null byte"),
+    "latin": (HEAD.encode() + b"a.png,x,\nb.png,gr\xfcn,\n", "not UTF-8: line 3. Save it as"),
     "utf16": (HEAD.encode("utf-16"), "is UTF-16. Save it as UTF-8"),
-    "binary": (bytes(range(256)) * 9, "no text: it holds null bytes"),
-    "zip": (b"PK\x03\x04\xff\xfe" * 99, "is not UTF-8, in line 1"),
+    "binary": (bytes(range(256)) * 9, "not text: it contains null bytes"),
+    "zip": (b"PK\x03\x04\xff\xfe" * 99, "is not UTF-8: line 1"),
     "long": ("path,label\na.png,x\nb.png," + "y" * 140_000, "line 2: field larger than"),
     "quote": ('path,label\na.png,x\nb.png,"y\nc.png,z\n', "line 2: unexpected end.*quote left"),
-    "comma": ("path,label\na,b.png,x\n", "Line 2.*has 3 cells, the first line 2.*a comma into"),
+    "comma": (
+        "path,label\na,b.png,x\n",
+        "Line 2.*has 3 cells, the first line has 2. Quote names that contain a comma",
+    ),
     "no_name": ("path,label\na.png,x\n,y\n,y\n", "has no path in lines 3, 4. Fill"),
     "no_class": ("path,label\na.png,x\nb.png,  \nc.png,z\n", "has no label in line 3. Fill"),
-    "some_split": (HEAD + "a.png,x,train\nb.png,y,\n", "no split in line 3, and one in others"),
+    "some_split": (
+        HEAD + "a.png,x,train\nb.png,y,\n",
+        "no split in line 3. Give every image",
+    ),
     "wrong_split": (
         HEAD + "a.png,x,train\nb.png,y,tets\n",
         "line 3: .*'tets'. Did you mean 'test'",
@@ -173,7 +180,7 @@ FAULTS = {
     "no_train": (HEAD + "a.png,x,val\nb.png,y,val\n", "no image in the split train"),
     "two_classes": (
         "path,label\na.png,x\nb.png,y\na.png,y\nb.png,x\n./a.png,y\n",
-        "'a.png' twice with different labels: 'x' in line 2, 'y' in line 4. So 3 times",
+        "'a.png' twice with different labels: 'x' in line 2, 'y' in line 4. 2 more such rows",
     ),
     "two_splits": (
         HEAD + "a.png,x,train\nb.png,y,train\na.png,x,test\n",
@@ -181,16 +188,16 @@ FAULTS = {
     ),
     "missing": (
         "path,label\na.png,x\n" + "".join(f"{i}.png,y\n" for i in range(5)),
-        r"5 of 6 images.*not there: '0.png' \(line 3\).*'2.png' \(line 5\) and 2 more. Paths are",
+        r"5 of 6 images.*not exist: '0.png' \(line 3\).*'2.png' \(line 5\) and 2 more. Paths are",
     ),
-    "backslash": ("path,label\na.png,x\nin\\b.png,y\n", "Write / for the backslash"),
+    "backslash": ("path,label\na.png,x\nin\\b.png,y\n", "Use / instead of the backslash"),
     "a_folder": ("path,label\na.png,x\nsub,y\n", r"1 of 2 images.*'sub' \(line 3\)"),
     "null_name": ("path,label\na.png,x\n" + "b" * 5000 + ",y\n", "1 of 2 images"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_list_that_cannot_be_used_says_why_on_one_line(tmp_path, name):
+def test_an_unusable_csv_is_refused_with_the_reason_on_one_line(tmp_path, name):
     text, words = FAULTS[name]
     put(tmp_path, "a.png", "b.png", "c.png", "sub/d.png")
     with pytest.raises(DataError, match=words) as error:
@@ -198,29 +205,29 @@ def test_a_list_that_cannot_be_used_says_why_on_one_line(tmp_path, name):
     assert "\n" not in str(error.value) and "photos.csv" in str(error.value)
 
 
-def test_a_list_that_is_not_there_names_the_nearest_one(tmp_path):
+def test_a_missing_csv_suggests_the_nearest_name(tmp_path):
     write(tmp_path, PLAIN)
     with pytest.raises(DataError, match=f"no file .*Did you mean '{tmp_path}/photos.csv'"):
         open_source(str(tmp_path / "photo.csv"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_pipe_named_like_a_list_does_not_hang(tmp_path):
+def test_a_pipe_named_like_a_csv_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         open_source(str(tmp_path / "pipe.csv"))
 
 
-def test_a_folder_named_like_a_list_is_a_folder(tmp_path):
+def test_a_folder_named_like_a_csv_is_a_folder(tmp_path):
     (tmp_path / "x.csv").mkdir()
-    assert not is_list(str(tmp_path / "x.csv")) and is_list("photos.TSV")
+    assert not is_csv(str(tmp_path / "x.csv")) and is_csv("photos.TSV")
     with pytest.raises(DataError, match="x.csv has no class folders"):
         open_source(str(tmp_path / "x.csv"))
     put(tmp_path / "x.csv", "a/1.png", "b/1.png")
     assert open_source(str(tmp_path / "x.csv")).class_names == ("a", "b")
 
 
-def test_a_scan_tells_every_fault_and_keeps_what_can_be_used(tmp_path):
+def test_a_scan_collects_every_fault_and_keeps_the_usable_images(tmp_path):
     put(tmp_path, "a.png", "b.png", "c.png")
     text = HEAD + "a.png,x,train\ngone.png,x,train\nb.png,y,\na.png,y,train\nc.png,z,tset\n,z,\n"
     scan = scan_source(write(tmp_path, text))
@@ -240,7 +247,7 @@ def run_folder(tmp_path: Path, dataset: str, rows: list[tuple[str, str, str]]) -
     return str(path)
 
 
-def test_the_splits_that_a_run_wrote_open_as_a_data_set(tmp_path):
+def test_the_splits_file_of_a_run_opens_as_a_dataset(tmp_path):
     odd = [" a/ 1.png", "a b,\n/1.png", f"c/{os.fsdecode(bytes([255]))}.png"]
     put(tmp_path / "data", *odd, *(f"{n[:-5]}{k}.png" for n in odd for k in (2, 3, 4, 5)))
     folder = open_folder(tmp_path / "data")
@@ -254,7 +261,7 @@ def test_the_splits_that_a_run_wrote_open_as_a_data_set(tmp_path):
     np.testing.assert_array_equal(source.read(7).pixels, folder.read(7).pixels)
 
 
-def test_the_splits_of_a_run_on_a_list_are_below_that_list(tmp_path):
+def test_the_splits_file_of_a_run_on_a_csv_is_relative_to_that_csv(tmp_path):
     put(tmp_path / "lists", "a.png", "b.png", "c.png")
     rows = [("a.png", "x", "train"), ("b.png", "y", "train"), ("c.png", "y", "test")]
     dataset = write(tmp_path / "lists", "path,label\n" + "".join(f"{r[0]},{r[1]}\n" for r in rows))
@@ -262,7 +269,7 @@ def test_the_splits_of_a_run_on_a_list_are_below_that_list(tmp_path):
     assert [source.read(i).pixels[0, 0, 0] for i in range(3)] == [0, 7, 14]
 
 
-def test_the_splits_of_a_run_on_no_files_say_so(tmp_path):
+def test_the_splits_file_of_a_run_without_image_files_is_refused(tmp_path):
     path = run_folder(tmp_path, "tf_flowers", [("train/0", "rose", "train")])
-    with pytest.raises(DataError, match="belongs to a run on 'tf_flowers'.*itself"):
+    with pytest.raises(DataError, match="belongs to a run on 'tf_flowers'.*Give that dataset"):
         open_source(path)

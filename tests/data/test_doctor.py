@@ -80,7 +80,7 @@ def test_a_class_of_which_nothing_can_be_read_is_refused_and_named(tmp_path):
     for i in range(3):
         put(tmp_path, f"b/{i}.jpg", b"")
     (entry,) = examine(str(tmp_path)).of("refused")
-    assert entry.text == "No image of class 'b' can be read: 0 of 3."
+    assert entry.text == "No image of class 'b' is readable: 0 of 3."
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_one_image_under_two_labels_is_a_conflict(tmp_path):
     findings = examine(str(tmp_path))
     assert [(entry.text, len(entry.images)) for entry in findings.of("label_conflict")] == [
         ("equal pixels", 2),
-        ("near duplicates", 2),
+        ("near-duplicates", 2),
     ]
 
 
@@ -246,7 +246,7 @@ def test_examining_changes_nothing_in_the_folder(tmp_path):
 
 
 def test_every_reason_of_the_decoder_has_a_kind():
-    assert set(doctor._REASONS.values()) <= set(KINDS)
+    assert set(doctor._KIND_OF_REASON.values()) <= set(KINDS)
 
 
 def make_hostile(folder: Path) -> Path:

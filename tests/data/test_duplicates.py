@@ -10,7 +10,7 @@ from support.scenes import saved, scene
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.quality import duplicates
 from vggjax.data.quality.duplicates import Duplicates, find_duplicates
-from vggjax.data.quality.similarity import describe, is_near_duplicate
+from vggjax.data.quality.similarity import image_signature, is_near_duplicate
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError
@@ -131,14 +131,14 @@ def test_a_cropped_image_of_many_details_is_laid_over_the_whole_one(cut):
     top, bottom, left, right = cut
     scenes = [detailed(seed) for seed in range(30)]
     cropped = [image[top : 128 - bottom, left : 128 - right] for image in scenes]
-    thumbs = [np.stack([describe(x)[1].ravel() for x in part]) for part in (scenes, cropped)]
+    thumbs = [np.stack([image_signature(x)[1].ravel() for x in part]) for part in (scenes, cropped)]
     assert is_near_duplicate(*thumbs).sum() >= 22
 
 
 def test_a_image_with_another_one_shining_through_is_none():
     one, other = (np.stack([scene(seed + k) for seed in range(30)]) for k in (0, 100))
     mixed = (0.6 * one + 0.4 * other).astype(np.uint8)
-    thumbs = [np.stack([describe(x)[1].ravel() for x in part]) for part in (one, mixed)]
+    thumbs = [np.stack([image_signature(x)[1].ravel() for x in part]) for part in (one, mixed)]
     assert is_near_duplicate(*thumbs).sum() == 0
 
 
@@ -171,7 +171,7 @@ def test_images_below_32_px_are_compared_by_their_pixels_alone():
     small = scene(0, 31)
     other = brightened(small, 1.05)
     assert find(small, other).near == 0 and find(small, other, small).exact == 1
-    assert describe(scene(0, 31)) is None and describe(scene(0, 32)) is not None
+    assert image_signature(scene(0, 31)) is None and image_signature(scene(0, 32)) is not None
     assert find_duplicates(open_source("digits")).near == 0  # where one 3 is like another
 
 
@@ -251,8 +251,8 @@ def test_sixty_thousand_hashes_are_compared_in_seconds():
     hashes = rng.integers(0, 2**63, count, dtype=np.uint64)
     hashes[50_000] = hashes[7]
     thumbs = np.zeros((count, 256), np.uint8)
-    thumbs[[7, 50_000]] = describe(scene(0))[1].ravel()
-    seen = duplicates._Seen(np.zeros(count, "V16"), hashes, thumbs, np.ones(count, bool))
+    thumbs[[7, 50_000]] = image_signature(scene(0))[1].ravel()
+    seen = duplicates._Signatures(np.zeros(count, "V16"), hashes, thumbs, np.ones(count, bool))
     start = time.process_time()
     with duplicates.ThreadPoolExecutor(2) as threads:
         pairs = duplicates._near_pairs(seen, np.arange(count), threads)

@@ -193,7 +193,10 @@ FAULTS = {
     "more_in_val": (["train/a/1.png", "train/b/1.png", "val/z/1.png"], "train lacks: 'z'"),
     "two_vals": (["train/a/1.png", "val/a/1.png", "validation/a/1.png"], "two folders for one"),
     "flat_train": (["train/1.png", "test/1.png"], "train has images but no class folders"),
-    "more_beside": (["train/a/1.png", "test/a/1.png", "extra/1.png"], "beside them: 'extra'"),
+    "more_beside": (
+        ["train/a/1.png", "test/a/1.png", "extra/1.png"],
+        "split folders: 'extra'",
+    ),
 }
 
 
@@ -218,7 +221,7 @@ def test_empty_classes_are_named(tmp_path):
 def test_a_file_is_no_folder(tmp_path):
     archive = tmp_path / "flowers.zip"
     archive.write_bytes(b"PK")
-    with pytest.raises(DataError, match="is a file, not a folder. Unpack it"):
+    with pytest.raises(DataError, match="is a file, not a folder. If it is an archive, unpack it"):
         open_source(str(archive))
 
 

@@ -8,8 +8,7 @@ from support.tiny_run import make_images
 
 from vggjax.atomic import write_text
 from vggjax.data.sources.open import open_source
-from vggjax.data.splits.split_file import NAME, read_splits, splits_text
-from vggjax.data.splits.splits import make_splits
+from vggjax.data.splits.splits import SPLITS_FILE, make_splits, read_splits, splits_text
 from vggjax.errors import DataError
 
 
@@ -27,7 +26,7 @@ def images(tmp_path):
 def test_splits_come_back_as_they_were_written(images, tmp_path):
     source = open_source(str(images))
     splits = make_splits(source, (0.5, 0.2, 0.3), seed=3)
-    write_text(tmp_path / NAME, splits_text(source, splits))
+    write_text(tmp_path / SPLITS_FILE, splits_text(source, splits))
     found = read_splits(tmp_path, open_source(str(images)))
     assert found.keys() == splits.keys()
     for name, indices in splits.items():
@@ -54,6 +53,6 @@ def test_a_folder_without_the_file_has_no_splits_yet(images, tmp_path):
 def test_a_file_that_does_not_fit_is_refused_by_name(images, tmp_path, spoil):
     source = open_source(str(images))
     text = splits_text(source, make_splits(source))
-    (tmp_path / NAME).write_text(spoil(text), encoding="utf-8", errors="surrogateescape")
+    (tmp_path / SPLITS_FILE).write_text(spoil(text), encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match="splits.csv does not fit the dataset set"):
         read_splits(tmp_path, source)

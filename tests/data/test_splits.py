@@ -14,7 +14,7 @@ from vggjax.data.splits.splits import (
     SPLITS,
     make_splits,
     parse_split,
-    remarks_on_splits,
+    split_notes,
 )
 from vggjax.errors import ConfigError, DataError
 
@@ -89,8 +89,16 @@ def test_a_missing_split_is_cut_from_train_by_its_share_of_the_two(missing):
 @pytest.mark.parametrize(
     ("count", "where", "words"),
     [
-        (1, {"train"}, "Class 'b' has only 1 image, in train alone: val and test say nothing"),
-        (2, {"train", "test"}, r"few.*\(train 1, val 0, test 1\): val says nothing"),
+        (
+            1,
+            {"train"},
+            r"'b' has 1 image \(train 1, val 0, test 0\): val and test cannot",
+        ),
+        (
+            2,
+            {"train", "test"},
+            r"too few distinct images \(train 1, val 0, test 1\): val cannot",
+        ),
     ],
 )
 def test_one_or_two_examples_go_to_train_and_then_to_test_and_that_is_said(count, where, words):
@@ -98,16 +106,16 @@ def test_one_or_two_examples_go_to_train_and_then_to_test_and_that_is_said(count
     splits = make_splits(made)
     assert {name for name, part in splits.items() if (made.labels[part] == 1).any()} == where
     assert sum(len(part) for part in splits.values()) == 200 + count
-    (remark,) = remarks_on_splits(made, splits)
+    (remark,) = split_notes(made, splits)
     assert re.search(words, remark) and remark.count(".") == 1
 
 
 def test_many_small_classes_take_four_sentences():
     made = source([200, 1, 1, 2, 1, 1, 2])
-    remarks = remarks_on_splits(made, make_splits(made))
+    remarks = split_notes(made, make_splits(made))
     assert len(remarks) == 4 and remarks[3].startswith("3 more classes")
     enough = source([200, 3])
-    assert remarks_on_splits(enough, make_splits(enough)) == []
+    assert split_notes(enough, make_splits(enough)) == []
 
 
 def test_a_small_class_changes_nothing_for_the_others():
@@ -121,9 +129,9 @@ def test_a_small_class_changes_nothing_for_the_others():
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        ([1, 1, 1], "val and test, which would be empty: class 'a' has 1, class 'b' has 1, class"),
-        ([2, 2], "for val, which would be empty: class 'a' has 2, class 'b' has 2"),
-        ([1] * 9, "'e' has 1, and 4 more"),
+        ([1, 1, 1], "val and test would be empty: class 'a' has 1, 'b' has 1, 'c' has 1"),
+        ([2, 2], "val would be empty: class 'a' has 2, 'b' has 2"),
+        ([1] * 9, "'e' has 1 and 4 more"),
     ],
 )
 def test_a_split_that_would_be_empty_names_all_small_classes(counts, words):
@@ -138,7 +146,7 @@ def test_where_only_val_is_cut_a_class_needs_two_in_train():
     made = source([9, 9], own)
     splits = make_splits(made)
     assert b[0] in splits["train"] and len(splits["val"]) == 1
-    assert "val says nothing" in remarks_on_splits(made, splits)[0]
+    assert "val cannot judge it" in split_notes(made, splits)[0]
 
 
 def test_three_examples_are_enough():
@@ -157,7 +165,7 @@ def test_a_class_that_an_own_split_lacks_is_named_with_the_counts():
 def test_a_class_that_own_train_lacks_is_named_and_the_number_of_others():
     made = source([10, 3, 3, 3])
     own = {"train": np.flatnonzero(made.labels == 0), "test": np.flatnonzero(made.labels)}
-    with pytest.raises(DataError, match="'a' is not in every.*are 3 others, such as 'b', 'c'"):
+    with pytest.raises(DataError, match="'a' is not in every.*Other such classes: 'b', 'c', 'd'"):
         make_splits(source([10, 3, 3, 3], own))
 
 
@@ -169,7 +177,7 @@ def test_a_split_is_parsed():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("0.8,0.1", "three shares"),
+        ("0.8,0.1", "three fractions"),
         ("0.8,0.1,0.2", "add up to 1; got '0.8,0.1,0.2', which is 1.1"),
         ("0.9,0.1,0", "above 0"),
         ("1.2,-0.1,-0.1", "above 0"),
@@ -184,5 +192,5 @@ def test_a_split_that_cannot_be_is_refused(text, words):
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(ConfigError, match="--seed"):
+    with pytest.raises(ConfigError, match="`seed` must be 0 or more; got -1"):
         make_splits(source([9, 9]), seed=-1)

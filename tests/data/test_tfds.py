@@ -12,7 +12,7 @@ import pytest
 from support.tfds_archives import FLOWERS, HIDE_TENSORFLOW, prepare_flowers
 
 from vggjax.data.images.decode import load_image
-from vggjax.data.sources import tfds_prepare
+from vggjax.data.sources import tfds
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits
 from vggjax.errors import DataError
@@ -99,14 +99,14 @@ def test_of_several_archives_that_are_needed_one_is_not_enough(tmp_path, monkeyp
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     (manual / "train-images-idx3-ubyte.gz").write_bytes(b"")
-    monkeypatch.setattr(tfds_prepare, "_answering", lambda urls: set())
-    with pytest.raises(DataError, match="Fetch t10k-images-idx3-ubyte.gz, t10k-labels") as error:
+    monkeypatch.setattr(tfds, "_reachable_servers", lambda urls: set())
+    with pytest.raises(DataError, match="Download t10k-images-idx3-ubyte.gz, t10k-labels") as error:
         open_source("mnist", data_dir=str(tmp_path))
     assert "train-images" not in str(error.value)
 
 
 def test_a_set_that_must_be_fetched_by_hand_gives_its_instructions(tmp_path):
-    with pytest.raises(DataError, match="imagenet2012 cannot be fetched.*manual.*ILSVRC2012") as e:
+    with pytest.raises(DataError, match="must be downloaded by hand.*manual.*ILSVRC2012") as e:
         open_source("imagenet2012", data_dir=str(tmp_path))
     assert "\n" not in str(e.value)
 
@@ -133,7 +133,7 @@ def test_a_set_prepared_as_tfrecord_is_refused_with_its_folder(data_dir, tmp_pat
     [
         ("tf_flowerz", "Did you mean 'tf_flowers'"),
         ("tf_flowers:9.9.9", "3.0.1"),
-        ("ag_news_subset", "not one image and one class label"),
+        ("ag_news_subset", "must have one image and one class label"),
     ],
 )
 def test_a_name_that_cannot_be_opened_says_why_on_one_line(name, words, tmp_path):

@@ -17,9 +17,9 @@ from support import tfds_archives
 from support.tfds_archives import CIFAR, HIDE_TENSORFLOW, jpeg
 
 from vggjax.data.images.decode import load_image
-from vggjax.data.sources import tfds_prepare
+from vggjax.data.sources import tfds
 from vggjax.data.sources.open import open_source
-from vggjax.data.splits.slices import Instructions, resolve_instructions
+from vggjax.data.splits.slices import Slices, resolve_slices
 from vggjax.data.splits.splits import make_splits
 from vggjax.errors import DataError
 
@@ -67,7 +67,7 @@ def test_a_slice_is_what_tfds_itself_reads_by_it(cifar10, part, rest):
     builder = tfds.builder_from_directory(info.parent)
     theirs = [row["image"].tobytes() for row in builder.as_data_source(part)]
     # Of so few images a slice does not have all classes; its images are those all the same.
-    ours = resolve_instructions(source, Instructions.parse(f"{part},{rest}"))["train"]
+    ours = resolve_slices(source, Slices.parse(f"{part},{rest}"))["train"]
     assert [source.read(i).pixels.tobytes() for i in ours] == theirs
 
 
@@ -156,12 +156,12 @@ def test_without_a_network_the_error_says_within_seconds_where_the_archive_goes(
         open_source(name, data_dir=str(tmp_path))
     assert time.monotonic() - start < 10
     message = str(error.value)
-    assert f"{ARCHIVES[name]} elsewhere and put" in message and "\n" not in message
+    assert f"{ARCHIVES[name]} elsewhere into" in message and "\n" not in message
     assert f"into {tmp_path / 'downloads' / 'manual'}" in message
 
 
 def test_a_silent_network_costs_no_more_than_the_probe(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_prepare, "PROBE_S", 0.5)
+    monkeypatch.setattr(tfds, "PROBE_S", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
@@ -170,16 +170,16 @@ def test_a_silent_network_costs_no_more_than_the_probe(tmp_path, monkeypatch):
         monkeypatch.delenv("no_proxy", raising=False)
         urls = [f"http://server{i}.example/x.tgz" for i in range(20)]
         start = time.monotonic()
-        assert tfds_prepare._answering(urls) == set()
+        assert tfds._reachable_servers(urls) == set()
         assert time.monotonic() - start < 5
 
 
 def test_a_look_up_that_hangs_costs_no_more_than_the_probe(monkeypatch):
     end = threading.Event()  # no timeout of a request ends the look-up of a name
-    monkeypatch.setattr(tfds_prepare, "_probe", lambda url, answering: end.wait(60))
-    monkeypatch.setattr(tfds_prepare, "PROBE_S", 0.2)
+    monkeypatch.setattr(tfds, "_probe", lambda url, answering: end.wait(60))
+    monkeypatch.setattr(tfds, "PROBE_S", 0.2)
     start = time.monotonic()
-    assert tfds_prepare._answering(["http://server.example/x.tgz"]) == set()
+    assert tfds._reachable_servers(["http://server.example/x.tgz"]) == set()
     end.set()
     assert time.monotonic() - start < 10
 
@@ -197,28 +197,13 @@ def test_a_proxy_s_own_refusal_is_no_answer_but_a_server_s_is(status, monkeypatc
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.delenv("no_proxy", raising=False)
-        found = tfds_prepare._answering(["http://server.example/x.tgz"])
+        found = tfds._reachable_servers(["http://server.example/x.tgz"])
         assert found == ({"http://server.example"} if status.startswith("404") else set())
 
 
 def test_a_set_that_names_no_archive_fails_as_quickly(tmp_path, no_network):
-    with pytest.raises(DataError, match="no server that it names can be reached. Prepare it where"):
+    with pytest.raises(DataError, match="none of its servers is reachable. Prepare it on"):
         open_source("domainnet", data_dir=str(tmp_path))
-
-
-def test_an_address_that_comes_up_while_preparing_is_asked_before_it_is_fetched(
-    tmp_path, monkeypatch, no_network
-):
-    from tensorflow_datasets.core.download import downloader
-
-    # As if nothing were known before: the builder itself has to come across the missing archive.
-    monkeypatch.setattr(tfds_prepare, "_check_reachable", lambda builder: None)
-    fetch = downloader._Downloader.download
-    start = time.monotonic()
-    with pytest.raises(DataError, match="Fetch flower_photos.tgz elsewhere and put what"):
-        open_source("tf_flowers", data_dir=str(tmp_path))
-    assert time.monotonic() - start < 60  # TensorFlow's import; tfds alone would take 205 s
-    assert downloader._Downloader.download is fetch
 
 
 TRAIN = """

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 from sklearn.utils.class_weight import compute_class_weight
 
-from vggjax.data.splits.class_weights import balanced_weights
+from vggjax.data.splits.splits import balanced_weights
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.network import VGG

@@ -259,7 +259,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from vggjax.data.quality.clean import check_out, write_clean_copy
+    from vggjax.data.quality.clean import check_output, write_clean_copy
     from vggjax.data.quality.doctor import examine
     from vggjax.report.doctor_page import check_doctor_page, write_doctor_page
     from vggjax.report.doctor_screen import print_clean_copy, print_findings
@@ -268,7 +268,7 @@ def doctor(
     if html is not None:  # before the images are read, which may take minutes
         check_doctor_page(html, dataset=data)
     if fix is not None:
-        check_out(data, fix)
+        check_output(data, fix)
     console = Console(stderr=json)  # stdout holds the JSON alone
     with progress_bar(console, "reading images") as progress:
         findings = examine(data, data_dir=data_dir, progress=progress)

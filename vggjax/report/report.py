@@ -15,7 +15,7 @@ import numpy as np
 
 from vggjax.atomic import write_text
 from vggjax.data.sources.source import Source
-from vggjax.data.splits.split_file import read_splits
+from vggjax.data.splits.splits import read_splits
 from vggjax.errors import VggjaxError, printable
 from vggjax.report import curves, plots, sections
 from vggjax.report.command import train_command

@@ -17,8 +17,8 @@ from rich.progress import (
 from rich.table import Table
 
 from vggjax.data.augment.settings import describe
-from vggjax.data.splits.slices import looks_like_instructions
-from vggjax.data.splits.splits import remarks_on_splits
+from vggjax.data.splits.slices import looks_like_slices
+from vggjax.data.splits.splits import split_notes
 from vggjax.errors import join_names, printable
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
@@ -154,10 +154,10 @@ def _describe_frozen(labels: dict[str, str]) -> str:
 
 def _warnings(run: RunContext) -> list[str]:
     config, source = run.config, run.source
-    warnings = [*source.notes, *remarks_on_splits(source, run.splits)]
+    warnings = [*source.notes, *split_notes(source, run.splits)]
     has_own_splits = bool(source.splits) and len(source.splits) == 3
     if has_own_splits and config.split != Config.split:
-        if not looks_like_instructions(config.split):
+        if not looks_like_slices(config.split):
             warnings.append(f"`split` {config.split} is not used: the dataset has its own splits.")
     warnings.append(_pixel_warning(run))
     is_cpu = run.placement.devices[0].platform == "cpu"

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from vggjax.atomic import write_text
 from vggjax.data.sources.open import open_source
-from vggjax.data.splits.split_file import NAME as SPLITS_FILE
-from vggjax.data.splits.split_file import splits_text
-from vggjax.data.splits.splits import make_folds
+from vggjax.data.splits.splits import SPLITS_FILE, make_folds, splits_text
 from vggjax.errors import printable
 from vggjax.training.config import Config
 from vggjax.training.prepare import Progress, check_outside, compare, resolve

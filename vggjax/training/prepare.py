@@ -17,9 +17,7 @@ from vggjax.data.loader import SplitLoader
 from vggjax.data.quality.duplicates import find_duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
-from vggjax.data.splits.class_weights import balanced_weights
-from vggjax.data.splits.split_file import read_splits
-from vggjax.data.splits.splits import make_splits, parse_split
+from vggjax.data.splits.splits import balanced_weights, make_splits, parse_split, read_splits
 from vggjax.errors import ConfigError
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import make_convolve

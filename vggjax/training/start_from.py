@@ -11,7 +11,7 @@ from typing import Any
 
 from vggjax.data.augment.fields import flag
 from vggjax.data.sources.source import Source
-from vggjax.data.splits.split_file import NAME as SPLITS_FILE
+from vggjax.data.splits.splits import SPLITS_FILE
 from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.models.network import Network
 from vggjax.models.params import assign

@@ -1,17 +1,18 @@
-"""Writes a cleaned copy of a dataset, and never touches the original.
+"""Write a cleaned copy of a dataset; the original is never changed.
 
-Out: a new folder of the same layout, its files byte for byte those of the original; of a list (CSV)
-a folder `[split/]class/name`. Left out: what cannot be read or is damaged; copies of equal pixels
-beyond the first, and where the dataset's own splits share one, that of train before that of val
-and test; every copy of an image that has two labels. Near duplicates stay: which of them is the
-better one is for a person to say. Files get the ending of their content, and names that every
-system can hold. The copy is made under another name and renamed when it is complete; what was done
-is in `OUT.doctor.csv` beside it, a line for each change.
+The copy is a new folder with the same layout and byte-identical files; of a CSV, a folder
+`[split/]class/name`. Left out: unreadable and damaged images; all but one of the images with equal
+pixels, where official splits share it the one in test, then val, then train stays; every copy of
+an image with two labels. Near-duplicates stay: choosing between them is up to a person. Files get
+the extension of their content and names that every operating system accepts. The copy is written
+under another name and renamed when complete; `OUT.doctor.csv` next to it lists every change.
 """
 
 import csv
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,65 +20,61 @@ from pathlib import Path
 from vggjax.atomic import atomic_write
 from vggjax.data.images.formats import ending_of, format_named, format_of_file
 from vggjax.data.quality.findings import Findings
-from vggjax.data.quality.safe_names import Names
 from vggjax.data.sources.source import SPLIT_WORDS, Source
 from vggjax.data.sources.tfds import is_tfds_name
 from vggjax.errors import DataError, printable
 
-_MARK = ".vggjax-doctor"
-"""Lies in a copy that is not complete: by it a later call knows that it may delete it."""
+_MARKER = ".vggjax-doctor"
+"""A file in an incomplete copy, which allows a later call to delete it."""
 
-_PREFERRED = ("test", "val", "", "train")
-"""Where the one copy of a leaked image stays."""
+_PREFERENCE = ("test", "val", "", "train")
+"""Which split keeps an image that several splits share."""
+
+MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one file, if not the same."""
+    """A file that is left out or renamed."""
 
     id: str
     action: str
     """`left out` or `renamed`."""
     reason: str
     target: str = ""
-    """The new path below the copy, where it was renamed."""
+    """The new path below the copy, if renamed."""
 
 
 @dataclass(frozen=True)
 class CleanCopy:
-    """A cleaned copy that was written."""
+    """A cleaned copy on disk."""
 
     folder: Path
     images: int
     changes: tuple[Change, ...]
     table: Path
-    """A CSV of the changes."""
+    """The CSV of the changes."""
 
     @property
     def left_out(self) -> list[Change]:
-        """Lists what is not in the copy."""
+        """Return the files that are not in the copy."""
         return [change for change in self.changes if change.action == "left out"]
 
 
-def check_out(dataset: str, out: str | os.PathLike[str]) -> None:
-    """Refuses what can be seen before any image is read.
+def check_output(dataset: str, out: str | os.PathLike[str]) -> None:
+    """Check what can be checked before any image is decoded.
 
     Raises:
-        DataError: a dataset without files of its own, or a place that will not do.
+        DataError: the dataset has no files to copy, or `out` is unsuitable.
     """
     folder = os.path.expanduser(dataset)
     if not os.path.exists(folder) and (dataset == "digits" or is_tfds_name(dataset)):
-        raise DataError(
-            f"--fix copies files, and {printable(dataset)} has none of its own; it takes a folder of "
-            f"images or a list (CSV)."
-        )
-    out = Path(os.path.abspath(os.path.expanduser(out)))
+        raise DataError(_describe_without_files(dataset))
+    out = _absolute(out)
     if os.path.isdir(folder):
         _check_apart(out, [os.path.realpath(folder)])
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-        raise DataError(
-            f"{printable(out)} is there already, and not an empty folder; give a new one."
-        )
+        raise DataError(f"{printable(out)} exists and is not an empty folder. Give a new folder.")
 
 
 def write_clean_copy(
@@ -86,60 +83,55 @@ def write_clean_copy(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> CleanCopy:
-    """Writes the cleaned copy into the new folder `out`, or nothing at all.
+    """Write the cleaned copy into the new folder `out`, completely or not at all.
 
-    `progress` is called with (done, of) while files are copied.
+    `progress` is called with (done, total) while files are copied.
 
     Raises:
-        DataError: a dataset without files, nothing left to copy, a place that will not do, or a
-            disk that is full.
+        DataError: the dataset has no files to copy, no image is left, `out` is unsuitable, or
+            writing failed.
     """
     source = findings.source
     if source is None or not len(source):
-        raise DataError(f"{printable(findings.dataset)} has no labeled image to copy.")
+        raise DataError(f"{printable(findings.dataset)} has no labeled images to copy.")
     if source.path(0) is None:
-        raise DataError(
-            f"--fix copies files, and {printable(findings.dataset)} has none of its own; it takes a "
-            f"folder of images or a list (CSV)."
-        )
-    out = Path(os.path.abspath(os.path.expanduser(out)))
+        raise DataError(_describe_without_files(findings.dataset))
+    out = _absolute(out)
     partial = out.with_name(f"{out.name}.partial")
     table = out.with_name(f"{out.name}.doctor.csv")
-    _check_place(findings.dataset, source, out, partial, table)
-    reasons = choose(findings)
-    targets, changes = _plan(source, findings.split_of, reasons)
+    _check_destination(findings.dataset, source, out, partial, table)
+    targets, changes = _plan(findings)
     if not targets:
-        raise DataError(
-            f"Nothing of {printable(findings.dataset)} is fit to be kept; nothing written."
-        )
+        raise DataError(f"No image of {printable(findings.dataset)} is usable; nothing written.")
     try:
-        with atomic_write(table) as written:
+        with atomic_write(table) as partial_table:
+            _write_table(partial_table, changes)
             partial.mkdir(parents=True)
-            (partial / _MARK).touch()
+            (partial / _MARKER).touch()
             for done, (i, target) in enumerate(targets.items(), 1):
                 (partial / target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source.path(i), partial / target)  # a link's file, not the link
+                shutil.copy2(_file(source, i), partial / target)  # the file behind a link
                 if progress is not None:
                     progress(done, len(targets))
-            _write_table(written, changes)
             if out.exists():
-                out.rmdir()  # empty, as _check_place saw
+                out.rmdir()  # empty, see check_output
             partial.rename(out)
-            (out / _MARK).unlink()
+            (out / _MARKER).unlink()
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise DataError(
-                f"The copy to {printable(out)} failed, and is gone: {reason}."
+                f"The copy to {printable(out)} failed and was removed: {reason}."
             ) from None
         raise
     return CleanCopy(out, len(targets), tuple(changes), table)
 
 
-def choose(findings: Findings) -> dict[int, str]:
-    """Says which images are left out of a cleaned copy, and why."""
+def images_to_leave_out(findings: Findings) -> dict[int, str]:
+    """Return index -> reason of the images that a cleaned copy leaves out."""
     source, duplicates = findings.source, findings.duplicates
+    assert source is not None and duplicates is not None
     split_of = findings.split_of
     reasons = dict(duplicates.unreadable)
     for entry in findings.of("damaged"):
@@ -147,84 +139,158 @@ def choose(findings: Findings) -> dict[int, str]:
     if source.splits:
         for i in range(len(source)):
             if not split_of[i]:
-                reasons.setdefault(i, "in none of the dataset's splits")
+                reasons.setdefault(i, "in none of the official splits")
     for group in duplicates.members(exact=True):
         labels = sorted({source.class_names[source.labels[i]] for i in group})
         kept = min(
             (i for i in group if i not in reasons),
-            key=lambda i: (_PREFERRED.index(split_of[i]), i),
+            key=lambda i: (_PREFERENCE.index(split_of[i]), i),
             default=None,
         )
         for i in group:
             if len(labels) > 1:
-                reasons.setdefault(i, f"the same image under {len(labels)} labels: {labels}")
+                reasons.setdefault(i, f"the same image with {len(labels)} labels: {labels}")
             elif i != kept and kept is not None:
                 reasons.setdefault(i, f"the same pixels as {source.ids[kept]}")
     return reasons
 
 
-def _plan(
-    source: Source, split_of: list[str], reasons: dict[int, str]
-) -> tuple[dict[int, str], list[Change]]:
-    """Gives index -> path below the copy, and what is not as it was."""
-    names, targets, changes = Names(), {}, []
-    for i, name in enumerate(source.ids):
+def safe_name(name: str) -> str:
+    """Return a file or folder name that every operating system accepts and that is not hidden.
+
+    A name that is safe already is unchanged.
+    """
+    text = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in name)
+    if text.startswith("."):
+        text = "_" + text[1:]
+    if text.endswith((".", " ")):
+        text = text.rstrip(". ") + "_"
+    if re.match(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", text, re.IGNORECASE):  # Windows
+        text = "_" + text
+    if text == "__MACOSX":  # a folder scan skips it
+        text = "_MACOSX"
+    return text or "_"
+
+
+class SafeNames:
+    """Assigns safe names that differ on every file system; equal folders get equal names.
+
+    Windows and macOS ignore case (`Cat` is `cat`), and macOS Unicode normalization.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
+        self._taken: set[tuple[str, ...]] = set()
+
+    def folder(self, parts: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the safe path of a folder."""
+        if parts not in self._folders:
+            parent = self.folder(parts[:-1])
+            self._folders[parts] = (*parent, self._assign(parent, safe_name(parts[-1]), ""))
+        return self._folders[parts]
+
+    def file(self, parts: tuple[str, ...], stem: str, ending: str) -> tuple[str, ...]:
+        """Return the safe path of a new file in the folder `parts`."""
+        parent = self.folder(parts)
+        safe_stem = safe_name(stem + ending).removesuffix(ending)
+        return (*parent, self._assign(parent, safe_stem, ending))
+
+    def _assign(self, parent: tuple[str, ...], stem: str, ending: str) -> str:
+        name, number = _truncated(stem, ending), 2
+        while (key := (*parent, _folded(name))) in self._taken:
+            name = _truncated(stem, f"_{number}{ending}")
+            number += 1
+        self._taken.add(key)
+        return name
+
+
+def _truncated(stem: str, ending: str) -> str:
+    """Return stem and ending, with the stem truncated to fit `MAX_NAME_BYTES`."""
+    room = MAX_NAME_BYTES - len(ending.encode())
+    return stem.encode()[:room].decode(errors="ignore") + ending
+
+
+def _folded(name: str) -> str:
+    """Return what a file system compares that ignores case and Unicode normalization."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _plan(findings: Findings) -> tuple[dict[int, str], list[Change]]:
+    """Return index -> path below the copy, and the changes."""
+    source, reasons = findings.source, images_to_leave_out(findings)
+    assert source is not None
+    names = SafeNames()
+    targets: dict[int, str] = {}
+    changes = []
+    for i, image_id in enumerate(source.ids):
         if i in reasons:
-            changes.append(Change(name, "left out", reasons[i]))
+            changes.append(Change(image_id, "left out", reasons[i]))
             continue
-        path = source.path(i)
-        *folders, file = _parts(source, i, split_of[i])
+        *folders, file = _path_parts(source, i, findings.split_of[i])
         stem, ending = os.path.splitext(file)
-        true, why = format_of_file(path), []
-        if true is not None and format_named(file) != true:
-            # An ending that is no image's is a part of the name: photo.2020
+        actual = format_of_file(_file(source, i))
+        why = []
+        if actual is not None and format_named(file) != actual:
+            # An extension that is not an image's is part of the name: photo.2020
             stem = stem if format_named(file) else file
-            ending = ending_of(true)
-            why.append(f"its content is {true}")
+            ending = ending_of(actual)
+            why.append(f"its content is {actual}")
         target = "/".join(names.file(tuple(folders), stem, ending))
         if target != "/".join((*folders, stem + ending)):
-            why.append("its name would not do on every system, or is taken")
+            why.append("its name is taken, or not accepted by every operating system")
         targets[i] = target
         if why:
-            changes.append(Change(name, "renamed", "; ".join(why), target))
+            changes.append(Change(image_id, "renamed", "; ".join(why), target))
     return targets, changes
 
 
-def _parts(source: Source, i: int, split: str) -> list[str]:
-    """Gives the folders and the name that an image has in the copy, before they are made safe."""
+def _path_parts(source: Source, i: int, split: str) -> list[str]:
+    """Return the folders and the file name of an image in the copy, before they are made safe."""
     if source.root is not None:
         return source.ids[i].split("/")
     label = source.class_names[source.labels[i]]
-    # A class called `test` is none to a folder scan.
+    # A folder scan would take a class called `test` for a split.
     label = f"{label}_" if label.lower() in SPLIT_WORDS else label
-    return [*([split] if split else []), label, source.path(i).name]
+    return [*([split] if split else []), label, _file(source, i).name]
 
 
-def _check_place(dataset: str, source: Source, out: Path, partial: Path, table: Path) -> None:
-    check_out(dataset, out)
+def _file(source: Source, i: int) -> Path:
+    path = source.path(i)
+    assert path is not None  # write_clean_copy refuses other datasets
+    return path
+
+
+def _describe_without_files(dataset: str) -> str:
+    return (
+        f"`fix` copies files, and {printable(dataset)} has none of its own. Give a folder of "
+        f"images or a CSV."
+    )
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _check_destination(dataset: str, source: Source, out: Path, partial: Path, table: Path) -> None:
+    check_output(dataset, out)
     if source.root is not None:
-        folders = {os.path.realpath(source.root)}
-        parents = {source.path(i).parent for i in range(len(source))}
-        _check_apart(out, folders | {os.path.realpath(folder) for folder in parents})
+        parents = {_file(source, i).parent for i in range(len(source))}
+        _check_apart(out, {os.path.realpath(folder) for folder in (source.root, *parents)})
     if os.path.lexists(table) and os.path.realpath(table) == os.path.realpath(dataset):
-        raise DataError(
-            f"{printable(table)}, the dataset, would be written over; give another place."
-        )
+        raise DataError(f"{printable(table)}, the dataset, would be overwritten. Rename `fix`.")
     if os.path.lexists(partial):
-        if not (partial / _MARK).exists():
-            raise DataError(f"{printable(partial)} is in the way; move it, or give another place.")
-        shutil.rmtree(partial)  # what a call that was killed left behind
+        if not (partial / _MARKER).exists():
+            raise DataError(f"{printable(partial)} is in the way. Move it, or rename `fix`.")
+        shutil.rmtree(partial)  # left behind by a killed call
 
 
 def _check_apart(out: Path, folders: Iterable[str]) -> None:
-    place = Path(os.path.realpath(out))
+    destination = Path(os.path.realpath(out))
     for folder in folders:
-        if place.is_relative_to(folder):
-            raise DataError(
-                f"{printable(out)} lies in the dataset itself; give a place outside of it."
-            )
-        if Path(folder).is_relative_to(place):
-            raise DataError(f"{printable(out)} holds the dataset itself; give a new folder.")
+        if destination.is_relative_to(folder):
+            raise DataError(f"{printable(out)} is inside the dataset. Give a folder outside of it.")
+        if Path(folder).is_relative_to(destination):
+            raise DataError(f"{printable(out)} contains the dataset. Give a new folder.")
 
 
 def _write_table(path: Path, changes: list[Change]) -> None:

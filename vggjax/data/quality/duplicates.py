@@ -145,7 +145,7 @@ def _decode_all(
         sizes[i] = width, height
         notes[i] = known_notes.setdefault(image_notes, image_notes)
         digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(pixels))
+        digest.update(np.ascontiguousarray(pixels).data)
         digests[i] = np.frombuffer(digest.digest(), np.uint8)
         signature = image_signature(pixels) if near else None
         if signature is not None:

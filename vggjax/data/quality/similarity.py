@@ -7,7 +7,12 @@ residual is the unexplained share of the variance. Details must also agree, cell
 otherwise two pages of one form would be near-duplicates. Mirrored and rotated images do not count.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 THUMB_PX = 16
 MIN_SIDE_PX = 32
@@ -53,7 +58,7 @@ def _dct_basis() -> np.ndarray:
 
 
 _DCT = _dct_basis()
-_HALVE = np.kron(np.eye(THUMB_PX), np.full((1, _HASH_PX // THUMB_PX), THUMB_PX / _HASH_PX))
+_PAIRS = np.kron(np.eye(THUMB_PX), np.ones((1, _HASH_PX // THUMB_PX)))  # (16, 32), sums neighbors
 
 
 def image_signature(pixels: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -67,13 +72,35 @@ def image_signature(pixels: np.ndarray) -> tuple[int, np.ndarray] | None:
     if min(pixels.shape[:2]) < MIN_SIDE_PX:
         return None
     gray = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
-    small = np.asarray(gray.resize((_HASH_PX, _HASH_PX), Image.Resampling.BOX), np.float64)
-    thumb = np.rint(_HALVE @ small @ _HALVE.T).astype(np.uint8)
+    small = np.rint(_area_average(gray))
+    thumb = ((_PAIRS @ small @ _PAIRS.T + 2) / 4).astype(np.uint8)
     # Rounded: frequencies that are zero by symmetry must not depend on the processor's rounding.
     low = (_DCT @ small @ _DCT.T).round(6).ravel()
     ordered = np.sort(low)
     bits = low > (ordered[31] + ordered[32]) / 2  # the median; np.median is slower
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), thumb
+
+
+def _area_average(gray: "Image.Image") -> np.ndarray:
+    """Return the mean of each cell of a 32x32 grid, float (32, 32)."""
+    from PIL import Image
+
+    if gray.width % _HASH_PX == 0 and gray.height % _HASH_PX == 0:
+        small = gray.convert("F").resize((_HASH_PX, _HASH_PX), Image.Resampling.BOX)
+        return np.asarray(small)
+    # Pillow's box filter takes whole pixels only; here a pixel is shared between two cells.
+    pixels = np.asarray(gray, np.float32)
+    sums = _sum_rows(np.ascontiguousarray(_sum_rows(pixels).T)).T
+    return sums * (_HASH_PX**2 / pixels.size)
+
+
+def _sum_rows(pixels: np.ndarray) -> np.ndarray:
+    """Sum the rows of each of 32 equal bands, (H, W) to (32, W); a row may lie in two bands."""
+    edges = np.arange(_HASH_PX + 1) * (len(pixels) / _HASH_PX)
+    first = edges.astype(np.int64)
+    fractions = (edges - first).astype(np.float32)
+    outside = fractions[:, None] * pixels[np.minimum(first, len(pixels) - 1)]
+    return np.add.reduceat(pixels, first[:-1], axis=0) - outside[:-1] + outside[1:]
 
 
 def is_near_duplicate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -157,7 +184,9 @@ def _fit(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     terms = np.stack([part.reshape(len(one), (THUMB_PX - 2) ** 2) for part in parts], 1)
     target = other[inner].reshape(len(one), (THUMB_PX - 2) ** 2, 1)
     ridge = 1e-3 * np.eye(len(parts), dtype=np.float32)
-    solution = np.linalg.solve(terms @ terms.transpose(0, 2, 1) + ridge, terms @ target)  # (K, 6, 1)
+    solution = np.linalg.solve(
+        terms @ terms.transpose(0, 2, 1) + ridge, terms @ target
+    )  # (K, 6, 1)
     unexplained = target - terms.transpose(0, 2, 1) @ solution
     residual = np.square(unexplained).mean((1, 2)) / np.maximum(target.var((1, 2)), 1e-6)
     return residual, solution[:, 2:, 0]

@@ -94,7 +94,8 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
     if unused := [column for column in columns if column not in COLUMNS]:
         notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
     if num_repeated:
-        notes.append(f"Ignored {num_repeated:,} row{'s' * (num_repeated > 1)} with a repeated path.")
+        plural = "s" if num_repeated > 1 else ""
+        notes.append(f"Ignored {num_repeated:,} row{plural} with an image of an earlier row.")
     return Scan(
         source=_make_source(path, root, class_names, existing, notes) if existing else None,
         faults=tuple(faults),
@@ -212,7 +213,7 @@ def _read_header(line: str, name: str) -> tuple[list[str], str]:
         for column in missing:
             near = [given for given in columns if given in _SYNONYMS[column]]
             near += difflib.get_close_matches(column, columns, n=1, cutoff=0.6)
-            suggestions += f" Rename {near[0]!r} to {column!r}?" if near else ""
+            suggestions += f" Rename {near[0]!r} to {column!r}." if near else ""
         given = join_names((repr(column[:80]) for column in columns), most=10)
         raise DataError(
             f"{name} has no column {' and no column '.join(map(repr, missing))}; its columns are "
@@ -265,9 +266,7 @@ def _check_cells(name: str, rows: list[Row]) -> list[str]:
     if not with_split:
         return faults
     if empty := [row.line for row in rows if not row.split]:
-        faults.append(
-            f"{name} has no split in {_lines(empty)}. Give every image a split, or none."
-        )
+        faults.append(f"{name} has no split in {_lines(empty)}. Give every image a split, or none.")
     if wrong := [row for row in with_split if row.split not in SPLIT_WORDS.values()]:
         message = unknown_name("split", wrong[0].split, SPLIT_WORDS)
         faults.append(f"{name}, {_lines([row.line for row in wrong])}: {message}")

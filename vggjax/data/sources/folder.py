@@ -232,7 +232,9 @@ class _Scanner:
 
 def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
     """Return the folders, files and hidden folders, each sorted; `__MACOSX` is left out."""
-    folders, files, hidden = [], [], []
+    folders: list[str] = []
+    files: list[str] = []
+    hidden: list[str] = []
     with _open_folder(top) as entries:
         for entry in entries:
             is_folder = _is_folder(entry)

@@ -6,9 +6,9 @@ import os
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage
+from vggjax.data.sources.csv import is_csv, scan_csv
 from vggjax.data.sources.folder import looks_like_path, nearest_folder, scan_folder
 from vggjax.data.sources.source import Scan, Source, fingerprint
-from vggjax.data.sources.csv import is_csv, scan_csv
 from vggjax.data.sources.tfds import is_tfds_name, open_tfds, tfds_names
 from vggjax.errors import DataError
 

@@ -141,8 +141,9 @@ def file_notes(hidden: Sequence[str], loose: Sequence[str], others: Sequence[str
         )
     archives = [name for name in others if name.lower().endswith(_ARCHIVES)]
     if archives:
-        notes.append(f"Skipped {_count(archives, 'archive')}, unpack first: "
-                     f"{_first_three(archives)}.")
+        notes.append(
+            f"Skipped {_count(archives, 'archive')}, unpack first: {_first_three(archives)}."
+        )
     extensions = Counter(
         PurePosixPath(name).suffix.lower() or "without an extension"
         for name in others

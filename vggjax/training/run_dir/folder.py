@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vggjax.atomic import write_text
-from vggjax.data.sources.open import Source
-from vggjax.data.splits.split_file import NAME as SPLITS_FILE
-from vggjax.data.splits.split_file import splits_text
+from vggjax.data.sources.source import Source
+from vggjax.data.splits.splits import SPLITS_FILE, splits_text
 from vggjax.errors import ConfigError, printable
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.log import read_log as read_log

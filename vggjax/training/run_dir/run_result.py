@@ -12,8 +12,7 @@ import numpy as np
 
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
-from vggjax.data.splits.split_file import NAME as SPLITS_FILE
-from vggjax.data.splits.split_file import read_splits
+from vggjax.data.splits.splits import SPLITS_FILE, read_splits
 from vggjax.errors import ConfigError, DataError, VggjaxError, printable
 from vggjax.models.network import Network
 from vggjax.training.config import Config, read_config
