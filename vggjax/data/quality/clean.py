@@ -105,7 +105,6 @@ def write_clean_copy(
         raise DataError(f"No image of {printable(findings.dataset)} is usable; nothing written.")
     try:
         with atomic_write(table) as partial_table:
-            _write_table(partial_table, changes)
             partial.mkdir(parents=True)
             (partial / _MARKER).touch()
             for done, (i, target) in enumerate(targets.items(), 1):
@@ -113,6 +112,7 @@ def write_clean_copy(
                 shutil.copy2(_file(source, i), partial / target)  # the file behind a link
                 if progress is not None:
                     progress(done, len(targets))
+            _write_table(partial_table, changes)
             if out.exists():
                 out.rmdir()  # empty, see check_output
             partial.rename(out)
