@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pipeline import assert_same, examples, source
+from support.batches import assert_same_batches as assert_same
+from support.batches import make_loader as examples
+from support.batches import random_source as source
 
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError
@@ -98,7 +100,7 @@ import jax, jax.numpy as jnp, numpy as np
 which, port, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, which)
-from test_pipeline import examples, source
+from support.batches import make_loader as examples, random_source as source
 from vggjax.training.parallel import Placement
 
 placement = Placement(kind)
@@ -143,9 +145,7 @@ def run_two(program: str, folder: Path, *arguments: str) -> tuple[list[int], lis
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}{os.pathsep}{ROOT / 'tests/data'}"
-    }
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     running = [
         subprocess.Popen(

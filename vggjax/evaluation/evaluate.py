@@ -12,6 +12,7 @@ import io
 import json
 import platform
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -221,7 +222,7 @@ def print_summary(result: dict[str, Any]) -> None:
 
 
 def predictions_csv(
-    predictions: SplitPredictions, split: str, *, ids: list[str], class_names: tuple[str, ...]
+    predictions: SplitPredictions, split: str, *, ids: Sequence[str], class_names: Sequence[str]
 ) -> str:
     """Return predictions.csv: a line per image, names escaped so that the text is UTF-8."""
     names = tuple(map(printable, class_names))

@@ -17,7 +17,7 @@ from vggjax.atomic import atomic_write
 class SplitPredictions(NamedTuple):
     """A model's predictions for the readable images of a split."""
 
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nothing uses
     """int64 (N,), into the source."""
     labels: np.ndarray
     """int32 (N,)."""

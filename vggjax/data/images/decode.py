@@ -125,7 +125,8 @@ def read_image(source: str | os.PathLike[str] | bytes) -> DecodedImage:
     _silence_pillow()
     if not data.startswith(_START):
         return _decode_by_pillow(data)
-    header, flaws = read_jpeg_header(data), ()
+    flaws: tuple[str, ...] = ()
+    header = read_jpeg_header(data)
     if header is not None:
         _check_size(header.width, header.height)
         _check_scans(data)
@@ -235,11 +236,12 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def _to_rgb(image: Image.Image) -> DecodedImage:
-    mode, notes = image.mode, ()
+    mode = image.mode
+    notes: tuple[str, ...] = ()
     if mode == "I":
         raise DataError("unsupported: 32-bit pixels have no known range; save it with 8 or 16 bits")
     # Checked before loading: Pillow keeps only the high byte of 16-bit RGB.
-    has_16_bits = bool(_SIXTEEN_BITS.search(f"{mode} {image.tile}"))
+    has_16_bits = bool(_SIXTEEN_BITS.search(f"{mode} {getattr(image, 'tile', '')}"))
     image.load()
     transpose, exif_notes = _exif_transpose(image)
     frame_notes = (FIRST,) if image.format != "MPO" and _has_more_frames(image) else ()
@@ -256,7 +258,7 @@ def _to_rgb(image: Image.Image) -> DecodedImage:
         notes += (COLOR_16,)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             notes += (TRANSPARENT,)
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
