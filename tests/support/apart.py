@@ -67,14 +67,3 @@ class ForkingParser:
             code = {-14: "E_TIMEOUT", -24: "E_TIMEOUT"}.get(status, "E_FORMAT")
             raise WeightsError(f"the parser ended with {status}", code=code)
         return json.loads(answer)
-
-    def parse(self, path, kind):
-        """Return the parsed file."""
-        return read.parse_keras(path, kind, run=self.run)
-
-    def read(self, path, kind, check):
-        """Return the file's weights; `check` receives the shapes before any number is read."""
-        file = self.parse(path, kind)
-        with read._named(str(path)):
-            check(file.shapes)
-        return file.read()

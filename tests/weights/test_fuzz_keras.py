@@ -1,25 +1,21 @@
 """Random damage to each of Keras' formats: no file crashes the reader, hangs it, or gives others'
 numbers."""
 
-import os
-
 import h5py
 import pytest
-from support.apart import ForkingParser
 from support.fuzz_files import THREE, fuzz, made_weights, places
 
-from vggjax.weights.weight_file import write_weights
+from vggjax.weights.keras.read import parse_keras
+from vggjax.weights.weight_file import read_weights, write_weights
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+pytestmark = pytest.mark.usefixtures("fast_parser")
 counts = pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 
 WEIGHTS = made_weights(THREE)
 
 
-@pytest.fixture(scope="module")
-def parser():
-    with ForkingParser() as parser:
-        yield parser
+def read(path, check):
+    return read_weights(path, check=check)
 
 
 def where(file):
@@ -34,16 +30,16 @@ def where(file):
 @counts
 @pytest.mark.parametrize("ending", [".h5", ".weights.h5"])
 def test_a_damaged_h5_is_refused_or_its_values_differ_only_where_its_bytes_do(
-    parser, tmp_path, ending, count
+    tmp_path, ending, count
 ):
     path, again = tmp_path / f"w{ending}", tmp_path / "again.h5"
     write_weights(path, WEIGHTS)
-    outcome = fuzz(path, lambda p, check: parser.read(p, "h5", check), WEIGHTS, seed=1, count=count)
-    good, ranges = where(parser.parse(path, "h5")), places(path.read_bytes(), WEIGHTS)
+    outcome = fuzz(path, read, WEIGHTS, seed=1, count=count)
+    good, ranges = where(parse_keras(path, "h5")), places(path.read_bytes(), WEIGHTS)
     moved = 0
     for contents, changed, arrays in outcome.changed:
         again.write_bytes(contents)
-        damaged = where(parser.parse(again, "h5"))
+        damaged = where(parse_keras(again, "h5"))
         for array in arrays:
             if damaged[array] != good[array]:
                 moved += 1  # HDF5 has no checksum over an array's address and type
@@ -53,17 +49,15 @@ def test_a_damaged_h5_is_refused_or_its_values_differ_only_where_its_bytes_do(
 
 
 @counts
-def test_a_damaged_archive_never_gives_other_values(parser, tmp_path, count):
+def test_a_damaged_archive_never_gives_other_values(tmp_path, count):
     path = tmp_path / "w.keras"
     write_weights(path, WEIGHTS)
-    outcome = fuzz(
-        path, lambda p, check: parser.read(p, "zip", check), WEIGHTS, seed=2, count=count
-    )
+    outcome = fuzz(path, read, WEIGHTS, seed=2, count=count)
     assert outcome.changed == []
 
 
 @counts
-def test_damaged_packed_arrays_with_checksums_never_give_other_values(parser, tmp_path, count):
+def test_damaged_packed_arrays_with_checksums_never_give_other_values(tmp_path, count):
     path = tmp_path / "w.h5"
     write_weights(path, WEIGHTS)
     options = {"compression": "gzip", "shuffle": True, "fletcher32": True}
@@ -72,5 +66,5 @@ def test_damaged_packed_arrays_with_checksums_never_give_other_values(parser, tm
             for name, array in zip(file[layer].attrs["weight_names"], params.values(), strict=True):
                 del file[layer][name]
                 file[layer].create_dataset(name, data=array, chunks=array.shape, **options)
-    outcome = fuzz(path, lambda p, check: parser.read(p, "h5", check), WEIGHTS, seed=3, count=count)
+    outcome = fuzz(path, read, WEIGHTS, seed=3, count=count)
     assert outcome.changed == []

@@ -18,6 +18,8 @@ from vggjax.weights.load import load_pretrained
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 assert hostile_archives and hostile_arrays and hostile_safetensors  # they register their cases
+pytestmark = pytest.mark.usefixtures("fast_parser")
+
 HEADS = {"base": None, "top": Head("flatten", (6,), outputs=3)}
 
 

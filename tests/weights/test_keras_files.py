@@ -21,6 +21,8 @@ from vggjax.models.params import shapes
 from vggjax.weights.package_names import read_metadata
 from vggjax.weights.weight_file import PARAMS, read_weights, write_weights
 
+pytestmark = pytest.mark.usefixtures("fast_parser")
+
 TINY = Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8))
 TINY_BN = Arch("tiny_bn", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8), batch_norm=True)
 

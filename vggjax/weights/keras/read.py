@@ -17,7 +17,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +54,7 @@ main()
 class KerasFile:
     """A Keras file that was parsed: its layers and where their arrays lie."""
 
-    path: str
-    name: str
-    """What messages call the file."""
+    path: str | os.PathLike
     layout: str
     """`legacy`, `whole model`, `weights.h5` or `archive`."""
     metadata: dict[str, str]
@@ -78,7 +76,7 @@ class KerasFile:
         Raises:
             WeightsError: a damaged array, or numbers that are not finite.
         """
-        with _named(self.name), open_regular(self.path) as disk, contextlib.ExitStack() as stack:
+        with _named(self.path), open_regular(self.path) as disk, contextlib.ExitStack() as stack:
             file = disk
             if self.compressed:
                 archive = stack.enter_context(open_archive(disk))
@@ -94,30 +92,21 @@ class KerasFile:
             }
 
 
-def parse_keras(
-    path: str | os.PathLike,
-    kind: str,
-    *,
-    name: str | None = None,
-    run: Callable[[str | os.PathLike, str], dict[str, Any]] | None = None,
-) -> KerasFile:
+def parse_keras(path: str | os.PathLike, kind: str) -> KerasFile:
     """Find the layers of a Keras file and check their arrays; read no number.
 
     Args:
         path: the file.
         kind: `h5` for HDF5 of any of Keras' layouts, `zip` for a `.keras` archive.
-        name: what messages call the file, its path by default.
-        run: returns child.py's answer for a path and a kind, `run_child` by default.
 
     Raises:
         WeightsError: damaged, unsafe, of an unknown layout, or holding what cannot be weights.
     """
-    name = name or printable(path)
-    with _named(name), open_regular(path):
-        return _checked((run or run_child)(path, kind), path, name)
+    with _named(path), open_regular(path):
+        return _checked(run_child(path, kind), path)
 
 
-def _checked(answer: dict[str, Any], path: str | os.PathLike, name: str) -> KerasFile:
+def _checked(answer: dict[str, Any], path: str | os.PathLike) -> KerasFile:
     """Return the file that an answer describes, after checking where its arrays lie."""
     if "error" in answer:
         raise WeightsError(answer["error"], code=answer["code"])
@@ -133,8 +122,7 @@ def _checked(answer: dict[str, Any], path: str | os.PathLike, name: str) -> Kera
     check_spans(spans, size_bytes=size_bytes)
     check_pieces([s for s in spans if isinstance(s, ChunkedSpan)], size_bytes=size_bytes)
     return KerasFile(
-        os.fspath(path),
-        name,
+        path,
         answer["layout"],
         answer["metadata"],
         layers,
@@ -205,8 +193,9 @@ def _tuples(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Put the file's name before every refusal that lacks it, and a way out behind it."""
+def _named(path: str | os.PathLike) -> Iterator[None]:
+    """Put the file's path before every refusal that lacks it, and a way out behind it."""
+    name = printable(path)
     try:
         yield
     except WeightsError as error:
