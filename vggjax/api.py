@@ -10,9 +10,9 @@ from rich.console import Console
 
 from vggjax.atomic import write_text
 from vggjax.errors import ConfigError
-from vggjax.evaluation.evaluate import evaluate, pool_folds
+from vggjax.evaluation.evaluate import evaluate_split, pool_folds
 from vggjax.models.network import Network
-from vggjax.report.lr_plot import draw_rate_test
+from vggjax.report.figures import draw_rate_test
 from vggjax.report.report import write_report
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary, progress_bar
@@ -60,9 +60,9 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     if config.tensorboard and not (trained.workdir / FOLDER).exists():  # of a finished run
         EventFile(trained.workdir, read_log(trained.workdir)).close()
     try:
-        evaluation = evaluate(trained, split="test")
+        evaluation, predictions = evaluate_split(trained, "test")
         _log_test(trained.workdir, evaluation, tensorboard=config.tensorboard)
-        report = write_report(trained.workdir)
+        report = write_report(trained, evaluation=evaluation, predictions=predictions)
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT, trained.workdir) from None
     unreadable = trained.info.left_out | evaluation["unreadable"]

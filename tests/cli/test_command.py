@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from vggjax.cli.main import main
-from vggjax.report.command import train_command
+from vggjax.report.facts import train_command
 from vggjax.training.config import Config
 from vggjax.training.recipes import NEEDS, RECIPES, make_config
 

@@ -1,4 +1,4 @@
-"""Several runs on one page: the test of the difference, what differs, and what is refused."""
+"""The comparison of several runs: significance, differing settings, and what is refused."""
 
 import csv
 import io
@@ -7,18 +7,20 @@ import json
 import pytest
 from scipy.stats import binomtest
 from support.evaluated_run import evaluated
+from support.page import Page
 from support.tiny_run import make_images
 
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError
 from vggjax.evaluation.metrics import mcnemar
-from vggjax.report.compare import compare_pair, differing_settings, write_comparison
+from vggjax.report.compare import MAX_CLASSES, compare_pair, differing_settings, write_comparison
 from vggjax.report.run_files import read_run
 from vggjax.training.config import Config
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """Two runs on the same images, one on other classes, one on more images."""
     folder = tmp_path_factory.mktemp("runs")
     images = make_images(folder / "flowers")
     evaluated(folder / "frozen", images, share_wrong=0.75)
@@ -28,85 +30,97 @@ def runs(tmp_path_factory):
     return folder
 
 
-def page(runs, *names, out="compare.html"):
-    return write_comparison([runs / name for name in names], runs / out).read_text("utf-8")
+def comparison(runs, *names):
+    path = write_comparison([runs / name for name in names], runs / "compare.html")
+    return Page(path.read_text("utf-8"))
 
 
 @pytest.mark.parametrize(
     ("first", "second"), [(0, 0), (1, 0), (5, 1), (3, 12), (40, 40), (90, 140)]
 )
-def test_mcnemars_p_is_the_exact_binomial_one(first, second):
+def test_the_p_value_of_mcnemars_test_is_the_exact_binomial_one(first, second):
     total = first + second
     expected = binomtest(first, total).pvalue if total else 1.0
     assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
 
 
-def test_mcnemars_p_by_hand_and_of_very_many_images():
+def test_mcnemars_test_by_hand_and_on_very_many_images():
     assert mcnemar(0, 5) == 2 / 32
     assert 0 <= mcnemar(4000, 9000) < 1e-200
 
 
-def test_two_runs_on_the_same_images_are_compared_one_by_one(runs):
-    found = compare_pair(read_run(runs / "frozen"), read_run(runs / "fine"))
-    mine, theirs = (
+def test_two_runs_on_the_same_images_are_compared_image_by_image(runs):
+    pair = compare_pair(read_run(runs / "frozen"), read_run(runs / "fine"))
+    frozen, fine = (
         {
             row["id"]: row["correct"]
-            for row in csv.DictReader(io.StringIO((runs / n / "predictions.csv").read_text()))
+            for row in csv.DictReader(io.StringIO((runs / name / "predictions.csv").read_text()))
         }
-        for n in ("frozen", "fine")
+        for name in ("frozen", "fine")
     )
-    only_fine = sum(mine[id] == "0" and theirs[id] == "1" for id in mine)
-    assert found["paired"] and found["total"] == len(mine)
-    assert (found["only_first"], found["only_second"]) == (0, only_fine)
-    assert found["p"] == mcnemar(0, only_fine)
+    only_fine = sum(frozen[id] == "0" and fine[id] == "1" for id in frozen)
+    assert pair == {
+        "paired": True, "total": len(fine), "only_first": 0, "only_second": only_fine,
+        "p": mcnemar(0, only_fine),
+    }  # fmt: skip
+    assert "fine is better" in comparison(runs, "frozen", "fine").words
 
 
-def test_runs_that_judged_other_images_are_not_paired(runs):
-    assert compare_pair(read_run(runs / "frozen"), read_run(runs / "more")) == {"paired": False}
-    text = page(runs, "frozen", "more")
-    assert "did not judge the same images" in text and "different datasets" in text
+def test_runs_on_different_images_are_not_paired(runs):
+    assert compare_pair(read_run(runs / "frozen"), read_run(runs / "more"))["paired"] is False
+    words = comparison(runs, "frozen", "more").words
+    assert "not evaluated on the same images" in words and "different datasets" in words
 
 
-def test_the_page_tells_what_differs_and_how_good_each_run_is(runs):
-    text = page(runs, "frozen", "fine")
+def test_the_page_shows_the_metrics_and_the_differing_settings_of_each_run(runs):
+    page = comparison(runs, "frozen", "fine")
     for name in ("frozen", "fine"):
         result = json.loads((runs / name / "eval.json").read_text())
-        assert f"{result['accuracy']:.1%}" in text
         low, high = result["accuracy_interval"]
-        assert f"{low:.1%} to {high:.1%}" in text
-    assert "<th>unfreeze</th>" in text and "<th>dataset</th>" not in text
-    assert "2 min 40 s" in text and "4 min 0 s" in text
-    assert text.count('<svg class="chart"') == 2
-    assert "<script" not in text and "<i>rose" not in text and "&lt;i&gt;rose" in text
+        assert f"{name} {result['accuracy']:.1%} {low:.1%} to {high:.1%}" in page.words
+    assert "<th>unfreeze</th>" in page.html and "<th>dataset</th>" not in page.html
+    assert "2 min 40 s" in page.text and "4 min 0 s" in page.text
+    assert page.html.count('class="chart"') == 2
+    assert "<script" not in page.html and "<i>rose" not in page.html and "<i>rose" in page.text
 
 
-def test_the_same_augmentation_said_in_another_way_is_no_difference():
-    by_name = Config(dataset="a", augment="flip")
-    assert differing_settings([by_name, Config(dataset="a", horizontal_flip=True)]) == {}
-    found = differing_settings([by_name, Config(dataset="a", augment="none", num_threads=2)])
-    assert found == {"augmentation": ["flip", "none"]}
+def test_only_the_classes_that_differ_most_are_listed(tmp_path):
+    names = [f"kind {i:02}" for i in range(MAX_CLASSES + 2)]
+    images = make_images(tmp_path / "x", names, each=3)
+    for name, share in (("a", 0.1), ("b", 0.9)):
+        evaluated(tmp_path / name, images, share_wrong=share)
+    page = comparison(tmp_path, "a", "b")
+    assert f"The {MAX_CLASSES} of {len(names)} classes" in page.words
+    assert page.section("classes").count("<tr><th>kind") == MAX_CLASSES
 
 
-def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+def test_equal_augmentations_are_no_difference_however_they_are_written():
+    preset = Config(dataset="a", augment="flip")
+    assert differing_settings([preset, Config(dataset="a", horizontal_flip=True)]) == {}
+    settings = differing_settings([preset, Config(dataset="a", augment="none", num_threads=2)])
+    assert settings == {"augmentation": ["flip", "none"]}
+
+
+def test_runs_in_folders_of_the_same_name_get_distinct_names(runs, tmp_path):
     for place in ("a", "b"):
         evaluated(tmp_path / place / "run", runs / "flowers")
-    text = write_comparison([tmp_path / p / "run" for p in "ab"], tmp_path / "c.html").read_text()
-    assert ">a/run<" in text.replace("</span>", ">") and ">b/run<" in text.replace("</span>", ">")
+    words = comparison(tmp_path, "a/run", "b/run").words
+    assert "a/run and b/run" in words
 
 
 @pytest.mark.parametrize(
     ("names", "out", "message"),
     [
-        (["frozen", "other"], "c.html", "other classes cannot be compared.*a, b"),
+        (["frozen", "other"], "c.html", "different classes cannot be compared.*a, b"),
         (["frozen", "frozen"], "c.html", "given twice"),
         (["frozen", "flowers"], "c.html", "no run folder"),
-        (["frozen", "fine"], "no/c.html", "--out takes a file"),
-        (["frozen", "fine"], "c.png", r"must end in \.html"),
-        (["frozen"], "c.html", "--out is of several runs'"),
-        ([], None, "give its folder"),
+        (["frozen", "fine"], "no/c.html", "--out must be a file in an existing folder"),
+        (["frozen", "fine"], "c.png", r"--out must end in \.html"),
+        (["frozen"], "c.html", "--out applies to the report of several runs"),
+        ([], None, "Give the folder"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(runs, capsys, names, out, message):
+def test_what_cannot_be_compared_is_refused_on_one_line(runs, capsys, names, out, message):
     words = [str(runs / name) for name in names]
     words += ["--out", str(runs / out)] if out else []
     assert main(["report", *words]) == 2
@@ -123,7 +137,7 @@ def test_a_run_that_was_not_evaluated_is_refused_with_the_command(runs, tmp_path
     assert f"vggjax evaluate --workdir {run}" in capsys.readouterr().err
 
 
-def test_the_command_writes_one_runs_report_or_the_comparison(runs, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_one_report_or_a_comparison(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(runs / "fine")]) == 0
     assert (runs / "fine" / "report.html").exists()

@@ -1,6 +1,6 @@
-"""A headless Chromium that looks at pages, spoken to over pipes: no package and no port is needed.
+"""Drive a headless Chromium over pipes, without a package or a port.
 
-Chrome DevTools Protocol, one JSON object a message, each ended by a zero byte.
+It speaks the Chrome DevTools Protocol: one JSON object per message, each ended by a zero byte.
 """
 
 import base64
@@ -20,16 +20,20 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 CONNECT = """
 import os, sys
-spare = [os.dup(0), os.dup(0)]  # so that the copies below lie beyond 3 and 4
-for own, at in zip([os.dup(int(word)) for word in sys.argv[1:3]], (3, 4)):
-    os.dup2(own, at)
+reserved = [os.dup(0), os.dup(0)]  # so that the copies below lie beyond 3 and 4
+for copy, target in zip([os.dup(int(word)) for word in sys.argv[1:3]], (3, 4)):
+    os.dup2(copy, target)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
-"""Chromium reads from 3 and writes to 4. (This process must not be forked: jax has threads.)"""
+"""Chromium reads from 3 and writes to 4. Jax has threads, so this process must not be forked."""
 
 
 class Browser:
-    """One page that can be made wide or narrow, light or dark."""
+    """A browser with one page.
+
+    Attributes:
+        messages: what the page logged or raised since it was opened.
+    """
 
     def __init__(self, profile: Path):
         program = next(filter(None, map(shutil.which, NAMES)), None)
@@ -50,7 +54,7 @@ class Browser:
         )
         os.close(to_read)
         os.close(to_write)
-        self._number, self._buffer, self.said = 0, b"", []
+        self._number, self._buffer, self.messages = 0, b"", []
         target = self._call("Target.createTarget", url="about:blank", session=None)["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True, session=None)
         self._session = attached["sessionId"]
@@ -58,7 +62,7 @@ class Browser:
             self._call(f"{domain}.enable")
 
     def open(self, path: Path, *, width: int, dark: bool = False) -> None:
-        """Shows a file; `said` then holds whatever the page complained of."""
+        """Open a file at a width in CSS px, in light or dark mode."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self._call(
@@ -68,18 +72,18 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.said.clear()
+        self.messages.clear()
         self._call("Page.navigate", url=path.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
 
-    def ask(self, expression: str):
-        """Gives the value of a JavaScript expression."""
-        found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+    def evaluate(self, expression: str):
+        """Return the value of a JavaScript expression."""
+        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
-    def shoot(self, *, top: int = 0, height: int | None = None) -> bytes:
-        """Gives a PNG of the page, of all its height or of a part."""
+    def screenshot(self, *, top: int = 0, height: int | None = None) -> bytes:
+        """Return a PNG of the page, of its full height or of a part."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
         part = dict(x=0, y=top, width=size["width"], scale=1)
         part["height"] = min(height or size["height"], size["height"] - top)
@@ -87,12 +91,12 @@ class Browser:
         return base64.b64decode(shot["data"])
 
     def print(self) -> bytes:
-        """Gives the page as PDF, on A4."""
+        """Return the page as PDF on A4."""
         pdf = self._call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)
         return base64.b64decode(pdf["data"])
 
     def close(self) -> None:
-        """Ends the browser."""
+        """End the browser."""
         os.close(self._write)
         try:
             self._process.wait(timeout=10)
@@ -127,7 +131,7 @@ class Browser:
         text, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(text)
         if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-            self.said.append(message["params"])
+            self.messages.append(message["params"])
         if message.get("method") == "Runtime.consoleAPICalled":
-            self.said.append(message["params"])
+            self.messages.append(message["params"])
         return message

@@ -1,4 +1,4 @@
-"""Writes what a training and an evaluation leave, without training or judging anything."""
+"""Write what training and evaluation leave in a run folder, without training or predicting."""
 
 import dataclasses
 import json
@@ -8,10 +8,10 @@ import numpy as np
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
 from vggjax.evaluation import metrics
-from vggjax.evaluation.evaluate import predictions_csv
+from vggjax.evaluation.evaluate import pool_folds, predictions_csv
 from vggjax.evaluation.probabilities import SplitPredictions
 from vggjax.training.config import Config
-from vggjax.training.run_dir.folder import make_workdir
+from vggjax.training.run_dir.folder import fold_folders, make_workdir
 from vggjax.training.run_dir.saved_model import ModelInfo
 
 
@@ -25,12 +25,13 @@ def epochs_log(count):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def evaluated(workdir, dataset, *, share_wrong=0.5, epochs=4, unreadable=(), **settings):
-    """Writes what a training and an evaluation leave, with invented probabilities."""
-    config = Config(dataset=str(dataset), image_size=32, **{"split": "0.4,0.2,0.4"} | settings)
-    source = open_source(config.dataset)
+def evaluated(
+    workdir, dataset, *, share_wrong=0.5, epochs=4, unreadable=(), duplicates=None, **settings
+):
+    """Write an evaluated run with invented probabilities; return its folder."""
+    config, source = _config(dataset, settings), open_source(str(dataset))
     splits = make_splits(source, parse_split(config.split), config.seed)
-    make_workdir(workdir, config, source, splits)
+    make_workdir(workdir, config, source, splits, duplicates)
     (workdir / "log.jsonl").write_text(epochs_log(epochs))
     names = source.class_names
     info = ModelInfo("vgg16", f"gap-{len(names)}", names, config.preprocessing, provenance={"a": 1})
@@ -57,3 +58,21 @@ def evaluated(workdir, dataset, *, share_wrong=0.5, epochs=4, unreadable=(), **s
     text = predictions_csv(predictions, "test", ids=source.ids, class_names=names)
     (workdir / "predictions.csv").write_text(text, encoding="utf-8")
     return workdir
+
+
+def cross_validated(workdir, dataset, *, folds=2, duplicates=None, **settings):
+    """Write an evaluated cross-validation, its folds as `evaluated` writes them."""
+    config, source = (
+        _config(dataset, settings | {"cross_validate": folds}),
+        open_source(str(dataset)),
+    )
+    folders = fold_folders(workdir, config)
+    for seed, folder in enumerate(folders):
+        evaluated(folder, dataset, seed=seed, epochs=2, **settings)
+    make_workdir(workdir, config, source, {folder.name: [] for folder in folders}, duplicates)
+    pool_folds(workdir, config)
+    return workdir
+
+
+def _config(dataset, settings):
+    return Config(dataset=str(dataset), image_size=32, **{"split": "0.4,0.2,0.4"} | settings)

@@ -61,7 +61,7 @@ def test_each_image_is_judged_once_and_all_of_them_make_one_result(images, tmp_p
     assert evaluation["accuracy"] == np.mean([row["correct"] == "1" for row in judged])
     assert result.model is None
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Each of 19 images was judged once" in page and "Fold by fold" in page
+    assert "Each of 19 images was evaluated once" in page and "<h2>Folds</h2>" in page
     assert f"{evaluation['folds'][1]['accuracy']:.1%}" in page
     assert "1 exact, each in one split with its like" in page
 

@@ -12,7 +12,7 @@ from support.tiny_run import make_images
 from vggjax.api import find_rate, fit
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError
-from vggjax.report.lr_plot import draw_rate_test
+from vggjax.report.figures import draw_rate_test
 from vggjax.training import lr_finder, prepare
 from vggjax.training.config import Config
 from vggjax.training.lr_finder import read_curve

@@ -1,8 +1,7 @@
-"""The augment-preview sheet: photographs beside what the training would make of them.
+"""Preview augmentation: photographs beside what training may make of them.
 
-A row for each photograph, from as many classes as there are rows: the original, then eight draws,
-made by the very functions that the training step calls. A mixed draw says what its label is. The
-file is written whole or not at all.
+One row per photograph, spread over the classes: the original, then `DRAWS` random draws by the
+functions of the training step itself. With mixup or CutMix, each draw shows its mixed label.
 """
 
 import io
@@ -10,32 +9,41 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from vggjax.atomic import atomic_write
 from vggjax.data.augment.augment import augment
 from vggjax.data.augment.mix import mix
-from vggjax.data.augment.settings import Augmentation, describe
+from vggjax.data.augment.settings import Augmentation, describe, is_on
 from vggjax.data.images.preprocess import Preprocessing, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.arch import MIN_SIZE_PX
-from vggjax.report.plot_style import FONT, drawable
+from vggjax.report.plot_style import LIGHT, drawable
+from vggjax.report.thumbnails import grid_font, thumbnail
+from vggjax.training.config import Config
+from vggjax.training.run_dir.saved_model import ModelInfo
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+    from PIL.ImageFont import FreeTypeFont
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 DRAWS = 8
 MAX_ROWS = 50
 MAX_SIZE_PX = 1024
+NUM_EXAMPLES = 3
+"""Rows in a report."""
 
-_CELL_PX = 168
-"""Side of a shown image; larger ones are made smaller, small ones repeat their pixels."""
-_MARGIN, _GAP, _ROW_GAP, _TITLE_PX, _CAPTION_PX = 28, 6, 14, 92, 20
-_PAPER, _INK, _MUTED = "#ffffff", "#1d2530", "#66717f"
+CELL_PX = 168
+"""Side of a shown image; larger ones are reduced, smaller ones repeat their pixels."""
+
+MARGIN_PX, GAP_PX, ROW_GAP_PX = 28, 6, 14
+_NAME_PX, _TITLE_PX, _CAPTION_PX, _LINE_PX = 170, 92, 20, 24
 
 
 def write_preview(
@@ -48,77 +56,89 @@ def write_preview(
     seed: int = 0,
     data_dir: str | None = None,
 ) -> Path:
-    """Draws the sheet of a dataset's photographs into a PNG, JPEG or WebP file, by its ending.
+    """Write the preview of a dataset as a PNG, JPEG or WebP file, by its ending.
 
     Raises:
-        ConfigError: a file that cannot be written, or a number that makes no sheet.
-        DataError: no such dataset, or none of its images can be read.
+        ConfigError: the file cannot be written, or a number is out of range.
+        DataError: there is no such dataset, or none of its images can be read.
     """
     path = _check_file(out)
-    if not 1 <= rows <= MAX_ROWS:
-        raise ConfigError(f"--rows must be from 1 to {MAX_ROWS}; got {rows}.")
-    if not MIN_SIZE_PX <= image_size <= MAX_SIZE_PX:
-        raise ConfigError(
-            f"--image-size must be from {MIN_SIZE_PX} to {MAX_SIZE_PX} px; got {image_size}."
-        )
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"--seed must be from 0 to below 2**32; got {seed}.")
+    for name, value, low, high, unit in (
+        ("rows", rows, 1, MAX_ROWS, ""),
+        ("image_size", image_size, MIN_SIZE_PX, MAX_SIZE_PX, " px"),
+        ("seed", seed, 0, 2**32 - 1, ""),
+    ):
+        if not low <= value <= high:
+            raise ConfigError(f"`{name}` must be from {low} to {high}{unit}; got {value}.")
     preprocessing = Preprocessing(image_size=image_size)
     source = open_source(dataset, data_dir=data_dir)
-    _check_apart(path, source)
-    chosen, images = choose_images(source, preprocessing, rows=rows, seed=seed)
-    drawn = draw_views(images, source.labels[chosen], augmentation, seed=seed)
+    _check_outside(path, source)
+    indices, images = choose_images(source, preprocessing, rows=rows, seed=seed)
+    draws = augmented_draws(images, source.labels[indices], augmentation, seed=seed)
     title = f"Augmentation: {describe(augmentation)}"
-    below = f"{printable(source.name)}, {image_size} px, seed {seed}"
-    sheet = _lay_out(source, chosen, images, drawn, title=title, subtitle=below)
-    _write(path, sheet)
+    subtitle = f"{printable(source.name)}, {image_size} px, seed {seed}"
+    preview = _lay_out(source, indices, images, draws, title=title, subtitle=subtitle)
+    file = io.BytesIO()
+    preview.save(file, FORMATS[path.suffix.lower()], quality=92)
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(file.getvalue())
+    except OSError as error:
+        raise ConfigError(f"Cannot write {printable(path)}: {error.strerror or error}.") from None
     return path
 
 
-def draw_views(
+def augmented_draws(
     images: np.ndarray, labels: np.ndarray, augmentation: Augmentation, *, seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
-    """Draws a batch eight times: `images` uint8 (N, S, S, 3), with mix's `other` and `share`."""
-    a, mask = augmentation, np.ones(len(images), np.float32)
+    """Augment a batch `DRAWS` times.
+
+    Returns:
+        For each draw `images`, uint8 (N, S, S, 3), and with mixup or CutMix `other`, the label of
+        the image that was mixed in, and `share`, the weight of the image's own label, both (N,).
+    """
+    mask = jax.numpy.ones(len(images))
 
     @jax.jit
     def draw(key: jax.Array, images: jax.Array, labels: jax.Array) -> dict[str, Any]:
-        changed = augment(key, images, a)
-        if not (a.mixup or a.cutmix):
-            return {"images": changed}
-        return mix(key, changed, labels, mask, mixup=a.mixup, cutmix=a.cutmix)._asdict()
+        augmented = augment(key, images, augmentation)
+        mixup, cutmix = augmentation.mixup, augmentation.cutmix
+        if not (mixup or cutmix):
+            return {"images": augmented}
+        return mix(key, augmented, labels, mask, mixup=mixup, cutmix=cutmix)._asdict()
 
     key = jax.random.key(seed)
     keys = (jax.random.fold_in(key, number) for number in range(DRAWS))
     return [jax.tree.map(np.asarray, draw(k, images, labels)) for k in keys]
 
 
-def _check_file(out: str | Path) -> Path:
-    path = Path(out).expanduser()
-    if path.is_dir():
-        raise ConfigError(f"{printable(path)} is a folder; give a file in it, as preview.png.")
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(
-            f"The sheet's file must end in {', '.join(FORMATS)}; got {printable(path.name)!r}."
-        )
-    if not path.parent.is_dir():
-        raise ConfigError(
-            f"There is no folder {printable(path.parent)} for {printable(path.name)}."
-        )
-    return path
+def augmented_examples(
+    info: ModelInfo, source: Source, config: Config, train: np.ndarray
+) -> list[tuple[str, list[np.ndarray]]]:
+    """Augment a few images of the training split, for the report.
 
-
-def _check_apart(path: Path, source: Source) -> None:
-    """Refuses to write where the next scan would take the sheet for an image, or over one."""
-    place = Path(os.path.realpath(path))
-    root = source.root and Path(os.path.realpath(source.root))
-    if root and place.is_relative_to(root):
-        raise ConfigError(f"{printable(path)} lies in the dataset; give a place outside of it.")
-    if path.exists() and any(
-        own is not None and os.path.realpath(own) == str(place)
-        for own in map(source.path, range(len(source)))
-    ):
-        raise ConfigError(f"{printable(path)} is an image of the dataset; give another file.")
+    Returns:
+        For each image its class name, and thumbnails of the original and `DRAWS` draws; empty
+        without augmentation, or where no image can be read.
+    """
+    if not is_on(config.augmentation):
+        return []
+    try:
+        indices, images = choose_images(
+            source, info.preprocessing, rows=NUM_EXAMPLES, seed=config.seed, among=train
+        )
+    except DataError:
+        return []
+    labels = source.labels[indices].astype(np.int32)
+    draws = augmented_draws(images, labels, config.augmentation, seed=config.seed)
+    batches = [images, *(draw["images"] for draw in draws)]
+    return [
+        (
+            printable(info.class_names[labels[row]]),
+            [thumbnail(batch[row], side_px=128) for batch in batches],
+        )
+        for row in range(len(indices))
+    ]
 
 
 def choose_images(
@@ -129,9 +149,17 @@ def choose_images(
     seed: int = 0,
     among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Picks readable images at random, one class after the other, `among` these indices alone.
+    """Choose readable images at random, from one class after the other.
 
-    Gives their indices and themselves, uint8 (N, S, S, 3), in the order of the classes.
+    Args:
+        source: the dataset.
+        preprocessing: how the images are resized.
+        rows: how many images, at most.
+        seed: decides the choice.
+        among: choose among these indices only.
+
+    Returns:
+        Indices (N,) in the order of the classes, and the images, uint8 (N, S, S, 3).
 
     Raises:
         DataError: none of them can be read.
@@ -139,12 +167,14 @@ def choose_images(
     among = np.arange(len(source)) if among is None else np.asarray(among)
     order = among[np.random.default_rng(seed).permutation(len(among))]
     labels = source.labels[order]
-    turn = np.empty(len(order), np.int64)  # an image's place among its class' own
+    rank = np.empty(len(order), np.int64)  # of an image within its class
     for label in range(len(source.class_names)):
-        own = labels == label
-        turn[own] = np.arange(own.sum())
-    chosen, images, reasons = [], [], []
-    for i in order[np.argsort(turn, kind="stable")]:
+        members = labels == label
+        rank[members] = np.arange(members.sum())
+    chosen: list[int] = []
+    images: list[np.ndarray] = []
+    reasons: list[str] = []
+    for i in order[np.argsort(rank, kind="stable")]:
         if len(chosen) == rows or len(reasons) > 10 * rows:
             break
         try:
@@ -158,68 +188,92 @@ def choose_images(
     return np.array(chosen)[by_class], np.stack(images)[by_class]
 
 
+def _check_file(out: str | Path) -> Path:
+    path = Path(out).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"`out` is the folder {printable(path)}; give a file in it.")
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"`out` must end in {', '.join(FORMATS)}; got {printable(path.name)!r}.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"`out` must be in an existing folder; got {printable(path)}.")
+    return path
+
+
+def _check_outside(path: Path, source: Source) -> None:
+    """Refuse a path inside the dataset, where the next scan would find the preview."""
+    real = Path(os.path.realpath(path))
+    root = source.root and Path(os.path.realpath(source.root))
+    if root and real.is_relative_to(root):
+        raise ConfigError(f"{printable(path)} is inside the dataset; choose a path outside of it.")
+    if path.exists() and any(
+        member is not None and os.path.realpath(member) == str(real)
+        for member in map(source.path, range(len(source)))
+    ):
+        raise ConfigError(f"{printable(path)} is an image of the dataset; choose another file.")
+
+
 def _lay_out(
     source: Source,
-    chosen: np.ndarray,
+    indices: np.ndarray,
     images: np.ndarray,
-    drawn: list[dict[str, np.ndarray]],
+    draws: list[dict[str, np.ndarray]],
     *,
     title: str,
     subtitle: str,
-) -> Image.Image:
-    font, small = partial(_font, 17), _font(13)
-    name_px = 170
-    captions = _CAPTION_PX if "share" in drawn[0] else 0
-    step = _CELL_PX + captions + _ROW_GAP
-    left = _MARGIN + name_px
-    width = left + (1 + DRAWS) * (_CELL_PX + _GAP) + 2 * _GAP + _MARGIN
-    lines = _wrap(title, font(bold=True), width - 2 * _MARGIN)
-    top = _TITLE_PX + 24 * (len(lines) - 1)
-    sheet = Image.new("RGB", (width, top + len(images) * step + _MARGIN - _ROW_GAP), _PAPER)
-    pen = ImageDraw.Draw(sheet)
+) -> "PilImage":
+    from PIL import Image, ImageDraw
+
+    large, small = partial(grid_font, 17), grid_font(13)
+    is_mixed = "share" in draws[0]
+    step = CELL_PX + ROW_GAP_PX + (_CAPTION_PX if is_mixed else 0)
+    left = MARGIN_PX + _NAME_PX
+    width = left + (1 + DRAWS) * (CELL_PX + GAP_PX) + 2 * GAP_PX + MARGIN_PX
+    lines = _wrap(title, large(bold=True), width - 2 * MARGIN_PX)
+    top = _TITLE_PX + _LINE_PX * (len(lines) - 1)
+    size = width, top + len(images) * step + MARGIN_PX - ROW_GAP_PX
+    preview = Image.new("RGB", size, LIGHT["paper"])
+    draw = ImageDraw.Draw(preview)
     for number, line in enumerate(lines):
-        pen.text((_MARGIN, 20 + 24 * number), line, _INK, font(bold=True))
-    pen.text((_MARGIN, top - 46), subtitle, _MUTED, small)
-    pen.text((left, top - 20), "original", _MUTED, small)
-    columns = [left + i * (_CELL_PX + _GAP) + (2 * _GAP if i else 0) for i in range(1 + DRAWS)]
-    pen.text((columns[1], top - 20), "as the training may see it", _MUTED, small)
-    for row, index in enumerate(chosen):
+        y = 20 + _LINE_PX * number
+        draw.text((MARGIN_PX, y), line, LIGHT["ink"], large(bold=True))
+    columns = [left + i * (CELL_PX + GAP_PX) + (2 * GAP_PX if i else 0) for i in range(1 + DRAWS)]
+    draw.text((MARGIN_PX, top - 46), subtitle, LIGHT["muted"], small)
+    draw.text((left, top - 20), "original", LIGHT["muted"], small)
+    draw.text((columns[1], top - 20), "augmented", LIGHT["muted"], small)
+    for row, index in enumerate(indices):
         y, label = top + row * step, int(source.labels[index])
         name = drawable(source.class_names[label], label, width=17)
-        pen.text((_MARGIN, y + _CELL_PX // 2 - 20), name, _INK, font(bold=True))
+        draw.text((MARGIN_PX, y + CELL_PX // 2 - 20), name, LIGHT["ink"], large(bold=True))
         file = drawable(Path(source.ids[index]).name, width=20)
-        pen.text((_MARGIN, y + _CELL_PX // 2 + 4), file, _MUTED, small)
-        sheet.paste(_cell(images[row]), (columns[0], y))
-        for x, view in zip(columns[1:], drawn, strict=True):
-            sheet.paste(_cell(view["images"][row]), (x, y))
-            if captions:
-                text = _describe_mix(source, label, int(view["other"][row]), view["share"][row])
-                pen.text((x, y + _CELL_PX + 2), text, _MUTED, small)
-    return sheet
+        draw.text((MARGIN_PX, y + CELL_PX // 2 + 4), file, LIGHT["muted"], small)
+        preview.paste(_cell(images[row]), (columns[0], y))
+        for x, drawn in zip(columns[1:], draws, strict=True):
+            preview.paste(_cell(drawn["images"][row]), (x, y))
+            if is_mixed:
+                text = _mixed_label(source, label, int(drawn["other"][row]), drawn["share"][row])
+                draw.text((x, y + CELL_PX + 2), text, LIGHT["muted"], small)
+    return preview
 
 
-def _describe_mix(source: Source, label: int, other: int, share: float) -> str:
-    own, theirs = (drawable(source.class_names[i], i, width=9) for i in (label, other))
-    part = round(100 * float(share))
-    return f"{part} % {own}" if part == 100 else f"{part} {own}, {100 - part} {theirs}"
+def _mixed_label(source: Source, label: int, other: int, share: float) -> str:
+    names = [drawable(source.class_names[i], i, width=9) for i in (label, other)]
+    percent = round(100 * float(share))
+    if percent == 100:
+        return f"100% {names[0]}"
+    return f"{percent}% {names[0]}, {100 - percent}% {names[1]}"
 
 
-def _cell(pixels: np.ndarray) -> Image.Image:
+def _cell(pixels: np.ndarray) -> "PilImage":
+    from PIL import Image
+
     image, side = Image.fromarray(pixels), pixels.shape[0]
-    if side < _CELL_PX:
-        factor = math.ceil(_CELL_PX / side)
+    if side < CELL_PX:
+        factor = math.ceil(CELL_PX / side)
         image = image.resize((side * factor,) * 2, Image.Resampling.NEAREST)
-    return image.resize((_CELL_PX,) * 2, Image.Resampling.LANCZOS)
+    return image.resize((CELL_PX,) * 2, Image.Resampling.LANCZOS)
 
 
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    from matplotlib.font_manager import FontProperties, findfont
-
-    weight = "bold" if bold else "normal"
-    return ImageFont.truetype(findfont(FontProperties(family=FONT, weight=weight)), size)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: "FreeTypeFont", width: int) -> list[str]:
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
@@ -228,13 +282,3 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def _write(path: Path, sheet: Image.Image) -> None:
-    file = io.BytesIO()
-    sheet.save(file, FORMATS[path.suffix.lower()], quality=92)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(file.getvalue())
-    except OSError as error:
-        raise ConfigError(f"Cannot write {printable(path)}: {error.strerror}.") from None

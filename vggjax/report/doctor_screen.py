@@ -1,7 +1,7 @@
-"""Prints what `vggjax doctor` found, for a terminal or a pipe.
+"""Print the findings of `vggjax doctor` on a terminal or into a pipe.
 
-File names are printed safely and never broken across lines; of a long list the first few. The JSON
-of findings.py and the page of doctor_page.py hold everything.
+File names are printed safely and never broken across lines; long lists are cut. The JSON of
+findings.py and the page of doctor_page.py are complete.
 """
 
 import numpy as np
@@ -18,23 +18,26 @@ MAX_ENTRIES = 10
 MAX_MEMBERS = 3
 MAX_CLASSES = 30
 
-SENTENCES = ("refused", "imbalance", "uneven", "note")
-"""Kinds whose entries speak for themselves; how many there are says nothing."""
+UNCOUNTED = ("refused", "imbalance", "uneven", "note")
+"""Kinds whose entries are sentences; their number has no meaning."""
+
+UNFIXED = ("near_duplicate", "tiny", "extreme_aspect", "imbalance")
+"""Problems that `--fix` leaves to the user."""
 
 
 def print_findings(console: Console, findings: Findings) -> None:
-    """Prints the classes, the problems, the remarks and the verdict."""
+    """Print the classes, the problems, the remarks and the verdict."""
     source, duplicates = findings.source, findings.duplicates
     if source is not None:
         total, classes = len(source), len(source.class_names)
-        readable = total - len(duplicates.unreadable)
-        _say(
+        readable = total - (len(duplicates.unreadable) if duplicates is not None else 0)
+        _print(
             console,
             f"{printable(findings.dataset)}: {total:,} image{'' if total == 1 else 's'} in "
             f"{classes:,} class{'' if classes == 1 else 'es'}"
             + (f", {readable:,} of them readable" if readable < total else ""),
         )
-        console.print(_class_table(findings))
+        console.print(_class_table(findings, source.class_names))
     for title, items, style in (
         ("Problems", findings.problems, "bold red"),
         ("Remarks", findings.remarks, "bold"),
@@ -44,76 +47,72 @@ def print_findings(console: Console, findings: Findings) -> None:
         for item in items:
             _print_finding(console, item, source)
     console.print()
-    _say(console, verdict(findings))
-
-
-KEPT = ("near_duplicate", "tiny", "extreme_aspect", "imbalance")
-"""Problems that `--fix` leaves for a person to decide."""
+    _print(console, verdict(findings))
 
 
 def print_clean_copy(console: Console, copy: CleanCopy, findings: Findings) -> None:
-    """Says what `--fix` wrote, and names what it left out, renamed, or left to decide."""
+    """Print what `--fix` wrote, left out, renamed, and left to the user to decide."""
     for action in ("left out", "renamed"):
         changes = [change for change in copy.changes if change.action == action]
         if not changes:
             continue
         console.print(f"\n{action.capitalize()}: {len(changes):,}", style="bold", highlight=False)
         for change in changes[:MAX_ENTRIES]:
-            became = f" -> {printable(change.target)}" if change.target else ""
-            _say(console, f"    {printable(change.id)}{became}: {printable(change.reason)}")
-        _say_more(console, len(changes) - MAX_ENTRIES)
-    _say(console, f"\nCopy     {printable(copy.folder)}: {copy.images:,} images")
-    _say(console, f"Changes  {printable(copy.table)}: {len(copy.changes):,}, each with its reason")
-    kept = [item for item in findings.problems if item.kind in KEPT]
-    if kept:
-        told = ", ".join(f"{KINDS[item.kind].title.lower()} ({item.count:,})" for item in kept)
-        _say(console, f"Kept     {told}: for you to decide")
+            target = f" -> {printable(change.target)}" if change.target else ""
+            _print(console, f"    {printable(change.id)}{target}: {printable(change.reason)}")
+        _print_more(console, len(changes) - MAX_ENTRIES)
+    _print(console, f"\nCopy     {printable(copy.folder)}: {copy.images:,} images")
+    _print(console, f"Changes  {printable(copy.table)}: {len(copy.changes):,}, each with a reason")
+    unfixed = [item for item in findings.problems if item.kind in UNFIXED]
+    if unfixed:
+        names = ", ".join(f"{KINDS[item.kind].title.lower()} ({item.count:,})" for item in unfixed)
+        _print(console, f"Kept     {names}: please decide")
 
 
 def verdict(findings: Findings) -> str:
-    """Sums it up in a sentence."""
+    """Return the result of the examination in one sentence."""
     kinds = len(findings.problems)
     if not kinds:
-        return "Clean: no problem was found."
+        return "Clean: no problems found."
     return f"{kinds} kind{'' if kinds == 1 else 's'} of problem{'' if kinds == 1 else 's'} found."
 
 
-def describe_entry(entry: Entry, source: Source | None, *, most: int = MAX_MEMBERS) -> str:
-    """Words one case: names, joined by `=` where they are one image, and what is said of it."""
+def describe_entry(
+    kind: str, entry: Entry, source: Source | None, *, most: int = MAX_MEMBERS
+) -> str:
+    """Describe one case: its images, joined by `=` where they are duplicates, and its text."""
+    text = printable(entry.text)
+    if kind == "adapted":
+        return f"{text}: {len(entry.images):,}"
+    if source is None or not entry.images:
+        return text
     names = [printable(source.ids[i]) for i in entry.images[:most]]
     if len(entry.images) > most:
         names.append(f"{len(entry.images) - most:,} more")
-    text = printable(entry.text)
-    if not names:
-        return text
     return " = ".join(names) + (f": {text}" if text else "")
 
 
 def _print_finding(console: Console, item: Finding, source: Source | None) -> None:
     title, meaning = KINDS[item.kind].title, KINDS[item.kind].meaning
-    count = "" if item.kind in SENTENCES else f": {item.count:,}"
+    count = "" if item.kind in UNCOUNTED else f": {item.count:,}"
     console.print(f"  [bold]{title}{count}[/] ({meaning})", highlight=False, soft_wrap=True)
     for entry in item.entries[:MAX_ENTRIES]:
-        if item.kind == "adapted":
-            _say(console, f"      {printable(entry.text)}: {len(entry.images):,}")
-        else:
-            _say(console, f"      {describe_entry(entry, source)}")
-    _say_more(console, len(item.entries) - MAX_ENTRIES)
+        _print(console, f"      {describe_entry(item.kind, entry, source)}")
+    _print_more(console, len(item.entries) - MAX_ENTRIES)
 
 
-def _class_table(findings: Findings) -> Table:
-    counts, names = findings.counts(), findings.source.class_names
+def _class_table(findings: Findings, names: tuple[str, ...]) -> Table:
+    counts = findings.counts()
     total = sum(counts.values(), np.zeros(len(names), np.int64))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("class", overflow="fold")
     splits = [split for split in counts if split]
-    for split in splits:
+    for split in (*splits, "images", "balanced weight"):
         table.add_column(split, justify="right", no_wrap=True)
-    table.add_column("images", justify="right", no_wrap=True)
-    table.add_column("balanced weight", justify="right", no_wrap=True)
-    order = range(len(names))
-    if len(names) > MAX_CLASSES:  # the smallest are those that may lack images
+    order = list(range(len(names)))
+    if len(names) > MAX_CLASSES:  # the smallest ones may lack images
         order = sorted(np.argsort(total, kind="stable")[:MAX_CLASSES].tolist())
+        table.caption = f"the {MAX_CLASSES} smallest of {len(names):,} classes"
     for label in order:
         table.add_row(
             escape(printable(names[label])),
@@ -121,15 +120,13 @@ def _class_table(findings: Findings) -> Table:
             f"{total[label]:,}",
             "" if findings.weights is None else f"{findings.weights[label]:.3f}",
         )
-    if len(names) > MAX_CLASSES:
-        table.caption = f"the {MAX_CLASSES} smallest of {len(names):,} classes"
     return table
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_more(console: Console, more: int) -> None:
+def _print_more(console: Console, more: int) -> None:
     if more > 0:
-        _say(console, f"      and {more:,} more")
+        _print(console, f"      and {more:,} more")

@@ -1,21 +1,26 @@
-"""The facts that a report lists beside its figures, in words: what was trained, on what, how.
+"""Describe a run in text: what was trained, on which data, and how to train it again.
 
-In: a run's config, model.json, data.json and epochs. Out: {term: text}, with every name made fit to
-be shown. Nothing is read or drawn here.
+The input is a run's config, model.json, data.json and log. Facts are {term: text} with every name
+printable. Nothing is read or drawn here.
 """
 
+import dataclasses
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vggjax.data.augment.settings import describe
-from vggjax.errors import printable
+from vggjax.errors import flag_of, join_names, printable
 from vggjax.training.config import Config
+from vggjax.training.recipes import recipe_fields
 from vggjax.training.run_dir.folder import describe_duplicates
 
 Facts = dict[str, str]
+
+_STAGES = {"head": "head only", "head+all": "all layers", "all": "all layers"}
 
 
 def describe_training(
@@ -23,115 +28,144 @@ def describe_training(
     info: dict[str, Any],
     rows: list[dict[str, Any]],
     *,
-    best: float | None,
+    best_epoch: float | None,
     device: str,
 ) -> Facts:
-    """Says what was trained; `rows` are the epochs, `best` the one whose weights were kept."""
-    seen = info["preprocessing"]
-    size = f"{seen['image_size']}x{seen['image_size']} px"
-    weights = config.weights if config.pretrained else "none: from scratch, random"
+    """Describe the training; `rows` are the epochs, `best_epoch` that of the kept weights."""
+    preprocessing = info["preprocessing"]
+    size = f"{preprocessing['image_size']}x{preprocessing['image_size']} px"
+    weights = config.weights if config.pretrained else "none (random initialization)"
     if config.start_from:
         weights = f"the run {config.start_from}"
-    described = {
+    facts = {
         "Network": f"{info['arch']}, head {info['head']}",
-        "Started from": short(weights),
-        "Input": f"{size}, {seen['resize']}, {seen['interpolation']}, '{seen['mode']}' values",
-        "Trained": "; ".join(describe_stages(rows)) or "not logged",
-        "Optimizer": _describe_learning(config),
+        "Initial weights": short(weights),
+        "Input": f"{size}, {preprocessing['resize']}, {preprocessing['interpolation']}, "
+        f"'{preprocessing['mode']}' values",
+        "Stages": "; ".join(describe_stages(rows)) or "not logged",
+        "Optimizer": _describe_optimizer(config),
         "Augmentation": describe(config.augmentation),
     }
-    if best is not None:
-        described["Kept"] = f"the weights of epoch {best:g}, best by {config.monitor}"
-    return described | {"Took": describe_time(rows) or "not logged", "Device": device}
+    if best_epoch is not None:
+        facts["Kept weights"] = f"epoch {best_epoch:g}, best by {config.monitor}"
+    return facts | {"Duration": describe_duration(rows) or "not logged", "Device": device}
 
 
 def describe_stages(rows: list[dict[str, Any]]) -> list[str]:
-    """Says which layers trained in which epochs: `the head alone: epoch 1 to 2`."""
+    """Return which layers trained in which epochs, such as `head only: epochs 1 to 2`."""
     stages: dict[str, list[float]] = {}
     for row in rows:
         stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
-    words = {"head": "the head alone", "head+all": "every layer", "all": "every layer"}
     return [
-        f"{words.get(stage, stage.replace('+', ' and '))}: epoch {_span(epochs)}"
+        f"{_STAGES.get(stage, stage.replace('+', ' and '))}: {_epoch_span(epochs)}"
         for stage, epochs in stages.items()
     ]
 
 
 def stage_starts(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
-    """Finds where other layers began to train: (epoch, between two, and what was added)."""
+    """Return where new stages begin: (epoch, halfway between two; the layers that were added)."""
     starts = []
-    for before, row in zip(rows, rows[1:], strict=False):
-        was, now = str(before.get("stage")), str(row.get("stage"))
-        if now != was:
-            added = [word for word in now.split("+") if word not in was.split("+")]
-            starts.append(((before["epoch"] + row["epoch"]) / 2, "+".join(added) or now))
+    for previous, row in zip(rows, rows[1:], strict=False):
+        before, after = str(previous.get("stage")), str(row.get("stage"))
+        if after != before:
+            added = [layer for layer in after.split("+") if layer not in before.split("+")]
+            starts.append(((previous["epoch"] + row["epoch"]) / 2, "+".join(added) or after))
     return starts
 
 
-def describe_time(rows: list[dict[str, Any]]) -> str:
-    """Says how long the epochs took and how fast they were; nothing where no log says it."""
-    speeds = [row["images_per_s"] for row in rows if row.get("images_per_s")]
-    if not speeds:
+def describe_duration(rows: list[dict[str, Any]]) -> str:
+    """Return the duration and throughput of the epochs; empty where they were not logged."""
+    throughputs = [row["images_per_s"] for row in rows if row.get("images_per_s")]
+    if not throughputs:
         return ""
     seconds = sum(row.get("seconds", 0) for row in rows)
     epochs = f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}"
-    return f"{duration(seconds)}: {epochs}, {float(np.median(speeds)):,.0f} images a second"
+    return f"{duration(seconds)}: {epochs}, {float(np.median(throughputs)):,.0f} images/s"
 
 
-def _describe_learning(config: Config) -> str:
-    words = [config.optimizer, f"rate {config.learning_rate:g}"]
+def _describe_optimizer(config: Config) -> str:
+    parts = [config.optimizer, f"learning rate {config.learning_rate:g}"]
     if config.backbone_learning_rate is not None:
-        words.append(f"{config.backbone_learning_rate:g} for the unfrozen layers")
+        parts.append(f"{config.backbone_learning_rate:g} for the backbone")
     if config.layer_decay != 1:
-        words.append(f"times {config.layer_decay:g} a block down")
-    words.append(config.schedule)
-    for name, text in (
-        ("weight_decay", "weight decay"),
-        ("clip_norm", "gradients clipped at"),
-        ("label_smoothing", "labels smoothed by"),
-        ("ema", "weights averaged by"),
-    ):
+        parts.append(f"layer decay {config.layer_decay:g}")
+    parts.append(f"{config.schedule} schedule")
+    for name in ("weight_decay", "clip_norm", "label_smoothing", "ema"):
         if getattr(config, name):
-            words.append(f"{text} {getattr(config, name):g}")
-    return ", ".join([*words, f"batches of {config.batch_size}"])
+            parts.append(f"{name.replace('_', ' ')} {getattr(config, name):g}")
+    return ", ".join([*parts, f"batch size {config.batch_size}"])
 
 
 def describe_data(config: Config, data: dict[str, Any], names: list[str]) -> Facts:
-    """Says what it was trained on, and what of it was judged."""
-    listed = ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
+    """Describe the dataset and its splits."""
     sizes = [f"{count:,} {split}" for split, count in data.get("splits", {}).items()]
-    described = {
-        "Dataset": printable(config.dataset),
-        "Classes": f"{len(names)}: {listed}",
-        "Images": ", ".join(sizes) or "not recorded",
-        "Split": f"{config.split} by class where the dataset has none, seed {config.seed}",
-    }
     if config.cross_validate:
-        described["Split"] = f"{config.cross_validate} folds by class, seed {config.seed}"
-    if counts := describe_duplicates(data.get("duplicates", {})):
-        described["Duplicates"] = counts
-    return described | {"Fingerprint": str(data["fingerprint"])[:16]}
-
-
-def describe_making(result: dict[str, Any], info: dict[str, Any]) -> Facts:
-    """Says when and with what the figures were made."""
-    described = {
-        "Evaluated": f"{result['evaluated_at'].replace('T', ' ')[:16]} UTC, {result['seconds']} s",
-        "Versions": ", ".join(f"{k} {v}" for k, v in result.get("versions", {}).items()),
+        split = f"{config.cross_validate} stratified folds, seed {config.seed}"
+    else:
+        split = f"{config.split}, stratified by class unless the dataset has splits, "
+        split += f"seed {config.seed}"
+    return {
+        "Dataset": printable(config.dataset),
+        "Classes": f"{len(names)}: {join_names(names, most=30)}",
+        "Images": ", ".join(sizes) or "not recorded",
+        "Split": split,
+        "Duplicates": describe_duplicates(data.get("duplicates", {})) or "none known",
+        "Fingerprint": str(data["fingerprint"])[:16],
     }
-    return described | {
-        f"Model: {name.replace('_', ' ')}": plain(value)
+
+
+def describe_evaluation(evaluation: dict[str, Any], info: dict[str, Any]) -> Facts:
+    """Describe when and with which versions the run was evaluated, and its weights' origin."""
+    facts = {
+        "Evaluated": f"{evaluation['evaluated_at'].replace('T', ' ')[:16]} UTC, "
+        f"{evaluation['seconds']} s",
+        "Versions": ", ".join(f"{k} {v}" for k, v in evaluation.get("versions", {}).items()),
+    }
+    return facts | {
+        f"Model: {name.replace('_', ' ')}": value_text(value)
         for name, value in info.get("provenance", {}).items()
     }
 
 
-def _span(epochs: list[float]) -> str:
+def train_command(config: Config) -> str:
+    """Return `vggjax train ...` with every flag that differs from the recipe and the defaults.
+
+    The run folder is left out, because in it the command would find the run finished.
+    """
+    words = ["vggjax", "train"]
+    for name, value in changed_settings(config).items():
+        if isinstance(value, bool):
+            words.append(flag_of(name if value else f"no_{name}"))
+        else:
+            values = value if isinstance(value, tuple | list) else [value]
+            words += [flag_of(name), *map(str, values)]
+    return " ".join(shlex.quote(printable(word)) for word in words)
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """Return the fields, except the run folder, that differ from the recipe and the defaults.
+
+    `recipe` is one of them, unless the dataset implies it, as `digits` does.
+    """
+    start = Config(**recipe_fields(config.recipe, config.dataset))
+    changed = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(Config)
+        if field.name not in ("workdir", "recipe")
+        and getattr(config, field.name) != getattr(start, field.name)
+    }
+    if config.recipe not in (None, recipe_fields(None, config.dataset).get("recipe")):
+        changed = {"recipe": config.recipe} | changed
+    return changed
+
+
+def _epoch_span(epochs: list[float]) -> str:
     first, last = math.ceil(min(epochs)), math.ceil(max(epochs))
-    return f"{first}" if first == last else f"{first} to {last}"
+    return f"epoch {first}" if first == last else f"epochs {first} to {last}"
 
 
 def duration(seconds: float) -> str:
-    """Words a length of time: `47 s`, `3 min 28 s`, `2 h 5 min`."""
+    """Format a duration: `47 s`, `3 min 28 s`, `2 h 5 min`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if not minutes and not hours:
@@ -139,13 +173,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds} s" if not hours else f"{hours} h {minutes} min"
 
 
-def plain(value: Any) -> str:
-    """Shows the value of a setting."""
+def value_text(value: Any) -> str:
+    """Format the value of a setting."""
     if isinstance(value, list | tuple):
         return printable(" ".join(map(str, value)))
     return "automatic" if value is None else printable(str(value))
 
 
 def short(path: str) -> str:
-    """Shows a path's last part."""
+    """Return the last part of a path, printable."""
     return printable(Path(path).name or path)

@@ -1,12 +1,13 @@
-"""Tells a run's story on one HTML page: how good, how trained, on what, and where it errs.
+"""Write the report of a run: one HTML page on how good it is, how it was trained, and its mistakes.
 
-In: a run folder that was evaluated (evaluate.py), or a cross-validation's, whose folds were. Out:
-report.html, which needs no other file, no network and no script, and the images alone under
-plots/. Where the dataset or the model is gone the page is written all the same, without what needs
-them. What each section shows is gathered in sections.py and views.py, and laid out in pages/.
+The input is an evaluated run, or a cross-validation whose folds were evaluated. The output is
+report.html, which needs no other file, no network and no script, and its figures under plots/.
+Where the dataset or the model is gone, the page is written without what needs them. sections.py
+gathers what each section shows; the templates in pages/ lay it out.
 """
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,230 +15,245 @@ from typing import Any
 import numpy as np
 
 from vggjax.atomic import write_text
-from vggjax.data.sources.source import Source
-from vggjax.data.splits.splits import read_splits
-from vggjax.errors import VggjaxError, printable
-from vggjax.report import curves, plots, sections
-from vggjax.report.command import train_command
-from vggjax.report.data_quality import describe_health
+from vggjax.errors import printable
+from vggjax.evaluation.probabilities import SplitPredictions
+from vggjax.report import figures, sections
+from vggjax.report.augment_preview import augmented_examples
 from vggjax.report.facts import (
     describe_data,
-    describe_making,
+    describe_evaluation,
     describe_stages,
     describe_training,
     duration,
-    plain,
     short,
+    stage_starts,
+    train_command,
+    value_text,
 )
-from vggjax.report.image_grid import Cell, draw_image_grid
-from vggjax.report.model_views import draw_augmented, draw_grad_cam_examples
-from vggjax.report.run_files import RunFiles, read_run
-from vggjax.report.thumbnails import Thumbnails, data_uri, jpeg_uri
+from vggjax.report.page import render
+from vggjax.report.plot_style import png, shorten
+from vggjax.report.run_files import LazyModel, RunFiles, read_run
+from vggjax.report.thumbnails import Cell, Thumbnails, draw_image_grid, jpeg_uri
 from vggjax.training import recipes
-from vggjax.training.run_dir.run_result import open_training_data
+from vggjax.training.config import Config
+from vggjax.training.run_dir.run_result import RunResult
 
 MAX_CLASSES = 15
-"""With more classes the page opens with the hardest ones, and the others behind a fold."""
+"""With more classes the page shows the hardest ones first, and all of them folded."""
 
-_CONTENTS = {
-    "lesson": "The lesson",
-    "what": "What was trained",
+_SECTIONS = {
+    "recipe": "Recipe",
+    "training": "Training",
     "folds": "Folds",
-    "curves": "Curves",
+    "curves": "Training curves",
     "confusion": "Confusion matrix",
-    "pairs": "Confused pairs",
-    "classes": "Classes",
+    "pairs": "Most confused pairs",
+    "classes": "Per-class metrics",
     "calibration": "Calibration",
-    "mistakes": "Mistakes",
-    "labels": "Labels",
-    "looks": "Grad-CAM",
+    "mistakes": "Misclassified images",
+    "labels": "Label issues",
+    "grad-cam": "Grad-CAM",
     "augmentation": "Augmentation",
-    "data": "Data",
-    "use": "Commands",
+    "data": "Data quality",
+    "commands": "Commands",
 }
-"""Sections by their anchors, in the page's order; those that are not there are left out."""
+"""Anchors and titles of the sections, in the order of the page."""
 
 
-def write_report(workdir: str | Path, *, doctor: bool = False) -> Path:
-    """Writes report.html and plots/*.png into the run folder; gives the page's path.
+def write_report(
+    run: RunResult | str | os.PathLike[str],
+    *,
+    doctor: bool = False,
+    evaluation: dict[str, Any] | None = None,
+    predictions: SplitPredictions | None = None,
+) -> Path:
+    """Write report.html and plots/*.png into the run folder; return the path of the page.
 
-    `doctor` looks at every image of the dataset, however many there are.
+    Args:
+        run: the run, or its folder; what a `RunResult` holds is not read again.
+        doctor: examine every image of the dataset, however many there are.
+        evaluation: the contents of eval.json, if already in memory.
+        predictions: the predictions on the test split, if already in memory.
 
     Raises:
-        ConfigError: no run there, or one that was not evaluated on its test split yet.
+        ConfigError: there is no run, or it was not evaluated on its test split yet.
     """
-    files = read_run(workdir)
-    try:
-        source, gone = open_training_data(files.workdir, files.config), None
-    except VggjaxError as error:
-        source, gone = None, str(error)
-    album = Thumbnails(source)
-    entries = sections.mistakes(files, album)
-    calibration, found = _calibrate(files, source)
-    judged, seen, sheets = calibration.pop("judged"), {}, {}
-    if not files.config.cross_validate:
-        seen, sheets = _views(files, source, calibration.pop("model"), judged["test"])
-    collapses = [float(line["epoch"]) for line in files.collapses]
-    drawn = {
-        "curves": curves.draw_curves(files.rows, best_epoch=files.best, collapses=collapses),
-        "confusion": plots.draw_confusion(files.result["confusion"], files.names),
-        "reliability": curves.draw_reliability(found),
-        "mistakes": sections.draw_mistakes(files, entries),
-        "gradcam": None,
-        "augmentation": None,
-    }
-    sections.write_pngs(files.workdir, drawn | sheets)
+    files = read_run(run, evaluation=evaluation)
+    model = LazyModel(run, files, predictions)
+    thumbnails = Thumbnails(model.source)
+    test = model.predictions("test")
+    val = None if files.config.cross_validate else model.predictions("val")
+    known = {"all folds": test} if files.config.cross_validate else {"test": test, "val": val}
+    calibration, measured, scaled = sections.calibration(files, test, val)
+    mistakes = sections.misclassified(files, thumbnails)
+    curves = _draw_curves(files)
+    confusion = figures.draw_confusion(files.evaluation["confusion"], files.names)
+    reliability = figures.draw_reliability(measured, scaled=scaled)
+    examples, images = _model_sections(files, model, test)
     context = {
-        **_figures(files, drawn["confusion"]),
-        **_words(files),
-        **_course(files),
-        "collapses": [{k: printable(v) if isinstance(v, str) else v for k, v in line.items()}
-                      for line in files.collapses],
-        "confused": sections.confused_pairs(files, album),
+        **_evaluation_context(files),
+        **_training_context(files),
+        **_run_context(files),
+        **examples,
+        "curves": [drawing.svg() for drawing in curves],
+        "confusion_svg": None if _has_table(files) else confusion.svg(),
+        "reliability_svg": reliability.svg(),
+        "pairs": sections.confused_pairs(files, thumbnails),
         "calibration": calibration,
-        "mistakes": [entry | {"image": jpeg_uri(entry["pixels"])} for entry in entries],
-        "num_wrong": len(files.wrong),
-        "issues": sections.label_issues(files, album, judged),
-        "gone": gone and printable(gone),
-        "health": describe_health(files.config, source, ask=doctor),
-        "looks": [], "look_layer": "", "look_side": 0, "augmented": [],
-        **seen,
-    }  # fmt: skip
+        "mistakes": [entry | {"image": jpeg_uri(entry["pixels"])} for entry in mistakes],
+        "num_mistakes": len(files.mistakes),
+        "issues": sections.label_issues(files, thumbnails, known),
+        "missing_data": model.missing,
+        "quality": sections.data_quality(files.config, model.source, examine_all=doctor),
+    }
+    grid = sections.misclassified_grid(files, mistakes)
+    plots = {
+        "curves": png(*curves),
+        "confusion": png(confusion),
+        "reliability": png(reliability),
+        "mistakes": draw_image_grid(grid) if grid else None,
+    }
+    _write_plots(files.workdir, plots | images)
     path = files.workdir / "report.html"
     write_text(path, render("report.html.j2", context | {"contents": _contents(context)}))
     return path
 
 
-def render(name: str, context: dict[str, Any]) -> str:
-    """Fills a template of pages/; whatever is no HTML is escaped."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
-    settings = dict(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment = jinja2.Environment(
-        loader=loader, trim_blocks=True, lstrip_blocks=True, **settings
-    )
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    environment.filters["loss"] = lambda loss: f"{loss:.3f}" if loss < 1000 else f"{loss:.2g}"
-    environment.filters["sentence"] = lambda text: f"{str(text).rstrip('. ')}."
-    return environment.get_template(name).render(context).lstrip()
+def _draw_curves(files: RunFiles) -> list[figures.Drawing]:
+    marks = [
+        figures.Mark(epoch, f"{shorten(layers, 26)} unfrozen")
+        for epoch, layers in stage_starts(files.rows)
+    ]
+    marks += [
+        figures.Mark(float(record["epoch"]), "collapse", is_collapse=True)
+        for record in files.collapses
+    ]
+    return figures.draw_curves(files.rows, marks=marks, best_epoch=files.best_epoch)
 
 
-def _calibrate(files: RunFiles, source: Source | None) -> tuple[dict[str, Any], Any]:
-    """Gives the calibration's section with `judged`, what was said of each split, and `model`."""
-    if files.config.cross_validate:
-        told, found = sections.calibration(files, None, None)
-        return told | {"judged": {"all folds": sections.read_folds(files)}}, found
-    model = sections.LazyModel(files, source)
-    judged = {split: model.predictions(split) for split in ("test", "val")}
-    told, found = sections.calibration(files, judged["test"], judged["val"])
-    return told | {"judged": judged, "model": model}, found
+def _model_sections(
+    files: RunFiles, model: LazyModel, test: SplitPredictions | None
+) -> tuple[dict[str, Any], dict[str, bytes | None]]:
+    """Return the sections that need the model and its data, and their images for plots/."""
+    run = model.load()
+    examples: list[sections.GradCamExample] = []
+    layer, side = "", 0
+    augmented: list[tuple[str, list[np.ndarray]]] = []
+    if run is not None and run.source is not None and run.info is not None:
+        if test is not None:
+            examples, layer, side = sections.grad_cam_examples(
+                run.model, run.info, run.source, test
+            )
+        if run.splits is not None:
+            train = run.splits["train"]
+            augmented = augmented_examples(run.info, run.source, files.config, train)
+    context = {
+        "grad_cam": [example.context() for example in examples],
+        "grad_cam_layer": layer,
+        "grad_cam_side": side,
+        "augmented": [
+            {"name": name, "images": [jpeg_uri(image) for image in images]}
+            for name, images in augmented
+        ],
+    }
+    grids = {
+        "gradcam": [example.cells() for example in examples],
+        "augmentation": [[Cell(image) for image in images] for _, images in augmented],
+    }
+    return context, {name: draw_image_grid(grid) if grid else None for name, grid in grids.items()}
 
 
-def _views(
-    files: RunFiles, source: Source | None, model: Any, test: Any
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Gives the sections that need the model itself, and the same as sheets for plots/."""
-    loaded = model.load()
-    if source is None or loaded is None:
-        return {}, {}
-    seen: dict[str, Any] = {}
-    sheets: dict[str, bytes] = {}
-    if test is not None:
-        looks, layer, side = draw_grad_cam_examples(*loaded, source, test)
-        seen |= {"looks": [look.on_page() for look in looks]}
-        seen |= {"look_layer": layer, "look_side": side}
-        if looks:
-            sheets["gradcam"] = draw_image_grid([look.cells() for look in looks])
-    splits = read_splits(files.workdir, source)
-    rows = (
-        [] if splits is None else draw_augmented(loaded[1], source, files.config, splits["train"])
-    )
-    if rows:
-        seen["augmented"] = [
-            {"name": name, "images": [jpeg_uri(image) for image in images]} for name, images in rows
-        ]
-        sheets["augmentation"] = draw_image_grid([[Cell(p) for p in row] for _, row in rows])
-    return seen, sheets
+def _has_table(files: RunFiles) -> bool:
+    """Return whether the page shows the confusion matrix as a table, not as a figure."""
+    return len(files.names) <= figures.MAX_NUMBERED
 
 
-def _figures(files: RunFiles, light: bytes) -> dict[str, Any]:
-    """Gives the figures of the evaluation; `light` is the confusion matrix on white."""
-    result, names = files.result, files.names
-    per_class = [row | {"shown": printable(row["name"])} for row in result["per_class"]]
+def _evaluation_context(files: RunFiles) -> dict[str, Any]:
+    evaluation, names = files.evaluation, files.names
+    per_class = [row | {"name": printable(row["name"])} for row in evaluation["per_class"]]
     hardest = sorted(per_class, key=lambda row: row["f1"])[:MAX_CLASSES]
-    confusion = None
-    if len(names) > plots.MAX_NUMBERED:
-        dark = plots.draw_confusion(result["confusion"], names, dark=True)
-        width = int.from_bytes(light[16:20]) // 3 * 2  # px, from the PNG's header; 1.5 a CSS px
-        confusion = {"light": data_uri(light), "dark": data_uri(dark), "width": width}
+    majority = max(row["support"] for row in per_class) / evaluation["num_examples"]
     return {
-        "result": result,
-        "per_class": per_class,
-        "worst": per_class if len(names) <= MAX_CLASSES else hardest,
+        "evaluation": evaluation,
+        "split": evaluation.get("split", "test"),
+        "top5": evaluation.get("top5"),
+        "folds": evaluation.get("folds", []),
         "names": names,
-        "folds": result.get("folds", []),
-        "right": round(result["accuracy"] * result["num_examples"]),
-        "commonest": max(row["support"] for row in result["per_class"]) / result["num_examples"],
-        "confusion": confusion,
-        "max_numbered": plots.MAX_NUMBERED,
-        "best": files.best,
+        "per_class": per_class,
+        "hardest": per_class if len(names) <= MAX_CLASSES else hardest,
+        "num_correct": round(evaluation["accuracy"] * evaluation["num_examples"]),
+        "majority": majority,
     }
 
 
-def _course(files: RunFiles) -> dict[str, Any]:
-    """Gives the curves, and what they show in words."""
-    rows = files.rows
-    told = {"train/accuracy", "val/accuracy"} <= set(rows[-1] if rows else ())
-    best = next((row for row in rows if row["epoch"] == files.best and "val/loss" in row), None)
+def _training_context(files: RunFiles) -> dict[str, Any]:
+    rows, best = files.rows, files.best_epoch
+    last = rows[-1] if rows else {}
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    times = f"{files.config.cross_validate} x " if files.config.cross_validate else ""
+    best_row = next((row for row in rows if row["epoch"] == best), {})
+    has_best = "val/loss" in best_row and "val/accuracy" in best_row
+    both = "train/accuracy" in last and "val/accuracy" in last
     return {
-        "curves": sections.curves(files) if rows else [],
-        "rates": sections.rate_looks(rows),
-        "stages": describe_stages(rows),
-        "best_row": best,
+        "best_epoch": best,
+        "best": (best_row["val/loss"], best_row["val/accuracy"]) if has_best else None,
         "monitor": files.config.monitor,
-        "last": rows[-1] if rows else {},
-        "gap": rows[-1]["train/accuracy"] - rows[-1]["val/accuracy"] if told else None,
+        "last": (last["train/accuracy"], last["val/accuracy"]) if both else None,
+        "stages": describe_stages(rows),
+        "collapses": files.collapses,
+        "duration": f"{times}{duration(float(np.sum(seconds)))}" if seconds else "",
     }
 
 
-def _words(files: RunFiles) -> dict[str, Any]:
-    config, result, info = files.config, files.result, files.info
-    left_out = info.get("left_out", {}) | result["unreadable"]
-    device = str(result.get("device", "not recorded"))
-    seconds = [row["seconds"] for row in files.rows if "seconds" in row]
-    folds = f"{config.cross_validate} x " if config.cross_validate else ""  # rows are their means
+def _run_context(files: RunFiles) -> dict[str, Any]:
+    config, evaluation, info = files.config, files.evaluation, files.info
+    left_out = info.get("left_out", {}) | evaluation["unreadable"]
+    device = str(evaluation.get("device", "not recorded"))
+    settings = json.loads(config.to_json())
+    folder = shlex.quote(printable(files.model_folders[0]))
     return {
         "title": f"{info['arch']} on {short(config.dataset)}",
-        "took": f"{folds}{duration(float(np.sum(seconds)))}" if seconds else "",
-        "lesson": _lesson(config),
-        "trained": describe_training(config, info, files.rows, best=files.best, device=device),
+        "recipe": _recipe(config),
+        "training": describe_training(
+            config, info, files.rows, best_epoch=files.best_epoch, device=device
+        ),
         "data": describe_data(config, files.data, files.names),
-        "unreadable": [(printable(id), printable(reason)) for id, reason in left_out.items()],
-        "made_with": describe_making(result, info),
-        "config": {name: plain(value) for name, value in json.loads(config.to_json()).items()},
-        "predict_command": f"vggjax predict PHOTO.jpg --workdir "
-        f"{shlex.quote(printable(files.runs[0]))}",
+        "left_out": [(printable(id), printable(reason)) for id, reason in left_out.items()],
+        "provenance": describe_evaluation(evaluation, info),
+        "settings": {name: value_text(value) for name, value in settings.items()},
+        "predict_command": f"vggjax predict PHOTO.jpg --workdir {folder}",
         "train_command": train_command(config),
     }
 
 
-def _lesson(config: Any) -> dict[str, str] | None:
-    """Gives what the run's recipe teaches; None where it has no recipe, or one without words."""
-    found = recipes.lesson_of(config)
+def _recipe(config: Config) -> dict[str, str] | None:
+    """Return what the run's recipe teaches; None without a recipe, or where it teaches nothing."""
+    lesson = recipes.lesson_of(config)
     names = ("title", "teaches", "source", "figure")
-    told = {name: printable(getattr(found, name, None) or "") for name in names}
-    return told if told["title"] and told["teaches"] else None
+    texts = {name: printable(getattr(lesson, name, None) or "") for name in names}
+    return texts if texts["title"] and texts["teaches"] else None
+
+
+def _write_plots(workdir: Path, plots: dict[str, bytes | None]) -> None:
+    """Write plots/<name>.png, and remove an older one where there is nothing to draw any more."""
+    folder = workdir / "plots"
+    folder.mkdir(exist_ok=True)
+    for name, data in plots.items():
+        path = folder / f"{name}.png"
+        if data is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(data)
 
 
 def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
-    missing = {
-        "lesson": not context["lesson"],
-        "folds": not context["folds"],
-        "curves": not context["curves"],
-        "pairs": not context["confused"],
-        "labels": not context["issues"],
-        "looks": not context["looks"],
-        "augmentation": not context["augmented"],
+    has_content = {
+        "recipe": context["recipe"],
+        "folds": context["folds"],
+        "curves": context["stages"],
+        "pairs": context["pairs"],
+        "labels": context["issues"],
+        "grad-cam": context["grad_cam"],
+        "augmentation": context["augmented"],
     }
-    return [(anchor, text) for anchor, text in _CONTENTS.items() if not missing.get(anchor)]
+    return [item for item in _SECTIONS.items() if has_content.get(item[0], True)]

@@ -1,16 +1,20 @@
-"""Gathers what each section of a report shows: figures and names in, plain values for the page out.
+"""Gather what each section of a report shows, as plain values for the templates.
 
-Nothing is written here but a split's probabilities, where they are not kept yet; no HTML is made.
+Every function returns all the keys that its template reads. Nothing is written here except the
+probabilities of a split that were not kept yet.
 """
 
-import math
-from pathlib import Path
+import shlex
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vggjax.data.images.preprocess import preprocess, resize_image
+from vggjax.data.quality.doctor import examine
+from vggjax.data.quality.findings import KINDS
 from vggjax.data.sources.source import Source
-from vggjax.errors import VggjaxError, printable
+from vggjax.errors import DataError, VggjaxError, printable
 from vggjax.evaluation.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -20,102 +24,55 @@ from vggjax.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
-from vggjax.evaluation.evaluate import predict_split
+from vggjax.evaluation.grad_cam import grad_cam, map_layer, overlay
 from vggjax.evaluation.label_issues import find_label_issues
 from vggjax.evaluation.metrics import log_loss, most_confused
-from vggjax.evaluation.probabilities import SplitPredictions, read_probabilities
-from vggjax.report.charts import Line, Mark, line_chart, reliability_chart
-from vggjax.report.facts import stage_starts
-from vggjax.report.image_grid import Cell, draw_image_grid
+from vggjax.evaluation.probabilities import SplitPredictions
+from vggjax.report.doctor_screen import UNCOUNTED, describe_entry
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
-from vggjax.report.thumbnails import Thumbnails, jpeg_uri
-from vggjax.training.run_dir.run_result import load_run_result
-from vggjax.training.run_dir.saved_model import load_model
+from vggjax.report.thumbnails import Cell, Thumbnails, jpeg_uri, thumbnail
+from vggjax.training.config import Config
+from vggjax.training.run_dir.saved_model import ModelInfo
 
 MAX_MISTAKES = 12
-MAX_PAIRS, MAX_OF_PAIR = 6, 5
+MAX_PAIRS, MAX_PAIR_IMAGES = 6, 5
 MAX_ISSUES = 12
+NUM_CORRECT, NUM_WRONG = 4, 4
 
-STEEP = 200
-"""A loss that falls by more than this is drawn by powers of ten: its end would be one flat line."""
+MAX_EXAMINED = 2000
+MAX_EXAMINED_BYTES = 32 * 2**20
+"""Up to this number of images and size of all files, a report examines the dataset unasked; about
+a thousand small photographs a second are decoded on two cores."""
 
-
-def curves(files: RunFiles) -> list[dict[str, str]]:
-    """Draws loss, accuracy and rates by epoch, with stages, collapses and the best epoch marked."""
-    rows, best = files.rows, files.best
-    marks = [Mark(at, f"{clip(text)} unfrozen") for at, text in stage_starts(rows)]
-    marks += [Mark(float(line["epoch"]), "collapse", "collapse") for line in files.collapses]
-
-    def points(key: str) -> list[tuple[float, float]]:
-        return [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
-
-    drawn = []
-    for metric in ("loss", "accuracy"):
-        lines = [
-            Line("training", "line-train", points(f"train/{metric}")),
-            Line("validation", "line-val", points(f"val/{metric}")),
-        ]
-        seen = [y for line in lines for _, y in line.points if y > 0 and math.isfinite(y)]
-        steep = metric == "loss" and seen and max(seen) > STEEP * min(seen)
-        ring = next((point for point in lines[1].points if point[0] == best), None)
-        chart = line_chart(
-            lines,
-            label=f"{metric} by epoch",
-            share=metric == "accuracy",
-            log=bool(steep),
-            marks=marks,
-            best=ring,
-        )
-        drawn.append({"title": f"{metric}, by powers of ten" if steep else metric, "svg": chart})
-    lines = [Line(name, look, points(key)) for key, name, look in rate_looks(rows)]
-    if any(line.points for line in lines):
-        chart = line_chart(lines, label="learning rate by epoch", log=True, marks=marks)
-        drawn.append({"title": "learning rate", "svg": chart})
-    return drawn
+_MAX_ENTRIES = 3
 
 
-def rate_looks(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Lists the learning rates that were logged: (key, name, class that colors its line).
-
-    Rates that are the same throughout are one, with both names.
-    """
-    starts = "learning_rate/"
-    keys = sorted({key for row in rows for key in row if key.startswith(starts)}, reverse=True)
-    alike: dict[tuple[Any, ...], list[str]] = {}
-    for key in keys:
-        alike.setdefault(tuple(row.get(key) for row in rows), []).append(key)
-    return [
-        (same[0], " and ".join(key.removeprefix(starts) for key in same), f"c{(2, 3, 4, 5)[i % 4]}")
-        for i, same in enumerate(alike.values())
-    ]
-
-
-def confused_pairs(files: RunFiles, album: Thumbnails) -> list[dict[str, Any]]:
-    """Lists the commonest mistakes, each with its surest images."""
+def confused_pairs(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """Return the most confused pairs of classes, the first ones with images."""
     by_pair: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in files.wrong:
+    for row in files.mistakes:
         by_pair.setdefault((row["truth"], row["guess"]), []).append(row)
-    support = {printable(row["name"]): row["support"] for row in files.result["per_class"]}
+    support = {printable(row["name"]): row["support"] for row in files.evaluation["per_class"]}
     pairs = []
-    for number, (truth, guess, count) in enumerate(
-        most_confused(files.result["confusion"], files.names)
-    ):
-        rows = by_pair.get((truth, guess), [])[:MAX_OF_PAIR] if number < MAX_PAIRS else []
+    confused = most_confused(files.evaluation["confusion"], files.names)
+    for number, (truth, guess, count) in enumerate(confused):
+        rows = by_pair.get((truth, guess), [])[:MAX_PAIR_IMAGES] if number < MAX_PAIRS else []
+        uris = [jpeg_uri(thumbnails.image_of(row["id"])) for row in rows]
         pairs.append(
             {
                 "truth": truth,
                 "guess": guess,
                 "count": count,
-                "of": support[truth],
-                "images": [uri for row in rows if (uri := jpeg_uri(album.pixels_of(row["id"])))],
+                "support": support[truth],
+                "images": [uri for uri in uris if uri is not None],
             }
         )
     return pairs
 
 
-def mistakes(files: RunFiles, album: Thumbnails) -> list[dict[str, Any]]:
-    """Lists the mistakes in which the model was surest, with their images as pixels."""
+def misclassified(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, Any]]:
+    """Return the most confident mistakes, with their images as pixels."""
     return [
         {
             "id": row["id"],
@@ -123,139 +80,240 @@ def mistakes(files: RunFiles, album: Thumbnails) -> list[dict[str, Any]]:
             "guess": printable(row["guess"]),
             "probability": float(row["probability"]),
             "truth_probability": float(row["truth_probability"]),
-            "pixels": album.pixels_of(row["id"]),
+            "pixels": thumbnails.image_of(row["id"]),
         }
-        for row in files.wrong[:MAX_MISTAKES]
+        for row in files.mistakes[:MAX_MISTAKES]
     ]
 
 
-class LazyModel:
-    """A run's model and what it says of its splits, loaded and judged when they are asked for."""
+def misclassified_grid(files: RunFiles, mistakes: list[dict[str, Any]]) -> list[list[Cell]]:
+    """Return the same as rows of an image grid."""
 
-    def __init__(self, files: RunFiles, source: Source | None):
-        self._files, self._source = files, source
-        self._loaded: Any = None
+    def name(text: str) -> str:
+        index = files.names.index(text) if text in files.names else None
+        return drawable(text, index, width=15)
 
-    def load(self) -> tuple[Any, Any] | None:
-        """Gives (model, info); None where it is gone or damaged, or where each fold has its own."""
-        if self._loaded is None:
-            try:
-                self._loaded = load_model(self._files.workdir)
-            except VggjaxError:
-                self._loaded = ()
-        return self._loaded or None
-
-    def predictions(self, split: str) -> SplitPredictions | None:
-        """Gives what the model says of a split: as it was kept, else by judging it now."""
-        files = self._files
-        kept = read_probabilities(files.workdir, split, num_classes=len(files.names))
-        if kept is not None or self._source is None or self.load() is None:
-            return kept
-        try:
-            return predict_split(load_run_result(files.workdir, require_data=True), split)[0]
-        except (VggjaxError, OSError):  # such as a folder that may only be read
-            return None
-
-
-def read_folds(files: RunFiles) -> SplitPredictions | None:
-    """Gives what the folds' models said of their test images, all of them together."""
-    kept = [read_probabilities(run, "test", num_classes=len(files.names)) for run in files.runs]
-    if None in kept:
-        return None
-    return SplitPredictions(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
+    cells = [
+        Cell(
+            mistake["pixels"],
+            (
+                (f"predicted {name(mistake['guess'])}", "wrong"),
+                (f"with {mistake['probability']:.1%}", "muted"),
+                (f"true {name(mistake['truth'])}", "plain"),
+            ),
+        )
+        for mistake in mistakes
+    ]
+    return [cells[i : i + 6] for i in range(0, len(cells), 6)]
 
 
 def calibration(
     files: RunFiles, test: SplitPredictions | None, val: SplitPredictions | None
-) -> tuple[dict[str, Any], Reliability]:
-    """Compares how sure the model was with how often it was right, and fits a temperature."""
+) -> tuple[dict[str, Any], Reliability, Reliability | None]:
+    """Compare confidence and accuracy on the test split, before and after temperature scaling.
+
+    Returns:
+        The values of the section, and the reliability before and after; the temperature and all
+        that comes of it are None without the predictions of both splits.
+    """
     confidence = np.array([float(row["probability"]) for row in files.predictions])
     correct = np.array([row["correct"] == "1" for row in files.predictions])
-    found = reliability(confidence, correct)
-    told: dict[str, Any] = {
-        "ece": found.ece,
-        "chance": chance_ece(confidence),
-        "confidence": found.mean_confidence,
+    measured, scaled = reliability(confidence, correct), None
+    values: dict[str, Any] = {
+        "ece": measured.ece,
+        "chance_ece": chance_ece(confidence),
+        "confidence": measured.mean_confidence,
         "accuracy": float(correct.mean()),
         "temperature": None,
+        "at_edge": False,
+        "num_val": 0,
+        "scaled_ece": None,
+        "scaled_loss": None,
     }
-    after = None
     if test is not None and val is not None:
         temperature = fit_temperature(val.probs, val.labels)
         probs = at_temperature(test.probs, temperature)
-        after = reliability(probs.max(1), probs.argmax(1) == test.labels)
-        told |= {
+        scaled = reliability(probs.max(1), probs.argmax(1) == test.labels)
+        values |= {
             "temperature": temperature,
             "at_edge": temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE),
             "num_val": len(val.labels),
-            "ece_after": after.ece,
-            "loss_after": log_loss(probs, test.labels),
+            "scaled_ece": scaled.ece,
+            "scaled_loss": log_loss(probs, test.labels),
         }
-    return told | {"svg": reliability_chart(found, after=after)}, found
+    return values, measured, scaled
 
 
 def label_issues(
-    files: RunFiles, album: Thumbnails, judged: dict[str, SplitPredictions | None]
+    files: RunFiles, thumbnails: Thumbnails, predictions: dict[str, SplitPredictions | None]
 ) -> dict[str, Any] | None:
-    """Lists the images whose label is in doubt, of the splits that were judged."""
-    parts = {split: part for split, part in judged.items() if part is not None}
-    if not parts or album.source is None:
+    """Return the images whose label is in doubt; None without a source or any predictions."""
+    parts = {split: part for split, part in predictions.items() if part is not None}
+    source, names = thumbnails.source, files.names
+    if not parts or source is None:
         return None
-    names = files.names
     index, labels, probs = (np.concatenate(rows) for rows in zip(*parts.values(), strict=True))
     splits = np.repeat(list(parts), [len(part.labels) for part in parts.values()])
     issues = find_label_issues(probs, labels)
     cases = [
         {
-            "id": printable(album.source.ids[int(index[issue.row])]),
+            "id": printable(source.ids[int(index[issue.row])]),
             "split": str(splits[issue.row]),
             "label": names[labels[issue.row]],
             "suggested": names[issue.suggested],
             "label_probability": float(probs[issue.row, labels[issue.row]]),
             "probability": float(probs[issue.row, issue.suggested]),
-            "image": jpeg_uri(album.pixels(int(index[issue.row]))),
+            "image": jpeg_uri(thumbnails.image(int(index[issue.row]))),
         }
         for issue in issues[:MAX_ISSUES]
     ]
-    return {"cases": cases, "count": len(issues), "judged": len(labels), "splits": list(parts)}
+    return {"cases": cases, "count": len(issues), "checked": len(labels), "splits": list(parts)}
 
 
-def draw_mistakes(files: RunFiles, entries: list[dict[str, Any]]) -> bytes | None:
-    """Draws the worst mistakes on one sheet; None where there are none."""
-    if not entries:
-        return None
-    names = files.names
+def data_quality(
+    config: Config, source: Source | None, *, examine_all: bool = False
+) -> dict[str, Any]:
+    """Return the findings of the dataset's examination.
 
-    def name(text: str) -> str:
-        return drawable(text, names.index(text) if text in names else None, width=15)
-
-    cells = [
-        Cell(
-            entry["pixels"],
-            (
-                (f"taken for {name(entry['guess'])}", "wrong"),
-                (f"{entry['probability']:.1%} sure", "muted"),
-                (f"is {name(entry['truth'])}", "plain"),
-            ),
+    Returns:
+        `examined`; `findings`, each {title, meaning, count or None, is_problem, lines, more}; and
+        `command`, which examines everything. A dataset that is gone is not examined, a large one
+        only with `examine_all`.
+    """
+    values: dict[str, Any] = {
+        "examined": False,
+        "findings": [],
+        "command": f"vggjax doctor {shlex.quote(printable(config.dataset))} --html doctor.html",
+    }
+    if source is None or not (examine_all or _is_small(source)):
+        return values
+    try:
+        result = examine(config.dataset, data_dir=config.data_dir, num_threads=config.num_threads)
+    except VggjaxError:  # it was opened a moment ago
+        return values
+    for item in result.items:
+        kind, entries = KINDS[item.kind], item.entries[:_MAX_ENTRIES]
+        values["findings"].append(
+            {
+                "title": kind.title,
+                "meaning": kind.meaning,
+                "count": None if item.kind in UNCOUNTED else item.count,
+                "is_problem": item.is_problem,
+                "lines": [describe_entry(item.kind, entry, result.source) for entry in entries],
+                "more": len(item.entries) - len(entries),
+            }
         )
-        for entry in entries
+    return values | {"examined": True}
+
+
+def _is_small(source: Source) -> bool:
+    if len(source) > MAX_EXAMINED:
+        return False
+    total = 0
+    for path in map(source.path, range(len(source))):
+        try:
+            total += path.stat().st_size if path is not None else 0
+        except OSError:
+            continue
+        if total > MAX_EXAMINED_BYTES:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class GradCamExample:
+    """An image with the Grad-CAM maps of its predicted and its true class."""
+
+    id: str
+    truth: str
+    guess: str
+    probability: float
+    is_correct: bool
+    image: np.ndarray
+    guess_map: np.ndarray
+    truth_map: np.ndarray | None
+    """None where the prediction is correct."""
+
+    def context(self) -> dict[str, Any]:
+        """Return the fields for a page, its images as data URIs."""
+        names = ("image", "guess_map", "truth_map")
+        return vars(self) | {name: jpeg_uri(getattr(self, name)) for name in names}
+
+    def cells(self) -> list[Cell]:
+        """Return its images as a row of an image grid."""
+        look = "plain" if self.is_correct else "wrong"
+        verdict = f"{'correct' if self.is_correct else 'wrong'}, {self.probability:.1%}"
+        row = [
+            Cell(self.image, ((f"true {self.truth}", "plain"), (verdict, "muted"))),
+            Cell(self.guess_map, ((f"for {self.guess}", look),)),
+        ]
+        if self.truth_map is not None:
+            row.append(Cell(self.truth_map, ((f"for {self.truth}", "plain"),)))
+        return row
+
+
+def grad_cam_examples(
+    model: Any, info: ModelInfo, source: Source, predictions: SplitPredictions
+) -> tuple[list[GradCamExample], str, int]:
+    """Compute Grad-CAM for a few confident predictions, correct and wrong, of various classes.
+
+    Returns:
+        The examples, the layer of the maps, and the side of a map in cells.
+    """
+    rows = [
+        *_most_confident(predictions, correct=True)[:NUM_CORRECT],
+        *_most_confident(predictions, correct=False)[:NUM_WRONG],
     ]
-    return draw_image_grid([cells[i : i + 6] for i in range(0, len(cells), 6)])
+    preprocessing, names = info.preprocessing, [printable(name) for name in info.class_names]
+    shown, inputs, kept = [], [], []
+    for row in rows:
+        try:
+            pixels = source.read(int(predictions.index[row])).pixels
+        except DataError:
+            continue
+        inputs.append(resize_image(pixels, preprocessing))
+        # A squashed input shows all of the image, so the map fits the image as it was.
+        shown.append(thumbnail(pixels if preprocessing.resize == "squash" else inputs[-1]))
+        kept.append(row)
+    layer = map_layer(model, preprocessing.image_size)
+    if not kept:
+        return [], layer, 0
+    labels, guesses = predictions.labels[kept], predictions.probs[kept].argmax(1)
+    wrong = np.flatnonzero(labels != guesses)
+    images = np.stack(inputs)
+    # One call for both maps, with a fixed number of rows: every new shape is compiled again.
+    batch = np.concatenate([images, images[wrong]])
+    classes = np.concatenate([guesses, labels[wrong]])
+    padding = NUM_CORRECT + 2 * NUM_WRONG - len(batch)
+    batch = np.concatenate([batch, np.zeros((padding, *batch.shape[1:]), np.uint8)])
+    classes = np.concatenate([classes, np.zeros(padding, classes.dtype)])
+    maps = grad_cam(model, preprocess(batch, preprocessing.mode), classes, layer=layer)
+    truth_maps = dict(zip(wrong.tolist(), maps[len(images) :], strict=False))
+    examples = [
+        GradCamExample(
+            id=printable(source.ids[predictions.index[row]]),
+            truth=names[labels[i]],
+            guess=names[guesses[i]],
+            probability=float(predictions.probs[row].max()),
+            is_correct=bool(labels[i] == guesses[i]),
+            image=shown[i],
+            guess_map=overlay(shown[i], maps[i]),
+            truth_map=overlay(shown[i], truth_maps[i]) if i in truth_maps else None,
+        )
+        for i, row in enumerate(kept)
+    ]
+    return examples, layer, maps.shape[1]
 
 
-def write_pngs(workdir: Path, drawn: dict[str, bytes | None]) -> None:
-    """Writes plots/<name>.png; of what was not drawn no old image stays."""
-    folder = workdir / "plots"
-    folder.mkdir(exist_ok=True)
-    for name, data in drawn.items():
-        path = folder / f"{name}.png"
-        if data is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.write_bytes(data)
-
-
-def clip(text: str, *, width: int = 26) -> str:
-    """Shortens a text in its middle."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - half - 1]}…{text[-half:]}"
+def _most_confident(predictions: SplitPredictions, *, correct: bool) -> list[int]:
+    """Return the rows by confidence, one of each (truth, prediction) before a second of any."""
+    guesses = predictions.probs.argmax(1)
+    rows = np.flatnonzero((guesses == predictions.labels) == correct)
+    rows = rows[np.argsort(-predictions.probs[rows].max(1), kind="stable")]
+    counts: dict[tuple[int, int], int] = {}
+    ranks = []
+    for row in rows:
+        pair = int(predictions.labels[row]), int(guesses[row])
+        ranks.append(counts.get(pair, 0))
+        counts[pair] = ranks[-1] + 1
+    return rows[np.argsort(ranks, kind="stable")].tolist()

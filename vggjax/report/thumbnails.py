@@ -1,77 +1,139 @@
-"""Gives a dataset's photographs as small JPEGs that a page holds in itself, each read once.
+"""Show photographs: small JPEGs inside a page, and grids of captioned images as PNG.
 
-In: the source, or None where the dataset is gone. Out: pixels, uint8 RGB, and data URIs; None for
-an image that cannot be read any more. Names are as `errors.shown` gives them, as in the tables.
+Images are uint8 RGB arrays (H, W, 3), or None where an image cannot be read any more.
 """
 
 import base64
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError, printable
+from vggjax.report.plot_style import FONT, LIGHT, drawable, png_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+    from PIL.ImageFont import FreeTypeFont
 
 THUMBNAIL_PX = 200
-"""The longer side of a small image."""
+"""Longer side of a thumbnail."""
+
+_CELL_PX, _GAP_PX, _MARGIN_PX, _LINE_PX = 200, 18, 22, 19
+_COLORS = {"wrong": LIGHT["wrong"], "muted": LIGHT["muted"], "plain": LIGHT["ink"]}
 
 
 class Thumbnails:
-    """The photographs behind the rows of a run's tables."""
+    """Thumbnails of a dataset's images, each read once; all None without a source."""
 
     def __init__(self, source: Source | None):
         self.source = source
-        self._read: dict[int, np.ndarray | None] = {}
+        self._images: dict[int, np.ndarray | None] = {}
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return (
-            {}
-            if self.source is None
-            else {printable(id): i for i, id in enumerate(self.source.ids)}
-        )
+    def _index_of(self) -> dict[str, int]:
+        ids = self.source.ids if self.source is not None else ()
+        return {printable(id): i for i, id in enumerate(ids)}
 
-    def pixels(self, index: int) -> np.ndarray | None:
-        """Reads an image by its index into the source, made smaller where it is large."""
+    def image(self, index: int) -> np.ndarray | None:
+        """Return the thumbnail of the image at `index` of the source."""
         if self.source is None:
             return None
-        if index not in self._read:
+        if index not in self._images:
             try:
-                self._read[index] = small(self.source.read(index).pixels)
-            except DataError:  # it was there when the run was evaluated; the page tells
-                self._read[index] = None
-        return self._read[index]
+                self._images[index] = thumbnail(self.source.read(index).pixels)
+            except DataError:  # it could be read when the run was evaluated
+                self._images[index] = None
+        return self._images[index]
 
-    def pixels_of(self, id: str) -> np.ndarray | None:
-        """Reads an image by its name in the tables."""
-        return self.pixels(self._numbers[id]) if id in self._numbers else None
+    def image_of(self, id: str) -> np.ndarray | None:
+        """Return the thumbnail of the image with this printable id."""
+        return self.image(self._index_of[id]) if id in self._index_of else None
 
 
-def small(pixels: np.ndarray, *, side_px: int = THUMBNAIL_PX) -> np.ndarray:
-    """Makes an image small; one much smaller than that shows its pixels, sharp."""
+def thumbnail(image: np.ndarray, *, side_px: int = THUMBNAIL_PX) -> np.ndarray:
+    """Resize an image to fit into a square; much smaller ones are enlarged with sharp pixels."""
+    from PIL import Image
+
+    scale = side_px / max(image.shape[:2])
+    if 1 <= scale < 2:
+        return image
+    scale = int(scale) if scale >= 2 else scale
+    height, width = (max(4, round(scale * side)) for side in image.shape[:2])
+    method = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
+    # Reducing a large image by a whole factor first is fast, and good enough here.
+    return np.asarray(Image.fromarray(image).resize((width, height), method, reducing_gap=2.0))
+
+
+def jpeg_uri(image: np.ndarray | None) -> str | None:
+    """Return an image as a data URI; None stays None."""
+    from PIL import Image
+
+    if image is None:
+        return None
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An image of a grid with its caption."""
+
+    image: np.ndarray | None
+    lines: Sequence[tuple[str, str]] = ()
+    """(text, look) with look `wrong`, `muted` or `plain`; long texts are shortened."""
+
+
+def draw_image_grid(rows: Sequence[Sequence[Cell]]) -> bytes:
+    """Return a grid of images with their captions as PNG on white."""
+    from PIL import Image, ImageDraw
+
+    fonts = {look: grid_font(13, bold=look == "wrong") for look in _COLORS}
+    step = _CELL_PX + _GAP_PX
+    heights = [step + _LINE_PX * max((len(cell.lines) for cell in row), default=0) for row in rows]
+    width = 2 * _MARGIN_PX + step * max(map(len, rows), default=1) - _GAP_PX
+    grid = Image.new("RGB", (width, 2 * _MARGIN_PX + sum(heights) - _GAP_PX), LIGHT["paper"])
+    draw = ImageDraw.Draw(grid)
+    top = _MARGIN_PX
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            left = _MARGIN_PX + column * step
+            if cell.image is None:
+                center = left + _CELL_PX / 2, top + _CELL_PX / 2
+                draw.text(
+                    center, "image not\nreadable now", LIGHT["muted"], fonts["muted"],
+                    anchor="mm", align="center",
+                )  # fmt: skip
+            else:
+                image = _fit(cell.image)
+                offset = (_CELL_PX - image.width) // 2, (_CELL_PX - image.height) // 2
+                grid.paste(image, (left + offset[0], top + offset[1]))
+            for number, (text, look) in enumerate(cell.lines):
+                place = left, top + _CELL_PX + 5 + _LINE_PX * number
+                draw.text(place, drawable(text, width=26), _COLORS[look], fonts[look])
+        top += height
+    return png_bytes(grid)
+
+
+def grid_font(size_px: int, *, bold: bool = False) -> "FreeTypeFont":
+    """Return `FONT`, from the file that matplotlib brings along."""
+    from matplotlib.font_manager import FontProperties, findfont
+    from PIL import ImageFont
+
+    weight = "bold" if bold else "normal"
+    return ImageFont.truetype(findfont(FontProperties(family=FONT, weight=weight)), size_px)
+
+
+def _fit(pixels: np.ndarray) -> "PilImage":
+    """Resize an image to the size of a cell; a tiny one keeps its pixels sharp."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
-    times = side_px // max(image.size)
-    if times >= 2:
-        size = image.width * times, image.height * times
-        image = image.resize(size, Image.Resampling.NEAREST if times > 3 else None)
-    image.thumbnail((side_px, side_px))
-    return np.asarray(image)
-
-
-def jpeg_uri(pixels: np.ndarray | None, *, quality: int = 82) -> str | None:
-    """Gives an image as a data URI; None stays None."""
-    from PIL import Image
-
-    if pixels is None:
-        return None
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return data_uri(file.getvalue(), kind="jpeg")
-
-
-def data_uri(data: bytes, *, kind: str = "png") -> str:
-    """Writes a file's bytes as an address that holds them."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    scale = _CELL_PX / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC)

@@ -1,0 +1,188 @@
+"""Sections of a report that need the model or the dataset: calibration, Grad-CAM, data quality."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from support.page import Page
+from support.tiny_run import make_images, make_run
+
+from vggjax.data.images.preprocess import preprocess, resize_image
+from vggjax.errors import printable
+from vggjax.evaluation.evaluate import evaluate
+from vggjax.evaluation.probabilities import (
+    SplitPredictions,
+    read_probabilities,
+    write_probabilities,
+)
+from vggjax.report.report import write_report
+from vggjax.report.run_files import LazyModel, read_run
+from vggjax.report.sections import calibration, data_quality, grad_cam_examples
+from vggjax.training.config import read_config
+from vggjax.training.recipes import LESSONS
+from vggjax.training.run_dir.run_result import load_run_result
+
+PNGS = {"curves", "confusion", "reliability", "mistakes", "gradcam", "augmentation"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An evaluated run with its report, for tests that change neither."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = make_run(folder / "run", make_images(folder / "flowers"), split="0.3,0.3,0.4")
+    evaluate(run)
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def page(run):
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_report_of_a_whole_run_has_every_section_and_figure(whole):
+    text = page(whole)
+    anchors = ("confusion", "classes", "calibration", "labels", "grad-cam", "augmentation", "data")
+    for anchor in anchors:
+        assert text.section(anchor) and f"#{anchor}" in text.addresses, anchor
+    assert {path.stem for path in (whole / "plots").iterdir()} == PNGS
+    assert len(text.html) < 3_000_000
+
+
+def test_the_temperature_is_fitted_on_the_kept_validation_predictions(whole, copy):
+    kept = read_probabilities(whole, "val", num_classes=3)
+    assert len(kept.labels) == 9
+    assert "fitted on 9 validation images" in page(whole).section("calibration")
+    certain = kept._replace(probs=np.eye(3)[kept.labels] * 0.97 + 0.01)
+    write_probabilities(copy, "val", certain)  # other predictions give another temperature
+    write_report(copy)
+    assert "every prediction is correct" in page(copy).section("calibration")
+
+
+def test_calibration_of_a_perfect_model_needs_no_temperature(whole):
+    files = read_run(whole)
+    labels = np.arange(900) % 3
+    probs = np.full((900, 3), 0.15)
+    right = np.where(np.arange(900) < 630, labels, (labels + 1) % 3)  # 70 % correct at 0.7
+    probs[np.arange(900), right] = 0.7
+    predictions = SplitPredictions(np.arange(900), labels, probs)
+    values, _, scaled = calibration(files, predictions, predictions)
+    assert values["temperature"] == pytest.approx(1, abs=0.01) and not values["at_edge"]
+    assert values["num_val"] == 900 and values["scaled_ece"] == pytest.approx(0, abs=0.01)
+    assert sum(scaled.counts) == 900
+
+
+def test_damaged_probabilities_are_computed_again(copy):
+    before = read_probabilities(copy, "test", num_classes=3)
+    for name in ("probabilities.npz", "probabilities-val.npz"):
+        (copy / name).write_bytes(b"PK\x03\x04 and no more")
+    write_report(copy)
+    after = read_probabilities(copy, "test", num_classes=3)
+    np.testing.assert_array_equal(after.index, before.index)
+    np.testing.assert_allclose(after.probs, before.probs, atol=1e-5)
+
+
+def test_without_its_model_a_run_still_has_a_page(copy):
+    (copy / "model.safetensors").write_bytes(b"")
+    write_report(copy)
+    assert page(copy).section("calibration") and not page(copy).section("grad-cam")
+    assert not (copy / "plots" / "gradcam.png").exists()
+    for name in ("probabilities.npz", "probabilities-val.npz"):
+        (copy / name).unlink()
+    write_report(copy)
+    assert "No temperature was fitted" in page(copy).section("calibration")
+    assert not page(copy).section("labels")
+
+
+def test_a_run_in_memory_gives_the_page_of_its_folder_without_reading_it(whole, copy):
+    result = load_run_result(whole)
+    predictions = read_probabilities(whole, "test", num_classes=3)
+    result = dataclasses.replace(result, workdir=copy)
+    (copy / "model.safetensors").unlink()
+    (copy / "config.json").unlink()
+    (copy / "probabilities.npz").unlink()
+    write_report(result, predictions=predictions)
+    assert page(copy).html.replace(str(copy), str(whole)) == page(whole).html
+    assert LazyModel(result, read_run(result)).source is result.source
+
+
+@pytest.mark.slow
+def test_one_unit_for_two_classes_has_its_maps_too(tmp_path):
+    images = make_images(tmp_path / "two", ("a", "b"), each=6)
+    run = make_run(tmp_path / "run", images, head="gap-1", augment="none")
+    evaluate(run)
+    write_report(run)
+    assert "for a" in page(run).section("grad-cam")
+    assert not page(run).section("augmentation")
+
+
+def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
+    run = load_run_result(whole)
+    predictions = read_probabilities(whole, "test", num_classes=3)
+    examples, layer, side = grad_cam_examples(run.model, run.info, run.source, predictions)
+    assert (layer, side) == ("block3_conv2", 8)
+    correct = [example for example in examples if example.is_correct]
+    assert 0 < len(correct) < len(examples)
+    assert len({example.guess for example in correct[:3]}) == min(3, len(correct))
+    shape = max(run.source.read(0).pixels.shape[:2])
+    for example in examples:
+        index = [printable(id) for id in run.source.ids].index(example.id)
+        pixels = run.source.read(index).pixels
+        image = resize_image(pixels, run.info.preprocessing)
+        logits = np.asarray(run.model(preprocess(image[None], run.info.preprocessing.mode)))[0]
+        assert example.guess == printable(run.info.class_names[logits.argmax()])
+        assert example.is_correct == (example.guess == example.truth)
+        assert (example.truth_map is None) == example.is_correct
+        # The page shows the image as it is, not squashed into a square.
+        assert example.image.shape == example.guess_map.shape
+        assert example.image.shape[1] / example.image.shape[0] == pytest.approx(
+            pixels.shape[1] / pixels.shape[0], abs=1 / shape
+        )
+
+
+def test_small_datasets_are_examined_unasked_and_findings_are_sorted_by_kind(whole):
+    run = load_run_result(whole)
+    quality = data_quality(run.config, run.source)
+    assert quality["examined"] and quality["command"].startswith("vggjax doctor ")
+    assert not data_quality(run.config, None)["examined"]
+    for finding in quality["findings"]:
+        assert finding["title"] and len(finding["lines"]) <= 3 and finding["more"] >= 0
+
+
+def test_large_datasets_are_examined_only_on_request(tmp_path):
+    run = make_run(tmp_path / "run", make_images(tmp_path / "flowers", each=4))
+    source = load_run_result(run).source
+    first = source.path(0)
+    with open(first, "ab") as file:
+        file.truncate(33 * 2**20)  # zeros after the image, which readers skip
+    config = read_config(run)
+    assert not data_quality(config, source)["examined"]
+    assert data_quality(config, source, examine_all=True)["examined"]
+
+
+def test_a_collapse_is_marked_in_the_curves_and_explained(copy):
+    epoch = {"kind": "epoch", "stage": "head+all", "val/loss": 1.1, "val/accuracy": 0.33}
+    collapse = {"kind": "collapse", "step": 2, "epoch": 2, "reason": "At <chance>."}
+    collapse |= {"advice": "Try --clip-norm 1", "action": "warned"}
+    records = [*(epoch | {"step": e, "epoch": e} for e in (1, 2)), collapse]
+    (copy / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_report(copy)
+    curves = page(copy).section("curves")
+    assert "Collapse in epoch 2." in curves
+    assert "At &lt;chance&gt;. Try --clip-norm 1. Action: Warned." in curves
+    assert curves.count(">collapse</text>") == 2  # in both charts
+
+
+def test_a_recipe_is_explained_before_the_training(copy):
+    config = json.loads((copy / "config.json").read_text()) | {"recipe": "fruits"}
+    (copy / "config.json").write_text(json.dumps(config))
+    write_report(copy)
+    text, lesson = page(copy), LESSONS["fruits"]
+    assert lesson.title in text.text and lesson.teaches in text.text
+    assert text.html.index('id="recipe"') < text.html.index('id="training"')

@@ -1,0 +1,39 @@
+"""Render the HTML pages: one Jinja environment and one style sheet for all of them."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from vggjax.report.plot_style import DARK, LIGHT
+
+
+def render(name: str, context: dict[str, Any]) -> str:
+    """Fill a template of pages/; all text is escaped, and a missing name is an error."""
+    return _environment().get_template(name).render(context).lstrip()
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(light=LIGHT, dark=DARK)
+    environment.filters |= {
+        "count": lambda number: f"{number:,}",
+        "percent": lambda share: f"{share:.1%}",
+        "loss": lambda loss: f"{loss:.3f}" if loss < 1000 else f"{loss:.2g}",
+        "sentence": lambda text: f"{upper_first(str(text).rstrip('. '))}.",
+        "upper_first": upper_first,
+    }
+    return environment
+
+
+def upper_first(text: str) -> str:
+    """Return the text with its first letter as a capital."""
+    return text[:1].upper() + text[1:]
