@@ -93,7 +93,7 @@ def test_clean_and_empty_datasets_have_a_screen_and_a_page(tmp_path, capsys):
 def test_a_clean_copy_is_printed_with_what_was_left_out_and_renamed(messy, tmp_path, capsys):
     print_clean_copy(Console(width=80), write_clean_copy(messy, tmp_path / "out"), messy)
     text = capsys.readouterr().out
-    assert "Left out: 5" in text and "<b>&/conflict.png: the same image under 2 labels" in text
+    assert "Left out: 5" in text and "<b>&/conflict.png: the same image with 2 labels" in text
     assert "Renamed: " in text and f"{tmp_path}/out: " in text and "out.doctor.csv" in text
 
 
