@@ -188,8 +188,8 @@ def data_quality(
     if source is None or not (examine_all or _is_small(source)):
         return values
     try:
-        result = examine(config.dataset, data_dir=config.data_dir, num_threads=config.num_threads)
-    except VggjaxError:  # it was opened a moment ago
+        result = examine(config.dataset, source=source, num_threads=config.num_threads)
+    except VggjaxError:  # it was readable a moment ago
         return values
     for item in result.items:
         kind, entries = KINDS[item.kind], item.entries[:_MAX_ENTRIES]
