@@ -18,8 +18,8 @@ from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.models.params import shapes
-from vggjax.weights.package_names import read_metadata
-from vggjax.weights.weight_file import PARAMS, read_weights, write_weights
+from vggjax.weights.names import PARAMS
+from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("fast_parser")
 
@@ -166,7 +166,7 @@ def test_other_floats_become_float32(tmp_path, weights, dtype):
 
 def test_safetensors_keep_their_metadata(tmp_path, weights):
     write_weights(tmp_path / "w.safetensors", weights, metadata={"source": "a test"})
-    assert read_metadata(tmp_path / "w.safetensors")["source"] == "a test"
+    assert WeightFile(tmp_path / "w.safetensors").info.metadata["source"] == "a test"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, weights, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pickles are looked through and never run: also where torch is not installed."""
+"""Pickles are scanned and never run, whether torch is installed or not."""
 
 import importlib.util
 import io
@@ -14,8 +14,8 @@ from vggjax.errors import WeightsError
 from vggjax.weights.weight_file import read_weights, write_weights
 
 
-class Calls:
-    """Would make a file, if somebody unpickled it."""
+class CreatesFolder:
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -24,8 +24,8 @@ class Calls:
         return os.mkdir, (str(self.path),)
 
 
-def archive(path, text, *extra, packed=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", packed) as file:
+def write_archive(path, text, *extra, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as file:
         file.writestr("archive/data.pkl", text)
         file.writestr("archive/version", "3\n")
         for name, content in extra:
@@ -41,20 +41,23 @@ def refusal(path):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.h5"])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, protocol, zipped, name):
-    text = pickle.dumps({"features.0.weight": Calls(tmp_path / "made")}, protocol=protocol)
-    path = tmp_path / name
-    archive(path, text) if zipped else path.write_bytes(text)
-    error = refusal(path)
-    assert error.code == "E_CODE" and "nothing of it was run" in str(error)
-    assert not (tmp_path / "made").exists()
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_code_in_a_pickle_is_refused_and_not_run_whatever_the_ending(
+    tmp_path, protocol, is_archive
+):
+    state = {"features.0.weight": CreatesFolder(tmp_path / "created")}
+    text = pickle.dumps(state, protocol=protocol)
+    for name in ("w.pth", "w.safetensors", "w.h5"):
+        path = tmp_path / name
+        write_archive(path, text) if is_archive else path.write_bytes(text)
+        error = refusal(path)
+        assert error.code == "E_CODE" and "none of it was run" in str(error)
+        assert not (tmp_path / "created").exists()
 
 
-def test_code_behind_a_harmless_state_dict_is_found(tmp_path):
-    stream = io.BytesIO()
-    for item in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, Calls(tmp_path / "x")):
+def test_code_after_a_harmless_state_dict_is_found(tmp_path):
+    stream, code = io.BytesIO(), CreatesFolder(tmp_path / "created")
+    for item in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, code):
         pickle.dump(item, stream, protocol=2)
     path = tmp_path / "w.pth"
     path.write_bytes(stream.getvalue())
@@ -73,36 +76,36 @@ def test_code_behind_a_harmless_state_dict_is_found(tmp_path):
     ],
 )
 def test_an_archive_that_torch_would_not_write_is_refused(tmp_path, text, extra, code):
-    assert refusal(archive(tmp_path / "w.pth", text, *([extra] if extra else []))).code == code
+    path = write_archive(tmp_path / "w.pth", text, *([extra] if extra else []))
+    assert refusal(path).code == code
 
 
-def test_a_packed_archive_is_refused(tmp_path):
-    path = archive(tmp_path / "w.pth", pickle.dumps({}, 2), packed=zipfile.ZIP_DEFLATED)
+def test_a_compressed_archive_and_a_pickle_of_other_objects_are_refused(tmp_path):
+    compression = zipfile.ZIP_DEFLATED
+    path = write_archive(tmp_path / "w.pth", pickle.dumps({}, 2), compression=compression)
     assert refusal(path).code == "E_ZIP"
+    path.write_bytes(pickle.dumps({"a": [1, 2.5, None, ("b", True)]}, protocol=2))
+    error = refusal(path)
+    assert error.code == "E_FORMAT" and "not a state dict" in str(error)
 
 
-def test_a_pickle_of_something_else_is_no_state_dict(tmp_path):
-    (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": [1, 2.5, None, ("b", True)]}, protocol=2))
-    error = refusal(tmp_path / "w.pth")
-    assert error.code == "E_FORMAT" and "no state dict" in str(error)
-
-
-def test_without_torch_one_line_says_what_to_do(tmp_path, monkeypatch):
-    find = importlib.util.find_spec
+def test_without_torch_the_error_says_what_to_do(tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
     )
-    path = archive(tmp_path / "w.pth", pickle.dumps({}, 2))
-    for words in ("torch is not installed", "pip install torch", "safetensors.torch.save_file"):
-        assert words in str(refusal(path))
+    path = write_archive(tmp_path / "w.pth", pickle.dumps({}, 2))
+    message = str(refusal(path))
+    for part in ("torch is not installed", "pip install torch", "safetensors.torch.save_file"):
+        assert part in message
     weights = {"block1_conv1": {"kernel": np.ones((3, 3, 3, 4), np.float32)}}
-    with pytest.raises(WeightsError, match=r"new\.pth is a file of PyTorch's own"):
+    with pytest.raises(WeightsError, match=r"new\.pth is a file of PyTorch"):
         write_weights(tmp_path / "new.pth", weights)
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.pth"]
 
 
 @needs_torch
 @pytest.mark.parametrize("text", [pickle.dumps({}, 2), pickle.dumps([1], 2), pickle.dumps(None, 2)])
-def test_an_archive_without_tensors_is_no_state_dict(tmp_path, text):
-    path = archive(tmp_path / "w.pth", text, ("archive/byteorder", b"little"))
+def test_an_archive_without_tensors_is_not_a_state_dict(tmp_path, text):
+    path = write_archive(tmp_path / "w.pth", text, ("archive/byteorder", b"little"))
     assert refusal(path).code == "E_FORMAT"

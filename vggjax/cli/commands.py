@@ -179,9 +179,9 @@ def verify(
         model: The network that it must hold, such as vgg16; None accepts any.
         expect_sha256: Refuse a file with another checksum.
     """
-    from vggjax.weights.verify import print_verdict, verify_file
+    from vggjax.weights.verify import print_verification, verify_file
 
-    print_verdict(verify_file(file, model=model, expect_sha256=expect_sha256))
+    print_verification(verify_file(file, model=model, expect_sha256=expect_sha256))
     return 0
 
 

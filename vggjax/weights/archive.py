@@ -1,7 +1,7 @@
-"""Opens zip archives that strangers made (`.keras`, and torch's files): members are checked first.
+"""Open zip archives from untrusted sources (`.keras`, and torch's files) after checking them.
 
-Nothing is unpacked to a name of the archive's: a caller reads the one member that it wants, to the
-end, whereby its checksum is checked.
+Nothing is extracted under a name from the archive: a caller reads the one member that it needs, to
+its end, which verifies its checksum.
 """
 
 import contextlib
@@ -17,19 +17,20 @@ from vggjax.errors import WeightsError, printable
 
 MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 2**31
-"""VGG19 with its top is 575 MB as float32, 1.15 GB as float64."""
+"""VGG19 with its top has 575 MB as float32, 1.15 GB as float64."""
 
-_MAX_RATIO = 100  # deflate makes trained weights a tenth smaller, not a hundred times
-_FREE_BYTES = 2**22  # a small member may be packed as well as it likes
+_MAX_RATIO = 100  # deflate saves a tenth of trained weights, not 99 %
+_FREE_BYTES = 2**22  # members up to this size may have any ratio
 _MAX_DIRECTORY_BYTES = MAX_MEMBERS * 512
 
 
 @contextlib.contextmanager
 def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive whose list of members holds nothing unsafe.
+    """Open an archive whose directory lists nothing unsafe.
 
     Raises:
-        WeightsError: damaged, a name twice or leading elsewhere, a link, a bomb, or encrypted.
+        WeightsError: damaged, encrypted, a bomb, a duplicate name, a link, or a name that leads
+            out of the archive.
     """
     try:
         _check_directory(file)
@@ -42,33 +43,37 @@ def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
         zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error,
         ValueError, OverflowError, OSError,
     ) as error:  # fmt: skip
-        # zipfile raises all of these for damaged archives, depending on where the damage lies.
+        # zipfile raises all of these for damaged archives, depending on where the damage is.
         raise WeightsError(
-            f"it is a damaged archive ({printable(error)}). Fetch or write it again.", code="E_ZIP"
+            f"it is a damaged archive ({printable(error)}). Download or write it again.",
+            code="E_ZIP",
         ) from None
 
 
 def _check_directory(file: IO[bytes]) -> None:
-    """Refuses a list of members so long that reading it would take all memory."""
-    size_bytes = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size_bytes - 2**16 - 22))
+    """Refuse a directory so long that parsing it would take all memory.
+
+    The end-of-directory records are those of APPNOTE.TXT, 4.3.14 to 4.3.16.
+    """
+    file_bytes = file.seek(0, io.SEEK_END)
+    file.seek(max(0, file_bytes - 2**16 - 22))
     tail = file.read()
-    found = tail.rfind(b"PK\x05\x06")
-    if found < 0 or len(tail) < found + 22:
-        raise zipfile.BadZipFile("its list of members is missing: cut short?")
-    directory_bytes = struct.unpack_from("<L", tail, found + 12)[0]
-    if directory_bytes == 2**32 - 1:  # the larger form; its place is in the 20 bytes before
-        if found < 20 or tail[found - 20 : found - 16] != b"PK\x06\x07":
-            raise zipfile.BadZipFile("its list of members is damaged")
-        file.seek(min(struct.unpack_from("<Q", tail, found - 12)[0], size_bytes))
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 22:
+        raise zipfile.BadZipFile("its directory is missing, perhaps truncated")
+    directory_bytes = struct.unpack_from("<L", tail, end + 12)[0]
+    if directory_bytes == 2**32 - 1:  # zip64; the 20 bytes before say where its record is
+        if end < 20 or tail[end - 20 : end - 16] != b"PK\x06\x07":
+            raise zipfile.BadZipFile("its directory is damaged")
+        file.seek(min(struct.unpack_from("<Q", tail, end - 12)[0], file_bytes))
         record = file.read(56)
         if len(record) < 56:
-            raise zipfile.BadZipFile("its list of members is damaged")
+            raise zipfile.BadZipFile("its directory is damaged")
         directory_bytes = struct.unpack_from("<Q", record, 40)[0]
     if directory_bytes > _MAX_DIRECTORY_BYTES:
         raise WeightsError(
-            f"it is an archive with a list of members of {directory_bytes:,} bytes, as no file of "
-            f"weights has.",
+            f"it is an archive with a directory of {directory_bytes:,} bytes, far more than any "
+            f"weight file has.",
             code="E_ZIP",
         )
 
@@ -76,48 +81,48 @@ def _check_directory(file: IO[bytes]) -> None:
 def _check_members(members: list[zipfile.ZipInfo]) -> None:
     if len(members) > MAX_MEMBERS:
         raise WeightsError(f"it is an archive of {len(members):,} members.", code="E_ZIP")
-    seen: set[str] = set()
+    names: set[str] = set()
     for member in members:
-        name = member.filename
-        if name in seen:
-            raise WeightsError(f"it has two members {printable(name)!r}.", code="E_DUPLICATE")
-        seen.add(name)
+        name, shown = member.filename, repr(printable(member.filename))
+        if name in names:
+            raise WeightsError(f"it has two members {shown}.", code="E_DUPLICATE")
+        names.add(name)
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name[:1] in ("/", "\\") or ":" in parts[0]:
             raise WeightsError(
-                f"its member {printable(name)!r} leads out of the archive. Nothing was unpacked.",
+                f"its member {shown} leads out of the archive. Nothing was extracted.",
                 code="E_ZIP",
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise WeightsError(f"its member {printable(name)!r} is a link.", code="E_ZIP")
+            raise WeightsError(f"its member {shown} is a link.", code="E_ZIP")
         if member.flag_bits & 1:
-            raise WeightsError(f"its member {printable(name)!r} is encrypted.", code="E_ZIP")
+            raise WeightsError(f"its member {shown} is encrypted.", code="E_ZIP")
         if member.file_size > max(_FREE_BYTES, _MAX_RATIO * member.compress_size):
             raise WeightsError(
-                f"its member {printable(name)!r} would unpack from {member.compress_size:,} to "
-                f"{member.file_size:,} bytes, as no weights do.",
+                f"its member {shown} would expand from {member.compress_size:,} to "
+                f"{member.file_size:,} bytes, which no weights do.",
                 code="E_BOMB",
             )
     if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
-        raise WeightsError("it would unpack to more than any VGG has.", code="E_BOMB")
+        raise WeightsError("it would expand to more than any VGG has.", code="E_BOMB")
 
 
 def check_contents(archive: zipfile.ZipFile) -> None:
-    """Reads every member to its end, and so its checksum, for readers that do not look at it.
+    """Verify the checksum of every member.
 
     Raises:
-        WeightsError: a member is not what was put in.
+        WeightsError: one is wrong.
     """
     if (name := archive.testzip()) is not None:
         raise WeightsError(
-            f"it is a damaged archive: the checksum of {printable(name)!r} is wrong. Fetch or write "
-            f"it again.",
+            f"it is a damaged archive: the checksum of {printable(name)!r} is wrong. Download or "
+            f"write it again.",
             code="E_ZIP",
         )
 
 
 def member_start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
-    """Gives the byte of the archive where the contents of an uncompressed member begin."""
+    """Return the position in the archive where an uncompressed member's contents begin."""
     file.seek(member.header_offset + 26)
     name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
     return member.header_offset + 30 + name_bytes + extra_bytes

@@ -1,12 +1,12 @@
-"""Whether the layers of a file are those of a model: by name and shape, before any number is read.
+"""Compare the layers of a weight file with a model's, before any number is read.
 
-Shapes are `{layer: {parameter: shape}}` on both sides. What does not fit is worded once, here, with
-the way out where the convolutional base does fit.
+Shapes are `{layer: {parameter: shape}}` on both sides. The message lists what differs, and the way
+out if the convolutional base fits.
 """
 
 from collections.abc import Callable, Mapping
 
-from vggjax.errors import WeightsError
+from vggjax.errors import WeightsError, join_names
 from vggjax.models.arch import ARCHS
 from vggjax.weights.names import in_base
 
@@ -14,35 +14,34 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Layer -> parameter -> shape."""
 
 Check = Callable[[Shapes], None]
-"""Is given a file's shapes before its numbers are read, and raises where they do not fit."""
+"""Called with a file's shapes before its numbers are read; raises if they do not fit."""
 
 
 def network_of(shapes: Shapes) -> str | None:
-    """Names the network of the table whose convolutional base this is, layer for layer."""
+    """Return the network of the table that has exactly this convolutional base, or None."""
     base = {layer: params.get("kernel") for layer, params in shapes.items() if in_base(layer)}
     for name, arch in ARCHS.items():
-        wanted = dict.fromkeys(layer for layer in arch.layers() if "_pool" not in layer)
-        wanted |= {layer: (3, 3, *io) for layer, io in arch.conv_channels().items()}
-        if base == wanted:
+        expected = dict.fromkeys(layer for layer in arch.layers() if "_pool" not in layer)
+        expected |= {layer: (3, 3, *io) for layer, io in arch.conv_channels().items()}
+        if base == expected:
             return name
     return None
 
 
 def check_fits(shapes: Shapes, expected: Shapes, *, name: str, model: str) -> None:
-    """Compares a file's layers with a model's.
+    """Check that a file has exactly a model's layers.
 
     Args:
         shapes: the file's.
         expected: the model's.
-        name: of the file, for the message.
-        model: what it is for, as in "vgg16 without a top".
+        name: the file, for the message.
+        model: the model, for the message, as in "vgg16 without a top".
 
     Raises:
-        WeightsError: missing, unexpected or wrong-shape parameters, listed by name; E_TOP where
-            only the top differs, E_ARCH where the file is another network of the table.
+        WeightsError: missing, unexpected or wrong-shape parameters, listed by name; E_TOP if only
+            the top differs, E_ARCH if the file holds another network of the table.
     """
-    given = _flat(shapes)
-    wanted = _flat(expected)
+    given, wanted = _flat(shapes), _flat(expected)
     missing = [key for key in wanted if key not in given]
     unexpected = [key for key in given if key not in wanted]
     wrong = [key for key in wanted if key in given and given[key] != wanted[key]]
@@ -56,10 +55,10 @@ def check_fits(shapes: Shapes, expected: Shapes, *, name: str, model: str) -> No
     problems = "; ".join(f"{label}: {join_names(keys)}" for label, keys in lists.items() if keys)
     code = "E_MISSING" if missing else "E_UNEXPECTED" if unexpected else "E_SHAPE"
     way_out = ""
-    if all(not in_base(key.split("/")[0]) for key in (*missing, *unexpected, *wrong)):
+    if not any(in_base(key.split("/")[0]) for key in (*missing, *unexpected, *wrong)):
         code, way_out = "E_TOP", _way_out(shapes, expected)
-    elif (found := network_of(shapes)) and found != network_of(expected):
-        code, way_out = "E_ARCH", f" The file holds {found}: give --model {found}."
+    elif (network := network_of(shapes)) and network != network_of(expected):
+        code, way_out = "E_ARCH", f" The file holds {network}: set `model` to {network}."
     raise WeightsError(f"{name}: These weights do not fit {model}: {problems}.{way_out}", code=code)
 
 
@@ -71,24 +70,17 @@ def _flat(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     }
 
 
-def join_names(names: list[str], *, most: int = 8) -> str:
-    """Joins the first of the names, and counts the rest."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _way_out(shapes: Shapes, expected: Shapes) -> str:
-    """Says how to ask for what the file may have been meant for, where its base does fit."""
+    """Return which arguments load the file, whose base fits."""
     file_top = [layer for layer in shapes if not in_base(layer)]
-    model_top = [layer for layer in expected if not in_base(layer)]
-    if not model_top:
-        return f" Ask with base_only=True to leave out the file's top ({', '.join(file_top)})."
+    if not any(not in_base(layer) for layer in expected):
+        return f" Pass base_only=True to leave out the file's top ({join_names(file_top)})."
     if not file_top:
         return (
-            " The file has no top. Ask with include_top=False for the base alone, or give a head= "
-            "and base_only=True for a head that starts random."
+            " The file has no top. Pass include_top=False for the base alone, or a head= and "
+            "base_only=True for a randomly initialized head."
         )
     return (
-        " The base fits and the top does not. Ask with include_top=False, head= and base_only=True "
-        "for a head that starts random."
+        " The base fits and the top does not. Pass include_top=False, a head= and base_only=True "
+        "for a randomly initialized head."
     )

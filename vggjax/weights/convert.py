@@ -1,137 +1,108 @@
-"""Converts any readable weight file to any writable kind, and shows what was converted.
+"""Convert a weight file of any readable format to any writable one, and print what was converted.
 
-`python weights/convert.py SRC DST` and `vggjax convert SRC DST` both end here. Values go over bit
-for bit (float16 and float64 become float32). Where they came from is noted in the new file: the
-first source's name, kind, checksums and the day, and the pixels that the weights expect.
+`python weights/convert.py SRC DST` and `vggjax convert SRC DST` both call `convert`. The values are
+kept bit for bit (float16 and float64 become float32). The new file's metadata says where they came
+from: the first source's name, format, checksums and date, and the preprocessing they expect.
 """
 
+import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.compatibility import network_of
-from vggjax.weights.digests import Digests, check_sha256
-from vggjax.weights.weight_file import (
-    FileInfo,
-    WeightFile,
-    check_destination,
-    write_weights,
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One converted layer: its arrays' names and shapes, and how many numbers they hold."""
-
-    layer: str
-    shapes: dict[str, tuple[int, ...]]
-    dtype: str
-    parameters: int
+from vggjax.weights.compatibility import Shapes, network_of
+from vggjax.weights.digests import check_sha256
+from vggjax.weights.weight_file import WeightFile, check_destination, write_weights
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted."""
+    """A conversion that was done."""
 
-    rows: list[Row]
-    info: FileInfo
-    """Of the source."""
-    digests: Digests
+    source: WeightFile
     notes: list[str]
-    """What was cast or left out, a line each."""
+    """A line for each type of number that was cast or array left out."""
 
 
 def convert_file(
     src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
 ) -> Conversion:
-    """Converts `src`, whatever it is, to what the ending of `dst` says, or `layout` (see files.py).
+    """Convert `src` to the format of the ending of `dst`, or to `layout` (see weight_file.py).
 
-    A run's folder stands for the model in it.
+    A run folder stands for the model in it.
 
     Raises:
-        WeightsError: unreadable, unwritable, one and the same file, or not the one expected.
+        WeightsError: `src` cannot be read or is not the expected file, `dst` cannot be written, or
+            both are the same file.
     """
     src, dst = Path(src), Path(dst)
     if (src / "model.safetensors").is_file():
-        src = src / "model.safetensors"  # of a run's folder
+        src = src / "model.safetensors"
     check_destination(dst, layout)
     if src.exists() and dst.exists() and src.samefile(dst):
         raise WeightsError(
             f"{printable(src)} is both source and destination; name another file.", code="E_WRITE"
         )
-    file, notes = WeightFile(src), []
+    source, notes = WeightFile(src), []
     if expect_sha256 is not None:
-        check_sha256(src, file.digests.sha256, expect_sha256)
-    weights = file.read(notes=notes)
-    metadata = _converted_metadata(file)
-    shapes = file.shapes
-    if "arch" not in metadata and (arch := network_of(shapes)):
-        metadata["arch"] = arch
-    write_weights(dst, weights, metadata=metadata, layout=layout)
-    rows = [
-        Row(
-            layer,
-            shapes[layer],
-            ", ".join(sorted({str(array.dtype) for array in params.values()})),
-            sum(array.size for array in params.values()),
-        )
-        for layer, params in weights.items()
-    ]
-    return Conversion(rows, file.info, file.digests, notes)
+        check_sha256(src, source.digests.sha256, expect_sha256)
+    weights = source.read(notes=notes)
+    write_weights(dst, weights, metadata=_converted_metadata(source), layout=layout)
+    return Conversion(source, notes)
 
 
-def _converted_metadata(file: WeightFile) -> dict[str, str]:
-    """Return the metadata of a file converted from this one: its own, and where it came from.
+def _converted_metadata(source: WeightFile) -> dict[str, str]:
+    """Return the metadata of the converted file: the source's own, and where it came from.
 
-    The `source_...` keys describe the first file of a chain of conversions.
+    The `source_...` keys describe the first file in a chain of conversions.
     """
-    metadata = file.info.metadata | {"preprocess": file.info.preprocess}
-    if "source_md5" in metadata:
-        return metadata
-    return metadata | {
-        "source": printable(file.path.name),
-        "source_md5": file.digests.md5,
-        "source_sha256": file.digests.sha256,
-        "source_format": file.info.kind,
-        "source_date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
+    metadata = source.info.metadata | {"preprocess": source.info.preprocess}
+    if "source_md5" not in metadata:
+        metadata |= {
+            "source": printable(source.path.name),
+            "source_md5": source.digests.md5,
+            "source_sha256": source.digests.sha256,
+            "source_format": source.info.kind,
+            "source_date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }
+    if "arch" not in metadata and (arch := network_of(source.shapes)):
+        metadata["arch"] = arch
+    return metadata
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """Prints one line a layer and the totals to stdout."""
+def print_table(shapes: Shapes) -> None:
+    """Print a line for each layer, and the totals, to stdout."""
     from rich.console import Console
     from rich.table import Table
 
+    parameters = {k: sum(map(math.prod, params.values())) for k, params in shapes.items()}
     table = Table(show_footer=True)
     table.add_column("layer", "total", no_wrap=True)
-    table.add_column("arrays", f"{len(rows)} layers", overflow="fold")
-    table.add_column("dtype")
-    total = sum(row.parameters for row in rows)
-    table.add_column("parameters", f"{total:,}", justify="right", no_wrap=True)
-    for row in rows:
-        arrays = "  ".join(
-            f"{name} {'x'.join(map(str, shape))}" for name, shape in row.shapes.items()
-        )
-        table.add_row(printable(row.layer), arrays, row.dtype, f"{row.parameters:,}")
+    table.add_column("arrays (float32)", f"{len(shapes)} layers", overflow="fold")
+    total = f"{sum(parameters.values()):,}"
+    table.add_column("parameters", total, justify="right", no_wrap=True)
+    for layer, params in shapes.items():
+        arrays = (f"{name} {'x'.join(map(str, shape))}" for name, shape in params.items())
+        table.add_row(printable(layer), "  ".join(arrays), f"{parameters[layer]:,}")
     Console(highlight=False).print(table)
 
 
 def convert(
     src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
 ) -> None:
-    """Converts, and prints the source's checksum and the table.
+    """Convert a file, and print the source's checksum and a table of its layers.
 
     Raises:
-        WeightsError: as `convert_file`.
+        WeightsError: see `convert_file`.
     """
-    done = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
-    print(f"{printable(src)}: {done.info.kind}")
-    print(f"SHA-256  {done.digests.sha256}")
-    print(f"Known    {done.digests.known_as or 'none of the published files'}")
-    print(f"Pixels   {done.info.preprocess}")
-    for note in done.notes:
-        print(f"Note     {printable(note)}")
-    print_table(done.rows)
+    conversion = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
+    source = conversion.source
+    print(f"{printable(source.path)}: {source.info.kind}")
+    print(f"SHA-256     {source.digests.sha256}")
+    print(f"Known as    {source.digests.known_as or 'none of the published files'}")
+    print(f"Preprocess  {source.info.preprocess}")
+    for note in conversion.notes:
+        print(f"Note        {printable(note)}")
+    print_table(source.shapes)
     print(f"{printable(dst)}: {Path(dst).stat().st_size / 1e6:,.1f} MB")

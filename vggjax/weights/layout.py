@@ -1,63 +1,69 @@
-"""Brings a file's arrays into this package's order and back, block by block.
+"""Convert arrays between a file's order of axes and this package's, block by block.
 
-The package's order is Keras': kernels HWIO or (in, out). torch has OIHW and (out, in), and a dense
-layer behind a flattened map takes its inputs by channel, row, column where Keras takes row, column,
-channel. Each order is a `Turn`; there and back gives the same bits. float16 and float64 become
-float32; NaN and infinity are refused.
+The package holds arrays as Keras does: kernels HWIO or (in, out). torch stores OIHW and (out, in),
+and a dense layer after a flattened feature map has its inputs ordered by channel, row, column where
+Keras has row, column, channel. Both directions are permutations: there and back gives the same
+bits.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 
-from vggjax.weights.safetensors import BLOCK_BYTES, Tensor
-from vggjax.weights.tensor_spans import to_float32
+from vggjax.weights.tensor_spans import BLOCK_BYTES, Span, read_span, to_float32
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Turn:
-    """How an array stands in a file, and how it stands here: the outputs first, and last."""
+class Layout:
+    """How a file stores an array, outputs first, and how the package holds it, outputs last."""
 
-    ours: Callable[[Shape], Shape]
-    """The file's shape -> ours."""
-    theirs: Callable[[Shape], Shape]
-    """Our shape -> the file's."""
-    view: Callable[[np.ndarray], np.ndarray]
-    """Some of the outputs as the file has them -> the same numbers as ours."""
-    back: Callable[[np.ndarray], np.ndarray]
-    """Some of the outputs as ours -> the same numbers as the file has them."""
+    held_shape: Callable[[Shape], Shape]
+    """The stored shape -> the held shape."""
+    stored_shape: Callable[[Shape], Shape]
+    """The held shape -> the stored shape."""
+    to_held: Callable[[np.ndarray], np.ndarray]
+    """Some outputs, as stored -> the same numbers as held."""
+    to_stored: Callable[[np.ndarray], np.ndarray]
+    """Some outputs, as held -> the same numbers as stored."""
 
 
-CONV = Turn(  # OIHW <-> HWIO
+def _same(value: Any) -> Any:
+    return value
+
+
+AS_IS = Layout(_same, _same, _same, _same)
+"""Vectors, and every array of a file with the package's own order."""
+
+CONV = Layout(  # OIHW <-> HWIO
     lambda shape: (*shape[2:], shape[1], shape[0]),
     lambda shape: (shape[3], shape[2], *shape[:2]),
     lambda rows: rows.transpose(2, 3, 1, 0),
     lambda part: part.transpose(3, 2, 0, 1),
 )
-DENSE = Turn(lambda s: s[::-1], lambda s: s[::-1], lambda rows: rows.T, lambda part: part.T)
-VECTOR = Turn(lambda s: s, lambda s: s, lambda rows: rows, lambda part: part)
+DENSE = Layout(lambda s: s[::-1], lambda s: s[::-1], lambda rows: rows.T, lambda part: part.T)
 
 
-def flattened(channels: int) -> Turn:
-    """The turn of (out, C*H*W) and (H*W*C, out); the map's sides need not be known."""
+def flattened(channels: int) -> Layout:
+    """Return the layout (out, C*H*W) <-> (H*W*C, out) of a dense layer after a flatten."""
 
-    def view(rows: np.ndarray) -> np.ndarray:
+    def to_held(rows: np.ndarray) -> np.ndarray:
         out = len(rows)
         return rows.reshape(out, channels, -1).transpose(2, 1, 0).reshape(-1, out)
 
-    def back(part: np.ndarray) -> np.ndarray:
+    def to_stored(part: np.ndarray) -> np.ndarray:
         out = part.shape[1]
         return part.reshape(-1, channels, out).transpose(2, 1, 0).reshape(out, -1)
 
-    return Turn(DENSE.ours, DENSE.theirs, view, back)
+    return Layout(DENSE.held_shape, DENSE.stored_shape, to_held, to_stored)
 
 
-def window(side: int) -> Turn:
-    """The turn of a convolution over the whole map, OIHW, and a dense layer behind a flatten."""
-    return Turn(
+def whole_map(side: int) -> Layout:
+    """Return the layout of a convolution over a whole map of `side`, OIHW <-> (H*W*I, O)."""
+    return Layout(
         lambda shape: (shape[2] * shape[3] * shape[1], shape[0]),
         lambda shape: (shape[1], shape[0] // side**2, side, side),
         lambda rows: rows.transpose(2, 3, 1, 0).reshape(-1, len(rows)),
@@ -65,35 +71,27 @@ def window(side: int) -> Turn:
     )
 
 
-def read_plain(tensor: Tensor) -> np.ndarray:
-    """Reads a tensor as float32 in the file's own order.
+def read_array(file: IO[bytes], span: Span, layout: Layout) -> np.ndarray:
+    """Read an array as float32 in the package's order.
 
     Raises:
-        WeightsError: NaN or infinity in it, also such as appear only in float32.
+        WeightsError: the file ends too early, or the numbers are not finite as float32.
     """
-    array = np.empty(tensor.shape, np.float32)
-    for start, stop, rows in tensor.blocks():
+    if layout is AS_IS:
+        return read_span(file, span)
+    array = np.empty(layout.held_shape(span.shape), np.float32)
+    for start, stop, rows in span.blocks(file):
         with np.errstate(over="ignore"):
-            array[start:stop] = rows
-    return to_float32(array, tensor.where)
+            array[..., start:stop] = layout.to_held(rows)
+    return to_float32(array, span.where)
 
 
-def read_turned(tensor: Tensor, turn: Turn) -> np.ndarray:
-    """Reads a tensor as float32 in this package's order.
-
-    Raises:
-        WeightsError: NaN or infinity in it, also such as appear only in float32.
-    """
-    array = np.empty(turn.ours(tensor.shape), np.float32)
-    for start, stop, rows in tensor.blocks():
-        with np.errstate(over="ignore"):
-            array[..., start:stop] = turn.view(rows)
-    return to_float32(array, tensor.where)
-
-
-def turned_back(array: np.ndarray, turn: Turn) -> Iterator[np.ndarray]:
-    """Gives an array of ours in blocks as the file wants them, one behind the other."""
+def stored_blocks(array: np.ndarray, layout: Layout) -> Iterator[np.ndarray]:
+    """Yield a held array as blocks whose concatenation is the stored array."""
+    if layout is AS_IS:
+        yield array
+        return
     outputs = array.shape[-1]
     step = max(1, BLOCK_BYTES // max(array.nbytes // outputs, 1))
     for start in range(0, outputs, step):
-        yield np.ascontiguousarray(turn.back(array[..., start : start + step]))
+        yield np.ascontiguousarray(layout.to_stored(array[..., start : start + step]))

@@ -1,8 +1,8 @@
-"""Builds models with weights from files in them: strict, and only what was asked for.
+"""Build models with pretrained weights: strict, and only what was asked for.
 
-`weights` is `imagenet` (the published file, see published.py), `none` (random) or a path. A file
-fits when its layers are the model's. Leaving out its top is asked for with `base_only=True`.
-Here numpy meets jax; the readers know nothing of models.
+`weights` is `imagenet` (the published file, see pretrained.py), `none` (random), a path, or an open
+`WeightFile`. A file fits if its layers are exactly the model's; `base_only=True` leaves out its
+top. This is the only module of weights/ that imports jax.
 """
 
 import os
@@ -39,63 +39,59 @@ def load_pretrained(
     conv: Callable[..., jax.Array] = convolve,
     rngs: nnx.Rngs | None = None,
 ) -> VGG:
-    """Builds a VGG in evaluation mode with the weights of a file in it.
+    """Build a VGG with pretrained weights, in evaluation mode.
 
     Args:
         arch: a name of the table, or an `Arch`.
         weights: `imagenet`, `none`, the path of a weight file, or a `WeightFile`.
-        include_top: True is Keras' VGG exactly (1000 classes).
-        head: with `include_top=False`, the head of one's own.
+        include_top: True builds exactly Keras' VGG (1000 classes).
+        head: the custom head, with `include_top=False`.
         image_size: side in px that the head is built for.
-        base_only: take the file's convolutional base and leave its top, if any; a `head` then
-            starts random. `weights="imagenet"` with a `head` can mean nothing else, and implies it.
-        expect_sha256: refuse another file than the one with this checksum, in 64 digits.
+        base_only: load the file's convolutional base and ignore its top; a `head` is then randomly
+            initialized. `weights="imagenet"` without the top implies it.
+        expect_sha256: refuse a file with another checksum (64 digits).
         dtype: of the arithmetic.
-        conv: stands behind the signature of `lax.conv_general_dilated`.
-        rngs: of whatever starts random.
+        conv: the convolution, with the signature of `lax.conv_general_dilated`.
+        rngs: for random initialization.
 
     Raises:
-        WeightsError: the file cannot be had or read, or does not fit the model.
+        WeightsError: the file cannot be found or read, or does not fit the model.
         ConfigError: a model that cannot be built.
     """
     if base_only and include_top:
         raise ConfigError(
-            "base_only=True leaves the file's top out, and include_top=True wants it; "
-            "give include_top=False."
+            "base_only=True leaves out the file's top, but include_top=True needs it; pass "
+            "include_top=False."
         )
     if include_top and head is not None:
         raise ConfigError(
-            f"include_top=True is Keras' own head; got head={str(head)!r} as well. "
-            "Give include_top=False."
+            f"include_top=True is Keras' own head, but a head={str(head)!r} was given as well. "
+            f"Pass include_top=False."
         )
-    name = arch if isinstance(arch, str) else arch.name
+
+    def build() -> VGG:
+        return VGG(
+            arch,
+            include_top=include_top,
+            head=head,
+            image_size=image_size,
+            dtype=dtype,
+            conv=conv,
+            rngs=rngs,
+        )
+
     if weights == "none":
-        make = VGG
+        model = build()
     else:
+        name = arch if isinstance(arch, str) else arch.name
         file = open_weights(weights, name, include_top=include_top, expect_sha256=expect_sha256)
         base_only = base_only or (weights == "imagenet" and not include_top)
-
-        def make(*args, **kwargs) -> VGG:
-            if base_only and head is not None:
-                model = VGG(*args, **kwargs)  # the head's random numbers are wanted
-            else:
-                # 138 million random numbers only to be overwritten would take seconds.
-                model = nnx.eval_shape(lambda: VGG(*args, **kwargs))
-            if base_only:
-                load_base(model, file)
-            else:
-                _assign_whole(model, file)
-            return model
-
-    model = make(
-        arch,
-        include_top=include_top,
-        head=head,
-        image_size=image_size,
-        dtype=dtype,
-        conv=conv,
-        rngs=rngs,
-    )
+        # Random initialization takes seconds, and is only needed for a new head.
+        model = build() if base_only and head is not None else nnx.eval_shape(build)
+        if base_only:
+            load_base(model, file)
+        else:
+            _load_all(model, file)
     model.eval()
     return model
 
@@ -158,24 +154,24 @@ def load_base(model: VGG, file: WeightFile) -> None:
         WeightsError: the file cannot be read, or its base is not the model's.
     """
     expected = shapes(model)
-    wanted = {layer: params for layer, params in expected.items() if in_base(layer)}
+    expected_base = {layer: params for layer, params in expected.items() if in_base(layer)}
 
     def check(received: Shapes) -> None:
         base = {layer: params for layer, params in received.items() if in_base(layer)}
         described = f"{model.arch.name} without a top"
-        check_fits(base, wanted, name=printable(file.path), model=described)
+        check_fits(base, expected_base, name=printable(file.path), model=described)
 
     weights = file.read(check=check)
     base = {layer: params for layer, params in weights.items() if in_base(layer)}
     assign(model, base, skip=[layer for layer in expected if not in_base(layer)])
 
 
-def _assign_whole(model: VGG, file: WeightFile) -> None:
+def _load_all(model: VGG, file: WeightFile) -> None:
     expected = shapes(model)
-    top = f" with the head {model.head}" if model.head else " without a top"
+    top = f"with the head {model.head}" if model.head else "without a top"
 
     def check(received: Shapes) -> None:
-        described = f"{model.arch.name}{top}"
+        described = f"{model.arch.name} {top}"
         check_fits(received, expected, name=printable(file.path), model=described)
 
     assign(model, file.read(check=check))

@@ -1,23 +1,26 @@
-"""Gives layers of a file the names of the layer table where the file does not tell them.
+"""Names of layers and parameters: the layer table's, and what the layers of a file are called.
 
-Keras 3.5 numbers layers by class (`conv2d_12`), a convnet written by hand is named so in every
-version, and a head of one's own is `dense`, `dense_1`. Then the order decides:
+Keras 3.5 numbers layers by class (`conv2d_12`), a hand-written CNN has such names in every version,
+and a custom head is `dense`, `dense_1`. For these the order decides:
 
-- 8, 10, 13 or 16 convolutions that Keras named itself (`conv2d_3`) are VGG11, 13, 16 or 19,
-  provided that their channels follow one another as VGG's do; as many batch normalizations follow;
-- dense layers are `fc1`, `fc2` ... and the last one `predictions`, provided that they form a chain
-  and that none of them bears one of these names already for another place.
+- 8, 10, 13 or 16 convolutions that Keras named itself (`conv2d_3`) are VGG11, 13, 16 or 19 if their
+  channels form the chain of a VGG; as many batch normalizations belong to them;
+- dense layers are `fc1`, `fc2` ... and the last one `predictions` if they form a chain and none of
+  them already has one of these names for another position.
 
-Whatever does not fit keeps the file's name, and the strict `assign` then calls it unexpected.
+All other layers keep the file's names, which the strict comparison with a model then reports.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any, TypeVar
 
 from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import CONVS, Arch
+
+PARAMS = ("kernel", "scale", "bias", "mean", "var")
+"""The parameters of layers, in the order in which they are returned and written."""
 
 TABLE_NAME = re.compile(r"block[1-9]_(conv|bn)[1-9]|fc[1-9]|predictions")
 """The names that layers with weights have in the layer table."""
@@ -25,17 +28,19 @@ TABLE_NAME = re.compile(r"block[1-9]_(conv|bn)[1-9]|fc[1-9]|predictions")
 _KERAS_NAME = re.compile(r"conv2d(_\d+)?")
 _BASE_NAME = re.compile(r"block([1-9])_(conv|bn)([1-9])")
 
+T = TypeVar("T")
+
 
 @dataclass
 class Layer:
-    """A layer as it stands in a file: its name there and its arrays, in the file's order."""
+    """A layer of a file: its name there, and its arrays (or spans) in the file's order."""
 
     name: str
-    params: dict[str, np.ndarray]
+    params: dict[str, Any]
 
     @property
     def kind(self) -> str:
-        """`conv`, `dense`, `bn` or, where the arrays are none of these, `other`."""
+        """`conv`, `dense`, `bn`, or `other` if the arrays are none of these."""
         kernel = self.params.get("kernel")
         if kernel is None:
             return "bn" if "mean" in self.params else "other"
@@ -43,12 +48,12 @@ class Layer:
 
 
 def in_base(name: str) -> bool:
-    """Whether the name is one of the convolutional base, and not of a head."""
+    """Whether a layer's name belongs to the convolutional base, and not to a head."""
     return bool(_BASE_NAME.fullmatch(name))
 
 
 def order(name: str) -> tuple:
-    """Sorts layers as they run: each block's, then `fc1`, `fc2` ..., `predictions`, then others."""
+    """Sort key of layers: the blocks, then `fc1`, `fc2` ..., `predictions`, then other names."""
     if match := _BASE_NAME.fullmatch(name):
         block, kind, i = match.groups()
         return (0, int(block), int(i), kind == "bn")
@@ -57,11 +62,35 @@ def order(name: str) -> tuple:
     return (2,) if name == "predictions" else (3,)
 
 
-def named(layers: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
-    """Gives `{name: arrays}` in the order of the table, with the table's names where they hold.
+def has_package_names(names: Iterable[str]) -> bool:
+    """Whether any name is one of this package's own files, as in `block1_conv1.kernel`."""
+    return any(name.rpartition(".")[2] in PARAMS and not name.endswith(".bias") for name in names)
+
+
+def group_by_layer(arrays: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Group arrays named `LAYER.PARAM` into `{layer: {parameter: array}}`, in the table's order.
 
     Raises:
-        WeightsError: two layers end up with one name.
+        WeightsError: a name of another form.
+    """
+    layers: dict[str, dict[str, T]] = {}
+    for name, array in arrays.items():
+        layer, _, param = name.rpartition(".")
+        if not layer or param not in PARAMS:
+            raise WeightsError(
+                f"it holds {printable(name)!r}; names must be LAYER.PARAM, as in "
+                f"block1_conv1.kernel, with PARAM one of {', '.join(PARAMS)}.",
+                code="E_NAME",
+            )
+        layers.setdefault(layer, {})[param] = array
+    return {layer: layers[layer] for layer in sorted(layers, key=order)}
+
+
+def named(layers: list[Layer]) -> dict[str, dict[str, Any]]:
+    """Return `{name: arrays}` in the table's order, with the table's names where they apply.
+
+    Raises:
+        WeightsError: two layers have the same name.
     """
     convs = [layer for layer in layers if layer.kind == "conv"]
     names = {id(layer): layer.name for layer in layers}
@@ -75,20 +104,18 @@ def named(layers: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
     dense = [layer for layer in layers if layer.kind == "dense"]
     names |= {id(layer): name for layer, name in zip(dense, _top_names(dense), strict=True)}
 
-    weights: dict[str, dict[str, np.ndarray]] = {}
+    weights: dict[str, dict[str, Any]] = {}
     for layer in layers:
         name = names[id(layer)]
         if name in weights:
-            raise WeightsError(
-                f"two layers are both called {printable(name)!r}.", code="E_DUPLICATE"
-            )
+            raise WeightsError(f"two layers have the name {printable(name)!r}.", code="E_DUPLICATE")
         weights[name] = layer.params
     return {name: weights[name] for name in sorted(weights, key=order)}
 
 
 def _block_names(convs: list[Layer]) -> list[str]:
-    # By count alone a stranger's network of 13 convolutions would pass: the channels must chain,
-    # and be one width within each block.
+    # The count alone would accept another network of 13 convolutions: the channels must form a
+    # chain as well, with one width in each block.
     for name, counts in CONVS.items():
         if len(convs) != sum(counts):
             continue

@@ -1,9 +1,9 @@
-"""The two doors of this room: `read_weights` goes by a file's content, `write_weights` by ending.
+"""Weight files of every format: read by content, written by file ending.
 
-Both speak `{layer: {"kernel": ndarray, "bias": ndarray}}`, float32, Keras' layer names, kernels
-HWIO and (in, out). A file is written beside its place and moved there whole, or not at all. Where
-an ending stands for several layouts, `layout` says which: `.safetensors` is this package's unless
-told otherwise, `.pth` torchvision's.
+Weights are `{layer: {"kernel": ndarray, "bias": ndarray}}`, float32, with Keras' layer names and
+kernels HWIO or (in, out). `WeightFile` is a file that is opened once; `read_weights` and
+`write_weights` are the public functions. Where an ending stands for several layouts, `layout`
+chooses: by default `.safetensors` has this package's names and `.pth` torchvision's.
 """
 
 import contextlib
@@ -12,32 +12,34 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vggjax.atomic import atomic_write
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
-from vggjax.weights.compatibility import Check, Shapes
+from vggjax.weights.compatibility import Check
 from vggjax.weights.digests import Digests, file_digests
 from vggjax.weights.keras.read import KerasFile, is_hdf5, parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
-from vggjax.weights.package_names import is_native, read_native, write_native
-from vggjax.weights.safetensors import Tensor, is_safetensors, read_header, write_tensors
-from vggjax.weights.tensor_spans import open_regular
+from vggjax.weights.layout import AS_IS, Layout, read_array
+from vggjax.weights.names import PARAMS, group_by_layer, has_package_names
+from vggjax.weights.safetensors import TensorToWrite, is_safetensors, read_header, write_tensors
+from vggjax.weights.tensor_spans import Span, casts, check_span, open_regular
 from vggjax.weights.torch.state_dict_file import (
     is_pickle,
     is_torch_archive,
-    load_tensors,
-    need_torch,
-    write_torch_file,
+    read_state_dict,
+    require_torch,
+    write_state_dict,
 )
-from vggjax.weights.torch.torchvision import is_torch, read_torch, style_of
-from vggjax.weights.torch.torchvision_write import torch_tensors
+from vggjax.weights.torch.torchvision import has_torch_names, naming_style, plan_layers, to_torch
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
+
+Kind = Literal["h5", "keras", "safetensors", "torch"]
 
 READABLE = (
     "Keras' .h5 (published layout or whole model), .weights.h5 and .keras, .safetensors of this "
@@ -52,16 +54,15 @@ LAYOUTS = {
     ".pth": ("torchvision", "timm"),
     ".pt": ("torchvision", "timm"),
 }
-"""Endings that `write_weights` takes, and the layouts that each can stand for, its own first.
+"""Endings that `write_weights` accepts, and the layouts that each can stand for, the default first.
 Plain `.h5` is the layout of the published files."""
 
 WRITABLE = tuple(LAYOUTS)
 
 PIXELS = ("caffe", "torch", "unit")
-"""Ways in which pixels are prepared (data/preprocess.py)."""
+"""Preprocessing modes (data/images/preprocess.py)."""
 
-PARAMS = ("kernel", "scale", "bias", "mean", "var")
-"""Parameters' names, in the order in which they are given."""
+_KERAS_WRITERS = {".h5": write_legacy_h5, ".weights.h5": write_weights_h5, ".keras": write_keras}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class WeightFile:
     """A weight file, opened once.
 
     Every property is computed when it is first asked for, and then kept: a file is parsed once and
-    hashed once, however many functions need it. No file stays open.
+    hashed once, however many functions need it. No file stays open; `read` and the end of a `with`
+    block release the memory that parsing holds, and a later `read` parses again.
 
     Raises:
         WeightsError: there is no such file, or it is not a regular one; the properties and `read`
@@ -112,7 +114,7 @@ class WeightFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Do nothing: no file stays open between calls."""
+        self._release()
 
     @functools.cached_property
     def digests(self) -> Digests:
@@ -123,29 +125,15 @@ class WeightFile:
     @functools.cached_property
     def info(self) -> FileInfo:
         """What the file states about itself; no weight is read."""
-        if self._kind in ("h5", "keras"):
-            return FileInfo(f"Keras, {self._keras.layout}", self._keras.metadata)
-        with self._tensors() as (tensors, metadata):
-            metadata = {key: value for key, value in metadata.items() if key != "format"}
-            if is_native(tensors):
-                return FileInfo("vggjax safetensors", metadata)
-            ending = "safetensors" if self._kind == "safetensors" else "state dict (.pth)"
-            return FileInfo(f"{style_of(tensors)} {ending}", metadata, "torch")
+        contents = self._contents
+        if isinstance(contents, KerasFile):
+            return FileInfo(f"Keras, {contents.layout}", contents.metadata)
+        return contents.info
 
     @functools.cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Each parameter's shape, `{layer: {parameter: shape}}`; no weight is read."""
-        if self._kind in ("h5", "keras"):
-            return self._keras.shapes
-        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-
-        def keep(received: Shapes) -> None:
-            shapes.update({layer: dict(params) for layer, params in received.items()})
-            raise StopIteration
-
-        with contextlib.suppress(StopIteration):
-            self._read_tensors(check=keep, notes=None)
-        return shapes
+        return _in_order(self._contents.shapes)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -169,36 +157,29 @@ class WeightFile:
         Raises:
             WeightsError: not a weight file, damaged, or holding NaN or infinity.
         """
-        self._check_unchanged()
-        if check is not None:
-            with _named(printable(self.path)):
+        with _named(self.path):
+            if check is not None:
                 check(self.shapes)
-        if self._kind in ("h5", "keras"):
-            weights = self._keras.read()
-            if notes is not None:
-                notes += self._keras.notes
-        else:
-            weights = self._read_tensors(check=None, notes=notes)
-        return {
-            layer: {param: params[param] for param in PARAMS if param in params}
-            for layer, params in weights.items()
-        }
+            self._check_unchanged()
+            contents = self._contents
+            weights = contents.read()
+        if notes is not None:
+            notes += contents.notes
+        _ = self.info, self.shapes  # keep them
+        self._release()
+        return _in_order(weights)
 
     @functools.cached_property
-    def _kind(self) -> "Kind":
-        return _kind(self.path)
+    def _contents(self) -> "KerasFile | TensorFile":
+        self._check_unchanged()
+        with _named(self.path):
+            kind = _kind(self.path)
+            if kind in ("h5", "keras"):
+                return parse_keras(self.path, "h5" if kind == "h5" else "zip")
+            return _parse_tensors(self.path, kind)
 
-    @functools.cached_property
-    def _keras(self) -> KerasFile:
-        return parse_keras(self.path, "h5" if self._kind == "h5" else "zip")
-
-    def _tensors(self):
-        return _open_tensors(self.path, self._kind)
-
-    def _read_tensors(self, *, check: Check | None, notes: list[str] | None) -> "Weights":
-        with self._tensors() as (tensors, _):
-            read = read_native if is_native(tensors) else read_torch
-            return read(tensors, name=printable(self.path), check=check, notes=notes)
+    def _release(self) -> None:
+        self.__dict__.pop("_contents", None)  # a state dict from before 2020 is all in memory
 
     def _current_identity(self) -> tuple[int, ...]:
         with open_regular(self.path) as file:
@@ -213,12 +194,43 @@ class WeightFile:
             )
 
 
+@dataclass(frozen=True)
+class TensorFile:
+    """A parsed file of named tensors: safetensors, or a state dict of PyTorch."""
+
+    path: Path
+    info: FileInfo
+    layers: dict[str, dict[str, tuple[Span, Layout]]]
+    notes: list[str]
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Each parameter's shape in the package's order."""
+        return {
+            layer: {
+                param: layout.held_shape(span.shape) for param, (span, layout) in params.items()
+            }
+            for layer, params in self.layers.items()
+        }
+
+    def read(self) -> "Weights":
+        """Read all weights as float32 in the package's order."""
+        with open_regular(self.path) as file:
+            return {
+                layer: {param: read_array(file, *array) for param, array in params.items()}
+                for layer, params in self.layers.items()
+            }
+
+
 def read_weights(
     path: str | os.PathLike, *, check: Check | None = None, notes: list[str] | None = None
 ) -> "Weights":
-    """Read a weight file of any known kind, whatever its ending.
+    """Read a weight file of any known format, whatever its ending.
 
-    See `WeightFile.read`.
+    Args:
+        path: the file.
+        check: called with `{layer: {parameter: shape}}` before any number is read.
+        notes: extended by a line for each type of number that was cast or array left out.
 
     Raises:
         WeightsError: no such file, not a weight file, damaged, or holding NaN or infinity.
@@ -226,24 +238,16 @@ def read_weights(
     return WeightFile(path).read(check=check, notes=notes)
 
 
-Kind = Literal["h5", "keras", "safetensors", "torch"]
-
-
 def _kind(path: Path) -> Kind:
-    """Looks at a file's first bytes, and at an archive's members."""
-    name = printable(path)
-    if path.is_dir():
-        raise WeightsError(
-            f"{name} is a folder; a weight file is wanted: {READABLE}.", code="E_FILE"
-        )
+    """Determine the format from a file's first bytes, and from an archive's members."""
     with open_regular(path) as file:
         start = file.read(512)
         if not start:
-            raise WeightsError(f"{name} is empty. Fetch or write it again.", code="E_TRUNCATED")
+            raise WeightsError("it is empty. Download or write it again.", code="E_TRUNCATED")
         if start.startswith(b"PK\x03\x04"):
-            with _named(name), open_archive(file) as archive:
+            with open_archive(file) as archive:
                 return "torch" if is_torch_archive(archive.namelist()) else "keras"
-        if is_safetensors(start):  # its length may look like a pickle's first bytes
+        if is_safetensors(start):  # its length may look like the first bytes of a pickle
             return "safetensors"
         if is_pickle(start):
             return "torch"
@@ -251,66 +255,85 @@ def _kind(path: Path) -> Kind:
         return "h5"
     what = "not a weight file"
     if b"git-lfs" in start:
-        what = "a Git LFS pointer and not the file itself"
+        what = "a Git LFS pointer instead of the file itself"
     elif b"<html" in start.lower() or b"<!doctype" in start.lower():
-        what = "a web page, perhaps of a failed download, and not a weight file"
-    raise WeightsError(f"{name} is {what}. Readable are {READABLE}.", code="E_FORMAT")
+        what = "a web page, perhaps from a failed download, and not a weight file"
+    raise WeightsError(f"it is {what}. Readable formats: {READABLE}.", code="E_FORMAT")
+
+
+def _parse_tensors(path: Path, kind: Kind) -> TensorFile:
+    if kind == "safetensors":
+        with open_regular(path) as file:
+            spans, metadata = read_header(file)
+        metadata.pop("format", None)
+    else:
+        spans, metadata = read_state_dict(path)
+    if not spans:
+        raise WeightsError("it holds no arrays.", code="E_MISSING")
+    if has_package_names(spans):
+        info = FileInfo("vggjax safetensors", metadata)
+        layers = {
+            layer: {param: (span, AS_IS) for param, span in params.items()}
+            for layer, params in group_by_layer(spans).items()
+        }
+        for span in spans.values():
+            check_span(span)
+    elif has_torch_names(spans):
+        ending = "safetensors" if kind == "safetensors" else "state dict (.pth)"
+        info = FileInfo(f"{naming_style(spans)} {ending}", metadata, "torch")
+        layers = plan_layers(spans)
+    else:
+        raise WeightsError(
+            f"it holds {printable(next(iter(spans)))!r}, which is not a name of a known VGG. Known "
+            f"are the names of this package (block1_conv1.kernel), torchvision (features.0.weight) "
+            f"and timm.",
+            code="E_NAME",
+        )
+    notes = casts(span for params in layers.values() for span, _ in params.values())
+    return TensorFile(path, info, layers, notes)
+
+
+def _in_order(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the layers with their parameters in the order of `PARAMS`."""
+    return {
+        layer: {param: params[param] for param in PARAMS if param in params}
+        for layer, params in layers.items()
+    }
 
 
 @contextlib.contextmanager
-def _open_tensors(path: Path, kind: Kind) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
-    """Opens a file of named tensors: (tensors, metadata)."""
-    name = printable(path)
-    with open_regular(path) as file, _named(name):
-        if kind == "safetensors":
-            tensors, metadata = read_header(file, name=name)
-        else:
-            tensors, metadata = load_tensors(file, path, name=name)
-        if not tensors:
-            raise WeightsError(f"{name} has not a single array in it.", code="E_MISSING")
-        if not is_native(tensors) and not is_torch(tensors):
-            raise WeightsError(
-                f"{name} holds {printable(next(iter(tensors)))!r}, a name of no VGG that is known; "
-                f"known are this package's (block1_conv1.kernel), torchvision's "
-                f"(features.0.weight) and timm's.",
-                code="E_NAME",
-            )
-        yield tensors, metadata
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Puts the file's name before every refusal that lacks it."""
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's name in front of every refusal that lacks it."""
     try:
         yield
     except WeightsError as error:
-        if name in str(error):
+        if printable(path) in str(error):
             raise
-        raise WeightsError(f"{name}: {error}", code=error.code) from None
+        raise WeightsError(f"{printable(path)}: {error}", code=error.code) from None
 
 
 def check_destination(path: str | os.PathLike, layout: str | None = None) -> tuple[str, str | None]:
-    """Gives the one of `WRITABLE` that the path ends in, and the layout, once it can be written to.
+    """Return the ending (one of `WRITABLE`) and the layout that `write_weights` would write.
 
     Raises:
-        WeightsError: an unknown ending, one that the layout does not have, a folder, or a folder
-            that is not there.
+        WeightsError: an unknown ending, a layout that the ending does not have, a folder, or a
+            folder that does not exist.
     """
     path = Path(path)
     name = path.name.lower()
     ending = next((ending for ending in WRITABLE if name.endswith(ending)), None)
     if ending is None or name == ending:
         raise WeightsError(
-            f"The ending says what is written, and {printable(path.name)!r} has none of "
-            f"{', '.join(WRITABLE)}.",
+            f"The ending decides the format of a weight file; got {printable(path.name)!r}. "
+            f"Choices: {', '.join(WRITABLE)}.",
             code="E_WRITE",
         )
     layouts = LAYOUTS[ending]
     if layout is not None and layout not in layouts:
-        endings = [other for other, have in LAYOUTS.items() if layout in have]
-        fix = f"it goes with {', '.join(endings)}" if endings else "the ending alone says it"
+        endings = [other for other, choices in LAYOUTS.items() if layout in choices]
+        fix = f"it goes with {', '.join(endings)}" if endings else "the ending alone decides"
         raise WeightsError(
-            f"{ending} is not written as {printable(layout)!r}: {fix}. Choices for {ending}: "
+            f"{ending} cannot have the layout {printable(layout)!r}: {fix}. Choices for {ending}: "
             f"{', '.join(layouts) or 'none'}.",
             code="E_WRITE",
         )
@@ -318,10 +341,10 @@ def check_destination(path: str | os.PathLike, layout: str | None = None) -> tup
         raise WeightsError(f"{printable(path)} is a folder; name a file in it.", code="E_WRITE")
     if not path.parent.is_dir():
         raise WeightsError(
-            f"There is no folder {printable(path.parent)}. Make it first.", code="E_WRITE"
+            f"There is no folder {printable(path.parent)}. Create it first.", code="E_WRITE"
         )
     if ending in (".pth", ".pt"):
-        need_torch(printable(path.name))
+        require_torch(printable(path.name))
     return ending, layout or next(iter(layouts), None)
 
 
@@ -332,27 +355,32 @@ def write_weights(
     metadata: dict[str, str] | None = None,
     layout: str | None = None,
 ) -> None:
-    """Writes the weights in the layout that the path's ending names.
+    """Write weights in the format that the path's ending names.
 
-    A file that was there is replaced once the new one is complete. `metadata` is kept by every
-    layout, where its own library passes over it.
+    An existing file is replaced when the new one is complete. Every format keeps the `metadata`,
+    where its own library ignores it.
 
     Raises:
-        WeightsError: an unknown ending, nowhere to write, or arrays that are no weights or that
-            the layout cannot hold.
+        WeightsError: an unknown ending, a destination that cannot be written, or arrays that are
+            not weights or that the layout cannot hold.
     """
     path, (ending, layout) = Path(path), check_destination(path, layout)
     checked, metadata = _checked(weights), metadata or {}
     try:
-        with atomic_write(path, sync=True) as part:
+        with atomic_write(path, sync=True) as temporary:
             if layout is None:
-                WRITERS[ending](part, checked, metadata)
+                _KERAS_WRITERS[ending](temporary, checked, metadata)
             elif layout == "vggjax":
-                write_native(part, checked, metadata)
+                tensors = [
+                    TensorToWrite(f"{layer}.{param}", array.shape, lambda array=array: [array])
+                    for layer, params in checked.items()
+                    for param, array in params.items()
+                ]
+                write_tensors(temporary, tensors, {"format": "vggjax", **metadata})
             elif ending == ".safetensors":
-                write_tensors(part, torch_tensors(checked, layout), {"format": "pt", **metadata})
+                write_tensors(temporary, to_torch(checked, layout), {"format": "pt", **metadata})
             else:
-                write_torch_file(part, torch_tensors(checked, layout), metadata)
+                write_state_dict(temporary, to_torch(checked, layout), metadata)
     except OSError as error:
         raise WeightsError(
             f"{printable(path)} cannot be written: {error.strerror or printable(error)}.",
@@ -360,21 +388,18 @@ def write_weights(
         ) from None
 
 
-WRITERS = {".h5": write_legacy_h5, ".weights.h5": write_weights_h5, ".keras": write_keras}
-"""Of Keras' endings."""
-
-
 def _checked(weights: Mapping[str, Mapping[str, np.ndarray]]) -> "Weights":
     checked: Weights = {}
     for layer, params in weights.items():
         if not layer or "/" in layer or "." in layer or not layer.isprintable():
             raise WeightsError(
-                f"A layer cannot be called {printable(layer)!r} in a weight file.", code="E_NAME"
+                f"{printable(layer)!r} cannot be the name of a layer in a weight file.",
+                code="E_NAME",
             )
         for param, array in params.items():
             if param not in PARAMS:
                 raise WeightsError(
-                    f"The layer {layer!r} has a parameter {printable(param)!r}; written are "
+                    f"The layer {layer!r} has a parameter {printable(param)!r}. Choices: "
                     f"{', '.join(PARAMS)}.",
                     code="E_NAME",
                 )
