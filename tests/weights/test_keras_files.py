@@ -202,7 +202,7 @@ def refusal(path):
         (b"\x88HDF\r\n\x1a\n" + bytes(100), "is not a weight file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is damaged or cut short"),
         (b"PK\x03\x04" + bytes(100), "is a damaged archive"),
-        (struct.pack("<Q", 9) + b"{notjson}", "is damaged or no safetensors"),
+        (struct.pack("<Q", 9) + b"{notjson}", "safetensors header is invalid: it is not JSON"),
         (struct.pack("<Q", 2**62) + b"{", "claims a header"),
     ],
 )
