@@ -110,7 +110,12 @@ def test_convert_prints_the_checksum_and_refuses_another(start, tmp_path, capsys
     assert not dst.exists() and "[E_DIGEST]" in capsys.readouterr().err
     assert main([*command, sha256(start), "--format", "timm"]) == 0
     said = capsys.readouterr().out
-    for words in (sha256(start), "torchvision safetensors", "Preprocess  torch", "none of the publ"):
+    for words in (
+        sha256(start),
+        "torchvision safetensors",
+        "Preprocess  torch",
+        "none of the publ",
+    ):
         assert words in said, words
     assert main(["convert", str(start), str(tmp_path / "w.h5"), "--format", "timm"]) == 2
     assert "it goes with .safetensors, .pth, .pt" in capsys.readouterr().err
