@@ -1,4 +1,4 @@
-"""The cleaned copy: what is in it, what is not, and that the original never changes."""
+"""Cleaned copies: their contents, what is left out, and that the original never changes."""
 
 import csv
 import os
@@ -24,29 +24,29 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def state(folder: Path) -> dict[str, tuple]:
-    """Everything about a tree that could change, but for the times of reading."""
-    found = {}
+    """Return everything about a tree that could change, except access times."""
+    entries = {}
     for path in [folder, *folder.rglob("*")]:
         status = path.lstat()
         data = path.read_bytes() if path.is_file() else None
-        found[str(path)] = (status.st_mtime_ns, status.st_mode, status.st_size, data)
-    return found
+        entries[str(path)] = (status.st_mtime_ns, status.st_mode, status.st_size, data)
+    return entries
 
 
-def mend(root: Path, out: Path):
+def clean_copy(root: Path, out: Path):
     return write_clean_copy(examine(str(root)), out)
 
 
-def test_a_clean_data_set_is_copied_byte_for_byte_with_its_times(tmp_path):
+def test_a_clean_dataset_is_copied_byte_for_byte_with_its_times(tmp_path):
     root = fill(tmp_path / "set", "train/a", "train/b/deep", "val/a", "val/b")
     os.utime(root / "train" / "a" / "0.png", (1e9, 1e9))
-    copy = mend(root, tmp_path / "out")
+    copy = clean_copy(root, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(root)
     assert (tmp_path / "out" / "train" / "a" / "0.png").stat().st_mtime == 1e9
     assert copy.images == 16 and copy.changes == ()
 
 
-def messy(root: Path) -> Path:
+def make_messy(root: Path) -> Path:
     fill(root, "train/a", "train/b", "test/a", "test/b", count=12)
     put(root, "train/a/cut.png", (root / "train/a/0.png").read_bytes()[:200])
     put(root, "train/a/empty.jpg", b"")
@@ -54,31 +54,31 @@ def messy(root: Path) -> Path:
     put(root, "test/b/leaked.png", scene(1002, 40))
     put(root, "train/a/conflict.png", scene(1003, 40))
     put(root, "train/a/png.jpg", scene(50, 40))
-    put(root, "train/a/notes.txt", b"me")
+    put(root, "train/a/notes.txt", b"text")
     (root / "test" / "b" / "link.png").symlink_to(put(root.parent, "far/real.png", scene(51, 40)))
     return root
 
 
-def test_what_cannot_be_used_is_left_out_and_the_rest_is_clean(tmp_path):
-    root = messy(tmp_path / "set")
+def test_unusable_images_are_left_out_and_the_copy_is_clean(tmp_path):
+    root = make_messy(tmp_path / "set")
     before = state(root)
-    copy = mend(root, tmp_path / "out")
+    copy = clean_copy(root, tmp_path / "out")
     after = contents(tmp_path / "out")
-    gone = {"train/a/cut.png", "train/a/empty.jpg", "train/a/twice.png", "train/a/notes.txt"}
-    gone |= {"train/b/2.png"}  # its copy in test stays
-    gone |= {"train/a/conflict.png", "train/b/3.png"}  # two labels: neither is to be believed
-    kept = {name: data for name, data in contents(root).items() if name not in gone}
+    left_out = {"train/a/cut.png", "train/a/empty.jpg", "train/a/twice.png", "train/a/notes.txt"}
+    left_out |= {"train/b/2.png"}  # its copy in test stays
+    left_out |= {"train/a/conflict.png", "train/b/3.png"}  # one image with two labels
+    kept = {name: data for name, data in contents(root).items() if name not in left_out}
     kept["train/a/png.png"] = kept.pop("train/a/png.jpg")
     assert after == kept
     assert not (tmp_path / "out" / "test" / "b" / "link.png").is_symlink()
     assert examine(str(tmp_path / "out")).exit_code == 0
     assert state(root) == before
-    assert {change.id for change in copy.left_out} == gone - {"train/a/notes.txt"}
+    assert {change.id for change in copy.left_out} == left_out - {"train/a/notes.txt"}
 
 
-def test_each_change_is_in_the_table_beside_the_copy(tmp_path):
-    root = messy(tmp_path / "set")
-    copy = mend(root, tmp_path / "out")
+def test_each_change_is_listed_in_the_table_next_to_the_copy(tmp_path):
+    root = make_messy(tmp_path / "set")
+    copy = clean_copy(root, tmp_path / "out")
     assert copy.table == tmp_path / "out.doctor.csv"
     with open(copy.table, encoding="utf-8", newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
@@ -89,24 +89,24 @@ def test_each_change_is_in_the_table_beside_the_copy(tmp_path):
     assert len(rows) == 7
 
 
-def test_near_duplicates_stay(tmp_path):
+def test_near_duplicates_are_copied(tmp_path):
     root = fill(tmp_path / "set", "a", "b")
     put(root, "a/again.png", saved(scene(1, 40), 70))
-    mend(root, tmp_path / "out")
+    clean_copy(root, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(root)
     assert [item.kind for item in examine(str(tmp_path / "out")).items] == ["near_duplicate"]
 
 
-def test_classes_and_files_that_differ_only_in_case_are_told_apart_everywhere(tmp_path):
+def test_names_that_differ_only_in_case_stay_distinct_on_every_file_system(tmp_path):
     root = fill(tmp_path / "set", "Cat", "cat", "dog")
     for i, name in enumerate(("A.PNG", "a.png", "con.png", "what?.png", "dot..png", "e\u0301.png")):
         put(root, f"dog/{name}", scene(90 + i, 40))
     put(root, "dog/\u00e9.png", scene(99, 40))
-    mend(root, tmp_path / "out")
+    clean_copy(root, tmp_path / "out")
     assert set(os.listdir(tmp_path / "out")) == {"Cat", "cat_2", "dog"}
     names = set(os.listdir(tmp_path / "out" / "dog"))
     assert {"A.PNG", "a_2.png", "_con.png", "what_.png"} <= names
-    assert len({clean.os.fsdecode(name).casefold() for name in names}) == 11
+    assert len({name.casefold() for name in names}) == 11
     assert sum("\u0301" in name for name in names) + sum("\u00e9" in name for name in names) == 2
 
 
@@ -127,37 +127,37 @@ def test_classes_and_files_that_differ_only_in_case_are_told_apart_everywhere(tm
         ("", "_"),
     ],
 )
-def test_a_name_becomes_one_that_every_system_holds(name, safe):
+def test_a_safe_name_is_accepted_by_every_system_and_stays(name, safe):
     assert safe_name(name) == safe
     assert safe_name(safe) == safe
 
 
-def test_a_name_never_grows_beyond_what_a_folder_holds():
+def test_a_name_is_truncated_to_what_a_folder_entry_holds():
     names = SafeNames()
-    given = [names.file(("a",), "é" * 200, ".jpeg")[-1] for _ in range(3)]
-    assert len(set(given)) == 3 and all(len(name.encode()) <= 255 for name in given)
-    assert all(name.endswith(".jpeg") for name in given)
+    assigned = [names.file(("a",), "é" * 200, ".jpeg")[-1] for _ in range(3)]
+    assert len(set(assigned)) == 3 and all(len(name.encode()) <= 255 for name in assigned)
+    assert all(name.endswith(".jpeg") for name in assigned)
 
 
-def test_a_list_becomes_a_tree_of_classes(tmp_path):
+def test_a_csv_becomes_a_tree_of_classes(tmp_path):
     for i, folder in enumerate(("x", "y", "z", "x2", "y2", "z2")):
         put(tmp_path, f"{folder}/photo.png", scene(i, 40))
     lines = ["path,label", "x/photo.png,a", "y/photo.png,a", "z/photo.png,a"]
     lines += [f"{name}/photo.png,train" for name in ("x2", "y2", "z2")]
     (tmp_path / "set.csv").write_text("\n".join(lines))
-    mend(tmp_path / "set.csv", tmp_path / "out")
+    clean_copy(tmp_path / "set.csv", tmp_path / "out")
     assert set(contents(tmp_path / "out")) == {
         f"{label}/photo{number}.png" for label in ("a", "train_") for number in ("", "_2", "_3")
     }
     assert examine(str(tmp_path / "out")).exit_code == 0
 
 
-def test_a_list_with_splits_keeps_them(tmp_path):
+def test_a_csv_keeps_its_splits(tmp_path):
     root = fill(tmp_path / "set", "a", "b")
     splits = ("train", "train", "val", "test")
     lines = [f"set/{c}/{i}.png,{c},{splits[i]}" for c in "ab" for i in range(4)]
     (tmp_path / "set.csv").write_text("\n".join(["path,label,split", *lines]))
-    mend(tmp_path / "set.csv", tmp_path / "out")
+    clean_copy(tmp_path / "set.csv", tmp_path / "out")
     wanted = {f"{splits[i]}/{c}/{i}.png" for c in "ab" for i in range(4)}
     assert set(contents(tmp_path / "out")) == wanted and root.exists()
 
@@ -175,30 +175,30 @@ def test_a_list_with_splits_keeps_them(tmp_path):
         ("taken", "is in the way"),
     ],
 )
-def test_a_place_that_will_not_do_is_refused_and_nothing_written(tmp_path, where, message):
+def test_an_unsuitable_output_is_refused_and_nothing_written(tmp_path, where, message):
     root = fill(tmp_path / "set", "a", "b")
     shutil.move(root / "b", tmp_path / "real")
     (root / "b").symlink_to(tmp_path / "real")
-    put(tmp_path, "full/file", b"mine")
-    put(tmp_path, "taken.partial/file", b"mine")
+    put(tmp_path, "full/file", b"data")
+    put(tmp_path, "taken.partial/file", b"data")
     before = state(tmp_path)
     with pytest.raises(DataError, match=message):
-        mend(root, tmp_path / where)
+        clean_copy(root, tmp_path / where)
     assert state(tmp_path) == before
 
 
-def test_an_empty_folder_is_taken(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     (tmp_path / "out").mkdir()
-    assert mend(fill(tmp_path / "set", "a", "b"), tmp_path / "out").images == 8
+    assert clean_copy(fill(tmp_path / "set", "a", "b"), tmp_path / "out").images == 8
 
 
-def test_data_without_files_is_refused_with_the_reason(tmp_path):
+def test_a_dataset_without_files_is_refused(tmp_path):
     with pytest.raises(DataError, match="`fix` copies files, and digits has none of its own"):
         write_clean_copy(examine("digits"), tmp_path / "never")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
+def test_a_failed_copy_leaves_nothing(tmp_path, monkeypatch, error):
     root = fill(tmp_path / "set", "a", "b")
     copy2, calls = shutil.copy2, []
 
@@ -211,24 +211,24 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
     monkeypatch.setattr(clean.shutil, "copy2", copied)
     wanted = DataError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(wanted, match="No space left" if wanted is DataError else None):
-        mend(root, tmp_path / "out")
+        clean_copy(root, tmp_path / "out")
     assert os.listdir(tmp_path) == ["set"]
 
 
-def test_what_a_killed_call_left_behind_is_replaced(tmp_path):
+def test_the_remains_of_a_killed_call_are_replaced(tmp_path):
     root = fill(tmp_path / "set", "a", "b")
     put(tmp_path, "out.partial/.vggjax-doctor", b"")
     put(tmp_path, "out.partial/a/half.png", b"half")
-    mend(root, tmp_path / "out")
+    clean_copy(root, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["out", "out.doctor.csv", "set"]
     assert contents(tmp_path / "out") == contents(root)
 
 
-def test_images_in_a_list_get_an_ending_that_a_folder_scan_knows(tmp_path):
+def test_images_of_a_csv_get_the_extension_of_their_content(tmp_path):
     fill(tmp_path / "set", "a", "b")
     with Image.open(tmp_path / "set" / "a" / "0.png") as image:
         image.save(tmp_path / "set" / "photo.2020", "WEBP", lossless=True)
     lines = [f"set/{c}/{i}.png,{c}" for c in "ab" for i in range(1, 4)]
     (tmp_path / "set.csv").write_text("\n".join(["path,label", *lines, "set/photo.2020,a"]))
-    mend(tmp_path / "set.csv", tmp_path / "out")
+    clean_copy(tmp_path / "set.csv", tmp_path / "out")
     assert (tmp_path / "out" / "a" / "photo.2020.webp").exists()

@@ -1,7 +1,8 @@
-"""What is wrong with a dataset: each kind of fault is found, told, and judged."""
+"""Each kind of problem in a dataset is found, counted and classified."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,12 +14,14 @@ from support.scenes import fill, put, saved, scene
 
 from vggjax.data.quality import doctor
 from vggjax.data.quality.doctor import examine
+from vggjax.data.quality.duplicates import find_duplicates
 from vggjax.data.quality.findings import KINDS, Findings
+from vggjax.data.sources.open import open_source
 
 SHARED = Path(__file__).parents[3] / "shared"
 
 
-def found(root: Path | str, **options) -> dict[str, int]:
+def counts_of(root: Path | str, **options) -> dict[str, int]:
     return {item.kind: item.count for item in examine(str(root), **options).items}
 
 
@@ -26,7 +29,7 @@ def names_of(findings: Findings, kind: str) -> list[list[str]]:
     return [[findings.source.ids[i] for i in entry.images] for entry in findings.of(kind)]
 
 
-def test_a_clean_folder_has_no_finding_at_all(tmp_path):
+def test_a_clean_folder_has_no_findings(tmp_path):
     findings = examine(str(fill(tmp_path, "a", "b")))
     assert findings.items == () and findings.exit_code == 0
     np.testing.assert_allclose(findings.weights, [1, 1])
@@ -52,30 +55,30 @@ def test_an_unreadable_file_is_a_problem_of_its_kind(tmp_path, kind):
     assert findings.exit_code == 2 and [item.kind for item in findings.items] == [kind]
 
 
-def test_a_file_that_was_cut_is_truncated(tmp_path):
+def test_half_a_jpeg_is_truncated(tmp_path):
     path = put(fill(tmp_path, "a", "b", count=30), "b/cut.jpg", scene(7), "JPEG")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert found(tmp_path) == {"truncated": 1}
+    assert counts_of(tmp_path) == {"truncated": 1}
 
 
-def test_pipes_devices_and_links_to_nothing_neither_hang_nor_crash(tmp_path):
+def test_pipes_devices_and_dangling_links_neither_hang_nor_crash(tmp_path):
     fill(tmp_path, "a", "b", count=60)
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     (tmp_path / "a" / "zero.jpg").symlink_to("/dev/zero")
     (tmp_path / "a" / "gone.jpg").symlink_to("nothing.jpg")
     (tmp_path / "a" / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "b" / "up").symlink_to("..")
-    assert found(tmp_path) == {"not_a_file": 2, "missing": 1, "unreadable": 1}
+    assert counts_of(tmp_path) == {"not_a_file": 2, "missing": 1, "unreadable": 1}
 
 
-def test_more_than_one_in_twenty_unreadable_is_what_a_training_would_refuse(tmp_path):
+def test_more_than_5_percent_unreadable_images_would_be_refused_by_training(tmp_path):
     fill(tmp_path, "a", "b", count=10)
     for i in range(2):
         put(tmp_path, f"a/bad{i}.jpg", b"")
-    assert found(tmp_path) == {"refused": 1, "empty_file": 2}
+    assert counts_of(tmp_path) == {"refused": 1, "empty_file": 2}
 
 
-def test_a_class_of_which_nothing_can_be_read_is_refused_and_named(tmp_path):
+def test_a_class_without_readable_images_is_refused_by_name(tmp_path):
     fill(tmp_path, "a", count=60)
     for i in range(3):
         put(tmp_path, f"b/{i}.jpg", b"")
@@ -93,21 +96,21 @@ def test_a_class_of_which_nothing_can_be_read_is_refused_and_named(tmp_path):
         lambda root: fill(root, "test/a", "test/b"),
         lambda root: fill(root, "a", "b", count=1),
     ],
-    ids=["one class", "no folders", "nothing", "another class in val", "no train", "too few"],
+    ids=["one class", "no folders", "nothing", "extra class in val", "no train", "too few"],
 )
-def test_what_a_training_refuses_is_a_finding_and_no_error(tmp_path, make):
+def test_what_training_refuses_is_a_finding_and_not_an_error(tmp_path, make):
     make(tmp_path)
     findings = examine(str(tmp_path))
     assert findings.of("refused") and findings.exit_code == 2
 
 
-def test_an_empty_class_is_named(tmp_path):
+def test_an_empty_class_is_listed(tmp_path):
     (fill(tmp_path, "a", "b") / "c").mkdir()
     findings = examine(str(tmp_path))
     assert [entry.text for entry in findings.of("empty_class")] == ["c"]
 
 
-def test_copies_are_counted_beyond_the_first_and_near_ones_apart(tmp_path):
+def test_exact_and_near_duplicates_are_counted_beyond_the_first(tmp_path):
     fill(tmp_path, "a", "b")
     for i in range(3):
         put(tmp_path, f"a/copy{i}.bmp", scene(1, 40), "BMP")
@@ -124,7 +127,7 @@ def test_copies_are_counted_beyond_the_first_and_near_ones_apart(tmp_path):
     assert names_of(findings, "near_duplicate") == [["a/2.png", "a/again.jpg"]]
 
 
-def test_one_image_under_two_labels_is_a_conflict(tmp_path):
+def test_one_image_with_two_labels_is_a_conflict(tmp_path):
     fill(tmp_path, "a", "b")
     put(tmp_path, "b/same.png", scene(1, 40))
     put(tmp_path, "b/like.png", saved(scene(2, 40), 70))
@@ -135,7 +138,7 @@ def test_one_image_under_two_labels_is_a_conflict(tmp_path):
     ]
 
 
-def test_one_image_in_two_splits_leaks_and_within_one_split_does_not(tmp_path):
+def test_one_image_in_two_splits_leaks_and_twice_in_one_split_does_not(tmp_path):
     fill(tmp_path, "train/a", "train/b", "test/a", "test/b")
     put(tmp_path, "test/a/same.png", scene(1, 40))
     put(tmp_path, "test/a/like.png", saved(scene(2, 40), 70))
@@ -148,14 +151,14 @@ def test_one_image_in_two_splits_leaks_and_within_one_split_does_not(tmp_path):
     assert not findings.of("label_conflict")
 
 
-def test_small_pictures_are_a_problem_among_large_ones_and_a_remark_where_all_are(tmp_path):
+def test_small_images_are_a_problem_only_among_large_ones(tmp_path):
     mixed = put(fill(tmp_path / "mixed", "a", "b"), "a/small.png", scene(99, 31)).parents[1]
-    assert found(mixed) == {"tiny": 1}
-    assert found(fill(tmp_path / "all", "a", "b", side=31)) == {"small_pictures": 8}
+    assert counts_of(mixed) == {"tiny": 1}
+    assert counts_of(fill(tmp_path / "all", "a", "b", side=31)) == {"small_pictures": 8}
     assert examine("digits").exit_code == 0
 
 
-def test_only_what_is_longer_than_four_to_one_is_an_extreme_shape(tmp_path):
+def test_an_aspect_ratio_above_four_is_extreme(tmp_path):
     fill(tmp_path, "a", "b")
     put(tmp_path, "a/long.png", scene(50, 160)[:40])
     put(tmp_path, "a/longer.png", scene(51, 164)[:40])
@@ -165,13 +168,13 @@ def test_only_what_is_longer_than_four_to_one_is_an_extreme_shape(tmp_path):
 
 
 @pytest.mark.parametrize("count, kind", [(11, None), (12, "uneven"), (40, "imbalance")])
-def test_imbalance_is_told_from_three_and_a_problem_from_ten_to_one(tmp_path, count, kind):
+def test_imbalance_is_a_remark_from_three_and_a_problem_from_ten_to_one(tmp_path, count, kind):
     fill(fill(tmp_path, "a", count=4), "b", count=count, seed=5000)
     findings = examine(str(tmp_path))
     assert [item.kind for item in findings.items] == ([kind] if kind else [])
 
 
-def test_the_weights_are_those_that_a_training_would_use(tmp_path):
+def test_the_class_weights_are_those_of_training(tmp_path):
     for split in ("train", "val", "test"):  # of 5, 3 and 4 letters
         fill(tmp_path, f"{split}/a", count=2, seed=100 * len(split))
         fill(tmp_path, f"{split}/b", count=4, seed=100 * len(split) + 50)
@@ -186,12 +189,12 @@ def test_the_weights_are_those_that_a_training_would_use(tmp_path):
     }
 
 
-def test_mild_things_are_remarks_and_leave_the_exit_code_at_0(tmp_path):
+def test_remarks_leave_the_exit_code_at_0(tmp_path):
     fill(tmp_path, "a", "b")
     put(tmp_path, "a/other.jpg", scene(60, 40))
     put(tmp_path, "b/gray.png", scene(61, 40)[..., 0])
     put(tmp_path, "loose.png", scene(62, 40))
-    put(tmp_path, "b/read.txt", b"me")
+    put(tmp_path, "b/read.txt", b"text")
     fill(tmp_path, ".git", count=1)
     findings = examine(str(tmp_path))
     assert findings.exit_code == 0
@@ -205,7 +208,7 @@ def test_mild_things_are_remarks_and_leave_the_exit_code_at_0(tmp_path):
     assert findings.of("adapted")[0].text == "gray made RGB"
 
 
-def test_a_list_names_what_is_not_there(tmp_path):
+def test_missing_files_of_a_csv_are_listed(tmp_path):
     fill(tmp_path, "a", "b")
     lines = [f"{c}/{i}.png,{c}" for c in "ab" for i in range(4)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines, "gone.png,a"]))
@@ -214,16 +217,16 @@ def test_a_list_names_what_is_not_there(tmp_path):
     assert len(findings.source) == 8
 
 
-def test_a_image_without_a_split_leaks_into_none(tmp_path):
+def test_an_image_without_a_split_does_not_leak(tmp_path):
     fill(tmp_path, "a", "b")
     put(tmp_path, "a/same.png", scene(1, 40))
     lines = [f"{c}/{i}.png,{c},train" for c in "ab" for i in range(4)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *lines, "a/same.png,a,"]))
-    kinds = found(tmp_path / "list.csv")
+    kinds = counts_of(tmp_path / "list.csv")
     assert kinds["exact_duplicate"] == 1 and "leaked" not in kinds
 
 
-def test_the_json_is_valid_and_whole_with_names_that_no_terminal_can_show(tmp_path):
+def test_the_json_is_complete_with_names_that_are_not_printable(tmp_path):
     fill(tmp_path, "a b", "x\ny", "猫")
     for name in (b"\xff\xfe.jpg", b"a\x1b[31m.jpg", b"--help.jpg"):
         put(tmp_path, f"a b/{os.fsdecode(name)}", b"")
@@ -238,7 +241,21 @@ def test_the_json_is_valid_and_whole_with_names_that_no_terminal_can_show(tmp_pa
     assert image["label"] == "a b" and image["split"] is None
 
 
-def test_examining_changes_nothing_in_the_folder(tmp_path):
+def test_a_known_source_and_its_duplicates_are_not_read_again(tmp_path):
+    fill(tmp_path, "a", "b")
+    put(tmp_path, "b/same.png", scene(1, 40))
+    put(tmp_path, "loose.png", scene(2, 40))
+    source = open_source(str(tmp_path))
+    duplicates = find_duplicates(source)
+    expected = examine(str(tmp_path)).to_json()
+    shutil.rmtree(tmp_path)
+    findings = examine(str(tmp_path), source=source, duplicates=duplicates)
+    assert findings.source is source and findings.duplicates is duplicates
+    assert findings.to_json()["problems"] == expected["problems"]
+    assert findings.of("note")[0].text.startswith("Skipped 1 image next to")
+
+
+def test_examining_does_not_change_the_folder(tmp_path):
     put(fill(tmp_path, "a", "b"), "a/bad.jpg", b"")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     examine(str(tmp_path))
@@ -258,7 +275,7 @@ def make_hostile(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_hostile_images_and_folders_are_told_and_stop_nothing(tmp_path):
+def test_hostile_images_and_folders_become_findings(tmp_path):
     hostile = make_hostile(tmp_path / "hostile")
     fill(tmp_path / "set", "good", count=30)
     (hostile / "img").rename(tmp_path / "set" / "odd")
@@ -281,17 +298,17 @@ def test_hostile_images_and_folders_are_told_and_stop_nothing(tmp_path):
     refused = ("all_corrupt_class", "empty_root", "files_at_root", "one_class", "test_only")
     for folder in sorted((hostile / "data").iterdir()):
         kind = wanted.get(folder.name, "refused" if folder.name in refused else None)
-        assert kind in (*found(folder), None), folder.name
+        assert kind in (*counts_of(folder), None), folder.name
 
 
 @pytest.mark.slow
-def test_the_flowers_have_six_exact_duplicates_four_of_them_under_two_labels(tmp_path):
+def test_the_flowers_have_six_exact_duplicates_four_of_them_with_two_labels(tmp_path):
     archive = SHARED / "data" / "flowers128.tar.gz"
     if not archive.exists():
         pytest.skip("../shared/data/flowers128.tar.gz is not here")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
-    counts = found(tmp_path / "flowers")
+    counts = counts_of(tmp_path / "flowers")
     assert set(counts) == {"label_conflict", "exact_duplicate", "near_duplicate"}
     assert counts["exact_duplicate"] == 6 and counts["label_conflict"] == 4
-    assert 20 <= counts["near_duplicate"] <= 28  # 24, each looked at: bursts, sizes, colors, crops
+    assert 20 <= counts["near_duplicate"] <= 28  # 24, each verified by eye

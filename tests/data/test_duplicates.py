@@ -1,9 +1,10 @@
-"""The same image twice: equal pixels, and the same photograph saved again, cut or brightened."""
+"""Duplicates: equal pixels, and the same photograph re-encoded, cropped or brightened."""
 
 import time
 
 import numpy as np
 import pytest
+import scipy.fft
 from PIL import Image
 from support.scenes import saved, scene
 
@@ -17,7 +18,7 @@ from vggjax.errors import DataError
 
 
 def source_of(images: list[np.ndarray | str], labels: list[int] | None = None) -> Source:
-    """Makes a dataset without files; a text is the reason why that image cannot be read."""
+    """Return a dataset without files; a text is the reason why that image is unreadable."""
 
     def read(i: int) -> DecodedImage:
         if isinstance(images[i], str):
@@ -41,23 +42,23 @@ def brightened(image: np.ndarray, times: float) -> np.ndarray:
     return np.clip(image * times, 0, 255).astype(np.uint8)
 
 
-def test_equal_pixels_are_one_group_with_its_smallest_index_for_a_number():
-    found = find(scene(0), scene(1), scene(0), scene(2), scene(1), scene(0))
-    assert found.groups.tolist() == [0, 1, 0, 3, 1, 0] and found.groups.dtype == np.int64
-    assert found.exact_groups.tolist() == [0, 1, 0, 3, 1, 0]
-    assert (found.exact, found.near) == (3, 0)
-    assert found.members() == [[0, 2, 5], [1, 4]]
+def test_equal_pixels_are_one_group_numbered_by_its_smallest_index():
+    result = find(scene(0), scene(1), scene(0), scene(2), scene(1), scene(0))
+    assert result.groups.tolist() == [0, 1, 0, 3, 1, 0] and result.groups.dtype == np.int64
+    assert result.exact_groups.tolist() == [0, 1, 0, 3, 1, 0]
+    assert (result.exact, result.near) == (3, 0)
+    assert result.members() == [[0, 2, 5], [1, 4]]
 
 
-def test_one_gray_level_in_one_pixel_makes_a_copy_near_and_not_exact():
+def test_a_change_of_one_pixel_makes_a_near_duplicate():
     other = scene(0).copy()
     other[5, 5, 2] ^= 1
-    found = find(scene(0), other)
-    assert (found.exact, found.near) == (0, 1)
-    assert found.groups.tolist() == [0, 0] and found.exact_groups.tolist() == [0, 1]
+    result = find(scene(0), other)
+    assert (result.exact, result.near) == (0, 1)
+    assert result.groups.tolist() == [0, 0] and result.exact_groups.tolist() == [0, 1]
 
 
-def test_the_same_bytes_in_another_shape_are_another_image():
+def test_equal_bytes_in_another_shape_are_not_a_duplicate():
     flat = np.full((4, 6, 3), 9, np.uint8)
     assert find(flat, flat.reshape(6, 4, 3)).exact == 0
 
@@ -77,12 +78,12 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_photograph_is_found_again_after(change):
+def test_a_photograph_is_a_near_duplicate_after(change):
     scenes = [scene(seed) for seed in range(20)]
-    found = find(*scenes, *(CHANGES[change](image) for image in scenes))
-    together = sum(found.groups[20 + i] == i for i in range(20))
-    assert together >= 18 and found.exact == 0  # a few per cent are missed, as alike.py says
-    assert found.near == together, "and nothing that is another scene is taken for it"
+    result = find(*scenes, *(CHANGES[change](image) for image in scenes))
+    together = sum(result.groups[20 + i] == i for i in range(20))
+    assert together >= 18 and result.exact == 0  # see the rates in similarity.py
+    assert result.near == together  # no other scene is taken for it
 
 
 @pytest.mark.parametrize(
@@ -93,18 +94,18 @@ def test_a_photograph_is_found_again_after(change):
         lambda x: x[20:-20, 20:-20],
         lambda x: np.rot90(x),
     ],
-    ids=["the negative", "the mirror's", "the middle alone", "turned"],
+    ids=["negative", "mirrored", "center crop", "rotated"],
 )
-def test_another_image_made_of_it_is_none(other):
+def test_a_transformed_image_is_not_a_near_duplicate(other):
     scenes = [scene(seed) for seed in range(10)]
     assert find(*scenes, *(other(image) for image in scenes)).near == 0
 
 
-def test_hundreds_of_different_scenes_have_nothing_in_common():
+def test_hundreds_of_different_scenes_have_no_near_duplicates():
     assert find(*(scene(seed, 64) for seed in range(400))).near == 0
 
 
-def test_flat_and_dark_images_with_a_little_noise_are_not_alike():
+def test_flat_images_with_noise_are_not_near_duplicates():
     rng = np.random.default_rng(0)
     dark = [rng.integers(0, 12, (64, 64, 3), np.uint8) for _ in range(30)]
     white = [255 - rng.integers(0, 6, (64, 64, 3), np.uint8) for _ in range(30)]
@@ -112,7 +113,7 @@ def test_flat_and_dark_images_with_a_little_noise_are_not_alike():
     assert find(dark[0], white[0], dark[0]).exact == 1
 
 
-def test_skies_with_one_gradient_are_not_one_image():
+def test_skies_with_one_gradient_are_not_near_duplicates():
     sky = np.linspace(90, 230, 96)[:, None, None] + np.linspace(0, 20, 96)[None, :, None]
     rng = np.random.default_rng(0)
     skies = [sky + rng.normal(0, 4, (96, 96, 3)) for _ in range(30)]
@@ -120,14 +121,14 @@ def test_skies_with_one_gradient_are_not_one_image():
 
 
 def detailed(seed: int) -> np.ndarray:
-    """Draws a scene with as much in its details as in its large shapes."""
+    """Draw a scene with as much contrast in its details as in its large shapes."""
     fine = np.random.default_rng(seed).integers(0, 256, (22, 22, 3), np.uint8)
     fine = np.asarray(Image.fromarray(fine).resize((128, 128), Image.Resampling.BICUBIC), float)
     return (0.5 * scene(seed) + 0.5 * fine).astype(np.uint8)
 
 
 @pytest.mark.parametrize("cut", [(3, 3, 3, 3), (0, 0, 6, 0), (6, 0, 0, 0), (0, 5, 0, 0)])
-def test_a_cropped_image_of_many_details_is_laid_over_the_whole_one(cut):
+def test_a_cropped_image_with_many_details_is_aligned_with_the_original(cut):
     top, bottom, left, right = cut
     scenes = [detailed(seed) for seed in range(30)]
     cropped = [image[top : 128 - bottom, left : 128 - right] for image in scenes]
@@ -135,14 +136,14 @@ def test_a_cropped_image_of_many_details_is_laid_over_the_whole_one(cut):
     assert is_near_duplicate(*thumbs).sum() >= 22
 
 
-def test_a_image_with_another_one_shining_through_is_none():
+def test_a_blend_of_two_images_is_not_a_near_duplicate():
     one, other = (np.stack([scene(seed + k) for seed in range(30)]) for k in (0, 100))
     mixed = (0.6 * one + 0.4 * other).astype(np.uint8)
     thumbs = [np.stack([image_signature(x)[1].ravel() for x in part]) for part in (one, mixed)]
     assert is_near_duplicate(*thumbs).sum() == 0
 
 
-def test_an_object_on_a_white_ground_is_found_again():
+def test_an_object_on_a_white_background_is_a_near_duplicate_of_its_copy():
     def product(seed: int) -> np.ndarray:
         image = np.full((128, 128, 3), 255, np.uint8)
         image[36:92, 40:88] = scene(seed, 56)[:, :48]
@@ -152,7 +153,7 @@ def test_an_object_on_a_white_ground_is_found_again():
     assert find(*products, *(saved(image, 40) for image in products)).near >= 19
 
 
-def test_pages_of_one_form_with_other_details_are_not_one_image():
+def test_pages_of_one_form_with_other_text_are_not_near_duplicates():
     form = np.full((160, 120, 3), 250, np.uint8)
     form[:40] = (20, 40, 160)
     form[40:, :30] = 200
@@ -167,38 +168,54 @@ def test_pages_of_one_form_with_other_details_are_not_one_image():
     assert find(*pages, *(saved(image, 50) for image in pages)).near == 30
 
 
-def test_images_below_32_px_are_compared_by_their_pixels_alone():
+def test_images_below_32_px_have_exact_duplicates_only():
     small = scene(0, 31)
     other = brightened(small, 1.05)
     assert find(small, other).near == 0 and find(small, other, small).exact == 1
     assert image_signature(scene(0, 31)) is None and image_signature(scene(0, 32)) is not None
-    assert find_duplicates(open_source("digits")).near == 0  # where one 3 is like another
+    assert find_duplicates(open_source("digits")).near == 0
 
 
-def test_near_can_be_turned_off():
-    found = find(scene(0), saved(scene(0), 50), scene(0), near=False)
-    assert found.groups.tolist() == [0, 1, 0] and (found.exact, found.near) == (1, 0)
+@pytest.mark.parametrize("size", [(64, 64), (32, 33), (100, 47), (128, 90)])
+def test_a_signature_averages_areas_and_compares_frequencies_with_their_median(size):
+    height, width = size
+    pixels = scene(1)[:height, :width]
+    gray = np.asarray(Image.fromarray(pixels).convert("L"), float)
+    fine = np.repeat(np.repeat(gray, 32, 0), 32, 1)  # each cell of the grid has whole pixels
+    cells = fine.reshape(32, height, 32, width).mean((1, 3))
+    code, thumb = image_signature(pixels)
+    assert np.abs(thumb - cells.reshape(16, 2, 16, 2).mean((1, 3))).max() <= 1  # rounded twice
+    low = scipy.fft.dctn(np.rint(cells))[:8, :8].ravel()
+    bits = np.array([bool(code >> k & 1) for k in reversed(range(64))])
+    clear = np.abs(low - np.median(low)) > 1e-3 * np.abs(low).max()  # cells round either way
+    assert clear.sum() > 20
+    np.testing.assert_array_equal(bits[clear], (low > np.median(low))[clear])
 
 
-def test_a_chain_of_near_copies_is_one_group():
+def test_near_duplicates_can_be_ignored():
+    result = find(scene(0), saved(scene(0), 50), scene(0), near=False)
+    assert result.groups.tolist() == [0, 1, 0] and (result.exact, result.near) == (1, 0)
+
+
+def test_a_chain_of_near_duplicates_is_one_group():
     image = scene(3)
-    found = find(*(image[k:, k:] for k in (0, 3, 6, 9, 12)))
-    assert set(found.groups.tolist()) == {0}
+    result = find(*(image[k:, k:] for k in (0, 3, 6, 9, 12)))
+    assert set(result.groups.tolist()) == {0}
 
 
-def test_an_unreadable_image_is_alone_with_its_reason_and_like_no_other_unreadable_one():
-    found = find("truncated", scene(0), "empty file", scene(0))
-    assert found.unreadable == {0: "truncated", 2: "empty file"}
-    assert found.groups.tolist() == [0, 1, 2, 1]
-    assert found.sizes.tolist() == [[0, 0], [128, 128], [0, 0], [128, 128]]
+def test_an_unreadable_image_is_alone_in_its_group_with_its_reason():
+    result = find("truncated", scene(0), "empty file", scene(0))
+    assert result.unreadable == {0: "truncated", 2: "empty file"}
+    assert result.groups.tolist() == [0, 1, 2, 1]
+    assert result.sizes.tolist() == [[0, 0], [128, 128], [0, 0], [128, 128]]
 
 
-def test_nothing_readable_and_nothing_at_all_are_no_error():
+def test_a_dataset_without_readable_images_is_not_an_error():
     assert find("empty file", "empty file").exact == 0
     assert find().groups.shape == (0,)
 
 
-def test_the_number_of_threads_changes_nothing(monkeypatch):
+def test_groups_do_not_depend_on_threads_or_block_sizes(monkeypatch):
     scenes = [scene(seed, 64) for seed in range(60)]
     images = [*scenes, *(saved(image, 60) for image in scenes), "truncated", *scenes[:7]]
     one, five = (find(*images, num_threads=threads) for threads in (1, 5))
@@ -209,27 +226,27 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     np.testing.assert_array_equal(one.groups, find(*images).groups)
 
 
-def test_progress_is_told_and_ends_with_all():
-    told = []
-    find(*[scene(0, 32)] * 70, progress=lambda *args: told.append(args))
-    assert told[-1] == (70, 70) and [done for done, _ in told] == sorted(done for done, _ in told)
+def test_progress_increases_to_the_total():
+    calls = []
+    find(*[scene(0, 32)] * 70, progress=lambda *args: calls.append(args))
+    assert calls == sorted(calls) and calls[-1] == (70, 70)
 
 
-def test_what_the_images_needed_is_kept():
+def test_notes_of_the_decoder_are_kept():
     source = source_of([scene(0), scene(1)])
     read = source.read
     object.__setattr__(source, "read", lambda i: read(i)._replace(notes=("gray made RGB",) * i))
     assert find_duplicates(source).notes == [(), ("gray made RGB",)]
 
 
-def test_a_bug_in_reading_is_not_hidden():
+def test_an_unexpected_error_while_reading_is_raised():
     source = source_of([scene(0)])
     object.__setattr__(source, "read", lambda i: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         find_duplicates(source)
 
 
-def test_a_fixed_camera_s_frames_do_not_take_all_pairs_to_compare(monkeypatch):
+def test_frames_of_a_fixed_camera_are_not_compared_pairwise(monkeypatch):
     compared = []
     is_near_duplicate = duplicates.is_near_duplicate
 
@@ -252,9 +269,11 @@ def test_sixty_thousand_hashes_are_compared_in_seconds():
     hashes[50_000] = hashes[7]
     thumbs = np.zeros((count, 256), np.uint8)
     thumbs[[7, 50_000]] = image_signature(scene(0))[1].ravel()
-    seen = duplicates._Signatures(np.zeros(count, "V16"), hashes, thumbs, np.ones(count, bool))
+    signatures = duplicates._Signatures(
+        np.zeros(count, "V16"), hashes, thumbs, np.ones(count, bool)
+    )
     start = time.process_time()
     with duplicates.ThreadPoolExecutor(2) as threads:
-        pairs = duplicates._near_pairs(seen, np.arange(count), threads)
+        pairs = duplicates._near_pairs(signatures, np.arange(count), threads)
     assert pairs.tolist() == [[7, 50_000]]
-    assert time.process_time() - start < 12  # 2 s, when nobody else uses the machine
+    assert time.process_time() - start < 12  # 2 s on an idle core

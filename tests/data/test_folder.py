@@ -10,22 +10,18 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from support.scenes import put, put_flat
 
-from vggjax.data.sources.folder import open_folder, scan_folder
+from vggjax.data.sources.folder import scan_folder
 from vggjax.data.sources.open import open_source, scan_source
 from vggjax.data.splits.splits import make_splits, split_notes
 from vggjax.errors import DataError
 
 
-def put(root: Path, *names: str) -> Path:
+def put_all(root: Path, *names: str) -> Path:
+    """Write an image for each name ending in .png, other bytes for the rest; return the root."""
     for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() in (".png", ".jpg"):
-            Image.new("RGB", (3, 2)).save(path, "PNG")
-        else:
-            path.write_bytes(b"junk")
+        put_flat(root, name) if name.lower().endswith(".png") else put(root, name, b"other")
     return root
 
 
@@ -56,7 +52,7 @@ NOTES = {
 @pytest.mark.parametrize("name", NOTES)
 def test_skipped_files_and_confusable_classes_are_noted_on_one_line(tmp_path, name):
     files, words = NOTES[name]
-    source = open_folder(put(tmp_path, *PLAIN, *files))
+    source = open_source(str(put_all(tmp_path, *PLAIN, *files)))
     if words is None:
         assert source.notes == ()
         return
@@ -68,20 +64,20 @@ def test_skipped_files_and_confusable_classes_are_noted_on_one_line(tmp_path, na
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system has one name for both")
 def test_classes_that_differ_only_in_unicode_normalization_are_noted(tmp_path):
     names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
-    (note,) = open_folder(put(tmp_path, *(f"{name}/1.png" for name in names))).notes
+    (note,) = open_source(str(put_all(tmp_path, *(f"{name}/1.png" for name in names)))).notes
     assert note.startswith("Classes") and "Unicode normalization" in note
 
 
 def test_numbers_sorted_as_text_are_noted(tmp_path):
-    source = open_folder(put(tmp_path, "1/1.png", "2/1.png", "10/1.png"))
+    source = open_source(str(put_all(tmp_path, "1/1.png", "2/1.png", "10/1.png")))
     assert source.notes == ("Class names are sorted as text, not as numbers: 1, 10, 2.",)
-    put(tmp_path / "in_order", "1/1.png", "2/1.png", "3/1.png")
-    assert open_folder(tmp_path / "in_order").notes == ()
+    put_all(tmp_path / "in_order", "1/1.png", "2/1.png", "3/1.png")
+    assert open_source(str(tmp_path / "in_order")).notes == ()
 
 
 def test_skipped_files_below_split_folders_are_noted(tmp_path):
-    put(tmp_path, *(f"{split}/{name}" for split in ("train", "test") for name in PLAIN))
-    put(tmp_path, ".git/x", "train/.old/1.png", "test/loose.png", "train/a/x.heic", "all.zip")
+    put_all(tmp_path, *(f"{split}/{name}" for split in ("train", "test") for name in PLAIN))
+    put_all(tmp_path, ".git/x", "train/.old/1.png", "test/loose.png", "train/a/x.heic", "all.zip")
     scan = scan_folder(tmp_path)
     assert scan.loose == ("test/loose.png",) and scan.others == ("all.zip", "train/a/x.heic")
     text = " ".join(scan.source.notes)
@@ -89,7 +85,9 @@ def test_skipped_files_below_split_folders_are_noted(tmp_path):
 
 
 def test_a_scan_collects_every_fault_and_keeps_the_usable_images(tmp_path):
-    put(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/z/1.png", "more/a/1.png")
+    put_all(
+        tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/z/1.png", "more/a/1.png"
+    )
     (tmp_path / "val" / "b").mkdir()
     scan = scan_source(str(tmp_path))
     kinds = [
@@ -117,26 +115,26 @@ def test_a_scan_without_images_has_no_source(tmp_path):
 
 
 def test_an_empty_class_is_a_fault_before_the_single_class(tmp_path):
-    put(tmp_path, "a/1.png")
+    put_all(tmp_path, "a/1.png")
     (tmp_path / "b").mkdir()
     scan = scan_folder(tmp_path)
     assert "without images: 'b'" in scan.faults[0] and len(scan.source) == 1
 
 
 def test_a_link_to_an_ancestor_is_not_followed(tmp_path):
-    root = put(tmp_path / "data", *(f"{s}/{n}" for s in ("train", "val") for n in PLAIN))
+    root = put_all(tmp_path / "data", *(f"{s}/{n}" for s in ("train", "val") for n in PLAIN))
     (root / "train" / "a" / "up").symlink_to("../..")
     (root / "train" / "b" / "far_up").symlink_to(tmp_path)
-    ids = list(open_folder(root).ids)
+    ids = list(open_source(str(root)).ids)
     assert ids == ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
 
 
 def test_a_dangling_or_circular_link_is_an_unreadable_image(tmp_path):
-    put(tmp_path, *PLAIN)
+    put_all(tmp_path, *PLAIN)
     (tmp_path / "a" / "loop.png").symlink_to("loop.png")
     (tmp_path / "a" / "nowhere.png").symlink_to("gone.png")
     (tmp_path / "c").symlink_to("c")
-    source = open_folder(tmp_path)
+    source = open_source(str(tmp_path))
     assert list(source.ids) == ["a/1.png", "a/loop.png", "a/nowhere.png", "b/1.png"]
     for i in (1, 2):
         with pytest.raises(DataError):
@@ -144,15 +142,15 @@ def test_a_dangling_or_circular_link_is_an_unreadable_image(tmp_path):
 
 
 def test_a_class_that_is_a_link_to_a_folder_elsewhere_is_a_class(tmp_path):
-    put(tmp_path, "root/a/1.png", "elsewhere/x.png")
+    put_all(tmp_path, "root/a/1.png", "elsewhere/x.png")
     (tmp_path / "root" / "b").symlink_to(tmp_path / "elsewhere")
-    assert open_folder(tmp_path / "root").class_names == ("a", "b")
+    assert open_source(str(tmp_path / "root")).class_names == ("a", "b")
 
 
 def test_images_in_nested_folders_are_sorted_by_path(tmp_path):
     names = [f"a/{i % 7}/{i % 3}/{i:03}.png" for i in range(60)]
-    put(tmp_path, *names, "b/1.png")
-    assert list(open_folder(tmp_path).ids) == sorted(names) + ["b/1.png"]
+    put_all(tmp_path, *names, "b/1.png")
+    assert list(open_source(str(tmp_path)).ids) == sorted(names) + ["b/1.png"]
 
 
 HOSTILE = Path(__file__).parents[3] / "shared" / "hostile"
@@ -202,9 +200,6 @@ def test_a_hostile_folder_gets_its_error_or_notes(hostile, name):
 
 
 def test_an_archive_s_top_folder_is_suggested(tmp_path):
-    for name in ("cat", "dog"):
-        folder = tmp_path / "photos" / name
-        folder.mkdir(parents=True)
-        Image.new("RGB", (9, 9)).save(folder / "a.png")
+    put_flat(tmp_path, "photos/cat/a.png", "photos/dog/a.png")
     with pytest.raises(DataError, match=r"only one class, 'photos'.*Did you mean '.*photos'\?"):
-        open_folder(tmp_path)
+        open_source(str(tmp_path))

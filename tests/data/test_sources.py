@@ -1,11 +1,10 @@
-"""Folders as people have them, the embedded digits, and names that are wrong."""
+"""Folders as users have them, the embedded digits, and wrong names."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from support.scenes import put_flat
 
 from vggjax.data.sources import folder as folder_module
 from vggjax.data.sources.open import open_source
@@ -13,16 +12,7 @@ from vggjax.data.sources.source import fingerprint
 from vggjax.errors import DataError
 
 
-def put(root: Path, *names: str) -> Path:
-    """Makes small images, each of another color, under these names."""
-    for i, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (6, 4), (i * 7 % 256, 9, 9)).save(path, "PNG")
-    return root
-
-
-def test_the_digits_are_scikit_learn_s_in_rgb():
+def test_digits_are_those_of_scikit_learn_in_rgb():
     from sklearn.datasets import load_digits
 
     source = open_source("digits")
@@ -34,74 +24,74 @@ def test_the_digits_are_scikit_learn_s_in_rgb():
     np.testing.assert_array_equal(image[..., 2], np.round(load_digits().images[5] * 255 / 16))
 
 
-def test_classes_are_numbered_in_the_sorted_order_of_their_names_as_strings(tmp_path):
-    put(tmp_path, "2/a.png", "10/a.png", "1/a.png", "10/b.png")
+def test_classes_are_numbered_by_their_sorted_names(tmp_path):
+    put_flat(tmp_path, "2/a.png", "10/a.png", "1/a.png", "10/b.png")
     source = open_source(str(tmp_path))
     assert source.class_names == ("1", "10", "2")
     assert list(source.ids) == ["1/a.png", "10/a.png", "10/b.png", "2/a.png"]
     assert source.labels.tolist() == [0, 1, 1, 2] and source.labels.dtype == np.int32
 
 
-def test_an_example_is_the_image_behind_its_path(tmp_path):
-    put(tmp_path, "a/x.png", "b/y.png", "b/z.png")
+def test_an_example_is_read_from_its_path(tmp_path):
+    put_flat(tmp_path, "a/x.png", "b/y.png", "b/z.png")
     source = open_source(str(tmp_path))
     assert source.path(1) == tmp_path / "b" / "y.png"
     assert [source.read(i).pixels[0, 0, 0] for i in range(3)] == [0, 7, 14]
 
 
-def test_every_ending_in_any_case_counts_and_nothing_else_does(tmp_path):
+def test_images_are_files_with_an_image_s_extension_in_any_case(tmp_path):
     names = ["a.jpg", "b.JPEG", "c.Jpe", "d.PNG", "e.webp", "f.gif", "g.BMP", "h.tif", "i.TIFF"]
-    put(tmp_path, *(f"x/{name}" for name in names), "y/a.png")
+    put_flat(tmp_path, *(f"x/{name}" for name in names), "y/a.png")
     junk = ["Thumbs.db", ".DS_Store", "._a.jpg", ".hidden.png", "notes.txt", "jpg", "a.jpg.part"]
     for name in junk:
         (tmp_path / "x" / name).write_bytes(b"junk")
     assert [i for i in open_source(str(tmp_path)).ids if i[0] == "x"] == [f"x/{n}" for n in names]
 
 
-def test_hidden_folders_and_macosx_s_are_no_classes(tmp_path):
-    put(tmp_path, "a/1.png", "b/1.png", ".git/1.png", "__MACOSX/1.png", "a/.thumbs/1.png")
+def test_hidden_folders_and_macosx_are_not_classes(tmp_path):
+    put_flat(tmp_path, "a/1.png", "b/1.png", ".git/1.png", "__MACOSX/1.png", "a/.thumbs/1.png")
     source = open_source(str(tmp_path))
     assert source.class_names == ("a", "b") and len(source) == 2
 
 
-def test_images_in_folders_inside_a_class_belong_to_the_class(tmp_path):
-    put(tmp_path, "a/2020/x.png", "a/2021/may/x.png", "a/y.png", "b/2020/x.png")
+def test_images_in_subfolders_belong_to_the_class(tmp_path):
+    put_flat(tmp_path, "a/2020/x.png", "a/2021/may/x.png", "a/y.png", "b/2020/x.png")
     source = open_source(str(tmp_path))
     assert list(source.ids) == ["a/2020/x.png", "a/2021/may/x.png", "a/y.png", "b/2020/x.png"]
 
 
-def test_a_link_to_the_folder_above_ends_nowhere(tmp_path):
-    put(tmp_path, "a/x.png", "a/deep/y.png", "b/x.png")
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    put_flat(tmp_path, "a/x.png", "a/deep/y.png", "b/x.png")
     (tmp_path / "a" / "up").symlink_to("..")
     (tmp_path / "a" / "deep" / "again").symlink_to(tmp_path / "a")
     assert list(open_source(str(tmp_path)).ids) == ["a/deep/y.png", "a/x.png", "b/x.png"]
 
 
-def test_a_linked_folder_is_gone_into_once(tmp_path):
-    put(tmp_path, "root/a/x.png", "root/b/x.png", "elsewhere/y.png")
+def test_a_linked_folder_is_entered_once(tmp_path):
+    put_flat(tmp_path, "root/a/x.png", "root/b/x.png", "elsewhere/y.png")
     for name in ("one", "two"):
         (tmp_path / "root" / "a" / name).symlink_to(tmp_path / "elsewhere")
     source = open_source(str(tmp_path / "root"))
     assert list(source.ids) == ["a/one/y.png", "a/x.png", "b/x.png"]
 
 
-def test_odd_names_are_classes_and_files_like_any_other(tmp_path):
-    put(tmp_path, "-r/--help.png", "a b/\x1b[31m.png", "x\ny/\u732b.png")
+def test_unusual_names_are_classes_and_files_like_any_other(tmp_path):
+    put_flat(tmp_path, "-r/--help.png", "a b/\x1b[31m.png", "x\ny/\u732b.png")
     raw = os.fsdecode(b"\xff.png")
-    put(tmp_path, f"-r/{raw}")
+    put_flat(tmp_path, f"-r/{raw}")
     source = open_source(str(tmp_path))
     assert source.class_names == ("-r", "a b", "x\ny") and f"-r/{raw}" in source.ids
     assert all(source.read(i).pixels.shape == (4, 6, 3) for i in range(len(source)))
 
 
 @pytest.mark.parametrize("val", ["validation", "val", "valid", "Val"])
-def test_split_folders_are_the_set_s_own_splits(tmp_path, val):
-    put(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png")
-    put(tmp_path, f"{val}/a/1.png", f"{val}/b/1.png", "test/b/1.png")
+def test_split_folders_are_the_official_splits(tmp_path, val):
+    put_flat(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png")
+    put_flat(tmp_path, f"{val}/a/1.png", f"{val}/b/1.png", "test/b/1.png")
     source = open_source(str(tmp_path))
     assert source.class_names == ("a", "b")
-    owned = {split: {source.ids[i] for i in part} for split, part in source.splits.items()}
-    assert owned == {
+    ids_of = {split: {source.ids[i] for i in part} for split, part in source.splits.items()}
+    assert ids_of == {
         "train": {"train/a/1.png", "train/a/2.png", "train/b/1.png"},
         "val": {f"{val}/a/1.png", f"{val}/b/1.png"},
         "test": {"test/b/1.png"},
@@ -110,62 +100,62 @@ def test_split_folders_are_the_set_s_own_splits(tmp_path, val):
         assert source.class_names[source.labels[i]] == name.split("/")[1]
 
 
-def test_a_class_named_train_is_a_class_beside_other_classes(tmp_path):
-    put(tmp_path, "car/1.png", "train/1.png", "ship/1.png")
+def test_a_folder_named_train_next_to_classes_is_a_class(tmp_path):
+    put_flat(tmp_path, "car/1.png", "train/1.png", "ship/1.png")
     source = open_source(str(tmp_path))
     assert source.class_names == ("car", "ship", "train") and source.splits is None
 
 
 def test_the_scan_opens_no_image(tmp_path, monkeypatch):
-    put(tmp_path, "a/1.png", "b/1.png")
+    put_flat(tmp_path, "a/1.png", "b/1.png")
     monkeypatch.setattr(folder_module, "read_image", lambda path: pytest.fail(f"opened {path}"))
     monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail(f"opened {a}"))
     assert len(open_source(str(tmp_path))) == 2
 
 
-def test_the_fingerprint_knows_the_content_and_not_the_place(tmp_path):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_location(tmp_path):
     names = ("a/1.png", "a/2.png", "b/1.png")
-    first = open_source(str(put(tmp_path / "one", *names))).fingerprint
-    assert open_source(str(put(tmp_path / "two", *names))).fingerprint == first
+    first = open_source(str(put_flat(tmp_path / "one", *names))).fingerprint
+    assert open_source(str(put_flat(tmp_path / "two", *names))).fingerprint == first
     others = [
-        put(tmp_path / "renamed", "a/1.png", "a/2.png", "c/1.png"),
-        put(tmp_path / "moved", "a/1.png", "b/2.png", "b/1.png"),
-        put(tmp_path / "added", *names, "b/2.png"),
-        put(tmp_path / "resized", *names),
-        put(tmp_path / "split", *(f"train/{n}" for n in names), "test/a/1.png"),
+        put_flat(tmp_path / "renamed", "a/1.png", "a/2.png", "c/1.png"),
+        put_flat(tmp_path / "moved", "a/1.png", "b/2.png", "b/1.png"),
+        put_flat(tmp_path / "added", *names, "b/2.png"),
+        put_flat(tmp_path / "resized", *names),
+        put_flat(tmp_path / "split", *(f"train/{n}" for n in names), "test/a/1.png"),
     ]
     (tmp_path / "resized" / "a" / "1.png").write_bytes(b"other")
-    found = {open_source(str(other)).fingerprint for other in others}
-    assert len(found) == len(others) and first not in found
+    digests = {open_source(str(other)).fingerprint for other in others}
+    assert len(digests | {first}) == len(others) + 1
 
 
-def test_the_fingerprint_knows_the_labels_and_the_splits():
+def test_the_fingerprint_depends_on_labels_and_splits():
     names, ids, halves = ("a", "b"), ("1", "2"), {"train": np.array([0]), "test": np.array([1])}
     swapped = {"train": halves["test"], "test": halves["train"]}
-    found = [
+    digests = [
         fingerprint(names, ids, np.array([0, 1]), None, ()),
         fingerprint(names, ids, np.array([1, 0]), None, ()),
         fingerprint(names, ids, np.array([0, 1]), halves, ()),
         fingerprint(names, ids, np.array([0, 1]), swapped, ()),
         fingerprint(("a",), ("b", *ids), np.array([0, 1]), None, ()),
     ]
-    assert len(set(found)) == len(found)
+    assert len(set(digests)) == len(digests)
 
 
-def test_a_missing_folder_names_the_nearest_one(tmp_path):
-    put(tmp_path, "flowers/a/1.png")
+def test_a_missing_folder_suggests_the_nearest_name(tmp_path):
+    put_flat(tmp_path, "flowers/a/1.png")
     with pytest.raises(DataError, match=f"Did you mean '{tmp_path}/flowers'"):
         open_source(str(tmp_path / "flower"))
 
 
-def test_a_relative_folder_that_is_missing_names_the_nearest_one(tmp_path, monkeypatch):
-    put(tmp_path, "images/flowers/a/1.png")
+def test_a_missing_relative_folder_suggests_the_nearest_name(tmp_path, monkeypatch):
+    put_flat(tmp_path, "images/flowers/a/1.png")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="Did you mean 'images/flowers'"):
         open_source("images/flower")
 
 
-def test_a_name_that_is_nothing_names_the_nearest_data_set(tmp_path, monkeypatch):
+def test_an_unknown_name_suggests_the_nearest_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, nearest in [
         ("tf_flower", "tf_flowers"),
@@ -176,8 +166,8 @@ def test_a_name_that_is_nothing_names_the_nearest_data_set(tmp_path, monkeypatch
             open_source(name)
 
 
-def test_a_folder_wins_over_a_tfds_name_but_digits_are_always_the_digits(tmp_path, monkeypatch):
-    put(tmp_path, "mnist/a/1.png", "mnist/b/1.png", "digits/a/1.png", "digits/b/1.png")
+def test_a_folder_takes_precedence_over_a_tfds_name_but_not_over_digits(tmp_path, monkeypatch):
+    put_flat(tmp_path, "mnist/a/1.png", "mnist/b/1.png", "digits/a/1.png", "digits/b/1.png")
     monkeypatch.chdir(tmp_path)
     assert open_source("mnist").class_names == ("a", "b")
     assert len(open_source("digits")) == 1797
@@ -201,16 +191,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_folder_that_is_no_data_set_is_refused_on_one_line(name, tmp_path):
+def test_an_unusable_folder_is_refused_with_the_reason_on_one_line(name, tmp_path):
     files, words = FAULTS[name]
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match=words) as error:
-        open_source(str(put(tmp_path / "data", *files)))
+        open_source(str(put_flat(tmp_path / "data", *files)))
     assert "\n" not in str(error.value)
 
 
-def test_empty_classes_are_named(tmp_path):
-    put(tmp_path, "a/1.png", "b/1.png")
+def test_empty_classes_are_listed(tmp_path):
+    put_flat(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "c").mkdir()
     (tmp_path / "d\n").mkdir()
     (tmp_path / "d\n" / "Thumbs.db").write_bytes(b"x")
@@ -218,15 +208,15 @@ def test_empty_classes_are_named(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_that_is_not_a_folder_is_refused(tmp_path):
     archive = tmp_path / "flowers.zip"
     archive.write_bytes(b"PK")
     with pytest.raises(DataError, match="is a file, not a folder. If it is an archive, unpack it"):
         open_source(str(archive))
 
 
-def test_a_damaged_image_gives_its_reason_when_it_is_read_and_not_before(tmp_path):
-    put(tmp_path, "a/1.png", "b/1.png")
+def test_a_damaged_image_raises_its_reason_when_read_and_not_before(tmp_path):
+    put_flat(tmp_path, "a/1.png", "b/1.png")
     (tmp_path / "b" / "1.png").write_bytes(b"nope")
     source = open_source(str(tmp_path))
     with pytest.raises(DataError, match="^not an image$"):

@@ -1,26 +1,33 @@
-"""Splits are disjoint, whole, stratified, the same everywhere; a dataset's own are kept.
+"""Splits are disjoint, complete, stratified and reproducible; official splits are kept.
 
-Groups and folds are in test_groups.py, slices in tfds' words in test_instructions.py.
+Groups and folds are tested in test_groups.py, slices in test_slices.py.
 """
 
+import os
 import re
 
 import numpy as np
 import pytest
 from support.made_source import source
+from support.tiny_run import make_images
 
+from vggjax.atomic import write_text
+from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import (
     FRACTIONS,
     SPLITS,
+    SPLITS_FILE,
     make_splits,
     parse_split,
+    read_splits,
     split_notes,
+    splits_text,
 )
 from vggjax.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize("fractions", [FRACTIONS, (0.5, 0.2, 0.3), (1 / 3, 1 / 3, 1 / 3)])
-def test_splits_are_disjoint_sorted_and_hold_every_example(fractions):
+def test_splits_are_disjoint_sorted_and_complete(fractions):
     splits = make_splits(source([40, 7, 13, 3]), fractions)
     assert tuple(splits) == SPLITS
     together = np.concatenate(list(splits.values()))
@@ -28,22 +35,22 @@ def test_splits_are_disjoint_sorted_and_hold_every_example(fractions):
     assert all((np.diff(part) > 0).all() for part in splits.values())
 
 
-def test_each_class_has_its_share_in_each_split_within_one_example():
+def test_each_class_has_its_fraction_in_each_split_within_one_example():
     counts = [100, 37, 61, 250]
     made = source(counts)
     for name, part in make_splits(made, (0.5, 0.2, 0.3), seed=3).items():
         share = dict(zip(SPLITS, (0.5, 0.2, 0.3), strict=True))[name]
-        found = np.bincount(made.labels[part], minlength=4)
-        assert (np.abs(found - share * np.array(counts)) < 1).all()
+        part_counts = np.bincount(made.labels[part], minlength=4)
+        assert (np.abs(part_counts - share * np.array(counts)) < 1).all()
 
 
-def test_known_counts_come_out():
+def test_the_largest_remainder_decides_the_counts():
     made = source([15, 15, 3, 100])
-    found = {n: np.bincount(made.labels[p]).tolist() for n, p in make_splits(made).items()}
-    assert found == {"train": [12, 12, 1, 80], "val": [2, 1, 1, 10], "test": [1, 2, 1, 10]}
+    counts = {n: np.bincount(made.labels[p]).tolist() for n, p in make_splits(made).items()}
+    assert counts == {"train": [12, 12, 1, 80], "val": [2, 1, 1, 10], "test": [1, 2, 1, 10]}
 
 
-def test_ties_do_not_all_go_to_the_same_split():
+def test_ties_alternate_between_val_and_test():
     splits = make_splits(source([15] * 10))
     assert (len(splits["val"]), len(splits["test"])) == (15, 15)
 
@@ -55,7 +62,7 @@ def test_the_same_seed_gives_the_same_splits_and_another_seed_others():
         assert not np.array_equal(first[name], other[name])
 
 
-def test_the_splits_are_these_on_every_machine():
+def test_a_seed_gives_the_same_splits_on_every_machine():
     splits = make_splits(source([6, 6]), (0.5, 0.25, 0.25), seed=42)
     assert {name: part.tolist() for name, part in splits.items()} == {
         "train": [0, 2, 6, 7, 9, 11],
@@ -64,7 +71,7 @@ def test_the_splits_are_these_on_every_machine():
     }
 
 
-def test_own_splits_are_kept_whole():
+def test_official_splits_are_kept():
     own = {"train": np.arange(0, 20), "val": np.arange(20, 30), "test": np.arange(30, 40)}
     splits = make_splits(source([20, 20], own), (0.1, 0.8, 0.1), seed=5)
     for name in SPLITS:
@@ -72,7 +79,7 @@ def test_own_splits_are_kept_whole():
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
-def test_a_missing_split_is_cut_from_train_by_its_share_of_the_two(missing):
+def test_a_missing_split_is_split_off_train_with_its_renormalized_fraction(missing):
     kept = "test" if missing == "val" else "val"
     own = {"train": np.arange(180), kept: np.arange(180, 200)}
     made = source([100, 100], own)
@@ -82,8 +89,8 @@ def test_a_missing_split_is_cut_from_train_by_its_share_of_the_two(missing):
         np.sort(np.concatenate([splits["train"], splits[missing]])), own["train"]
     )
     in_train = np.bincount(made.labels[:180])
-    found = np.bincount(made.labels[splits[missing]])
-    assert (np.abs(found - in_train / 9) < 1).all() and found.sum() == 20
+    counts = np.bincount(made.labels[splits[missing]])
+    assert (np.abs(counts - in_train / 9) < 1).all() and counts.sum() == 20
 
 
 @pytest.mark.parametrize(
@@ -101,29 +108,29 @@ def test_a_missing_split_is_cut_from_train_by_its_share_of_the_two(missing):
         ),
     ],
 )
-def test_one_or_two_examples_go_to_train_and_then_to_test_and_that_is_said(count, where, words):
+def test_one_or_two_examples_fill_train_and_then_test_with_a_note(count, where, words):
     made = source([200, count])
     splits = make_splits(made)
     assert {name for name, part in splits.items() if (made.labels[part] == 1).any()} == where
     assert sum(len(part) for part in splits.values()) == 200 + count
-    (remark,) = split_notes(made, splits)
-    assert re.search(words, remark) and remark.count(".") == 1
+    (note,) = split_notes(made, splits)
+    assert re.search(words, note) and note.count(".") == 1
 
 
-def test_many_small_classes_take_four_sentences():
+def test_many_small_classes_take_four_notes():
     made = source([200, 1, 1, 2, 1, 1, 2])
-    remarks = split_notes(made, make_splits(made))
-    assert len(remarks) == 4 and remarks[3].startswith("3 more classes")
+    notes = split_notes(made, make_splits(made))
+    assert len(notes) == 4 and notes[3].startswith("3 more classes")
     enough = source([200, 3])
     assert split_notes(enough, make_splits(enough)) == []
 
 
-def test_a_small_class_changes_nothing_for_the_others():
+def test_a_small_class_does_not_change_the_counts_of_others():
     alone, beside = source([40, 30]), source([40, 30, 1])
     first = make_splits(alone, seed=4)
-    of = {name: np.bincount(alone.labels[part]) for name, part in first.items()}
+    counts = {name: np.bincount(alone.labels[part]) for name, part in first.items()}
     for name, part in make_splits(beside, seed=4).items():
-        np.testing.assert_array_equal(np.bincount(beside.labels[part])[:2], of[name])
+        np.testing.assert_array_equal(np.bincount(beside.labels[part])[:2], counts[name])
 
 
 @pytest.mark.parametrize(
@@ -134,12 +141,12 @@ def test_a_small_class_changes_nothing_for_the_others():
         ([1] * 9, "'e' has 1 and 4 more"),
     ],
 )
-def test_a_split_that_would_be_empty_names_all_small_classes(counts, words):
+def test_an_empty_split_is_refused_with_the_class_sizes(counts, words):
     with pytest.raises(DataError, match=words):
         make_splits(source(counts))
 
 
-def test_where_only_val_is_cut_a_class_needs_two_in_train():
+def test_with_an_official_test_split_a_class_needs_two_training_images():
     made = source([9, 9])
     a, b = (np.flatnonzero(made.labels == label) for label in (0, 1))
     own = {"train": np.concatenate([a[:6], b[:1]]), "test": np.concatenate([a[6:], b[1:]])}
@@ -149,11 +156,11 @@ def test_where_only_val_is_cut_a_class_needs_two_in_train():
     assert "val cannot judge it" in split_notes(made, splits)[0]
 
 
-def test_three_examples_are_enough():
+def test_three_examples_of_a_class_suffice():
     assert [len(part) for part in make_splits(source([3, 3])).values()] == [2, 2, 2]
 
 
-def test_a_class_that_an_own_split_lacks_is_named_with_the_counts():
+def test_a_class_missing_from_an_official_split_is_refused_with_the_counts():
     made = source([10, 10])
     a = np.flatnonzero(made.labels == 0)
     rest = np.setdiff1d(np.arange(20), a[:3])
@@ -162,14 +169,14 @@ def test_a_class_that_an_own_split_lacks_is_named_with_the_counts():
         make_splits(made)
 
 
-def test_a_class_that_own_train_lacks_is_named_and_the_number_of_others():
+def test_several_classes_missing_from_official_train_are_named():
     made = source([10, 3, 3, 3])
     own = {"train": np.flatnonzero(made.labels == 0), "test": np.flatnonzero(made.labels)}
     with pytest.raises(DataError, match="'a' is not in every.*Other such classes: 'b', 'c', 'd'"):
         make_splits(source([10, 3, 3, 3], own))
 
 
-def test_a_split_is_parsed():
+def test_fractions_are_parsed():
     assert parse_split("0.5,0.2,0.3") == (0.5, 0.2, 0.3)
     assert parse_split(" .8, .1 ,.1") == (0.8, 0.1, 0.1)
 
@@ -186,7 +193,7 @@ def test_a_split_is_parsed():
         ("", "three numbers"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(text, words):
+def test_invalid_fractions_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
         parse_split(text)
 
@@ -194,3 +201,52 @@ def test_a_split_that_cannot_be_is_refused(text, words):
 def test_a_negative_seed_is_refused():
     with pytest.raises(ConfigError, match="`seed` must be 0 or more; got -1"):
         make_splits(source([9, 9]), seed=-1)
+
+
+# splits.csv
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = make_images(tmp_path / "set", ("a", "b, c", "薔薇"), each=6)
+    (root / "a" / "00.png").rename(root / "a" / 'two\nlines, "quoted".png')
+    try:
+        os.rename(root / "a" / "01.png", os.fsencode(root / "a") + b"/\xff.png")
+    except OSError:  # a file system with UTF-8 names only
+        pass
+    return root
+
+
+def test_the_splits_file_restores_the_splits(folder, tmp_path):
+    source = open_source(str(folder))
+    splits = make_splits(source, (0.5, 0.2, 0.3), seed=3)
+    write_text(tmp_path / SPLITS_FILE, splits_text(source, splits))
+    restored = read_splits(tmp_path, open_source(str(folder)))
+    assert restored.keys() == splits.keys()
+    for name, indices in splits.items():
+        np.testing.assert_array_equal(restored[name], indices)
+        assert restored[name].dtype == np.int64
+
+
+def test_a_run_folder_without_the_splits_file_has_no_splits(folder, tmp_path):
+    assert read_splits(tmp_path, open_source(str(folder))) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("path,label", "file,label"),
+        lambda text: text.replace("02.png", "gone.png", 1),
+        lambda text: text.replace(",train", ",trian", 1),
+        lambda text: text.replace("a/02.png,a", "a/02.png,薔薇"),
+        lambda text: text.rsplit(",", 1)[0],
+        lambda text: "",
+    ],
+    ids=["header", "path", "split", "label", "cut", "empty"],
+)
+def test_a_splits_file_that_does_not_fit_is_refused(folder, tmp_path, damage):
+    source = open_source(str(folder))
+    text = splits_text(source, make_splits(source))
+    (tmp_path / SPLITS_FILE).write_text(damage(text), encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(DataError, match="splits.csv does not fit the dataset set"):
+        read_splits(tmp_path, source)

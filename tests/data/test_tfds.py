@@ -1,21 +1,37 @@
-"""The real tf_flowers builder, offline, on an archive made here, and all that goes wrong first.
+"""The real tfds builders, offline, on archives made by the tests; and every way to fail early."""
 
-The other builders, and the lack of a network, are in test_tfds_builders.py.
-"""
-
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tfds_archives import FLOWERS, HIDE_TENSORFLOW, prepare_flowers
+from support import tfds_archives
+from support.tfds_archives import CIFAR, FLOWERS, HIDE_TENSORFLOW, jpeg, prepare_flowers
 
 from vggjax.data.images.decode import load_image
 from vggjax.data.sources import tfds
 from vggjax.data.sources.open import open_source
+from vggjax.data.splits.slices import Slices, resolve_slices
 from vggjax.data.splits.splits import make_splits
 from vggjax.errors import DataError
+
+
+def sizes(splits: dict[str, np.ndarray]) -> dict[str, int]:
+    return {name: len(part) for name, part in splits.items()}
+
+
+def run_python(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +39,13 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("tfds")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def flowers(data_dir):
-    """JPEG files of five classes, four each; the colors of no two are the same."""
+    """Prepare tf_flowers; return four JPEG files of each class."""
     return prepare_flowers(data_dir)
 
 
-def test_tf_flowers_gives_its_photographs_with_their_labels(data_dir, flowers):
+def test_tf_flowers_returns_its_images_with_their_labels(data_dir, flowers):
     source = open_source("tf_flowers", data_dir=str(data_dir))
     assert source.class_names == FLOWERS
     assert source.splits is None and len(source) == 20
@@ -38,64 +54,227 @@ def test_tf_flowers_gives_its_photographs_with_their_labels(data_dir, flowers):
     for i, label in enumerate(source.labels):
         assert expected.pop(source.read(i).pixels.tobytes()) == source.class_names[label]
     assert not expected
-
-
-def test_tf_flowers_is_cut_into_three_splits(data_dir):
-    source = open_source("tf_flowers", data_dir=str(data_dir))
     splits = make_splits(source, (0.5, 0.25, 0.25), seed=1)
-    assert {name: len(part) for name, part in splits.items()} == {"train": 10, "val": 5, "test": 5}
+    assert sizes(splits) == {"train": 10, "val": 5, "test": 5}
 
 
-def run_without_tensorflow(code: str) -> str:
-    command = [sys.executable, "-c", HIDE_TENSORFLOW + code]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def test_a_prepared_set_is_read_where_tensorflow_is_not_installed(data_dir):
-    printed = run_without_tensorflow(f"""
-from vggjax.data.sources.open import open_source
-source = open_source("tf_flowers", data_dir={str(data_dir)!r})
-print(len(source), all(source.read(i).pixels.shape == (20, 30, 3) for i in range(len(source))))
-""")
-    assert printed.split() == ["20", "True"]
-
-
-def test_a_prepared_set_is_read_without_importing_tensorflow(data_dir):
-    code = f"""
+def test_reading_a_prepared_dataset_does_not_import_tensorflow(data_dir, flowers):
+    printed = run_python(f"""
 import sys
 from vggjax.data.sources.open import open_source
 source = open_source("tf_flowers", data_dir={str(data_dir)!r})
 source.read(7)
 print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "keras")])
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.stdout.strip() == "[]", run.stderr
+""")
+    assert printed.strip() == "[]"
 
 
-def test_without_tensorflow_an_unprepared_set_names_the_extra(tmp_path):
-    printed = run_without_tensorflow(f"""
+def test_without_tensorflow_a_prepared_dataset_is_read_and_another_names_the_extra(
+    data_dir, flowers, tmp_path
+):
+    code = f"""
 from vggjax.data.sources.open import open_source
+source = open_source("tf_flowers", data_dir={str(data_dir)!r})
+print(len(source), all(source.read(i).pixels.shape == (20, 30, 3) for i in range(len(source))))
 try:
     open_source("tf_flowers", data_dir={str(tmp_path)!r})
 except ValueError as error:
     print(error)
-""")
-    assert 'pip install "tensorflow-cpu>=2.21"' in printed and printed.count("\n") == 1
+"""
+    first, message = run_python(HIDE_TENSORFLOW + code).splitlines()
+    assert first == "20 True" and 'pip install "tensorflow-cpu>=2.21"' in message
 
 
-def test_the_labels_are_read_once_and_a_damaged_copy_is_mended(data_dir):
+def test_labels_are_cached_and_a_damaged_cache_is_replaced(data_dir, flowers):
     first = open_source("tf_flowers", data_dir=str(data_dir))
-    (kept,) = data_dir.glob("tf_flowers/*/vggjax-label-train.npy")
-    kept.write_bytes(kept.read_bytes()[:-3])
+    (cache,) = data_dir.glob("tf_flowers/*/vggjax-label-train.npy")
+    intact = cache.read_bytes()
+    cache.write_bytes(intact[:-3])
     again = open_source("tf_flowers", data_dir=str(data_dir))
     np.testing.assert_array_equal(first.labels, again.labels)
     assert first.fingerprint == again.fingerprint
-    np.testing.assert_array_equal(np.load(kept), first.labels)
+    assert cache.read_bytes() == intact
 
 
-def test_of_several_archives_that_are_needed_one_is_not_enough(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cifar10")
+    batches = tfds_archives.place_cifar10(folder)
+    return open_source("cifar10", data_dir=str(folder)), batches, folder
+
+
+def test_cifar10_keeps_its_test_split(cifar10):
+    source, *_ = cifar10
+    assert source.class_names == tuple(CIFAR)
+    assert sizes(source.splits) == {"train": 60, "test": 20}
+    splits = make_splits(source)
+    np.testing.assert_array_equal(splits["test"], np.arange(60, 80))
+    assert set(splits["train"]) | set(splits["val"]) == set(range(60))
+
+
+def test_cifar10_returns_the_pixels_of_the_archive(cifar10):
+    source, batches, _ = cifar10
+    expected = {
+        row[1:].reshape(3, 32, 32).transpose(1, 2, 0).tobytes(): row[0]
+        for row in batches["test_batch"]
+    }
+    for i in source.splits["test"]:
+        assert expected.pop(source.read(i).pixels.tobytes()) == source.labels[i]
+    assert not expected
+
+
+@pytest.mark.parametrize(
+    ("part", "rest"),
+    [("train[:70%]", "test"), ("train[31%:77%]+test[5:9]", "test[:5]"), ("test[-7:]", "train")],
+)
+def test_a_slice_has_the_images_that_tfds_reads(cifar10, part, rest):
+    import tensorflow_datasets as tfds
+
+    source, _, folder = cifar10
+    (info,) = folder.glob("cifar10/*/dataset_info.json")
+    builder = tfds.builder_from_directory(info.parent)
+    expected = [row["image"].tobytes() for row in builder.as_data_source(part)]
+    # Not by make_splits: with so few images a slice lacks some classes.
+    indices = resolve_slices(source, Slices.parse(f"{part},{rest}"))["train"]
+    assert [source.read(i).pixels.tobytes() for i in indices] == expected
+
+
+def test_mnist_returns_gray_digits_as_rgb_with_a_note(tmp_path, monkeypatch):
+    from tensorflow_datasets.image_classification import mnist
+
+    rng = np.random.default_rng(0)
+    images = {"train": rng.integers(0, 255, (40, 28, 28), np.uint8), "t10k": None}
+    images["t10k"] = rng.integers(0, 255, (20, 28, 28), np.uint8)
+    monkeypatch.setattr(mnist, "_TRAIN_EXAMPLES", 40)  # instead of 60,000
+    monkeypatch.setattr(mnist, "_TEST_EXAMPLES", 20)
+    tfds_archives.place_mnist(tmp_path, images)
+    source = open_source("mnist", data_dir=str(tmp_path))
+    assert source.class_names == tuple("0123456789")
+    assert sizes(source.splits) == {"train": 40, "test": 20}
+    for split, archive in (("train", "train"), ("test", "t10k")):
+        expected = {image.tobytes(): i % 10 for i, image in enumerate(images[archive])}
+        for i in source.splits[split]:
+            image = source.read(i)
+            assert image.pixels.shape == (28, 28, 3)
+            assert (image.pixels == image.pixels[..., :1]).all()
+            assert expected.pop(image.pixels[..., 0].tobytes()) == source.labels[i]
+            assert image.notes == ("gray made RGB",)
+        assert not expected
+    assert sizes(make_splits(source)) == {"train": 30, "val": 10, "test": 20}
+
+
+def test_cats_vs_dogs_skips_its_damaged_files_and_is_split(tmp_path):
+    tfds_archives.place_cats_vs_dogs(tmp_path)
+    source = open_source("cats_vs_dogs", data_dir=str(tmp_path))
+    assert source.class_names == ("cat", "dog") and source.splits is None
+    assert np.bincount(source.labels).tolist() == [6, 6]
+    assert sizes(make_splits(source)) == {"train": 8, "val": 2, "test": 2}
+    # The builder re-encodes each image, so pixels are similar, not equal.
+    originals = {k: load_image(jpeg(k)).astype(int) for k in (*range(6), *range(10, 16))}
+    for i, label in enumerate(source.labels):
+        pixels = source.read(i).pixels.astype(int)
+        distance = {k: np.abs(pixels - image).mean() for k, image in originals.items()}
+        nearest = min(distance, key=distance.get)
+        assert distance[nearest] < 20 and nearest // 10 == label  # other images are 80 away
+        originals.pop(nearest)
+
+
+def test_oxford_flowers102_keeps_its_three_splits(tmp_path):
+    numbers = tfds_archives.place_oxford_flowers102(tmp_path)
+    source = open_source("oxford_flowers102", data_dir=str(tmp_path))
+    assert len(source.class_names) == 102 and source.class_names[0] == "pink primrose"
+    splits = make_splits(source)
+    for archive_name, split in (("trnid", "train"), ("valid", "val"), ("tstid", "test")):
+        np.testing.assert_array_equal(splits[split], source.splits[split])
+        expected = {load_image(jpeg(k, size=(8, 8))).tobytes(): k for k in numbers[archive_name]}
+        for i in splits[split]:
+            number = expected.pop(source.read(i).pixels.tobytes())
+            assert source.labels[i] == (number - 1) % 102
+        assert not expected
+
+
+NAMES = ("tf_flowers", "cats_vs_dogs", "cifar10", "mnist", "oxford_flowers102")
+ARCHIVES = {
+    "tf_flowers": "flower_photos.tgz",
+    "cats_vs_dogs": "kagglecatsanddogs_5340.zip",
+    "cifar10": "cifar-10-binary.tar.gz",
+    "mnist": "train-labels-idx1-ubyte.gz",
+    "oxford_flowers102": "102flowers.tgz, imagelabels.mat, setid.mat",
+}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Route every request to a proxy port that refuses at once."""
+    with socket.socket() as closed:  # bound, not listening
+        closed.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_network_the_error_names_the_archive_and_its_folder_within_seconds(
+    name, tmp_path, no_network
+):
+    start = time.monotonic()
+    with pytest.raises(DataError) as error:
+        open_source(name, data_dir=str(tmp_path))
+    assert time.monotonic() - start < 10
+    message = str(error.value)
+    assert f"{ARCHIVES[name]} elsewhere into" in message and "\n" not in message
+    assert f"into {tmp_path / 'downloads' / 'manual'}" in message
+
+
+def test_a_silent_network_takes_no_longer_than_the_probe(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds, "PROBE_S", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        urls = [f"http://server{i}.example/x.tgz" for i in range(20)]
+        start = time.monotonic()
+        assert tfds._reachable_servers(urls) == set()
+        assert time.monotonic() - start < 5
+
+
+def test_a_hanging_dns_lookup_takes_no_longer_than_the_probe(monkeypatch):
+    end = threading.Event()
+    monkeypatch.setattr(tfds, "_probe", lambda url, reachable: end.wait(60))
+    monkeypatch.setattr(tfds, "PROBE_S", 0.2)
+    start = time.monotonic()
+    assert tfds._reachable_servers(["http://server.example/x.tgz"]) == set()
+    end.set()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "404 Not Found"])
+def test_an_error_of_the_proxy_is_unreachable_and_one_of_the_server_is_not(status, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+
+        def answer():
+            connection, _ = proxy.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        reachable = tfds._reachable_servers(["http://server.example/x.tgz"])
+        assert reachable == ({"http://server.example"} if status.startswith("404") else set())
+
+
+def test_a_dataset_without_listed_archives_fails_as_quickly(tmp_path, no_network):
+    with pytest.raises(DataError, match="none of its servers is reachable. Prepare it on"):
+        open_source("domainnet", data_dir=str(tmp_path))
+
+
+def test_every_missing_archive_is_named(tmp_path, monkeypatch):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     (manual / "train-images-idx3-ubyte.gz").write_bytes(b"")
@@ -105,13 +284,13 @@ def test_of_several_archives_that_are_needed_one_is_not_enough(tmp_path, monkeyp
     assert "train-images" not in str(error.value)
 
 
-def test_a_set_that_must_be_fetched_by_hand_gives_its_instructions(tmp_path):
+def test_a_dataset_for_manual_download_shows_its_instructions(tmp_path):
     with pytest.raises(DataError, match="must be downloaded by hand.*manual.*ILSVRC2012") as e:
         open_source("imagenet2012", data_dir=str(tmp_path))
     assert "\n" not in str(e.value)
 
 
-def test_an_archive_put_there_by_hand_is_found_and_its_checksum_checked(tmp_path):
+def test_a_manually_downloaded_archive_is_found_and_its_checksum_verified(tmp_path):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     (manual / "flower_photos.tgz").write_bytes(b"not the archive")
@@ -119,7 +298,7 @@ def test_an_archive_put_there_by_hand_is_found_and_its_checksum_checked(tmp_path
         open_source("tf_flowers", data_dir=str(tmp_path))
 
 
-def test_a_set_prepared_as_tfrecord_is_refused_with_its_folder(data_dir, tmp_path):
+def test_a_dataset_prepared_as_tfrecord_is_refused_with_its_folder(data_dir, flowers, tmp_path):
     folder = tmp_path / "tf_flowers"
     shutil.copytree(data_dir / "tf_flowers", folder)
     (info,) = folder.glob("*/dataset_info.json")
@@ -136,7 +315,27 @@ def test_a_set_prepared_as_tfrecord_is_refused_with_its_folder(data_dir, tmp_pat
         ("ag_news_subset", "must have one image and one class label"),
     ],
 )
-def test_a_name_that_cannot_be_opened_says_why_on_one_line(name, words, tmp_path):
+def test_a_name_that_cannot_be_opened_is_refused_with_the_reason_on_one_line(name, words, tmp_path):
     with pytest.raises(DataError) as error:
         open_source(name, data_dir=str(tmp_path))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+TRAIN = """
+from vggjax.cli.main import main
+from vggjax.models import arch
+arch.register_arch(arch.Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)))
+code = main(sys.argv[1:])
+assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "keras")]
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_without_tensorflow_a_prepared_dataset_is_trained_on(tmp_path):
+    prepare_flowers(tmp_path / "tfds", each=10)
+    arguments = "--dataset tf_flowers --model tiny --weights none --unfreeze all --image-size 32"
+    command = ["train", *arguments.split(), "--epochs", "1", "--workdir", str(tmp_path / "run")]
+    command += ["--data-dir", str(tmp_path / "tfds")]
+    assert "epoch 1/1" in run_python(HIDE_TENSORFLOW + TRAIN, *command)
+    assert (tmp_path / "run" / "eval.json").exists()

@@ -1,4 +1,4 @@
-"""A dataset of one-pixel images for the tests of splitting: only its labels matter."""
+"""A dataset of one-pixel images, for tests in which only the labels matter."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from vggjax.data.sources.source import Source
 
 
 def source(counts, splits=None) -> Source:
-    """Makes a dataset with so many examples of each class, in a shuffled order."""
+    """Return a dataset with `counts[label]` examples of each class, in shuffled order."""
     labels = np.random.default_rng(9).permutation(np.repeat(np.arange(len(counts)), counts))
     return Source(
         name="made",

@@ -1,4 +1,4 @@
-"""Images that no other seed draws, and folders of them, for tests of duplicates and doctor."""
+"""Images that differ by seed, and folders of them, for the tests of datasets and data quality."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def scene(seed: int, side: int = 128) -> np.ndarray:
-    """Draws large soft shapes and some detail; uint8 RGB (side, side, 3)."""
+    """Draw large soft shapes and some detail; uint8 RGB (side, side, 3)."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -21,7 +21,7 @@ def scene(seed: int, side: int = 128) -> np.ndarray:
 
 
 def saved(image: np.ndarray, quality: int) -> np.ndarray:
-    """Gives the pixels after they were saved as JPEG."""
+    """Return the pixels after JPEG compression."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     with Image.open(file) as again:
@@ -29,7 +29,7 @@ def saved(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def put(root: Path, name: str, image: np.ndarray | bytes, kind: str = "PNG") -> Path:
-    """Writes an image, or bytes, whatever the name says."""
+    """Write an image, or bytes, whatever the extension."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, bytes):
@@ -39,8 +39,15 @@ def put(root: Path, name: str, image: np.ndarray | bytes, kind: str = "PNG") -> 
     return path
 
 
+def put_flat(root: Path, *names: str) -> Path:
+    """Write a flat PNG of 6x4 px for each name, the red of image i being 7 i; return the root."""
+    for i, name in enumerate(names):
+        put(root, name, np.full((4, 6, 3), (i * 7 % 256, 9, 9), np.uint8))
+    return root
+
+
 def fill(root: Path, *names: str, count: int = 4, side: int = 40, seed: int = 0) -> Path:
-    """Fills class folders with images that are all different."""
+    """Fill class folders with images that are all different; return the root."""
     for n, name in enumerate(names):
         for i in range(count):
             put(root, f"{name}/{i}.png", scene(seed + 1000 * n + i, side))

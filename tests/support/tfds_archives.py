@@ -1,7 +1,7 @@
-"""Archives of the real formats, a few images in each, where tfds looks for what it has fetched.
+"""Archives in the real formats, with a few images each, placed where tfds caches its downloads.
 
-The real builders prepare them without a network. As a program, `python tests/tfds_archives.py DIR`
-prepares tf_flowers into DIR, to be read in an environment that has no TensorFlow.
+The real builders prepare them without a network. `python tests/support/tfds_archives.py DIR`
+prepares tf_flowers into DIR, to be read in an environment without TensorFlow.
 """
 
 import gzip
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FLOWERS = ("dandelion", "daisy", "tulips", "sunflowers", "roses")  # in the order of the builder
+FLOWERS = ("dandelion", "daisy", "tulips", "sunflowers", "roses")  # in the builder's order
 CIFAR = "airplane automobile bird cat deer dog frog horse ship truck".split()
-CATS_VS_DOGS_CORRUPT = 1738  # the builder counts those that it leaves out, and wants just as many
+CATS_VS_DOGS_CORRUPT = 1738  # files that the builder expects to skip
 
 HIDE_TENSORFLOW = """
 import importlib.machinery, sys
@@ -26,16 +26,16 @@ class Hide:
 
     @staticmethod
     def find_spec(name, *args):
-        found = importlib.machinery.PathFinder.find_spec
-        return None if name in ("tensorflow", "keras") else found(name, *args)
+        find_spec = importlib.machinery.PathFinder.find_spec
+        return None if name in ("tensorflow", "keras") else find_spec(name, *args)
 
 sys.meta_path = [Hide if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 """
-"""Code that makes this process one where TensorFlow and Keras are not installed."""
+"""Code that hides TensorFlow and Keras from the process that runs it."""
 
 
 def place(name: str, data_dir: Path, archives: dict[str, bytes]) -> None:
-    """Puts each archive, by the name that it has on its server, where tfds has its downloads."""
+    """Write each archive, given by its name on the server, into tfds' download cache."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import resource
 
@@ -67,18 +67,18 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
 
 
 def place_flowers(data_dir: Path, images: dict[str, list[bytes]]) -> None:
-    """Makes the archive of tf_flowers from the JPEG files of each class."""
+    """Make the archive of tf_flowers from the JPEG files of each class."""
     files = {
         f"flower_photos/{label}/{i:04d}.jpg": data
         for label, jpegs in images.items()
         for i, data in enumerate(jpegs)
     }
-    files["flower_photos/LICENSE.txt"] = b"All of them are somebody's."
+    files["flower_photos/LICENSE.txt"] = b"CC-BY"
     place("tf_flowers", data_dir, {"flower_photos.tgz": tar_gz(files)})
 
 
 def place_cifar10(data_dir: Path, *, train: int = 12, test: int = 20) -> dict[str, np.ndarray]:
-    """Makes the binary batches of cifar10; gives their rows: the label, then R, G and B."""
+    """Make the binary batches of cifar10; return their rows: the label, then R, G and B."""
     files = {"cifar-10-batches-bin/batches.meta.txt": "\n".join(CIFAR).encode() + b"\n"}
     batches = {}
     for k, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
@@ -92,7 +92,7 @@ def place_cifar10(data_dir: Path, *, train: int = 12, test: int = 20) -> dict[st
 
 
 def place_mnist(data_dir: Path, images: dict[str, np.ndarray]) -> None:
-    """Makes the four idx files of mnist; image i of (N, 28, 28) is an i % 10."""
+    """Make the four idx files of mnist; image i of (N, 28, 28) is labeled i % 10."""
     archives = {}
     for split, pixels in images.items():
         count = len(pixels)
@@ -105,7 +105,7 @@ def place_mnist(data_dir: Path, images: dict[str, np.ndarray]) -> None:
 
 
 def place_cats_vs_dogs(data_dir: Path, *, each: int = 6) -> None:
-    """Makes the archive of cats_vs_dogs, its damaged files and what else lies in it as well."""
+    """Make the archive of cats_vs_dogs, including its damaged and other files."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("readme[1].txt", "Cats and dogs.")
@@ -119,7 +119,7 @@ def place_cats_vs_dogs(data_dir: Path, *, each: int = 6) -> None:
 
 
 def place_oxford_flowers102(data_dir: Path) -> dict[str, list[int]]:
-    """Makes the images and the two lists of oxford_flowers102; gives the numbers in each split.
+    """Make the images and lists of oxford_flowers102; return the image numbers of each split.
 
     Image k, from 1, is of class (k - 1) % 102.
     """
@@ -142,7 +142,7 @@ def place_oxford_flowers102(data_dir: Path) -> dict[str, list[int]]:
 
 
 def prepare_flowers(data_dir: Path, *, each: int = 4) -> dict[str, list[bytes]]:
-    """Prepares tf_flowers with so many images of each class, and gives their JPEG files."""
+    """Prepare tf_flowers with `each` images per class; return their JPEG files."""
     from vggjax.data.sources.open import open_source
 
     images = {label: [jpeg(100 * k + i) for i in range(each)] for k, label in enumerate(FLOWERS)}

@@ -12,13 +12,13 @@ which the `config.json` next to it names.
 
 import csv
 import difflib
+import io
 import json
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,15 +55,6 @@ class Row(NamedTuple):
 def is_csv(dataset: str) -> bool:
     """Return whether a dataset's name is that of a CSV, existing or not, and not a folder."""
     return dataset.lower().endswith(EXTENSIONS) and not os.path.isdir(os.path.expanduser(dataset))
-
-
-def open_csv(path: str | os.PathLike[str]) -> Source:
-    """Open a CSV of images without decoding any of them.
-
-    Raises:
-        DataError: the CSV is unreadable or contradicts itself, or a file does not exist.
-    """
-    return scan_csv(path).checked()
 
 
 def scan_csv(path: str | os.PathLike[str]) -> Scan:
@@ -113,83 +104,69 @@ def read_rows(path: Path, *, exact: bool = False) -> tuple[list[str], list[Row]]
         DataError: the file does not exist, or is not a table with the columns path and label.
     """
     name = printable(path)
+    lines = enumerate(io.StringIO(_read_text(path, exact=exact), newline=""), 1)
+    header_line, header = next(((i, text) for i, text in lines if text.strip()), (1, ""))
+    if not header:
+        raise DataError(f"{name} is empty. {_EXPECTED}")
+    columns, delimiter = _read_header(header, name)
+    reader = csv.reader(
+        (text for _, text in lines),
+        delimiter=delimiter,
+        strict=True,
+        skipinitialspace=not exact,
+    )
     rows: list[Row] = []
-    line = 1
+    line = header_line
     try:
-        _check_file(path)
-        errors = "surrogateescape" if exact else "strict"
-        with path.open(encoding="utf-8-sig", errors=errors, newline="") as file:
-            lines = _text_lines(file, name)
-            header_line, header = next(((i, text) for i, text in lines if text.strip()), (1, ""))
-            if not header:
-                raise DataError(f"{name} is empty. {_EXPECTED}")
-            columns, delimiter = _read_header(header, name)
-            reader = csv.reader(
-                (text for _, text in lines),
-                delimiter=delimiter,
-                strict=True,
-                skipinitialspace=not exact,
-            )
-            for cells in reader:
-                line = header_line + reader.line_num
-                if not any(cells):
-                    continue
-                if any(cells[len(columns) :]):
-                    raise DataError(
-                        f"Line {line} of {name} has {len(cells)} cells, the first line has "
-                        f"{len(columns)}. Quote names that contain a {_DELIMITERS[delimiter]}."
-                    )
-                values = dict(zip(columns, cells, strict=False))
-                split = values.get("split", "").strip().lower()
-                split = SPLIT_WORDS.get(split, split)
-                rows.append(Row(line, values.get("path", ""), values.get("label", ""), split))
-    except UnicodeDecodeError:
-        raise DataError(
-            f"{name} is not UTF-8: line {_first_undecodable_line(path)}. Save it as UTF-8 (in a "
-            f"spreadsheet, 'CSV UTF-8')."
-        ) from None
+        for cells in reader:
+            line = header_line + reader.line_num
+            if not any(cells):
+                continue
+            if any(cells[len(columns) :]):
+                raise DataError(
+                    f"Line {line} of {name} has {len(cells)} cells, the first line has "
+                    f"{len(columns)}. Quote names that contain a {_DELIMITERS[delimiter]}."
+                )
+            values = dict(zip(columns, cells, strict=False))
+            split = values.get("split", "").strip().lower()
+            split = SPLIT_WORDS.get(split, split)
+            rows.append(Row(line, values.get("path", ""), values.get("label", ""), split))
     except csv.Error as error:
         raise DataError(
             f"{name} is not a valid CSV after line {line}: {error}. Is a quote left open?"
         ) from None
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
     return columns, rows
 
 
-def _check_file(path: Path) -> None:
+def _read_text(path: Path, *, exact: bool) -> str:
     name = printable(path)
     try:
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{name} is not a regular file. {_EXPECTED}")
+        if status.st_size > MAX_BYTES:
+            raise DataError(f"{name} is too large: {status.st_size:,} of {MAX_BYTES:,} bytes.")
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"There is no file '{name}'.{_suggest_csv(path)} {_EXPECTED}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{name} is not a regular file. {_EXPECTED}")
-    if status.st_size > MAX_BYTES:
-        raise DataError(f"{name} is too large: {status.st_size:,} bytes, at most {MAX_BYTES:,}.")
-    with path.open("rb") as file:
-        start = file.read(2**16)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{name} is UTF-16. Save it as UTF-8.")
-    if b"\0" in start:
-        raise DataError(f"{name} is not text: it contains null bytes. {_EXPECTED}")
+    if (null := data.find(b"\0")) >= 0:
+        line = _line_at(data, null)
+        raise DataError(f"{name} is not text: line {line} contains a null byte. {_EXPECTED}")
+    try:
+        return data.decode("utf-8-sig", errors="surrogateescape" if exact else "strict")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name} is not UTF-8: line {_line_at(error.object, error.start)}. Save it as UTF-8 "
+            f"(in a spreadsheet, 'CSV UTF-8')."
+        ) from None
 
 
-def _text_lines(file: TextIO, name: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(file, 1):
-        if "\0" in line:
-            raise DataError(f"{name} is not text: line {number} contains a null byte.")
-        yield number, line
-
-
-def _first_undecodable_line(path: Path) -> int:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
+def _line_at(data: bytes, position: int) -> int:
+    return len(data[: position + 1].splitlines())
 
 
 def _read_header(line: str, name: str) -> tuple[list[str], str]:

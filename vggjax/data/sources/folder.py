@@ -50,15 +50,6 @@ def nearest_folder(folder: str | os.PathLike[str]) -> list[str]:
     return [str(path.with_name(name)) for name in near]
 
 
-def open_folder(folder: str | os.PathLike[str]) -> Source:
-    """Open a folder of images without decoding any of them.
-
-    Raises:
-        DataError: there is no such folder, or it has fewer than two classes with images.
-    """
-    return scan_folder(folder).checked()
-
-
 def scan_folder(folder: str | os.PathLike[str]) -> Scan:
     """Scan a folder of images, collecting its errors.
 
@@ -186,7 +177,7 @@ class _Scanner:
             if (identity := _identity(folder)) in entered:
                 continue
             entered.add(identity)
-            with _open_folder(folder) as entries:
+            with _scandir(folder) as entries:
                 for entry in entries:
                     if _is_ignored(entry.name):
                         continue
@@ -235,7 +226,7 @@ def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
     folders: list[str] = []
     files: list[str] = []
     hidden: list[str] = []
-    with _open_folder(top) as entries:
+    with _scandir(top) as entries:
         for entry in entries:
             is_folder = _is_folder(entry)
             if not _is_ignored(entry.name):
@@ -246,7 +237,7 @@ def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 @contextmanager
-def _open_folder(folder: str | os.PathLike[str]) -> Iterator[Iterable[os.DirEntry[str]]]:
+def _scandir(folder: str | os.PathLike[str]) -> Iterator[Iterable[os.DirEntry[str]]]:
     try:
         entries = os.scandir(folder)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Splits by tfds' slices: the examples that tfds would give, and no two slices share any."""
+"""Splits by slices: the examples that tfds selects, without overlap."""
 
 import numpy as np
 import pytest
@@ -30,36 +30,36 @@ def own():
         ("train[50%:],train[:20%],train[20%:50%]", [(150, 300), (0, 60), (60, 150)]),
     ],
 )
-def test_slices_are_those_of_the_order_of_the_data_set(plain, text, ends):
+def test_slices_follow_the_order_of_the_dataset(plain, text, ends):
     splits = make_splits(plain, parse_split(text), seed=3)
     for name, (start, end) in zip(SPLITS, ends, strict=True):
         np.testing.assert_array_equal(splits[name], np.arange(start, end))
 
 
-def test_slices_may_be_added_and_taken_from_any_of_the_own_splits(own):
+def test_slices_of_official_splits_may_be_joined(own):
     splits = make_splits(own, parse_split("train[:25%]+train[-25%:]+val[:50%],val[50%:],test"))
     np.testing.assert_array_equal(splits["train"], [*range(50), *range(150, 200), *range(200, 220)])
     np.testing.assert_array_equal(splits["val"], np.arange(220, 240))
     np.testing.assert_array_equal(splits["test"], np.arange(240, 300))
 
 
-def test_validation_is_val_by_each_of_its_names(own):
+def test_val_is_accepted_under_each_of_its_names(own):
     for name in ("val", "validation", "valid"):
         splits = make_splits(own, parse_split(f"train[:50%],{name},test"))
         np.testing.assert_array_equal(splits["val"], OWN["val"])
 
 
-def test_of_two_slices_the_second_is_test_and_val_is_cut_from_the_first(plain):
+def test_of_two_slices_the_second_is_test_and_val_is_split_off_the_first(plain):
     splits = make_splits(plain, parse_split("train[:90%],train[90%:]"), seed=3)
     np.testing.assert_array_equal(splits["test"], np.arange(270, 300))
     np.testing.assert_array_equal(
         np.sort(np.concatenate([splits["train"], splits["val"]])), np.arange(270)
     )
-    found = np.bincount(plain.labels[splits["val"]])
-    assert (np.abs(found - np.bincount(plain.labels[:270]) / 9) < 1).all()
+    counts = np.bincount(plain.labels[splits["val"]])
+    assert (np.abs(counts - np.bincount(plain.labels[:270]) / 9) < 1).all()
 
 
-def test_what_tfds_makes_of_a_slice_is_what_is_used(plain):
+def test_a_slice_has_the_indices_that_tfds_resolves(plain):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.splits import SplitInfo
 
@@ -95,18 +95,18 @@ def test_what_tfds_makes_of_a_slice_is_what_is_used(plain):
         ("train,test", "Unknown split in `split` 'test'.*no official splits: slice train"),
     ],
 )
-def test_slices_that_the_data_set_cannot_give_are_refused(plain, text, words):
+def test_slices_that_do_not_fit_the_dataset_are_refused(plain, text, words):
     with pytest.raises(DataError, match=words) as error:
         make_splits(plain, parse_split(text))
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_split_names_the_nearest(own):
+def test_an_unknown_split_suggests_the_nearest_name(own):
     with pytest.raises(DataError, match="'tests'. Did you mean 'test'. Choices: train, val, test"):
         make_splits(own, parse_split("train,val,tests"))
 
 
-def test_slices_are_not_stratified_and_a_class_that_one_lacks_is_named(plain):
+def test_a_slice_without_one_of_the_classes_is_refused(plain):
     import dataclasses
 
     in_order = dataclasses.replace(plain, labels=np.sort(plain.labels))
@@ -127,12 +127,12 @@ def test_slices_are_not_stratified_and_a_class_that_one_lacks_is_named(plain):
         ("train,", "cannot parse ''"),
     ],
 )
-def test_what_is_no_slice_is_refused_before_the_data_is_seen(text, words):
+def test_invalid_slices_are_refused_by_the_parser(text, words):
     with pytest.raises(ConfigError, match=words) as error:
         parse_split(text)
     assert "\n" not in str(error.value)
 
 
-def test_slices_are_told_from_shares():
+def test_slices_are_distinguished_from_fractions():
     assert parse_split("train[:80%],test") == Slices(("train[:80%]", "test"))
     assert parse_split("0.8,0.1,0.1") == (0.8, 0.1, 0.1)
