@@ -1,8 +1,8 @@
-"""Random damage to small weight files, by seed, and what a reader may make of it.
+"""Random damage to small weight files, and what a reader may do with them.
 
-A file may be refused, or read. Then its layers and shapes are exactly those expected, and its
-values those that were written, but for what the format cannot tell: HDF5 and safetensors have no
-checksum over plain numbers, HDF5 none over an array's address and type.
+A damaged file may be refused, or read. If it is read, its layers and shapes are the expected ones,
+and its values are those that were written, as far as the format can show it: HDF5 and safetensors
+have no checksum over plain numbers, and HDF5 has none over an array's address and type.
 """
 
 import random
@@ -29,7 +29,7 @@ def made_weights(arch):
 
 
 def damaged(content, rng):
-    """Gives the damaged contents, and the places of the bytes that are not as they were."""
+    """Return the damaged contents, and the positions of the bytes that changed."""
     if rng.random() < 0.1:
         cut = rng.randrange(len(content))
         return content[:cut], range(cut, len(content))
@@ -46,20 +46,20 @@ def damaged(content, rng):
 
 
 def places(content, weights):
-    """Finds where in the good file each array's numbers lie, `{(layer, parameter): range}`."""
-    found = {}
+    """Return where in the good file each array's numbers lie, `{(layer, parameter): range}`."""
+    ranges = {}
     for layer, params in weights.items():
         for name, array in params.items():
             numbers = array.tobytes()
             start = content.find(numbers)
             assert content.count(numbers) == 1, "the numbers must lie in the file once"
-            found[layer, name] = range(start, start + len(numbers))
-    return found
+            ranges[layer, name] = range(start, start + len(numbers))
+    return ranges
 
 
 @dataclass
 class Outcome:
-    """What became of all the damaged files."""
+    """How the damaged files were read."""
 
     counts: Counter = field(default_factory=Counter)
     changed: list = field(default_factory=list)
@@ -67,21 +67,21 @@ class Outcome:
 
 
 def fuzz(path, read, weights, *, seed, count=COUNT):
-    """Reads `count` damaged copies of the file at `path`.
+    """Read `count` damaged copies of the file at `path`.
 
     Args:
         path: the good file; the damaged ones are written beside it.
-        read: takes a path and a check of shapes, and gives the weights.
-        weights: what is in the good file.
+        read: returns the weights for a path and a check of shapes.
+        weights: the contents of the good file.
         seed: of the damage.
-        count: of the copies.
+        count: how many copies.
     """
     content, bad = path.read_bytes(), path.with_name(f"bad-{path.name}")
     shapes = {k: {n: a.shape for n, a in v.items()} for k, v in weights.items()}
 
-    def check(found):
-        if found != shapes:
-            raise WeightsError("not the layers that are expected", code="E_SHAPE")
+    def check(received):
+        if received != shapes:
+            raise WeightsError("not the expected layers", code="E_SHAPE")
 
     outcome = Outcome()
     for i in range(count):
@@ -90,14 +90,14 @@ def fuzz(path, read, weights, *, seed, count=COUNT):
         bad.write_bytes(contents)
         try:
             got = read(bad, check)
-        except WeightsError as error:  # anything else is a fault of ours
+        except WeightsError as error:  # anything else is a bug
             assert error.code in CODES and "\n" not in str(error) and str(bad) in str(error)
             outcome.counts[error.code] += 1
             continue
         assert {k: {n: a.shape for n, a in v.items()} for k, v in got.items()} == shapes
         arrays = [(k, n) for k, v in weights.items() for n in v if other(got[k][n], v[n])]
         assert all(np.isfinite(got[k][n]).all() for k, n in arrays)
-        outcome.counts["changed" if arrays else "as it was"] += 1
+        outcome.counts["changed" if arrays else "unchanged"] += 1
         if arrays:
             outcome.changed.append((contents, where, arrays))
     assert sum(outcome.counts.values()) == count

@@ -1,4 +1,4 @@
-"""Makes bad weight files of other kinds, small ones: damaged, archives, pickles, other models'."""
+"""Small bad weight files: no weight files, truncated ones, pickles, archives, other models'."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from vggjax.models.arch import Arch
 from vggjax.weights.weight_file import write_weights
 
 MARKER = "marker"
-"""Code inside a file would make a file of this name beside it."""
+"""Code inside a file, if it were run, would create a file of this name beside it."""
 
 
 def case(name, ending, code, mention="", *, model=""):
-    """Registers a function that makes the file."""
+    """Register a function that makes the file."""
 
     def register(make):
         CASES.append(Case(name, ending, code, mention, make, model))
@@ -32,16 +32,22 @@ def case(name, ending, code, mention="", *, model=""):
 # Not a weight file, or not all of it
 
 
-def contents(name, code, content, *, ending=".h5"):
-    case(name, ending, code)(lambda path: path.write_bytes(content))
+def contents(name, code, mention, content, *, ending=".h5"):
+    case(name, ending, code, mention)(lambda path: path.write_bytes(content))
 
 
-contents("empty", "E_TRUNCATED", b"")
-contents("text", "E_FORMAT", b"just a text, and a long one at that\n" * 20)
-contents("zeros", "E_FORMAT", bytes(2**16))
-contents("web page", "E_FORMAT", b"<!DOCTYPE html><html><body>404</body></html>")
-contents("LFS pointer", "E_FORMAT", b"version https://git-lfs.github.com/spec/v1\nsize 3\n")
-contents("signature alone", "E_FORMAT", b"\x89HDF\r\n\x1a\n" + bytes(100))
+contents("empty", "E_TRUNCATED", "is empty", b"")
+contents("text", "E_FORMAT", "is not a weight file", b"just a text, and a long one at that\n" * 20)
+contents("zeros", "E_FORMAT", "is not a weight file", bytes(2**16))
+contents("web page", "E_FORMAT", "a web page", b"<!DOCTYPE html><html><body>404</body></html>")
+contents("LFS pointer", "E_FORMAT", "Git LFS",
+         b"version https://git-lfs.github.com/spec/v1\nsize 3\n")  # fmt: skip
+contents("signature of HDF5", "E_FORMAT", "is damaged", b"\x89HDF\r\n\x1a\n" + bytes(100))
+contents("signature of zip", "E_ZIP", "is a damaged archive", b"PK\x03\x04" + bytes(100))
+case("no file", ".h5", "E_FILE", "There is no file")(lambda path: None)
+case("folder", ".h5", "E_FILE", "is a folder")(lambda path: path.mkdir())
+case("pipe", ".h5", "E_FILE")(lambda path: os.mkfifo(path))
+case("device", ".h5", "E_FILE")(lambda path: path.symlink_to("/dev/zero"))
 
 
 @case("wrong magic", ".h5", "E_FORMAT")
@@ -58,18 +64,16 @@ def cut(name, ending, share, code):
         path.write_bytes(content[: int(len(content) * share) if share else -1])
 
 
+# Truncated
+
 for _ending, _code in {".h5": "E_TRUNCATED", ".weights.h5": "E_TRUNCATED", ".keras": "E_ZIP",
                        ".safetensors": "E_TRUNCATED"}.items():  # fmt: skip
     cut(f"half of {_ending}", _ending, 0.5, _code)
     cut(f"all but a byte of {_ending}", _ending, 0, _code)
 
-case("folder", ".h5", "E_FILE")(lambda path: path.mkdir())
-case("pipe", ".h5", "E_FILE")(lambda path: os.mkfifo(path))
-case("device", ".h5", "E_FILE")(lambda path: path.symlink_to("/dev/zero"))
-
 
 class Evil:
-    """Runs code when it is unpickled: makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -125,7 +129,7 @@ def h5_bytes(seed=0):
 
 
 def archive(name, code, mention="", *, config="{}", weights=True, packed=False):
-    """Registers a good archive that is then added to."""
+    """Register a good archive with an addition."""
 
     def register(add):
         def make(path):

@@ -1,4 +1,4 @@
-"""Makes bad HDF5 weight files, small ones, whose arrays are wrong or lie elsewhere."""
+"""Small bad HDF5 weight files whose arrays are wrong or lie elsewhere."""
 
 import zlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from vggjax.weights.weight_file import write_weights
 
 
 def other_file(file):
-    """Writes a second file beside the first; no one may read it."""
+    """Write a second file beside the first, which must not be read."""
     path = Path(file.filename).with_name("other.h5")
     write_weights(path, made_weights(seed=1))
     return str(path)
@@ -41,7 +41,7 @@ def _(file):
     put(file[L], BIAS, np.zeros(4, [("a", "f4"), ("b", "f4")]))
 
 
-@h5("floats of another format", "E_DTYPE", L)
+@h5("floats of an unknown format", "E_DTYPE", L)
 def _(file):
     kind = h5py.h5t.IEEE_F32LE.copy()
     kind.set_ebias(100)
@@ -71,14 +71,14 @@ def _(file):
     put(file[L], KERNEL, shape=(3, 3, 4, 4), dtype="f4", chunks=(1, 3, 4, 4))[:2] = 1
 
 
-for kind, shape in {"a scalar": (), "no axis of any length": (3, 3, 4, 0)}.items():
+for kind, shape in {"a scalar": (), "an empty axis": (3, 3, 4, 0)}.items():
 
     @h5(kind, "E_SHAPE", L)
     def _(file, shape=shape):
         put(file[L], KERNEL, np.zeros(shape, "f4"))
 
 
-@h5("no space at all", "E_SHAPE", L)
+@h5("no dataspace", "E_SHAPE", L)
 def _(file):
     del file[L][BIAS]
     file[L][BIAS] = h5py.Empty("f4")
@@ -89,7 +89,7 @@ def _(file):
     put(file[L], KERNEL, kernel_of(file).reshape(9, 4, 4))
 
 
-@h5("kernel and bias that do not go together", "E_SHAPE", L)
+@h5("kernel and bias of different widths", "E_SHAPE", L)
 def _(file):
     put(file[L], KERNEL, kernel_of(file)[..., ::2])
 
@@ -99,7 +99,7 @@ def _(file):
     put(file[L], KERNEL, np.ones((3, 3, 5, 4), "f4"))
 
 
-# Links, and numbers elsewhere
+# Links and external numbers
 
 
 @h5("external link to a layer", "E_LINK", L)
@@ -114,13 +114,13 @@ def _(file):
     file[L][KERNEL] = h5py.ExternalLink(other_file(file), f"/{L}/{KERNEL}")
 
 
-@h5("external link in the midst of a name", "E_LINK", L)
+@h5("external link inside a path", "E_LINK", L)
 def _(file):
     file[L]["x"] = h5py.ExternalLink(other_file(file), f"/{L}")
     reweigh(file, [f"x/{KERNEL}", BIAS])
 
 
-@h5("external link for the whole", "E_LINK", "model_weights")
+@h5("external link to all layers", "E_LINK", "model_weights")
 def _(file):
     file["model_weights"] = h5py.ExternalLink(other_file(file), "/")
 
@@ -162,12 +162,12 @@ def _(file):
     file[L].create_virtual_dataset(KERNEL, layout)
 
 
-@h5("numbers in another file", "E_EXTERNAL", L)
+@h5("numbers in an external file", "E_EXTERNAL", L)
 def _(file):
     put(file[L], BIAS, shape=(4,), dtype="f4", external=[(other_file(file), 0, 16)])
 
 
-# Packed, and larger than it looks
+# Filters and bombs
 
 
 @h5("unknown filter", "E_FILTER", L)
@@ -196,7 +196,7 @@ def _(file):
         array.id.write_direct_chunk((start,), packed, 0)
 
 
-@h5("one piece of gigabytes", "E_BOMB", L)
+@h5("one chunk of gigabytes", "E_BOMB", L)
 def _(file):
     options = {"chunks": (2**28,), "maxshape": (None,), "compression": "gzip"}
     put(file[L], BIAS, shape=(4,), dtype="f4", **options)

@@ -1,7 +1,7 @@
-"""Makes bad HDF5 weight files, small ones, whose layers and names are wrong.
+"""Small bad HDF5 weight files whose layers and names are wrong, and the list of all cases.
 
-What each is, and the code that it must be refused with. Each case changes a good file of a tiny
-VGG with h5py. `mention` is what its one line must name.
+Each case has a name, the code that it must be refused with, and a word that the message must
+contain. It changes a good file of a tiny VGG with h5py.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ GROUP = "layers/conv2d_3"  # L in Keras 3's numbering
 
 @dataclass(frozen=True)
 class Case:
-    """A bad file. `model` says whether only a model's shapes can show it: the base or the whole."""
+    """A bad file. Where only a model's shapes show it, `model` is `base` or `top`."""
 
     name: str
     ending: str
@@ -53,7 +53,7 @@ CASES: list[Case] = []
 
 
 def h5(name, code, mention="", *, ending=".h5", model=""):
-    """Registers a change to a good file that is open in h5py."""
+    """Register a change to a good file that is open in h5py."""
 
     def register(change):
         def make(path):
@@ -105,13 +105,13 @@ def _(file):
     del file[L][KERNEL]
 
 
-@h5("layer too many", "E_UNEXPECTED", "block5_conv2", model="base")
+@h5("layer that the model lacks", "E_UNEXPECTED", "block5_conv2", model="base")
 def _(file):
     file.copy("block5_conv1", "block5_conv2")
     relist(file, lambda names: [*names, b"block5_conv2"])
 
 
-@h5("parameter too many", "E_UNEXPECTED", L)
+@h5("unknown parameter", "E_UNEXPECTED", L)
 def _(file):
     put(file[L], "x", np.ones(3, "f4"))
     reweigh(file, [KERNEL, BIAS, "x"])
@@ -199,7 +199,7 @@ def _(file):
     put(file, L, np.zeros(3))
 
 
-@h5("nested without end", "E_FORMAT", "nested", ending=".weights.h5")
+@h5("nested too deep", "E_FORMAT", "nested", ending=".weights.h5")
 def _(file):
     file.create_group("/".join(["layers"] + ["g"] * 40))
 

@@ -92,22 +92,6 @@ def test_a_model_is_left_as_it_was_by_a_file_that_is_refused(tmp_path):
     assert same(before, after)
 
 
-@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"shuffle": True, "chunks": True},
-                                     {"fletcher32": True, "compression": 4}])  # fmt: skip
-def test_packed_arrays_of_the_usual_kinds_are_read(tmp_path, options):
-    import h5py
-
-    path, weights = tmp_path / "w.h5", made_weights()
-    write_weights(path, weights)
-    with h5py.File(path, "r+") as file:
-        for layer, params in weights.items():
-            for name, array in zip(file[layer].attrs["weight_names"], params.values(), strict=True):
-                del file[layer][name]
-                file[layer].create_dataset(name, data=array, **options)
-    got = read_weights(path)
-    assert same(got, weights)
-
-
 def test_what_was_cast_and_what_was_left_out_is_told(tmp_path):
     import h5py
 

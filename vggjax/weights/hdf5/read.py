@@ -11,10 +11,11 @@ keras/read.py starts and can stop. Which dataset belongs to which layer is in ke
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import h5py
 
@@ -133,9 +134,8 @@ class CheckedFile:
         counts = [-(-n // length) for n, length in zip(span.shape, chunk, strict=True)]
         # The chunks at the edges are not full, but stored whole.
         max_size = 8 * span.size + 2**20
-        if (num_chunks := math.prod(counts)) > _MAX_CHUNKS or num_chunks * math.prod(
-            chunk
-        ) > max_size:
+        num_chunks = math.prod(counts)
+        if num_chunks > _MAX_CHUNKS or num_chunks * math.prod(chunk) > max_size:
             raise WeightsError(
                 f"{span.where} is cut into chunks of {chunk}, as no weights are.", code="E_BOMB"
             )
@@ -151,7 +151,7 @@ class CheckedFile:
         if dataset.id.chunk_iter(add):
             raise WeightsError(
                 f"{span.where} has a chunk whose length does not match its filters; the file is "
-                f"damaged. Fetch or write it again.",
+                f"damaged. Download or write it again.",
                 code="E_FILTER",
             )
         grid = [range(0, n, length) for n, length in zip(span.shape, chunk, strict=True)]
@@ -189,7 +189,7 @@ def _unwritten(where: str) -> WeightsError:
 
 
 @contextlib.contextmanager
-def open_hdf5(file: str | IO[bytes], *, offset: int = 0) -> Iterator[CheckedFile]:
+def open_hdf5(file: str | io.RawIOBase, *, offset: int = 0) -> Iterator[CheckedFile]:
     """Open a path or a file object for reading; turn HDF5's exceptions into WeightsError."""
     try:
         if not isinstance(file, str) and not _has_signature(file):
@@ -212,15 +212,15 @@ def open_hdf5(file: str | IO[bytes], *, offset: int = 0) -> Iterator[CheckedFile
                 f"({printable(reason)}). Wait, or write it again.",
                 code="E_FILE" if "lock file" in reason else "E_FORMAT",
             ) from None
-        cut = "truncated" in reason or "eof" in reason.lower()
+        truncated = "truncated" in reason or "eof" in reason.lower()
         raise WeightsError(
-            f"it is damaged or cut short, HDF5 cannot read it ({printable(reason)}). "
-            f"Fetch or write it again.",
-            code="E_TRUNCATED" if cut else "E_FORMAT",
+            f"it is damaged or truncated, HDF5 cannot read it ({printable(reason)}). Download or "
+            f"write it again.",
+            code="E_TRUNCATED" if truncated else "E_FORMAT",
         ) from None
 
 
-def _has_signature(file: IO[bytes]) -> bool:
+def _has_signature(file: io.RawIOBase) -> bool:
     try:
         file.seek(0)
         return file.read(len(SIGNATURE)) == SIGNATURE

@@ -65,7 +65,7 @@ def check_pieces(spans: Iterable[ChunkedSpan], *, size_bytes: int) -> None:
         if start + stored_bytes > size_bytes:
             raise WeightsError(
                 f"{where} has a chunk that ends at byte {start + stored_bytes:,}, and the file has "
-                f"{size_bytes:,}. It is damaged or cut short; fetch or write it again.",
+                f"{size_bytes:,}. It is damaged or truncated; download or write it again.",
                 code="E_TRUNCATED",
             )
         if start < end:
@@ -149,5 +149,5 @@ def _halves(checksum: bytes) -> tuple[int, int]:
 
 def _damaged(span: Span, what: str) -> WeightsError:
     return WeightsError(
-        f"{span.where} {what}; the file is damaged. Fetch or write it again.", code="E_FORMAT"
+        f"{span.where} {what}; the file is damaged. Download or write it again.", code="E_FORMAT"
     )

@@ -6,48 +6,42 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import h5py
 
 
-class Sink(io.RawIOBase):
+class _Sink(io.RawIOBase):
     """A file that accepts whatever HDF5 writes, and keeps the first failure in `error`."""
 
-    def __init__(self, file: IO[bytes]):
-        """Wrap `file`, which is open for writing and reading."""
+    def __init__(self, file: io.FileIO):
         super().__init__()
         self._file = file
         self.error: OSError | None = None
 
     def readable(self) -> bool:
-        """Return True: HDF5 reads what it wrote."""
         return True
 
     def writable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to another position and return it."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the position."""
         return self._file.tell()
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Fill the whole buffer, with zeros where a failure has left a hole."""
         count = self._file.readinto(buffer) or 0
         buffer[count:] = bytes(len(buffer) - count)
         return len(buffer)
 
-    def write(self, buffer: memoryview) -> int:
+    def write(self, buffer: Any) -> int:
         """Write the whole buffer, or nothing once something has failed."""
         rest = memoryview(buffer)
         try:
@@ -58,7 +52,6 @@ class Sink(io.RawIOBase):
         return len(buffer)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the file's length, unless something has failed."""
         size = self.tell() if size is None else size
         try:
             if self.error is None:
@@ -78,7 +71,7 @@ def create_hdf5(path: Path) -> Iterator[h5py.File]:
     import h5py
 
     with open(path, "w+b", buffering=0) as file:
-        sink = Sink(file)
+        sink = _Sink(file)
         try:
             with h5py.File(sink, "w") as root:
                 yield root

@@ -13,7 +13,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import member_start, open_archive
@@ -31,38 +31,29 @@ _MAX_ANSWER_BYTES = 2**24
 _BLOCK_BYTES = 2**20
 
 
-class Window(io.RawIOBase):
+class _Window(io.RawIOBase):
     """A range of bytes of a file, as a file of its own that h5py can read."""
 
-    def __init__(self, file: IO[bytes], *, start: int, size: int):
-        """Show `size` bytes of `file` from `start` on."""
+    def __init__(self, file: io.BufferedReader | io.BytesIO, *, start: int, size: int):
         super().__init__()
         self._file, self._start, self._size, self._position = file, start, size, 0
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to another position and return it."""
         origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = origins[whence] + offset
         return self._position
 
     def tell(self) -> int:
-        """Return the position."""
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill the whole buffer, as HDF5 expects.
-
-        Raises:
-            OSError: the window ends before the buffer is full.
-        """
+    def readinto(self, buffer: Any) -> int:
+        """Fill the whole buffer, as HDF5 expects, or raise OSError."""
         if self._position < 0 or self._position + len(buffer) > self._size:
             raise OSError("truncated")
         self._file.seek(self._start + self._position)
@@ -76,16 +67,16 @@ class Window(io.RawIOBase):
 def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, dict[str, str], bool]]:
     """Open an `h5` file or the weights in a `zip` archive.
 
-    Yields the file, the metadata that the archive has beside it, and whether the weights are
-    compressed in the archive, so that the arrays' places count from their own first byte.
+    Yields the file, the archive's own metadata, and whether the weights are compressed in the
+    archive, so that the arrays' positions count from the first byte of the weights.
     """
     if kind == "h5":
-        with open(path, "rb", buffering=0) as disk:
+        with open(path, "rb") as disk:
             start, size_bytes = signature_start(disk) or 0, disk.seek(0, io.SEEK_END)
-            # By path, HDF5 respects the locks of other programs. Behind a user block it gets the
-            # rest alone: its versions differ in whether a chunk's address counts the block.
-            window = Window(disk, start=start, size=size_bytes - start) if start else path
-            with open_hdf5(window, offset=start) as file:
+            # HDF5 opens a path, to respect the locks of other programs. It does not see a user
+            # block: its versions differ in whether a chunk's address counts the block.
+            source = _Window(disk, start=start, size=size_bytes - start) if start else path
+            with open_hdf5(source, offset=start) as file:
                 yield file, {}, False
         return
     with open(path, "rb") as disk, open_archive(disk) as archive:
@@ -108,8 +99,8 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, dict[str, st
 
 
 def _weights_member(
-    disk: IO[bytes], archive: zipfile.ZipFile, member: zipfile.ZipInfo
-) -> tuple[Window, int | None]:
+    disk: io.BufferedReader, archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> tuple[_Window, int | None]:
     """Return the member's contents, and their place in the archive: None if compressed.
 
     Read the member to its end, which checks its checksum.
@@ -130,9 +121,9 @@ def _weights_member(
     if length != member.file_size:
         raise zipfile.BadZipFile(f"{MEMBER} is {length:,} bytes instead of {member.file_size:,}")
     if compressed:
-        return Window(memory, start=0, size=length), None
+        return _Window(memory, start=0, size=length), None
     start = member_start(disk, member)
-    return Window(disk, start=start, size=length), start
+    return _Window(disk, start=start, size=length), start
 
 
 def _small_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

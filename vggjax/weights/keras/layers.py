@@ -47,7 +47,8 @@ def find_layers(file: CheckedFile) -> tuple[str, dict[str, dict[str, Span]], lis
     Raises:
         WeightsError: an unknown layout, or contents that cannot be the weights of a VGG.
     """
-    root, layout, notes = file.root, "weights.h5", []
+    root, layout = file.root, "weights.h5"
+    notes: list[str] = []
     if has_link(root, "model_weights"):
         refuse_code(text(root, "model_config", default="", max_bytes=2**24).encode())
         root, layout = file.get(root, "model_weights"), "whole model"

@@ -166,7 +166,7 @@ def run_child(
     if done.returncode or not done.stdout:
         raise WeightsError(
             f"the HDF5 library crashed on it (exit status {done.returncode}). It is damaged; "
-            f"fetch or write it again.",
+            f"download or write it again.",
             code="E_FORMAT",
         )
     return json.loads(done.stdout)
@@ -175,7 +175,7 @@ def run_child(
 def _too_slow(seconds: float) -> WeightsError:
     return WeightsError(
         f"reading it took longer than {seconds:,.0f} s and was stopped. It is damaged or "
-        f"malicious; fetch or write it again.",
+        f"malicious; download or write it again.",
         code="E_TIMEOUT",
     )
 
