@@ -166,6 +166,12 @@ def _(members, path):
     members.writestr("model.weights.h5", "x" * 100)
 
 
+@archive("half of the weights", "E_TRUNCATED", "model.weights.h5", weights=False)
+def _(members, path):
+    contents = h5_bytes()
+    members.writestr("model.weights.h5", contents[: len(contents) // 2])
+
+
 @archive("weights twice", "E_DUPLICATE", "model.weights.h5")
 def _(members, path):
     members.writestr("model.weights.h5", h5_bytes(seed=1))

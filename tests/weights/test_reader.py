@@ -16,7 +16,6 @@ from support.hostile_layers import GROUP, KERNEL, L, made_weights, same
 
 from vggjax.errors import WeightsError
 from vggjax.weights.hdf5.unpack import ChunkedSpan, check_pieces
-from vggjax.weights.keras.child import Window
 from vggjax.weights.keras.read import is_hdf5, parse_keras, run_child
 from vggjax.weights.tensor_spans import Span, check_spans
 from vggjax.weights.weight_file import read_weights, write_weights
@@ -188,13 +187,3 @@ def test_chunks_must_lie_in_the_file_and_share_no_byte(pieces, code):
         with pytest.raises(WeightsError, match="^x has a chunk") as caught:
             check_pieces([span], size_bytes=24)
         assert caught.value.code == code
-
-
-def test_a_window_shows_its_bytes_alone(tmp_path):
-    (tmp_path / "x").write_bytes(b"0123456789")
-    with open(tmp_path / "x", "rb", buffering=0) as file:
-        window, piece = Window(file, start=2, size=5), bytearray(3)
-        assert (window.seek(0, os.SEEK_END), window.seek(1), window.tell()) == (5, 1, 1)
-        assert (window.readinto(memoryview(piece)), bytes(piece)) == (3, b"345")
-        with pytest.raises(OSError):
-            window.readinto(memoryview(piece))
