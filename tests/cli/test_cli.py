@@ -142,7 +142,7 @@ def test_every_command_has_help(capsys, command):
         ("train --zoom-range 1 2 3", "--zoom-range must be"),
         ("train --rotation-range -5", "--rotation-range"),
         ("train --fill-mode neerest", "takes one of nearest, reflect, wrap, constant"),
-        ("train --cross-validate 1", "--cross-validate must be 0, or 2 folds or more; got 1."),
+        ("train --cross-validate 1", "--cross-validate must be 0, or at least 2 folds; got 1."),
         ("train --class-weights balance", "takes one of none, balanced"),
         ("train --duplicates far", "takes one of near, exact, ignore"),
         ("train --dataset flowers --weights none --cross-validate 9", "Too few distinct images"),

@@ -1,6 +1,5 @@
 """A tiny run that keeps features in both of its stages, and what its tests share."""
 
-import functools
 import os
 import signal
 
@@ -10,7 +9,6 @@ from test_loop import pretend_pretrained as pretrained
 from support.tiny_run import make_images
 from vggjax.training import prepare, trainer
 from vggjax.training.cache.features import CachedFeatures, cached_features
-from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
 
@@ -24,8 +22,6 @@ DRAWN = {"brightness_range": (0.5, 1.5), "cached_views": 2}
 
 def make_config_of(tmp_path, monkeypatch, tiny_arch):
     """Makes configs of a run that keeps features in both of its stages, two epochs each."""
-    one_device = functools.partial(Placement, num_devices=1)
-    monkeypatch.setattr(prepare, "Placement", one_device)
     images = make_images(tmp_path / "images", ("a", "b", "c"), each=10)
     weights = str(pretrained(tmp_path, tiny_arch))
     fixed = dict(

@@ -1,7 +1,6 @@
 """Cross-validation judges each image once, by a model that has not seen it or its like."""
 
 import csv
-import functools
 import json
 import shutil
 import signal
@@ -12,24 +11,21 @@ from support.tiny_run import make_images
 
 from vggjax.api import fit
 from vggjax.errors import ConfigError, DataError, WeightsError
-from vggjax.training import prepare, trainer
+from vggjax.training import trainer
 from vggjax.training.config import Config
-from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.saved_model import load_model
-from vggjax.training.trainer import Interrupted
+from vggjax.training.signals import Interrupted
 
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    one_device = functools.partial(Placement, num_devices=1)
-    monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b"), each=9)
 
 
 def make_config(dataset, workdir, **settings):
     defaults = dict(
         model="tiny", weights="none", head="gap-classes", image_size=32, unfreeze="all",
-        batch_size=4, epochs=1, cross_validate=3,
+        batch_size=4, epochs=1, cross_validate=3, devices=1,
     )  # fmt: skip
     return Config(dataset=str(dataset), workdir=str(workdir), **defaults | settings)
 
@@ -63,7 +59,7 @@ def test_each_image_is_judged_once_and_all_of_them_make_one_result(images, tmp_p
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Each of 19 images was evaluated once" in page and "<h2>Folds</h2>" in page
     assert f"{evaluation['folds'][1]['accuracy']:.1%}" in page
-    assert "1 exact, each in one split with its like" in page
+    assert "1 exact, each kept in one split with its original" in page
 
 
 def test_a_cross_validation_that_was_stopped_goes_on_with_the_folds_that_lack(
@@ -80,7 +76,7 @@ def test_a_cross_validation_that_was_stopped_goes_on_with_the_folds_that_lack(
             raise Interrupted(signal.SIGTERM, workdir)
 
     monkeypatch.setattr(trainer, "save_model", save_model)
-    with pytest.raises(Interrupted, match="--workdir .*stopped goes on"):
+    with pytest.raises(Interrupted, match="`workdir` .*stopped resumes it"):
         fit(make_config(images, stopped))
     again = fit(make_config(images, stopped)).evaluation
     assert trained == ["fold-1", "fold-2", "fold-3"]
@@ -96,13 +92,13 @@ def test_other_images_or_too_few_for_the_folds_are_refused(images, tmp_path):
     assert not (tmp_path / "ten").exists()
     fit(make_config(images, tmp_path / "run"))
     (images / "a" / "00.png").rename(images / "b" / "new.png")
-    with pytest.raises(ConfigError, match="not what .* was trained on"):
+    with pytest.raises(DataError, match="not the one that .* was trained on"):
         fit(make_config(images, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("folds", [1, -2])
 def test_one_fold_is_no_cross_validation(folds):
-    with pytest.raises(ConfigError, match="--cross-validate must be 0, or 2 folds or more"):
+    with pytest.raises(ConfigError, match="`cross_validate` must be"):
         Config(cross_validate=folds)
 
 

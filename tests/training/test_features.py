@@ -141,8 +141,7 @@ def test_drawn_versions_take_turns_and_are_functions_of_seed_image_and_version(c
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_four_devices_keep_what_one_keeps(config_of, monkeypatch, kind):
     kept, _ = fill(config_of("one", **DRAWN))
-    monkeypatch.setattr(prepare, "Placement", Placement)
-    four, run = fill(config_of("four", parallel=kind, **DRAWN))
+    four, run = fill(config_of("four", parallel=kind, devices=None, **DRAWN))
     assert len(run.placement.devices) == 4
     for ours, theirs in zip(rows_of(four["train"]), rows_of(kept["train"]), strict=True):
         np.testing.assert_allclose(ours["features"], theirs["features"], rtol=1e-5)

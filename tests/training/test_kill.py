@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.tiny_run import make_images
 
-from vggjax.training.run_dir.folder import read_log
+from vggjax.training.run_dir.log import read_log
 from vggjax.weights.weight_file import read_weights
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_a_run_killed_in_its_second_epoch_ends_with_the_weights_of_one_never_kil
     assert not (tmp_path / "killed" / "model.json").exists()
     code, said = run(images, tmp_path / "killed")
     assert code == 0, said
-    assert "Going on from step 6" in said
+    assert "Resuming from step 6" in said
     whole, killed = (
         read_weights(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
     )

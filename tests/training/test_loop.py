@@ -1,7 +1,6 @@
 """A run from its first step to its saved model: killed and resumed, refused, stopped, chosen."""
 
 import dataclasses
-import functools
 import os
 import signal
 import time
@@ -13,21 +12,19 @@ from support.tiny_run import make_images
 
 from vggjax.cli.main import main
 from vggjax.data.sources.open import open_source
-from vggjax.errors import ConfigError, VggjaxError
+from vggjax.errors import ConfigError, DataError, VggjaxError
 from vggjax.training import prepare, trainer
 from vggjax.training.config import Config
-from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.checkpoint import Checkpoints
-from vggjax.training.run_dir.folder import read_log
+from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.saved_model import load_model
-from vggjax.training.trainer import Interrupted, train
+from vggjax.training.signals import Interrupted
+from vggjax.training.trainer import train
 from vggjax.weights.weight_file import read_weights, write_weights
 
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    one_device = functools.partial(Placement, num_devices=1)
-    monkeypatch.setattr(prepare, "Placement", one_device)  # compiles in half the time
     return make_images(tmp_path / "images", ("a", "b", "c"), each=10)
 
 
@@ -35,6 +32,7 @@ def make_config(dataset, workdir, **settings):
     defaults = dict(
         model="tiny", weights="none", head="gap-8-0.5-classes", image_size=32, unfreeze="all",
         split="0.6,0.2,0.2", batch_size=4, epochs=3, log_every_steps=2, learning_rate=1e-2,
+        devices=1,
     )  # fmt: skip
     return Config(dataset=str(dataset), workdir=str(workdir), **defaults | settings)
 
@@ -139,7 +137,7 @@ def test_a_finished_run_is_not_trained_again(images, tmp_path, capsys):
 
 def test_other_settings_for_the_same_workdir_are_refused_by_name(images, tmp_path):
     train(make_config(images, tmp_path / "run", epochs=1))
-    with pytest.raises(ConfigError, match=r"epochs was 1, now 2"):
+    with pytest.raises(ConfigError, match=r"`epochs` was 1, now 2"):
         train(make_config(images, tmp_path / "run", epochs=2))
 
 
@@ -147,7 +145,7 @@ def test_other_images_for_the_same_workdir_are_refused(images, tmp_path):
     config = make_config(images, tmp_path / "run", epochs=1)
     train(config)
     (images / "a" / "00.png").rename(images / "b" / "new.png")
-    with pytest.raises(ConfigError, match="not what .* was trained on"):
+    with pytest.raises(DataError, match="not the one that .* was trained on"):
         train(config)
 
 
@@ -211,7 +209,7 @@ def test_unreadable_images_are_left_out_and_named_also_by_a_rerun(images, tmp_pa
 
 
 def test_a_run_folder_inside_the_data_is_refused(images):
-    with pytest.raises(ConfigError, match="lies inside the dataset"):
+    with pytest.raises(ConfigError, match="is inside the dataset"):
         train(make_config(images, images / "runs" / "1"))
     assert not (images / "runs").exists()
 
@@ -275,9 +273,12 @@ def test_a_full_disk_is_one_clear_error(images, tmp_path, monkeypatch):
 
 
 def test_pmap_trains_the_same_network(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "Placement", Placement)
     for kind in ("jit", "pmap"):
-        train(make_config(images, tmp_path / kind, parallel=kind, epochs=2, optimizer="sgd"))
+        train(
+            make_config(
+                images, tmp_path / kind, parallel=kind, devices=None, epochs=2, optimizer="sgd"
+            )
+        )
     assert len(jax.devices()) == 4
     ours, theirs = weights_of(tmp_path / "jit"), weights_of(tmp_path / "pmap")
     for name in ours:

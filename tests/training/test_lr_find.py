@@ -1,6 +1,5 @@
 """The rate range test: what it reads from a curve, that it trains nothing, and what it leaves."""
 
-import functools
 import json
 import math
 
@@ -13,10 +12,9 @@ from vggjax.api import find_rate, fit
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError
 from vggjax.report.figures import draw_rate_test
-from vggjax.training import lr_finder, prepare
+from vggjax.training import lr_finder
 from vggjax.training.config import Config
 from vggjax.training.lr_finder import read_curve
-from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.folder import find_workdir
 from vggjax.training.trainer import train
 
@@ -50,7 +48,7 @@ def test_nothing_is_read_from_losses_that_fall_nowhere(seed):
     losses = np.random.default_rng(seed).normal(1.6, 0.04, len(RATES)).tolist()
     found = read_curve("head", RATES, losses)
     assert found.suggestion is None and found.flags(Config()) is None
-    assert "fell nowhere" in str(found)
+    assert "does not fall" in str(found)
 
 
 def test_a_loss_that_is_not_finite_ends_the_curve():
@@ -76,8 +74,6 @@ def test_any_curve_can_be_drawn(losses):
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    one_device = functools.partial(Placement, num_devices=1)
-    monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b", "c"), each=10)
 
 
@@ -85,7 +81,7 @@ def make_line(images, workdir, *more):
     return [
         "train", "--dataset", str(images), "--workdir", str(workdir), "--model", "tiny",
         "--weights", "none", "--image-size", "32", "--split", "0.6,0.2,0.2", "--batch-size", "4",
-        "--epochs", "2", "--augment", "none", "--head", "gap-classes", *more,
+        "--epochs", "2", "--augment", "none", "--head", "gap-classes", "--devices", "1", *more,
     ]  # fmt: skip
 
 
@@ -96,11 +92,11 @@ def test_the_command_finds_a_rate_and_trains_nothing(images, tmp_path, capsys, u
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "lr-find.json").read_text())
     assert len(found["rates"]) == len(found["losses"]) <= 100
-    assert f"Take     {found['flags']}\n" in said and "--learning-rate " in found["flags"]
+    assert f"Use      {found['flags']}\n" in said and "--learning-rate " in found["flags"]
     with Image.open(tmp_path / "run" / "plots" / "lr-find.png") as image:
         assert image.size[0] > 600
     left = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*")}
-    assert left == {"lr-find.json", "plots", "plots/lr-find.png"}
+    assert left == {".lock", "lr-find.json", "plots", "plots/lr-find.png"}
     assert find_workdir(Config(workdir=str(tmp_path / "run"))) == tmp_path / "run"
 
 
@@ -109,6 +105,7 @@ def test_a_run_begins_as_new_in_the_folder_and_as_if_nothing_had_been_tried(imag
     settings = dict(
         dataset=str(images), model="tiny", weights="none", image_size=32, split="0.6,0.2,0.2",
         batch_size=4, epochs=1, unfreeze=("all",), head="gap-classes",
+        devices=1,
     )  # fmt: skip
     tried = Config(**settings, workdir=str(tmp_path / "tried"), lr_find=True)
     find_rate(tried)
@@ -125,10 +122,13 @@ def test_frozen_layers_are_computed_once_where_the_steps_see_the_images_again(
     images, tmp_path, monkeypatch
 ):
     cuts = []
-    first_step = lr_finder._first_step
-    monkeypatch.setattr(
-        lr_finder, "_first_step", lambda run, cut: cuts.append(cut) or first_step(run, cut)
-    )
+    make_step = lr_finder.make_stage_step
+
+    def make_stage_step(run, stage, *, after):
+        cuts.append(after)
+        return make_step(run, stage, after=after)
+
+    monkeypatch.setattr(lr_finder, "make_stage_step", make_stage_step)
     for most in (200, 3):
         monkeypatch.setattr(lr_finder, "MAX_STEPS", most)
         line = make_line(images, tmp_path / str(most), "--unfreeze", "none", "--lr-find")

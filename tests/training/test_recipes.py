@@ -15,9 +15,7 @@ from vggjax.models.network import Network
 from vggjax.models.params import shapes
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, peak_rates, plan_stages
-from vggjax.training.lessons import LESSONS
 from vggjax.training.recipes import (
-    NEEDS,
     RECIPES,
     command_of,
     lesson_of,
@@ -71,26 +69,25 @@ def test_the_parameters_are_the_lessons_own(name, num_classes, trained, total):
 
 def test_every_recipe_of_the_lessons_is_there_and_has_its_words():
     assert set(ISSUE) < set(RECIPES)
-    assert set(LESSONS) == {*RECIPES, "classify"}
-    for name, lesson in LESSONS.items():
-        for words in dataclasses.astuple(lesson):
-            assert "\n" not in words and "  " not in words, name
+    for name, lesson in RECIPES.items():
+        for text in (lesson.title, lesson.teaches, lesson.source, lesson.figure):
+            assert "\n" not in text and "  " not in text, name
         assert lesson.teaches.endswith(".") and len(lesson.teaches) < 600, name
         assert lesson.title and lesson.source, name
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].trains])
 def test_every_recipe_is_a_config_that_can_be_run_and_its_command_is_understood(name, monkeypatch):
     config = config_of(name)
     assert config.recipe == name
-    assert lesson_of(config) is LESSONS[name]
+    assert lesson_of(config) is RECIPES[name]
     seen = []
     monkeypatch.setattr("vggjax.api.fit", lambda config: seen.append(config) or 1 / 0)
     words = shlex.split(command_of(name))
     assert words[:2] == ["python", "train.py"]
     with pytest.raises(ZeroDivisionError):
         main(["train", *words[2:]])
-    field, example, _ = NEEDS.get(name, ("recipe", name, ""))
+    field, example, _ = RECIPES[name].needs or ("recipe", name, "")
     assert dataclasses.replace(seen[0], **{field: getattr(config, field)}) == config
     assert getattr(seen[0], field) == example
 
@@ -103,9 +100,13 @@ def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():
 
 
 def test_a_recipe_without_what_it_needs_names_the_flag():
-    with pytest.raises(ConfigError, match="needs the unpacked folder of Fruits 360: --dataset"):
+    with pytest.raises(
+        ConfigError, match="needs the unpacked folder of Fruits 360: give `dataset`"
+    ):
         make_config("fruits")
-    with pytest.raises(ConfigError, match="flowers-augmented run: --start-from runs/flowers"):
+    with pytest.raises(
+        ConfigError, match="flowers-augmented run: give `start_from`, as in runs/flowers"
+    ):
         make_config("flowers-finetune", dataset="photos")
     assert make_config("flowers-finetune", start_from="run").start_from == "run"
 
@@ -160,11 +161,11 @@ def test_recipes_lists_them_and_tells_one_of_them_whole(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
-    for name, lesson in LESSONS.items():
+    for name, lesson in RECIPES.items():
         assert name in listed and lesson.figure in listed
     assert main(["recipes", "cifar10-collapse"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert LESSONS["cifar10-collapse"].teaches in told
+    assert RECIPES["cifar10-collapse"].teaches in told
     assert "python train.py --recipe cifar10-collapse" in told
     assert main(["recipes", "cifar10-colapse"]) == 2
     assert "Did you mean 'cifar10-collapse'" in capsys.readouterr().err

@@ -4,8 +4,6 @@ The digits, at a rate of 0.03 without a warm-up, kill a narrow VGG11 in its firs
 of it they are learned. Where a run is to collapse later, its weights are made 0 at a step.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,25 +12,17 @@ from test_loop import assert_same_weights, log_without_times
 
 from vggjax.cli.main import main
 from vggjax.errors import VggjaxError
-from vggjax.training import prepare, trainer
+from vggjax.training import trainer
 from vggjax.training.config import Config
-from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.trainer import Interrupted, train
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """One device compiles faster."""
-    placement = functools.partial(Placement, num_devices=1)
-    monkeypatch.setattr(prepare, "Placement", placement)
 
 
 def make_digits_config(workdir, **settings):
     defaults = dict(
         dataset="digits", model="narrow", weights="none", head="flatten-classes", image_size=32,
         unfreeze=("all",), augment="none", duplicates="ignore", epochs=2, batch_size=32,
-        warmup_epochs=0, learning_rate=0.03, schedule="constant",
+        warmup_epochs=0, learning_rate=0.03, schedule="constant", devices=1,
     )  # fmt: skip
     return Config(workdir=str(workdir), **defaults | settings)
 

@@ -9,7 +9,7 @@ from vggjax.training.run_dir.log import Log, append_log, read_log
 
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_path):
     with lock_workdir(tmp_path):
-        with pytest.raises(ConfigError, match="Another run trains in"):
+        with pytest.raises(ConfigError, match="Another run uses"):
             with lock_workdir(tmp_path):
                 pass
     with lock_workdir(tmp_path):

@@ -1,6 +1,5 @@
 """Before the first step: the same images stay in one split, and are looked for once."""
 
-import functools
 import shutil
 
 import numpy as np
@@ -9,24 +8,21 @@ from PIL import Image
 from rich.console import Console
 from support.tiny_run import make_images
 
-from vggjax.errors import ConfigError
+from vggjax.errors import ConfigError, DataError
 from vggjax.training import prepare
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary
-from vggjax.training.parallel import Placement
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import make_workdir
 
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    one_device = functools.partial(Placement, num_devices=1)
-    monkeypatch.setattr(prepare, "Placement", one_device)
     return make_images(tmp_path / "images", ("a", "b"), each=8)
 
 
 def make_config(dataset, workdir, **settings):
-    defaults = dict(model="tiny", weights="none", head="gap-classes", image_size=32)
+    defaults = dict(model="tiny", weights="none", head="gap-classes", image_size=32, devices=1)
     return Config(dataset=str(dataset), workdir=str(workdir), **defaults | settings)
 
 
@@ -51,7 +47,7 @@ def test_copies_stay_in_one_split_and_are_counted_on_the_first_screen(images, tm
     names = ("a/03.png", "a/one.png", "a/two.png", "a/three.png")
     assert len({split_of(run, name) for name in names}) == 1
     assert run.duplicates == {"exact": 3, "near": 0, "leaked": 0}
-    assert "3 exact, each in one split with its like" in first_screen(run)
+    assert "3 exact, each kept in one split with its original" in first_screen(run)
 
 
 def test_a_image_saved_smaller_is_near_unless_only_exact_ones_count(images, tmp_path):
@@ -127,7 +123,7 @@ def test_what_changed_in_the_data_set_is_named(images, tmp_path):
     first = prepare_run(config)
     make_workdir(first.workdir, first.config, first.source, first.splits, first.duplicates)
     (images / "a" / "00.png").rename(images / "b" / "new.png")
-    with pytest.raises(ConfigError, match=r"trained on: new: b/new.png; gone: a/00.png\. Put"):
+    with pytest.raises(DataError, match=r"trained on: new: b/new.png; gone: a/00.png\. Rest"):
         prepare_run(config)
 
 

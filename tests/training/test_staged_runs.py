@@ -13,9 +13,10 @@ from vggjax.errors import ConfigError
 from vggjax.training import prepare, trainer
 from vggjax.training.batches import epoch_batches, images_seen
 from vggjax.training.console import print_run_summary
-from vggjax.training.run_dir.folder import read_log
+from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.saved_model import load_model
-from vggjax.training.trainer import Interrupted, train
+from vggjax.training.signals import Interrupted
+from vggjax.training.trainer import train
 
 STAGES = {"unfreeze": ("none",), "head_epochs": None, "epochs": None}
 """Without what the staged runs' configs would say otherwise."""
@@ -81,7 +82,7 @@ def test_each_stage_keeps_the_features_below_what_it_trains(config_of):
     }
     short = STAGES | {"stages": ("head:2", "block5:4"), "epoch_images": 8}
     # 2 epochs of 2 steps show no image twice, 4 of them do.
-    assert set(prepare.prepare_run(config_of("short", **short)).features) == {"head+block5"}
+    assert set(prepare.prepare_run(config_of("short", **short)).feature_plans) == {"head+block5"}
 
 
 @pytest.mark.slow
@@ -174,18 +175,18 @@ def test_a_run_starts_from_another_with_its_pixels_and_only_where_all_fits(confi
     np.testing.assert_array_equal(run.model.fc1.kernel[...], first["fc1/kernel"])
     np.testing.assert_array_equal(run.model.block1_conv1.kernel[...], first["block1_conv1/kernel"])
     for changes, message in [
-        ({"head": "gap-4-classes"}, r"has --head gap-8-0.5-3; got gap-4-3. Give --head gap-8"),
-        ({"model": "vgg16"}, "has --model tiny; got vgg16"),
-        ({"preprocess": "torch"}, "trained with --preprocess unit.* got --preprocess torch"),
-        ({"image_size": 64}, "trained with --image-size 32"),
-        ({"seed": 7}, r"was trained on \d+ of the \d+ images that this run would be judged by"),
-        ({"start_from": str(tmp_path / "nowhere")}, "--start-from: There is no run folder"),
-        ({"start_from": str(tmp_path / "images")}, "--start-from: .* holds no finished model"),
+        ({"head": "gap-4-classes"}, r"has `head` gap-8-0.5-3; got gap-4-3. Give `head` gap-8"),
+        ({"model": "vgg16"}, "has `model` tiny; got vgg16"),
+        ({"preprocess": "torch"}, "trained with `preprocess` unit.* got `preprocess` torch"),
+        ({"image_size": 64}, "trained with `image_size` 32"),
+        ({"seed": 7}, r"was trained on \d+ of the \d+ images of this run's val and test splits"),
+        ({"start_from": str(tmp_path / "nowhere")}, "`start_from`: There is no run folder"),
+        ({"start_from": str(tmp_path / "images")}, "`start_from`: .* holds no finished model"),
     ]:
         with pytest.raises(ConfigError, match=message):
             prepare.prepare_run(config_of("refused", **start | changes))
     (tmp_path / "images" / "c").rename(tmp_path / "images" / "d")
-    with pytest.raises(ConfigError, match="other classes apart: a, b, c; the dataset has a, b, d"):
+    with pytest.raises(ConfigError, match="other classes: a, b, c; the dataset has a, b, d"):
         prepare.prepare_run(config_of("refused", **start))
 
 

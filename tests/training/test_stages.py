@@ -46,31 +46,37 @@ def test_a_run_that_goes_on_from_a_trained_head_needs_no_stage_for_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stages": ("hed:5",)}, "Unknown layer in --stages 'hed'. Did you mean 'head'?"),
+        ({"stages": ("hed:5",)}, "Unknown layer in `stages` 'hed'. Did you mean 'head'?"),
         ({"stages": ("head:5", "blok5:2")}, "Did you mean 'block5'?"),
-        ({"stages": ("none:5",)}, "Unknown layer in --stages 'none'"),
+        ({"stages": ("none:5",)}, "Unknown layer in `stages` 'none'"),
         ({"stages": ("head:five",)}, "epochs a whole number, as in head:5"),
         ({"stages": ("head:2.5",)}, "got 'head:2.5'"),
         ({"stages": ("head",)}, "LAYERS:EPOCHS"),
         ({"stages": ("block5+:3",)}, "LAYERS:EPOCHS"),
-        ({"stages": ("head:0",)}, "one epoch or more; got --stages head:0"),
-        ({"stages": ("head:2", "head:2")}, "head:2 adds nothing to head"),
-        ({"stages": ("all:2", "block5:2")}, "block5:2 adds nothing to head+all"),
-        ({"stages": ("block5:2", "block5_conv1:2")}, "adds nothing to head+block5"),
-        ({"stages": ("head:2",), "unfreeze": "block5"}, "leave --unfreeze block5 out"),
-        ({"stages": ("head:2",), "epochs": 2}, "leave --epochs 2 out"),
-        ({"stages": ("block5:2",), "head_epochs": 1}, "leave --head-epochs 1 out"),
-        ({"stages": ("head:2",), "layer_decay": 0.5}, "left out where --stages unfreeze nothing"),
-        ({"layer_decay": 0.5}, "--layer-decay must be left out where --unfreeze is none"),
-        ({"layer_decay": 1.5, "unfreeze": "all"}, "--layer-decay must be above 0, to 1; got 1.5"),
-        ({"ema": 1}, "--ema must be in [0, 1)"),
-        ({"label_smoothing": -0.1}, "--label-smoothing must be in [0, 1)"),
-        ({"clip_norm": -1.0}, "--clip-norm must be 0 or more"),
-        ({"plateau_factor": 1.0}, "--plateau-factor must be between 0 and 1"),
-        ({"plateau_patience": 0}, "--plateau-patience must be above 0"),
-        ({"epoch_images": -1}, "--epoch-images must be 0 or more"),
+        ({"stages": ("head:0",)}, "at least one epoch; got `stages` head:0"),
+        ({"stages": ("head:2", "head:2")}, "head:2 in `stages` unfreezes nothing new after head"),
+        (
+            {"stages": ("all:2", "block5:2")},
+            "block5:2 in `stages` unfreezes nothing new after head+all",
+        ),
+        ({"stages": ("block5:2", "block5_conv1:2")}, "nothing new after head+block5"),
+        ({"stages": ("head:2",), "unfreeze": "block5"}, "leave `unfreeze` block5 out"),
+        ({"stages": ("head:2",), "epochs": 2}, "leave `epochs` 2 out"),
+        ({"stages": ("block5:2",), "head_epochs": 1}, "leave `head_epochs` 1 out"),
+        ({"stages": ("head:2",), "layer_decay": 0.5}, "left out if `stages` unfreeze nothing"),
+        ({"layer_decay": 0.5}, "`layer_decay` must be left out if `unfreeze` is none"),
+        (
+            {"layer_decay": 1.5, "unfreeze": "all"},
+            "`layer_decay` must be above 0 and at most 1; got 1.5",
+        ),
+        ({"ema": 1}, "`ema` must be from 0 to below 1"),
+        ({"label_smoothing": -0.1}, "`label_smoothing` must be from 0 to below 1"),
+        ({"clip_norm": -1.0}, "`clip_norm` must be at least 0"),
+        ({"plateau_factor": 1.0}, "`plateau_factor` must be above 0 and below 1"),
+        ({"plateau_patience": 0}, "`plateau_patience` must be above 0"),
+        ({"epoch_images": -1}, "`epoch_images` must be at least 0"),
         ({"schedule": "plateu"}, "Did you mean 'plateau'?"),
-        ({"start_from": "run", "weights": "a.h5"}, "leave --weights a.h5 out"),
+        ({"start_from": "run", "weights": "a.h5"}, "leave `weights` a.h5 out"),
         ({"start_from": "run", "cross_validate": 3}, "leave one of the two out"),
     ],
 )
@@ -93,7 +99,7 @@ def test_stages_stand_in_place_of_a_recipe_s_epochs_and_unfreeze_in_place_of_its
     assert (config.num_epochs, config.unfrozen) == (5, ("block5",))
     config = make_config("cifar10-finetune", unfreeze=("block5",))
     assert (config.stages, config.num_epochs, config.layer_decay) == ((), 6, 0.65)
-    with pytest.raises(ConfigError, match="leave --epochs 3 out"):
+    with pytest.raises(ConfigError, match="leave `epochs` 3 out"):
         make_config("cifar10-finetune", epochs=3)
 
     def seen(config):

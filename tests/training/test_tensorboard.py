@@ -7,8 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vggjax.cli.main import main
-from vggjax.training.run_dir.log import Log, read_log
-from vggjax.training.run_dir.tensorboard import EventFile
+from vggjax.training.run_dir.log import EventFile, Log, read_log
 
 
 def read_events(workdir) -> list[Event]:

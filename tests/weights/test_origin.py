@@ -1,6 +1,5 @@
 """What is noted of where weights came from, from the first file to a trained run's model.json."""
 
-import functools
 import hashlib
 import json
 import time
@@ -13,10 +12,8 @@ from test_load import random_weights
 
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError, WeightsError
-from vggjax.training import prepare
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary
-from vggjax.training.parallel import Placement
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.saved_model import load_model, save_model
 from vggjax.weights import digests
@@ -29,8 +26,6 @@ from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 @pytest.fixture
 def start(tmp_path, monkeypatch, tiny_arch):
     """Images, and a file of weights under torchvision's names."""
-    one_device = functools.partial(Placement, num_devices=1)
-    monkeypatch.setattr(prepare, "Placement", one_device)
     make_images(tmp_path / "images", ("a", "b"), each=8)
     path = tmp_path / "tv.safetensors"
     write_weights(path, random_weights(tiny_arch), layout="torchvision")
@@ -130,7 +125,7 @@ def test_training_and_loading_refuse_another_file(start, tmp_path):
         load_pretrained("tiny", weights=start, include_top=False, expect_sha256="1" * 64)
     with pytest.raises(WeightsError, match="64 hexadecimal digits"):
         make_config(start, tmp_path / "run", expect_sha256="abc")
-    with pytest.raises(ConfigError, match="left out where --weights is none"):
+    with pytest.raises(ConfigError, match="left out if `weights` is none"):
         Config(weights="none", expect_sha256="0" * 64)
 
 

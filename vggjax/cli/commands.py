@@ -34,7 +34,8 @@ def train(config: Config) -> int:
         print(f"\nReport   {printable(result.report)}")
     if result.model is not None:  # a cross-validation has one model for each fold
         print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
-    return _report_left_out(result.unreadable)
+    exit_code = _report_left_out(result.unreadable)
+    return 1 if result.report is None else exit_code
 
 
 def parse_train(argv: Sequence[str]) -> Config:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VggjaxError as error:
         return _fail(_with_flags(one_line_message(error)))
     except Interrupted as interrupt:
-        return _fail(str(interrupt), code=128 + interrupt.signum)
+        return _fail(_with_flags(str(interrupt)), code=128 + interrupt.signum)
     except KeyboardInterrupt:
         return _fail("by Ctrl-C", code=130)
     except BrokenPipeError:  # `vggjax ... | head`

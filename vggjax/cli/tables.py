@@ -15,7 +15,6 @@ from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.head import Head
 from vggjax.models.network import Network
 from vggjax.models.registry import find_arch
-from vggjax.training.lessons import LESSONS
 from vggjax.training.recipes import RECIPES, command_of
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def print_recipes(console: Console) -> None:
     table.add_column("Recipe", style="bold", no_wrap=True)
     table.add_column("Lesson", overflow="fold")
     table.add_column("Author's figure", overflow="fold")
-    for name, lesson in LESSONS.items():
+    for name, lesson in RECIPES.items():
         table.add_row(name, escape(lesson.title), escape(lesson.figure))
     console.print(table)
     lines = (
@@ -171,10 +170,10 @@ def print_recipe(console: Console, name: str) -> None:
     Raises:
         ConfigError: no such recipe; the message has the nearest match.
     """
-    if name not in LESSONS:
-        raise ConfigError(unknown_name("recipe", name, LESSONS))
-    lesson = LESSONS[name]
-    settings = [f"{field} {_setting_text(value)}" for field, value in RECIPES.get(name, {}).items()]
+    if name not in RECIPES:
+        raise ConfigError(unknown_name("recipe", name, RECIPES))
+    lesson = RECIPES[name]
+    settings = [f"{field} {_setting_text(value)}" for field, value in lesson.settings.items()]
     rows = [
         ("Recipe", f"{name}: {lesson.title}"),
         ("Teaches", lesson.teaches),

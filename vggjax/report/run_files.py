@@ -21,7 +21,8 @@ from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import predict_split
 from vggjax.evaluation.probabilities import SplitPredictions, read_probabilities
 from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.folder import fold_folders, read_log
+from vggjax.training.run_dir.folder import fold_folders
+from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import RunResult, open_training_data
 from vggjax.training.run_dir.saved_model import load_model
 

@@ -1,27 +1,25 @@
-"""One frozen dataclass holds every setting of a run; the command line is made from it.
+"""The settings of a run: one frozen dataclass, from which the command line is made.
 
-Each field is a flag of the same name. A Config that exists can be run, as far as that can be known
-before the data is seen: construction refuses the rest with the fix. None means that the field is
-decided by others, as its docstring says; 0 switches a duration or a bound off.
+Each field is a flag of the same name, and its docstring the flag's help. A Config that exists can
+be run, as far as that is known before the data is seen: construction refuses the rest with the fix.
+None leaves a value to be derived, as the field's docstring says; 0 turns a duration or a limit off.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vggjax.data.augment.fields import check, flag, shown_value
+from vggjax.data.augment.fields import check, setting, shown_value
 from vggjax.data.augment.settings import NAMES as AUGMENTATION_FIELDS
 from vggjax.data.augment.settings import Augmentation, describe, is_on, resolve
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.splits.splits import parse_split
-from vggjax.errors import ConfigError, unknown_name
+from vggjax.errors import ConfigError, printable, unknown_name
 from vggjax.models.arch import match_layers
 from vggjax.models.head import Head
 from vggjax.models.registry import find_arch
-from vggjax.training.data_settings import DataSettings
-from vggjax.training.learning_settings import LearningSettings, ModelSettings, RunSettings
 from vggjax.training.stages import Stage, parse_stages
 from vggjax.weights.digests import expected_sha256
 
@@ -34,172 +32,312 @@ RESUME_MUTABLE_FIELDS = (
     "feature_cache_mb",
     "num_threads",
     "max_unreadable",
+    "devices",
     "log_every_steps",
     "checkpoint_minutes",
     "tensorboard",
     "lr_find",
     "on_collapse",
 )
-"""Fields that change how a run goes and not what comes out of it: a resumed run may differ here.
-(Cached features are the same numbers to the last bit or two: two programs may round differently.
-A run that collapsed may be let recover.)
+"""Fields that may differ when a run is resumed: they change how it runs and not its result.
+
+Cached features agree to the last bit or two, as two compiled programs may round differently; so do
+the sums over another number of devices. A run that collapsed may be resumed with another
+`on_collapse`.
 """
 
-
-_EPOCHS = 6
-"""Of a run that says neither --epochs nor --stages."""
+DEFAULT_EPOCHS = 6
+"""Epochs of a run with neither `epochs` nor `stages`."""
 
 
 @dataclass(frozen=True)
-class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSettings):
-    """The settings of one run: data, augmentation, model, learning and bookkeeping, in --help too.
+class DataSettings:
+    """Where images come from, and how they are split, decoded and resized."""
 
-    (A dataclass takes its fields from the last of its base classes first.)
+    dataset: str = setting("digits", non_empty=True)
+    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), a CSV file with
+    the columns path,label[,split], or `digits`."""
+    recipe: str | None = None
+    """Set the defaults of this recipe; `vggjax recipes` lists them (in Python: `make_config`).
+    `digits` has its own and uses it by default."""
+    workdir: str | None = setting(None, non_empty=True)
+    """The run's folder; None is runs/<time>-<dataset>-<model>. An unfinished run is resumed."""
+    seed: int = setting(0, at_least=0, below=2**32)
+    """Seed of splits, shuffling, initialization, augmentation and dropout."""
+
+    data_dir: str | None = None
+    """Where tfds keeps prepared datasets; None is its default."""
+    split: str = "0.8,0.1,0.1"
+    """Shares of train,val,test, stratified by class, for a dataset without splits; or slices of its
+    splits, as in train[:80%],train[80%:90%],train[90%:]."""
+    duplicates: Literal["near", "exact", "ignore"] = "near"
+    """Keep duplicates in one split: near-duplicates too (saved again or resized), exact ones only,
+    or none."""
+    cross_validate: int = setting(0, at_least=0)
+    """Number of folds of a cross-validation: as many runs, each with another test split, so that
+    each image is tested once. 0 trains one run."""
+    image_size: int = 224
+    """Side in px of the model's input; at least 32 for VGG."""
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash` the image to a square, or `crop` its center."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """Interpolation of the resize, as in Keras' load_img."""
+    preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto"
+    """Pixel values: `caffe` for Keras' weights, `torch`, or `unit` for x/255. `auto` is what the
+    weights were trained with, and torch without weights."""
+    cache_mb: int = setting(2048, at_least=0)
+    """Keep decoded images in memory if they take at most this many MiB; 0 turns it off."""
+    num_threads: int | None = setting(None, above=0)
+    """Threads that decode images; None is one per core."""
+    max_unreadable: float = setting(0.05, at_least=0, below=1)
+    """Largest share of unreadable images in a split; more end the run."""
+
+    augment: Literal["none", "flip", "crop-flip", "randaugment"] | None = None
+    """Augmentation of the training images by preset; the settings below override it. None is flip
+    if none of them is given, and otherwise those alone."""
+
+
+@dataclass(frozen=True)
+class Config(Augmentation, DataSettings):
+    """The settings of one run: data, augmentation, model, training and bookkeeping.
+
+    A dataclass has the fields of its last base class first, so this is their order in --help.
     """
 
+    model: str = "vgg16"
+    """vgg11, vgg13, vgg16 or vgg19; with batch normalization vgg11_bn ...; a small convnet such as
+    cifar10-cnn, or one spelled out, such as cnn-32-pool-64-pool-64."""
+    weights: str = setting("imagenet", non_empty=True)
+    """`imagenet` (Keras' published weights), `none` (random), or a weight file."""
+    expect_sha256: str | None = None
+    """Refuse a weight file with another SHA-256 checksum, written as sha256sum prints it."""
+    start_from: str | None = setting(None, non_empty=True)
+    """Folder of a finished run whose backbone and head to start from, in place of --weights, with
+    the same classes, model and head; its preprocessing is taken over."""
+    head: str = "gap-256-0.5-classes"
+    """POOLING[-WIDTH ...][-DROPOUT]-OUTPUTS: pooling flatten, avg2 or gap; outputs `classes` or a
+    number, 1 for a single sigmoid unit."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters, logits and loss are float32."""
+    convolution: Literal["auto", "winograd", "direct"] = "auto"
+    """Algorithm of 3x3 convolutions on CPUs: `winograd` has a quarter of the products and differs
+    in the sixth digit, `direct` has all, `auto` uses the faster one."""
+
+    unfreeze: tuple[str, ...] = setting(("none",), non_empty=True)
+    """What to train besides the head: none, all, blocks (block5) or layers (block5_conv3)."""
+    stages: tuple[str, ...] = ()
+    """In place of --unfreeze, --head-epochs and --epochs: what to unfreeze one after the other, and
+    for how many epochs, as in head:5 block5:20 block4:10. What is unfrozen stays unfrozen."""
+    epochs: int | None = setting(None, above=0)
+    """Passes over the training split (or --epoch-images of it); None is 6, enough for a first
+    classifier, or the sum of --stages."""
+    head_epochs: int | None = setting(None, at_least=0)
+    """Epochs, out of all, that train the head alone first; None is a third of them if pretrained
+    layers are unfrozen below a new head."""
+    epoch_images: int = setting(0, at_least=0)
+    """Images per epoch, rounded to whole batches; the next epoch continues where the last one ended
+    in the training split. 0 is the whole split."""
+    batch_size: int = setting(32, above=0)
+    """Images per step, over all devices."""
+    optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
+    """adam, nadam and rmsprop as in Keras; sgd with momentum 0.9."""
+    beta1: float = setting(0.9, at_least=0, below=1)
+    """Decay of the first moment in adam and nadam."""
+    beta2: float = setting(0.999, at_least=0, below=1)
+    """Decay of the second moment in adam and nadam."""
+    learning_rate: float = setting(1e-3, above=0)
+    """Peak learning rate of the head."""
+    backbone_learning_rate: float | None = setting(None, above=0)
+    """Peak learning rate of the unfrozen layers; None is a hundredth of the head's with pretrained
+    weights, and the head's without."""
+    layer_decay: float = setting(1.0, above=0, at_most=1)
+    """Learning rate of each block relative to the next block, the last one at
+    --backbone-learning-rate; 1 is one rate for all."""
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    """Learning rates after the warmup, in each stage: fall to 0, stay, or fall by --plateau-factor
+    when val/loss stops falling (Keras' ReduceLROnPlateau)."""
+    plateau_factor: float = setting(0.1, above=0, below=1)
+    """With --schedule plateau: multiply the learning rates by this."""
+    plateau_patience: int = setting(10, above=0)
+    """With --schedule plateau: wait this many epochs for a val/loss that is lower by at least
+    1e-4."""
+    warmup_epochs: float = setting(1.0, at_least=0)
+    """Epochs over which the learning rates rise, at most half of a stage."""
+    weight_decay: float = setting(0.0, at_least=0)
+    """Decoupled weight decay of the trained kernels."""
+    clip_norm: float = setting(0.0, at_least=0)
+    """Clip the gradients of the trained layers to this global norm; 0 turns it off."""
+    label_smoothing: float = setting(0.0, at_least=0, below=1)
+    """Share of each label spread over all classes, in the training loss only."""
+    ema: float = setting(0.0, at_least=0, below=1)
+    """Evaluate and keep an exponential moving average of the weights with this decay per step, as
+    in 0.999 (lower in the first steps); 0 keeps the weights themselves."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` gives each class the same weight in the training loss, however many images it
+    has."""
+    patience: int = setting(0, at_least=0)
+    """Stop early after this many epochs without a better --monitor; 0 never does."""
+    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    """The metric that selects the best weights, which are kept."""
+    on_collapse: Literal["warn", "stop", "recover"] = "warn"
+    """When the network stops learning (loss or accuracy at chance, or not finite): warn, stop, or
+    go back to the last good checkpoint with a tenth of the learning rates."""
+
+    cache_features: Literal["auto", "off"] = "auto"
+    """`auto` computes the frozen layers once per image and keeps their outputs, if nothing random
+    comes before them and the stage has more than one epoch."""
+    cached_views: int = setting(0, at_least=0)
+    """With augmentation: augment each image this many times, once for all, and keep the features of
+    these views; 0 augments anew at every step and keeps none."""
+    feature_cache_mb: int = setting(4096, at_least=0)
+    """Keep features in memory if they take at most this many MiB, else in a file in the run folder
+    during the stage."""
+    feature_dtype: Literal["float32", "bfloat16"] | None = None
+    """dtype of the kept features; None is that of --dtype, which loses nothing."""
+
+    parallel: Literal["jit", "pmap"] = "jit"
+    """How to run a step on several devices."""
+    devices: int | None = setting(None, above=0)
+    """Number of devices to use; None uses all."""
+    log_every_steps: int = setting(20, above=0)
+    """Steps between two logged losses; at least four are logged per epoch."""
+    checkpoint_minutes: float = setting(10.0, above=0)
+    """Save this often inside a long epoch; the end of every epoch is saved too."""
+    tensorboard: bool = False
+    """Write the log as TensorBoard event files too."""
+    lr_find: bool = False
+    """Train nothing: run a learning rate range test, print and plot the rate to use."""
+
     def __post_init__(self) -> None:
-        """Refuses what cannot be run, with the fix."""
-        super().__post_init__()  # types of all fields, and the augmentation's own checks
-        if not self.unfreeze:
-            raise ConfigError("--unfreeze takes none, all, blocks or layers; got nothing.")
+        """Check every field, and the fields against one another.
+
+        Raises:
+            ConfigError: what cannot be run, with the fix.
+        """
+        super().__post_init__()  # types, choices and bounds of all fields
         match_layers(self.unfreeze, self.base_layers)
         find_arch(self.model).check_size(self.image_size)
         Head.parse(self.head)
         parse_split(self.split)
-        positive = ("batch_size", "learning_rate", "log_every_steps", "checkpoint_minutes")
-        for name in (*positive, "plateau_patience"):
-            self._check(name, getattr(self, name) > 0, "above 0")
-        for name in ("epochs", "num_threads", "backbone_learning_rate"):
-            value = getattr(self, name)
-            self._check(name, value is None or value > 0, "above 0")
-        for name in ("dataset", "weights", "workdir", "start_from"):
-            if getattr(self, name) == "":
-                raise ConfigError(f"{flag(name)} is empty; give it a value.")
+        check(self, "cross_validate", self.cross_validate != 1, "0, or at least 2 folds")
         if self.expect_sha256 is not None:
             expected_sha256(self.expect_sha256)
-            self._check("expect_sha256", self.pretrained, "left out where --weights is none")
-        self._check("seed", self.seed < 2**32, "below 2**32")
-        sizes = ("cache_mb", "cached_views", "feature_cache_mb", "epoch_images")
-        durations = ("warmup_epochs", "patience")
-        for name in ("seed", "weight_decay", "clip_norm", *durations, *sizes):
-            self._check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("max_unreadable", "label_smoothing", "ema", "beta1", "beta2"):
-            self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        self._check("layer_decay", 0 < self.layer_decay <= 1, "above 0, to 1")
-        self._check("plateau_factor", 0 < self.plateau_factor < 1, "between 0 and 1")
-        folds = self.cross_validate
-        self._check("cross_validate", folds == 0 or folds > 1, "0, or 2 folds or more")
+            check(self, "expect_sha256", self.pretrained, "left out if `weights` is none")
         self._check_stages()
+        self._check_start()
         self._check_features()
 
     def _check_stages(self) -> None:
-        """Refuses what the stages leave no place for."""
+        """Check the settings that divide the epochs."""
         if self.stages:
             parse_stages(self.stages, self.base_layers)
             for name in ("unfreeze", "head_epochs", "epochs"):
                 if getattr(self, name) != getattr(type(self), name):
                     raise ConfigError(
-                        f"--stages {shown_value(self, 'stages')} says what trains and for how "
-                        f"long; leave {flag(name)} {shown_value(self, name)} out."
+                        f"`stages` {shown_value(self, 'stages')} states what to train and for how "
+                        f"long; leave `{name}` {shown_value(self, name)} out."
                     )
         if self.head_epochs is not None:
-            fix = f"from 0 to below --epochs {self.num_epochs}; the epochs count the head's as well"
-            self._check("head_epochs", 0 <= self.head_epochs < self.num_epochs, fix)
+            wanted = f"below `epochs` {self.num_epochs}, which include it"
+            check(self, "head_epochs", self.head_epochs < self.num_epochs, wanted)
         if self.unfrozen == ("none",):
-            missing = "--stages unfreeze nothing" if self.stages else "--unfreeze is none"
+            reason = "`stages` unfreeze nothing" if self.stages else "`unfreeze` is none"
             for name in ("head_epochs", "backbone_learning_rate", "layer_decay"):
-                default = getattr(type(self), name)
-                self._check(name, getattr(self, name) == default, f"left out where {missing}")
-        if self.start_from is not None and self.cross_validate:
+                is_default = getattr(self, name) == getattr(type(self), name)
+                check(self, name, is_default, f"left out if {reason}")
+
+    def _check_start(self) -> None:
+        """Check what cannot stand beside `start_from`."""
+        if self.start_from is None:
+            return
+        if self.cross_validate:
             raise ConfigError(
-                "--cross-validate judges every image, also those that the run of --start-from "
-                "has learned; leave one of the two out."
+                "`cross_validate` tests every image, and the run in `start_from` was trained on "
+                "some of them; leave one of the two out."
             )
-        if self.start_from is not None and self.weights not in ("imagenet", "none"):
+        if self.weights not in ("imagenet", "none"):
             raise ConfigError(
-                f"--start-from {self.start_from} brings its own weights; leave --weights "
-                f"{self.weights} out."
+                f"`start_from` {printable(self.start_from)} has its own weights; leave `weights` "
+                f"{printable(self.weights)} out."
             )
 
     def _check_features(self) -> None:
-        """Refuses what can keep no features, where keeping them would change what is learned."""
-        asked = [name for name in ("cached_views", "feature_dtype") if getattr(self, name)]
-        if not asked:
+        """Check that features can be kept if a setting asks for it."""
+        requested = [name for name in ("cached_views", "feature_dtype") if getattr(self, name)]
+        if not requested:
             return
-        given, a = f"{flag(asked[0])} {getattr(self, asked[0])}", self.augmentation
-        drawn = f"augmentation {describe(a)}"
+        name, a = requested[0], self.augmentation
+        given = f"`{name}` {getattr(self, name)}"
         if self.cache_features == "off":
             raise ConfigError(
-                f"{given} is of the kept features, and --cache-features is off; leave one out."
+                f"{given} applies to kept features, and `cache_features` is off; leave one out."
             )
         if a.mixup or a.cutmix:
             raise ConfigError(
-                f"{given} keeps the features of single images, which mixup and CutMix blend "
-                f"before; got {drawn}. Set --mixup 0 --cutmix 0, or leave {flag(asked[0])} out."
+                f"{given} keeps features of single images, and mixup and CutMix blend images; got "
+                f"augmentation {describe(a)}. Set `mixup` 0 and `cutmix` 0, or leave `{name}` out."
             )
         if self.cached_views and not is_on(a):
             raise ConfigError(
-                f"{given} keeps random versions of the images, and augmentation is off: all "
-                "would be the same. Leave it out: features are then kept by themselves."
+                f"{given} keeps augmented views, and augmentation is off: all views would be the "
+                "same. Leave it out: features are then kept by default."
             )
         if is_on(a) and not self.cached_views:
             raise ConfigError(
-                f"{given} is of the kept features, and new draws at every step leave none to keep; "
-                f"got {drawn}. Use --augment none or --cached-views K, or leave {given} out."
+                f"{given} applies to kept features, and none are kept if images are augmented anew "
+                f"at every step; got augmentation {describe(a)}. Set `augment` none, give "
+                f"`cached_views`, or leave {given} out."
             )
-
-    def _check(self, name: str, holds: bool, wanted: str) -> None:
-        check(self, name, holds, wanted)
 
     @property
     def base_layers(self) -> tuple[str, ...]:
-        """The names of the base's layers that have parameters, in the order in which they run."""
+        """Names of the backbone's layers with parameters, in forward order."""
         return find_arch(self.model).weighted_layers()
 
     @property
     def num_epochs(self) -> int:
-        """The epochs of the run: `epochs`, or what the stages add up to."""
+        """Epochs of the run: `epochs`, or the sum of the stages."""
         if self.stages:
             return sum(stage.epochs for stage in self.planned_stages)
-        return _EPOCHS if self.epochs is None else self.epochs
+        return DEFAULT_EPOCHS if self.epochs is None else self.epochs
 
     @property
     def planned_stages(self) -> tuple[Stage, ...]:
-        """The stages as `stages` has them; none where --unfreeze decides."""
+        """The stages of `stages`; empty if `unfreeze` decides (see freezing.plan_stages)."""
         return parse_stages(self.stages, self.base_layers)
 
     @property
     def unfrozen(self) -> tuple[str, ...]:
-        """What trains beside the head in the end, as `unfreeze` says it."""
+        """What trains besides the head in the last stage, as `unfreeze` states it."""
         return self.planned_stages[-1].unfreeze if self.stages else self.unfreeze
 
     @property
     def pretrained(self) -> bool:
-        """Whether the convolutional base starts from weights that were learned before."""
+        """Whether the backbone starts from pretrained weights."""
         return self.weights != "none" or self.start_from is not None
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What images go through before the model sees them."""
+        """Preprocessing of the model's input."""
         auto = "caffe" if self.pretrained else "torch"
         mode = auto if self.preprocess == "auto" else self.preprocess
         return Preprocessing(mode, self.image_size, self.resize, self.interpolation)
 
     @property
     def augmentation(self) -> Augmentation:
-        """What happens to the training images: the settings, laid over those that have a name."""
+        """Augmentation of the training images: the settings, over those of the preset."""
         return resolve(self, self.augment)
 
     def to_json(self) -> str:
-        """Writes every field, for `config.json`."""
+        """Return every field as JSON, the text of `config.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """Reads what `to_json` wrote.
+        """Read what `to_json` returned.
 
         Raises:
-            ConfigError: no JSON object, or a key that is no field.
+            ConfigError: not a JSON object, or an unknown key.
         """
         try:
             fields = json.loads(text)
@@ -209,40 +347,40 @@ class Config(RunSettings, LearningSettings, ModelSettings, Augmentation, DataSet
                     raise ConfigError(unknown_name("setting", name, names))
             return cls(**fields)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ConfigError(f"This is no saved configuration: {error}.") from None
+            raise ConfigError(f"Not a saved configuration: {error}.") from None
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
-        """Finds the fields that would change the result: {name: (own value, other's value)}.
+        """Return the fields that would change the result: {name: (own value, other's value)}.
 
-        The same augmentation said in another way, by its name or without one, is no difference.
-        Nor are epochs that are said or left out.
+        The same augmentation by preset or by settings is no difference, nor is the same number of
+        epochs by default or given.
         """
-        passed_over = set(RESUME_MUTABLE_FIELDS)
+        ignored = set(RESUME_MUTABLE_FIELDS)
         if self.num_epochs == other.num_epochs:
-            passed_over.add("epochs")
+            ignored.add("epochs")
         if self.augmentation == other.augmentation:
-            passed_over |= {"augment", *AUGMENTATION_FIELDS}
-        return {
-            field.name: (mine, theirs)
+            ignored |= {"augment", *AUGMENTATION_FIELDS}
+        values = {
+            field.name: (getattr(self, field.name), getattr(other, field.name))
             for field in dataclasses.fields(self)
-            if field.name not in passed_over
-            and (mine := getattr(self, field.name)) != (theirs := getattr(other, field.name))
+            if field.name not in ignored
         }
+        return {name: (own, others) for name, (own, others) in values.items() if own != others}
 
 
 def read_config(workdir: str | Path) -> Config:
-    """Reads a run folder's `config.json`.
+    """Read the `config.json` of a run folder.
 
     Raises:
-        ConfigError: no such folder or file, or one that is damaged.
+        ConfigError: no such folder or file, or it is damaged.
     """
     path = Path(workdir) / "config.json"
     try:
         return Config.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
-            f"{workdir} is no run folder: it has no readable config.json. Give --workdir a folder "
-            "that train.py made."
+            f"{printable(workdir)} is no run folder: it has no readable config.json. Give the "
+            "folder of a run as `workdir`."
         ) from None
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{printable(path)}: {error}") from None

@@ -1,20 +1,23 @@
-"""Cross-validation's k runs: which images each of them trains on, and which it is judged on.
+"""Cross-validation: the runs of k folds, which train on different images and test each one once.
 
-The run folder holds `splits.csv`, a line an image with the fold that judges it, and a run folder
-for each fold, `fold-1` ... `fold-k`, whose own `splits.csv` is written before it starts: a fold is
-a run as any other, resumed and judged like any other.
+The run folder has `splits.csv`, with the fold that tests each image, and a run folder per fold,
+`fold-1` ... `fold-k`. Its own `splits.csv` is written before a fold starts, so that a fold is a run
+like any other, also when it is resumed or evaluated.
 """
 
 import dataclasses
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from vggjax.atomic import write_text
 from vggjax.data.sources.open import open_source
+from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, make_folds, splits_text
-from vggjax.errors import printable
+from vggjax.errors import join_names, printable
 from vggjax.training.config import Config
-from vggjax.training.prepare import Progress, check_outside, compare, resolve
+from vggjax.training.prepare import Progress, check_outside, group_duplicates, resolve
 from vggjax.training.run_dir.folder import (
     check_data,
     describe_duplicates,
@@ -22,40 +25,76 @@ from vggjax.training.run_dir.folder import (
     fold_folders,
     make_workdir,
     read_duplicates,
+    unusable_workdir,
 )
 
 
-def prepare_folds(
-    config: Config, *, progress: Progress | None = None, say: Callable[[str], None] = print
-) -> tuple[Path, list[Config]]:
-    """Makes the run folder of a cross-validation, or finds it again; gives a config for each fold.
+@dataclass(frozen=True)
+class CrossValidation:
+    """A cross-validation that is ready to be written and run."""
 
-    `say` is told where the dataset's own splits do not count.
+    config: Config
+    workdir: Path
+    source: Source
+    splits: list[dict[str, np.ndarray]] | None
+    """The splits of each fold; None if an earlier start wrote them."""
+    duplicates: dict[str, int]
+
+    @property
+    def folds(self) -> list[Config]:
+        """The settings of each fold's run."""
+        return [
+            dataclasses.replace(self.config, cross_validate=0, workdir=str(folder))
+            for folder in fold_folders(self.workdir, self.config)
+        ]
+
+    def notes(self) -> list[str]:
+        """Return what to know about the folds: pooled splits and duplicates."""
+        notes = []
+        if self.source.splits:
+            names = join_names(self.source.splits)
+            notes.append(f"The splits of {printable(self.source.name)} ({names}) are pooled.")
+        if counts := describe_duplicates(self.duplicates):
+            notes.append(f"Duplicates: {counts.replace('split', 'fold')}.")
+        return notes
+
+
+def prepare_cross_validation(
+    config: Config, *, progress: Progress | None = None
+) -> CrossValidation:
+    """Open the data, find the run folder and make the folds; write nothing.
 
     Raises:
-        VggjaxError: settings or data that cannot be used, or other data than at the first start.
+        VggjaxError: settings or data that cannot be used, or that differ from the first start's.
     """
     config = resolve(config)
     source = open_source(config.dataset, data_dir=config.data_dir)
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)
-    if source.splits:
-        say(f"The own splits of {printable(source.name)} ({', '.join(source.splits)}) are pooled.")
-    folders = fold_folders(workdir, config)
-    configs = [
-        dataclasses.replace(config, cross_validate=0, workdir=str(folder)) for folder in folders
-    ]
-    if not (workdir / "config.json").exists() or not all(
-        (folder / SPLITS_FILE).exists() for folder in folders
-    ):
-        groups, duplicates = compare(config, source, progress=progress)
-        folds = make_folds(source, config.cross_validate, config.seed, groups)
-        judged = {path.name: fold["test"] for path, fold in zip(folders, folds, strict=True)}
-        for folder, fold in zip(folders, folds, strict=True):
+    written = [workdir / "config.json"]
+    written += [folder / SPLITS_FILE for folder in fold_folders(workdir, config)]
+    if all(path.exists() for path in written):
+        return CrossValidation(config, workdir, source, None, read_duplicates(workdir))
+    groups, duplicates = group_duplicates(config, source, progress=progress)
+    splits = make_folds(source, config.cross_validate, config.seed, groups)
+    return CrossValidation(config, workdir, source, splits, duplicates)
+
+
+def write_folds(run: CrossValidation) -> None:
+    """Write the splits of all folds, unless an earlier start did; the folder must be locked.
+
+    Raises:
+        ConfigError: the folder belongs to another run by now, or cannot be written.
+    """
+    if run.splits is None:
+        return
+    folders = fold_folders(run.workdir, run.config)
+    try:
+        for folder, splits in zip(folders, run.splits, strict=True):
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / SPLITS_FILE, splits_text(source, fold))
-        make_workdir(workdir, config, source, judged, duplicates)
-    if counts := describe_duplicates(read_duplicates(workdir)):
-        say(f"Duplicates: {counts.replace('split', 'fold')}.")
-    return workdir, configs
+            write_text(folder / SPLITS_FILE, splits_text(run.source, splits))
+    except OSError as error:
+        raise unusable_workdir(run.workdir, error) from None
+    tested = {path.name: fold["test"] for path, fold in zip(folders, run.splits, strict=True)}
+    make_workdir(run.workdir, run.config, run.source, tested, run.duplicates)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a running training to save and end, instead of killing it."""
+"""Let SIGINT (Ctrl-C) and SIGTERM end a training after saving it."""
 
 import os
 import shlex
@@ -10,29 +10,28 @@ from pathlib import Path
 
 
 class Interrupted(Exception):
-    """A Ctrl-C or SIGTERM came; where the run stands was saved."""
+    """SIGINT or SIGTERM ended a run after it was saved."""
 
     def __init__(self, signum: int, workdir: Path):
-        super().__init__(
-            f"saved; the same command with --workdir {shlex.quote(str(workdir))} goes on from here"
-        )
+        folder = shlex.quote(str(workdir))
+        super().__init__(f"saved; the same command with `workdir` {folder} resumes it")
         self.signum, self.workdir = signum, workdir
 
 
 class Stop:
-    """Which signal asks for the end of the run, if one does."""
+    """The signal that asks for the end of the run, if one came."""
 
     signum: int | None = None
 
     def check(self, workdir: Path) -> None:
-        """Raises Interrupted if a signal came; to be called where the run has just been saved."""
+        """Raise Interrupted if a signal came; call this when the run has just been saved."""
         if self.signum:
             raise Interrupted(self.signum, workdir)
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Notes Ctrl-C and SIGTERM instead of dying of them; a second Ctrl-C does end at once."""
+    """Note SIGINT and SIGTERM instead of dying; a second one raises KeyboardInterrupt."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python sets handlers in the main thread only
@@ -44,9 +43,9 @@ def stop_signals() -> Iterator[Stop]:
         stop.signum = signum
         os.write(2, b"\nvggjax: saving after this step, then stopping; again to stop at once\n")
 
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -1,8 +1,8 @@
-"""The stretches of a run in which the same layers train, and the words that name them.
+"""Stages: consecutive epochs in which the same layers train, and their text form.
 
 A stage is written LAYERS:EPOCHS, as in `head:5 block5:20 block4:10`; LAYERS is `head`, or what
---unfreeze takes, several joined by `+`. What a stage unfreezes stays so in those after it, and the
-head always trains.
+`unfreeze` accepts, several joined by `+`. What a stage unfreezes stays unfrozen in the stages after
+it, and the head always trains.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from vggjax.models.arch import match_layers
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of epochs in which the same layers train."""
+    """Consecutive epochs in which the same layers train."""
 
     name: str
     unfreeze: tuple[str, ...]
@@ -23,48 +23,48 @@ class Stage:
 
 
 def name_stage(unfreeze: tuple[str, ...]) -> str:
-    """Names a stage by what trains in it: `head`, `head+block5`."""
+    """Return a stage's name, what trains in it: `head`, `head+block5`."""
     return "+".join(["head", *(name for name in unfreeze if name != "none")])
 
 
 def parse_stages(texts: Sequence[str], layers: Sequence[str]) -> tuple[Stage, ...]:
-    """Reads --stages; `layers` are the base's, those that have parameters.
+    """Parse `stages`; `layers` are the backbone's layers with parameters.
 
     Raises:
-        ConfigError: no such form, no such layer, or a stage that adds nothing.
+        ConfigError: another form, an unknown layer, or a stage that unfreezes nothing new.
     """
     stages: list[Stage] = []
     unfrozen: tuple[str, ...] = ()
     for text in texts:
-        words, colon, epochs = text.rpartition(":")
-        if not colon or not all(words.split("+")) or not (epochs.isascii() and epochs.isdigit()):
+        names, colon, epochs = text.rpartition(":")
+        if not colon or not all(names.split("+")) or not (epochs.isascii() and epochs.isdigit()):
             raise ConfigError(
-                "--stages are written LAYERS:EPOCHS, epochs a whole number, as in head:5 "
-                f"block5:20 block4:10; got {text!r}."
+                "`stages` are written LAYERS:EPOCHS, epochs a whole number, as in head:5 block5:20 "
+                f"block4:10; got {text!r}."
             )
         if int(epochs) == 0:
-            raise ConfigError(f"A stage has one epoch or more; got --stages {text}. Leave it out.")
-        added = tuple(word for word in words.split("+") if word != "head")
-        for word in added:
-            _check_word(word, layers)
+            raise ConfigError(f"A stage has at least one epoch; got `stages` {text}. Leave it out.")
+        added = tuple(name for name in names.split("+") if name != "head")
+        for name in added:
+            _check_name(name, layers)
         if stages and set(match_layers(added, layers)) <= set(match_layers(unfrozen, layers)):
             raise ConfigError(
-                f"--stages {text} adds nothing to {stages[-1].name}, which trains before it. Leave "
-                "it out and lengthen that one."
+                f"The stage {text} in `stages` unfreezes nothing new after {stages[-1].name}. Leave "
+                "it out and give that one more epochs."
             )
         unfrozen = ("all",) if "all" in added else (*unfrozen, *added)
-        first = sum(stage.epochs for stage in stages)
-        stage = Stage(name_stage(unfrozen), unfrozen or ("none",), first, int(epochs))
+        first_epoch = sum(stage.epochs for stage in stages)
+        stage = Stage(name_stage(unfrozen), unfrozen or ("none",), first_epoch, int(epochs))
         stages.append(stage)
     return tuple(stages)
 
 
-def _check_word(word: str, layers: Sequence[str]) -> None:
+def _check_name(name: str, layers: Sequence[str]) -> None:
     try:
-        if word != "none":  # which is `head` here
-            match_layers((word,), layers)
+        if name != "none":  # which is `head` here
+            match_layers((name,), layers)
             return
     except ConfigError:
         pass
-    blocks = dict.fromkeys(name.split("_")[0] for name in layers if "_" in name)
-    raise ConfigError(unknown_name("layer in --stages", word, ("head", "all", *blocks, *layers)))
+    blocks = dict.fromkeys(layer.split("_")[0] for layer in layers if "_" in layer)
+    raise ConfigError(unknown_name("layer in `stages`", name, ("head", "all", *blocks, *layers)))

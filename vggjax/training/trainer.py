@@ -1,213 +1,291 @@
-"""The training of one run, top to bottom: step, report, evaluate, keep the best, stop.
+"""The training loop: learn, report, evaluate, keep the best, checkpoint.
 
-Where a run stands is one integer, its step: order is a function of (seed, epoch), randomness of
-(seed, step), so a rerun with the same settings goes on as if it had never been killed.
+Where a run stands is one integer, its step: the order of images is a function of (seed, epoch), and
+randomness of (seed, step), so a command with the same settings resumes as if it had never stopped.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from rich.console import Console
 
 from vggjax.data.loader import Batch, prefetch
-from vggjax.models.network import Network
+from vggjax.errors import printable
 from vggjax.models.params import extract
 from vggjax.training.batches import epoch_batches, images_seen, stack_batches, stack_size
 from vggjax.training.cache.features import cached_features
 from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_params
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
-from vggjax.training.freezing import label_layers, make_optimizer, make_schedules
-from vggjax.training.prepare import RunContext, prepare_run
+from vggjax.training.freezing import Labels, label_layers, make_optimizer, make_schedules
+from vggjax.training.prepare import RunContext, prepare_run, resolve
 from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
-from vggjax.training.reading import adapted, left_out, read_images, report_adapted
 from vggjax.training.run_dir.checkpoint import Checkpoints
-from vggjax.training.run_dir.folder import lock_workdir, make_workdir
+from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir
 from vggjax.training.run_dir.log import Log
 from vggjax.training.run_dir.run_result import RunResult, load_run_result
 from vggjax.training.run_dir.saved_model import assemble_model, save_model
-from vggjax.training.signals import Interrupted as Interrupted
 from vggjax.training.signals import Stop, stop_signals
 from vggjax.training.stages import Stage
 from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
 
+MAX_NAMED = 20
+"""Unreadable images to print by name; model.json names all of them."""
 
-def train(config: Config, *, console: Console | None = None) -> RunResult:
-    """Trains, or goes on training, and saves the best weights in the run folder.
+
+def train(config: Config, console: Console | None = None) -> RunResult:
+    """Train, or go on training, and save the best weights in the run folder.
 
     Raises:
         VggjaxError: settings, data or weights that cannot be used, or a collapse that ends the run.
-        Interrupted: a Ctrl-C or SIGTERM; the run was saved and can go on.
+        Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     console = console or Console()
+    finished = _load_finished(config)
+    if finished is not None:
+        name = printable(finished.workdir)
+        console.print(f"{name} is trained already.", markup=False, soft_wrap=True)
+        return finished
     with progress_bar(console, "comparing images") as progress:
-        run = prepare_run(config, progress=progress)
-    config = run.config
-    if (run.workdir / "model.json").exists():
-        console.print(f"{run.workdir} is trained already.", markup=False, soft_wrap=True)
-        return load_run_result(run.workdir, require_data=True)
-
-    print_run_summary(console, run)
-    with ProgressConsole(console, config.num_epochs) as screen:
-        read_images(run, screen)
-        said = adapted(run)
-        make_workdir(run.workdir, config, run.source, run.splits, run.duplicates)
-        with (
-            lock_workdir(run.workdir),
-            stop_signals() as stop,
-            Checkpoints(run.workdir) as checkpoints,
-        ):
-            position = TrainProgress(**(checkpoints.latest_progress() or {}))
-            where = {"step": position.step, "recoveries": position.recoveries}
-            with Log(run.workdir, **where, tensorboard=config.tensorboard) as log:
-                if position.step:
-                    screen.print(f"Going on from step {position.step:,}.")
-                    checkpoints.restore_model(run.model, position.step)
-                for stage in run.stages:
-                    _train_stage(run, stage, position, checkpoints, log, screen, stop)
-            checkpoints.restore_model(run.model, position.best_step)
-            stop.check(run.workdir)
-        report_adapted(run, screen, said=said)  # where they were read while the network trained
-    info = dataclasses.replace(run.info, left_out=left_out(run))
-    save_model(run.workdir, run.model, info)
-    return RunResult(
-        workdir=run.workdir,
-        config=config,
-        model=assemble_model(info, extract(run.model)),
-        info=info,
-        source=run.source,
-        splits=run.splits,
-        duplicates=run.duplicates,
-        left_out=info.left_out,
-    )
+        context = prepare_run(config, progress=progress)
+    print_run_summary(console, context)
+    return Trainer(context, console).train()
 
 
-def _train_stage(
-    run: RunContext,
-    stage: Stage,
-    position: TrainProgress,
-    checkpoints: Checkpoints,
-    log: Log,
-    screen: ProgressConsole,
-    stop: Stop,
-) -> None:
-    last_step = (stage.first_epoch + stage.epochs) * run.steps_per_epoch
-    if position.step < last_step:
-        with cached_features(run, stage, screen, stop) as (kept, cut):
-            through = False
-            while not through:
-                through = _train_epochs(
-                    kept, stage, cut, last_step, position, checkpoints, log, screen, stop
-                )
+def _load_finished(config: Config) -> RunResult | None:
+    if config.workdir is None or not (Path(config.workdir) / "model.json").exists():
+        return None
+    workdir = find_workdir(resolve(config))  # refuses other settings
+    return load_run_result(workdir, require_data=True)
 
 
-def _train_epochs(
-    run: RunContext,
-    stage: Stage,
-    cut: str | None,
-    last_step: int,
-    position: TrainProgress,
-    checkpoints: Checkpoints,
-    log: Log,
-    screen: ProgressConsole,
-    stop: Stop,
-) -> bool:
-    """Trains what a stage has left; False where the run went back after a collapse."""
-    config, placement, steps_per_epoch = run.config, run.placement, run.steps_per_epoch
-    log_every_steps = min(config.log_every_steps, max(1, steps_per_epoch // 4))
-    plan = run.feature_plans[stage.name] if cut else None
-    size = stack_size(run.model, plan, run.batch_size, most=log_every_steps)
-    state, train_step, rates = _begin_stage(run, stage, cut, size > 1, position, checkpoints)
-    train_step = CompiledStep(train_step, lambda said: screen.print(f"{stage.name}: {said}"))
-    mode = config.preprocessing.mode
-    eval_step = CompiledStep(make_eval_step(run.model, placement=placement, mode=mode, after=cut))
-    watch = CollapseMonitor(run, stage, position, checkpoints, log, screen)
+class Trainer:
+    """Trains one run, from wherever it stands to its end.
 
-    def put(item: tuple[int, Batch]) -> tuple[int, dict[str, jax.Array]]:
-        return item[0], placement.put_batch(item[1], stack_batches=size > 1)
+    Args:
+        context: what the run needs.
+        console: where to report progress.
+    """
 
-    saved_s = time.monotonic()
-    while position.step < last_step:
-        if stage is run.stages[-1] and 0 < config.patience <= position.stale_epochs:
-            screen.print(f"No better {config.monitor} for {config.patience} epochs: stopped.")
-            break
-        epoch, start = divmod(position.step, steps_per_epoch)
-        epoch_ends = (epoch + 1) * steps_per_epoch
-        where = {"epoch": epoch + 1, "stage": stage.name}
-        screen.begin(f"epoch {epoch + 1}/{config.num_epochs}", steps_per_epoch, done=start)
-        tally, clock = MetricAccumulator(placement, position.sums), Throughput(train_step)
-        loader = run.loaders["train"]
-        batches = epoch_batches(
-            loader,
-            position.step,
-            epoch_ends,
-            batch_size=run.batch_size,
-            seed=config.seed,
-            process=placement.process,
+    _checkpoints: Checkpoints
+    _log: Log
+    _progress: TrainProgress
+    _stop: Stop
+    _saved_s: float
+
+    def __init__(self, context: RunContext, console: Console):
+        self._context = context
+        self._console = ProgressConsole(console, context.config.num_epochs)
+
+    def train(self) -> RunResult:
+        """Train all stages, save the model with the best weights, and return it with its data.
+
+        Raises:
+            VggjaxError: unreadable images, a folder in use, or a collapse that ends the run.
+            Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
+        """
+        run = self._context
+        config, workdir = run.config, run.workdir
+        with self._console:
+            read_images(run, self._console)
+            adapted = run.adapted()
+            with lock_workdir(workdir), stop_signals() as self._stop:
+                make_workdir(workdir, config, run.source, run.splits, run.duplicates)
+                with Checkpoints(workdir) as self._checkpoints:
+                    self._train_stages()
+                report_adapted(run, self._console, already=adapted)  # while the network trained
+                info = dataclasses.replace(run.info, left_out=run.left_out())
+                save_model(workdir, run.model, info)
+                self._stop.check(workdir)
+        return RunResult(
+            workdir=workdir,
+            config=config,
+            model=assemble_model(info, extract(run.model)),
+            info=info,
+            source=run.source,
+            splits=run.splits,
+            duplicates=run.duplicates,
+            left_out=info.left_out,
         )
-        chunks = stack_batches(batches, size, step=position.step, every=log_every_steps)
-        with closing(prefetch(chunks, put)) as chunks:
-            for steps, batch in chunks:
-                state, metrics = train_step(state, batch)  # 1. learn
-                tally.add(steps, metrics)
-                shown = images_seen(position.step, len(loader), run.batch_size)
-                position.step += steps
-                clock.add(images_seen(position.step, len(loader), run.batch_size) - shown)
-                if position.step % log_every_steps == 0:  # 2. report; the only wait
-                    values = _means(tally.fetch(), "train")
-                    if watch.recovered(tally.sums):
-                        return False
-                    log.write("step", position.step, **where, **values, **rates(position.step))
-                    screen.show_metrics(values, clock.images_per_s())
-                screen.advance(position.step % steps_per_epoch or steps_per_epoch)
-                is_due = time.monotonic() - saved_s > 60 * config.checkpoint_minutes
-                if (stop.signum or is_due) and position.step % steps_per_epoch:
-                    tally.fetch()
-                    position.sums = dict(tally.sums)
-                    checkpoints.save(placement.fetch(state), position, is_best=False)
-                    saved_s = time.monotonic()
-                    stop.check(run.workdir)
 
-        tally.fetch()
-        values = _means(tally.sums, "train")  # 3. evaluate
-        values["images_per_s"] = clock.images_per_s()
-        values |= evaluate_split(run, "val", eval_step, state)
-        values["seconds"] = clock.seconds()
-        values |= rates(position.step)
-        if watch.recovered(tally.sums, val=values):
+    def _train_stages(self) -> None:
+        """Train what is left of all stages; leave the best weights in the model."""
+        run = self._context
+        self._progress = TrainProgress(**(self._checkpoints.latest_progress() or {}))
+        where = {"step": self._progress.step, "recoveries": self._progress.recoveries}
+        with Log(run.workdir, **where, tensorboard=run.config.tensorboard) as self._log:
+            if self._progress.step:
+                self._console.print(f"Resuming from step {self._progress.step:,}.")
+                self._checkpoints.restore_model(run.model, self._progress.step)
+            for stage in run.stages:
+                self._train_stage(stage)
+        self._checkpoints.restore_model(run.model, self._progress.best_step)
+
+    def _train_stage(self, stage: Stage) -> None:
+        last_step = (stage.first_epoch + stage.epochs) * self._context.steps_per_epoch
+        if self._progress.step >= last_step:
+            return
+        with cached_features(self._context, stage, self._console, self._stop) as (run, cut):
+            loop = self._begin_stage(run, stage, cut)
+            while self._progress.step < last_step and not self._out_of_patience(stage):
+                went_back = self._train_epoch(loop)
+                if went_back:
+                    loop = self._begin_stage(run, stage, cut)
+                else:
+                    self._stop.check(run.workdir)
+            eval_params = run.placement.fetch(loop.state).eval_params
+            nnx.update(run.model, *jax.tree.map(jnp.asarray, eval_params))
+
+    def _train_epoch(self, loop: "_StageLoop") -> bool:
+        """Train what is left of an epoch; return whether the run went back after a collapse."""
+        run, config, progress = loop.run, loop.run.config, self._progress
+        epoch, first_step = divmod(progress.step, run.steps_per_epoch)
+        where = {"epoch": epoch + 1, "stage": loop.stage.name}
+        self._console.begin(
+            f"epoch {epoch + 1}/{config.num_epochs}", run.steps_per_epoch, done=first_step
+        )
+        metrics = MetricAccumulator(run.placement, progress.sums)
+        throughput = Throughput(loop.train_step)
+        with closing(loop.batches(progress.step, (epoch + 1) * run.steps_per_epoch)) as batches:
+            for steps, batch in batches:
+                loop.state, step_metrics = loop.train_step(loop.state, batch)  # 1. learn
+                metrics.add(steps, step_metrics)
+                throughput.add(loop.num_images(progress.step, progress.step + steps))
+                progress.step += steps
+                if progress.step % loop.log_every_steps == 0:  # 2. report; the only wait
+                    values = _means(metrics.fetch(), "train")
+                    if loop.monitor.recovered(metrics.sums):
+                        return True
+                    rates = loop.stage_step.rates(progress.step, progress.factor)
+                    self._log.write("step", progress.step, **where, **values, **rates)
+                    self._console.show_metrics(values, throughput.images_per_s())
+                self._console.advance(progress.step % run.steps_per_epoch or run.steps_per_epoch)
+                self._save_within_epoch(loop, metrics)
+
+        metrics.fetch()
+        values = _means(metrics.sums, "train")
+        values["images_per_s"] = throughput.images_per_s()
+        values |= evaluate_split(run, "val", loop.eval_step, loop.state)  # 3. evaluate
+        values["seconds"] = throughput.seconds()
+        values |= loop.stage_step.rates(progress.step, progress.factor)
+        if loop.monitor.recovered(metrics.sums, val=values):
+            return True
+        value = values[config.monitor]  # 4. keep the best
+        is_best = progress.update_best(-value if config.monitor == "val/loss" else value)
+        loop.monitor.record_epoch(values, is_best=is_best)
+        lower_rates = progress.reduce_on_plateau(config, values["val/loss"])
+        progress.sums = {}
+        self._save(loop, is_best=is_best)  # 5. checkpoint
+        self._log.write("epoch", progress.step, **where, **values)
+        self._console.print_epoch(epoch + 1, loop.stage.name, values, is_best=is_best)
+        if lower_rates:
+            factor = run.placement.put_state(np.float32(progress.factor))
+            loop.state = loop.state._replace(factor=factor)
+            self._console.print_plateau(config, progress.factor)
+        return False
+
+    def _begin_stage(self, run: RunContext, stage: Stage, cut: str | None) -> "_StageLoop":
+        """Compile a stage, or the rest of one, whose batches have the features of layer `cut`."""
+        config, progress = run.config, self._progress
+        log_every_steps = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
+        plan = run.feature_plans[stage.name] if cut else None
+        size = stack_size(run.model, plan, run.batch_size, most=log_every_steps)
+        stage_step = make_stage_step(run, stage, after=cut, stack_batches=size > 1)
+        is_resumed = progress.stage == stage.name
+        if not is_resumed:
+            progress.begin_stage(stage.name)
+        state = make_state(
+            run.model,
+            stage_step.tx,
+            stage_step.labels,
+            step=progress.step,
+            factor=progress.factor,
+            ema=config.ema,
+        )
+        if is_resumed:
+            state = self._checkpoints.restore_optimizer(state, progress.step)
+        if progress.back_step == progress.step:
+            state = resume_from_eval_params(state)
+        eval_step = make_eval_step(
+            run.model, placement=run.placement, mode=config.preprocessing.mode, after=cut
+        )
+        self._saved_s = time.monotonic()
+        return _StageLoop(
+            run=run,
+            stage=stage,
+            stage_step=stage_step,
+            state=run.placement.put_state(state),
+            train_step=CompiledStep(
+                stage_step.train_step, lambda text: self._console.print(f"{stage.name}: {text}")
+            ),
+            eval_step=CompiledStep(eval_step),
+            monitor=CollapseMonitor(
+                run, stage, progress, self._checkpoints, self._log, self._console
+            ),
+            stack_size=size,
+            log_every_steps=log_every_steps,
+        )
+
+    def _out_of_patience(self, stage: Stage) -> bool:
+        config, is_last = self._context.config, stage is self._context.stages[-1]
+        if not (is_last and 0 < config.patience <= self._progress.stale_epochs):
             return False
-        value = values[config.monitor]  # 4. keep the best, and slow down where it gets no better
-        is_best = position.update_best(-value if config.monitor == "val/loss" else value)
-        watch.record_epoch(values, is_best=is_best)
-        slower = position.reduce_on_plateau(config, values["val/loss"])
-        position.sums = {}
-        checkpoints.save(placement.fetch(state), position, is_best=is_best)
-        saved_s = time.monotonic()
-        log.write("epoch", position.step, **where, **values)
-        screen.print_epoch(epoch + 1, stage.name, values, is_best=is_best)
-        if slower:
-            state = state._replace(factor=placement.put_state(np.float32(position.factor)))
-            screen.print_plateau(config, position.factor)
-        stop.check(run.workdir)
-    _put_back(run.model, placement.fetch(state))
-    return True
+        self._console.print(
+            f"No better {config.monitor} for {config.patience} epochs: stopping early."
+        )
+        return True
+
+    def _save_within_epoch(self, loop: "_StageLoop", metrics: MetricAccumulator) -> None:
+        """Save inside a long epoch, and where a signal asks for the end of the run."""
+        run = loop.run
+        is_due = time.monotonic() - self._saved_s > 60 * run.config.checkpoint_minutes
+        if (self._stop.signum or is_due) and self._progress.step % run.steps_per_epoch:
+            metrics.fetch()
+            self._progress.sums = dict(metrics.sums)
+            self._save(loop, is_best=False)
+            self._stop.check(run.workdir)
+
+    def _save(self, loop: "_StageLoop", *, is_best: bool) -> None:
+        state = loop.run.placement.fetch(loop.state)
+        self._checkpoints.save(state, self._progress, is_best=is_best)
+        self._saved_s = time.monotonic()
 
 
-def _begin_stage(
-    run: RunContext,
-    stage: Stage,
-    cut: str | None,
-    stack_batches: bool,
-    position: TrainProgress,
-    checkpoints: Checkpoints,
-) -> tuple[TrainState, Callable, Callable[[int], dict[str, float]]]:
-    """Compiles a stage's step and makes its state, with the checkpoint's moments if resumed."""
+@dataclass(frozen=True)
+class StageStep:
+    """The compiled train step of one stage, and what it was made from."""
+
+    train_step: Callable
+    tx: optax.GradientTransformationExtraArgs
+    labels: Labels
+    schedules: dict[str, optax.Schedule]
+    first_step: int
+    """Steps of the run before the stage."""
+
+    def rates(self, step: int, factor: float) -> dict[str, float]:
+        """Return the learning rate of each label at a step of the run, times `factor`."""
+        labels = sorted(label for label in set(self.labels.values()) if label in self.schedules)
+        position = step - 1 - self.first_step
+        return {
+            f"learning_rate/{label}": float(self.schedules[label](position)) * factor
+            for label in labels
+        }
+
+
+def make_stage_step(
+    run: RunContext, stage: Stage, *, after: str | None, stack_batches: bool = False
+) -> StageStep:
+    """Build the train step of a stage; `after` is the layer whose features the batches have."""
     config = run.config
     labels = label_layers(run.model, stage.unfreeze, by_block=config.layer_decay != 1)
     schedules = make_schedules(config, stage, run.steps_per_epoch)
@@ -223,56 +301,95 @@ def _begin_stage(
         label_smoothing=config.label_smoothing,
         ema=config.ema,
         seed=config.seed,
-        after=cut,
+        after=after,
         stack_batches=stack_batches,
     )
-    is_resumed = position.stage == stage.name
-    if not is_resumed:
-        position.begin_stage(stage.name)
-    state = make_state(
-        run.model, tx, labels, step=position.step, factor=position.factor, ema=config.ema
+    return StageStep(train_step, tx, labels, schedules, stage.first_epoch * run.steps_per_epoch)
+
+
+@dataclass
+class _StageLoop:
+    """What the epochs of a stage share; `state` changes with every step."""
+
+    run: RunContext
+    """Its loaders give features where the stage keeps them."""
+    stage: Stage
+    stage_step: StageStep
+    state: TrainState
+    train_step: CompiledStep
+    eval_step: CompiledStep
+    monitor: CollapseMonitor
+    stack_size: int
+    log_every_steps: int
+
+    def batches(self, step: int, until: int) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+        """Return (number of steps, their batches on the devices) of the steps before `until`."""
+        batches = run_batches(self.run, step, until)
+        stacks = stack_batches(batches, self.stack_size, step=step, every=self.log_every_steps)
+
+        def put(stack: tuple[int, Batch]) -> tuple[int, dict[str, jax.Array]]:
+            steps, batch = stack
+            return steps, self.run.placement.put_batch(batch, stack_batches=self.stack_size > 1)
+
+        return prefetch(stacks, put)
+
+    def num_images(self, step: int, until: int) -> int:
+        """Return the number of images in the steps from `step` to before `until`."""
+        size, batch_size = len(self.run.loaders["train"]), self.run.batch_size
+        return images_seen(until, size, batch_size) - images_seen(step, size, batch_size)
+
+
+def run_batches(run: RunContext, step: int, until: int) -> Iterator[Batch]:
+    """Yield the training batches of the run's steps from `step` to before `until`."""
+    return epoch_batches(
+        run.loaders["train"],
+        step,
+        until,
+        batch_size=run.batch_size,
+        seed=run.config.seed,
+        process=run.placement.process,
     )
-    if is_resumed:
-        state = checkpoints.restore_optimizer(state, position.step)
-    if position.back_step == position.step:
-        state = resume_from_eval_params(state)
-    first_step = stage.first_epoch * run.steps_per_epoch
 
-    def rates(step: int) -> dict[str, float]:
-        used = {label for label in labels.values() if label in schedules}
-        return {
-            f"learning_rate/{label}": float(schedules[label](step - 1 - first_step))
-            * position.factor
-            for label in sorted(used)
-        }
 
-    return run.placement.put_state(state), train_step, rates
+def read_images(run: RunContext, console: ProgressConsole) -> None:
+    """Decode the splits that fit in memory, and report unreadable and converted images."""
+    for name, loader in run.loaders.items():
+        console.begin(f"reading {name}", len(loader))
+        loader.prepare(lambda done, _: console.advance(done))
+    for name, reason in list(run.left_out().items())[:MAX_NAMED]:
+        console.print(f"left out: {printable(name)}: {printable(reason)}")
+    report_adapted(run, console)
+
+
+def report_adapted(
+    run: RunContext, console: ProgressConsole, *, already: Counter[str] | None = None
+) -> None:
+    """Report how many images were converted to RGB, unless these counts were reported already."""
+    counts = run.adapted()
+    if counts and counts != already:
+        text = "; ".join(f"{count:,} {note}" for note, count in counts.most_common())
+        console.print(f"adapted: {text}")
 
 
 def evaluate_split(
     run: RunContext, split: str, eval_step: Callable, state: TrainState
 ) -> dict[str, float]:
-    """Scores every readable image of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
-    tally, judged = MetricAccumulator(run.placement), state.eval_params
+    """Evaluate every readable image of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
+    metrics = MetricAccumulator(run.placement)
     batches = run.loaders[split].batches(run.batch_size, process=run.placement.process)
     with closing(prefetch(batches, run.placement.put_batch)) as batches:
         for batch in batches:
-            tally.add(1, eval_step(judged, batch))
-    tally.fetch()
-    values = _means(tally.sums, split)
+            metrics.add(1, eval_step(state.eval_params, batch))
+    metrics.fetch()
+    values = _means(metrics.sums, split)
     if len(run.source.class_names) <= 5:
         del values[f"{split}/top5"]
     return values
 
 
-def _put_back(model: Network, state: TrainState) -> None:
-    nnx.update(model, *jax.tree.map(jnp.asarray, state.eval_params))
-
-
 def _means(sums: dict[str, float], split: str) -> dict[str, float]:
     count = max(float(sums["count"]), 1.0)
-    names = {"loss": "loss", "correct": "accuracy", "top5": "top5"}
-    means = {f"{split}/{name}": float(sums[key]) / count for key, name in names.items()}
-    if split == "train":
-        del means["train/top5"]
-    return means
+    names = {"loss": "loss", "correct": "accuracy"}
+    if split != "train":
+        names["top5"] = "top5"
+    return {f"{split}/{name}": float(sums[key]) / count for key, name in names.items()}

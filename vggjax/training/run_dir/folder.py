@@ -1,7 +1,7 @@
-"""The run folder: which run it is and what it saw.
+"""The run folder: which run it belongs to, and the lock that keeps a second run out.
 
-`config.json`, `data.json` and `splits.csv` say what the run is, so that a rerun resumes this very
-run or is refused. Its log is log.py's.
+`config.json`, `data.json` and `splits.csv` identify the run, so that a command with the same
+settings and data resumes it and any other is refused.
 """
 
 import csv
@@ -14,172 +14,215 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from filelock import FileLock, Timeout
+
 from vggjax.atomic import write_text
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, splits_text
-from vggjax.errors import ConfigError, printable
+from vggjax.errors import ConfigError, DataError, printable
 from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.log import read_log as read_log
 
 RATE_FILE, RATE_PLOT = "lr-find.json", "lr-find.png"
-_EARLY = ("data.json", SPLITS_FILE, ".lock", RATE_FILE)
-
-
-def default_workdir(config: Config) -> Path:
-    """Names a new run: runs/<time>-<dataset>-<model>."""
-    name = re.sub(r"[^\w.-]+", "-", Path(config.dataset).name) or "data"
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{config.model}"
+_EARLY_FILES = ("data.json", SPLITS_FILE, ".lock", RATE_FILE)
 
 
 def find_workdir(config: Config) -> Path:
-    """Names the run's folder, new or the one of this very run; nothing is written.
+    """Return the run's folder, a new one or the one of this very run; write nothing.
+
+    Without `workdir` that is runs/<time>-<dataset>-<model>.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings, which are listed, or holds
-            other things, or cannot be read.
+        ConfigError: the folder belongs to a run with other settings, holds other files, or cannot
+            be read.
     """
-    workdir = Path(config.workdir) if config.workdir else default_workdir(config)
+    name = re.sub(r"[^\w.-]+", "-", Path(config.dataset).name) or "data"
+    default = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{config.model}"
+    workdir = Path(config.workdir) if config.workdir else default
     try:
         if (workdir / "config.json").exists():
-            changed = read_config(workdir).differences(config)
-            if changed:
-                listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in
-                                   changed.items())  # fmt: skip
-                raise ConfigError(
-                    f"{workdir} belongs to a run with other settings: {listed}. Give the same "
-                    "settings to resume it, or another --workdir."
-                )
-        elif workdir.exists() and not all(_is_early(path) for path in workdir.iterdir()):
+            _check_settings(workdir, config)
+        elif workdir.exists() and not all(map(_is_early, workdir.iterdir())):
             raise ConfigError(
-                f"{workdir} holds files but no run; give --workdir a new or an empty folder."
+                f"{printable(workdir)} holds files but no run; give a new or an empty folder as "
+                "`workdir`."
             )
     except OSError as error:
-        raise unusable(workdir, error) from None
+        raise unusable_workdir(workdir, error) from None
     return workdir
 
 
+def _check_settings(workdir: Path, config: Config) -> None:
+    changed = read_config(workdir).differences(config)
+    if changed:
+        changes = ", ".join(f"`{name}` was {was!r}, now {now!r}" for name, (was, now)
+                            in changed.items())  # fmt: skip
+        raise ConfigError(
+            f"{printable(workdir)} belongs to a run with other settings: {changes}. Give the same "
+            "settings to resume it, or another `workdir`."
+        )
+
+
 def _is_early(path: Path) -> bool:
-    """Says whether a start that was killed at once, or --lr-find, may have left it."""
+    """Return whether an interrupted start, or a learning rate test, may have left `path`."""
     if path.name == "plots":
         return [plot.name for plot in path.iterdir()] == [RATE_PLOT]
-    return path.name in _EARLY
+    return path.name in _EARLY_FILES
+
+
+@contextmanager
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Make the folder and keep other processes from running in it; a killed process lets go.
+
+    Raises:
+        ConfigError: another process runs there now, or the folder cannot be written.
+    """
+    lock = FileLock(workdir / ".lock", timeout=0)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"Another run uses {printable(workdir)} now. Wait until it ends, or give another "
+            "`workdir`."
+        ) from None
+    except OSError as error:
+        raise unusable_workdir(workdir, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_workdir(
     workdir: Path,
     config: Config,
     source: Source,
-    splits: dict[str, Any],
+    splits: dict[str, np.ndarray],
     duplicates: dict[str, int] | None = None,
 ) -> None:
-    """Makes the folder and notes what run it is; a folder of this run is left as it is.
+    """Write the files that identify a run; keep those of the same run, and update its settings.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the folder belongs to another run by now, or cannot be written.
+        DataError: the data differs from the run's.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / "config.json").exists():
+            _check_settings(workdir, config)
+            check_data(workdir, source)
         text = splits_text(source, splits)
         if not (workdir / SPLITS_FILE).exists():
             write_text(workdir / SPLITS_FILE, text)
         if not (workdir / "data.json").exists():
-            told = _describe(source, splits) | {
+            facts = {
+                "fingerprint": source.fingerprint,
+                "class_names": list(source.class_names),
+                "splits": {name: len(indices) for name, indices in splits.items()},
                 "duplicates": duplicates or {},
                 "splits_sha256": _sha256(text.encode("utf-8", "surrogateescape")),
             }
-            write_text(workdir / "data.json", _json(told))
-        # Also over an older one: what may differ in a resumed run is to be true as well.
+            write_text(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
+        # Also over an older one, so that the settings that may differ on resuming are current.
         write_text(workdir / "config.json", config.to_json())
     except OSError as error:
-        raise unusable(workdir, error) from None
+        raise unusable_workdir(workdir, error) from None
 
 
-def fold_folders(workdir: Path, config: Config) -> list[Path]:
-    """Names the run folders of a cross-validation's folds; none where there is one run only."""
-    return [workdir / f"fold-{i + 1}" for i in range(config.cross_validate)]
-
-
-@contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder while this one trains; ends with the process.
-
-    Raises:
-        ConfigError: another run trains there now.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"Another run trains in {printable(workdir)} now. Wait for it, or give another "
-                "--workdir."
-            ) from None
-        yield
-
-
-def unusable(workdir: Path, error: OSError) -> ConfigError:
-    """Words why a run folder cannot be read or written."""
+def unusable_workdir(workdir: Path, error: OSError) -> ConfigError:
+    """Return the error for a run folder that cannot be read or written."""
     return ConfigError(
-        f"Cannot use the run folder {workdir}: {error.strerror or error}. Give another --workdir."
+        f"Cannot use the run folder {printable(workdir)}: {error.strerror or error}. Give another "
+        "`workdir`."
     )
 
 
+def fold_folders(workdir: Path, config: Config) -> list[Path]:
+    """Return the run folders of a cross-validation's folds; none for a single run."""
+    return [workdir / f"fold-{i + 1}" for i in range(config.cross_validate)]
+
+
 def check_data(workdir: Path, source: Source) -> None:
-    """Refuses other data or other splits than the run saw at its first start.
+    """Check that the dataset and its splits are those of the run's first start, if there was one.
 
     Raises:
-        ConfigError: classes, files or splits differ from the run's first start.
+        ConfigError: `data.json` is damaged, or `splits.csv` was changed.
+        DataError: the classes or images differ.
     """
-    path, seen = workdir / "data.json", _describe(source, {})
-    if not path.exists():
+    facts = read_data_facts(workdir)
+    if facts is None:
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("class_names", "fingerprint")
-        differing = [key for key in keys if before[key] != seen[key]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path} is damaged; start anew in another --workdir.") from None
-    if differing:
-        told = _describe_change(workdir, source)
-        if "class_names" in differing:
-            was, now = (", ".join(data["class_names"]) for data in (before, seen))
-            told = f"classes {was} before, {now} now"
-        raise ConfigError(
-            f"The dataset {printable(source.name)} is not what {printable(workdir)} was trained on: "
-            f"{printable(told)}. Put the files back, or start anew in another --workdir."
-        )
-    check_splits(workdir)
+    if list(source.class_names) != facts["class_names"]:
+        was, now = (", ".join(names) for names in (facts["class_names"], source.class_names))
+        change = f"classes {was} before, {now} now"
+    elif source.fingerprint != facts["fingerprint"]:
+        change = _describe_change(workdir, source)
+    else:
+        check_splits(workdir)
+        return
+    raise DataError(
+        f"The dataset {printable(source.name)} is not the one that {printable(workdir)} was "
+        f"trained on: {printable(change)}. Restore the files, or train again in another `workdir`."
+    )
 
 
 def check_splits(workdir: Path) -> None:
-    """Refuses a `splits.csv` that is not the one of the run's first start, if it is there.
+    """Check that `splits.csv`, if it exists, is unchanged since the run's first start.
 
     Raises:
-        ConfigError: it was changed: images that were learned would be judged.
+        ConfigError: it was changed: evaluation might see images that the model was trained on.
     """
-    try:
-        told = json.loads((workdir / "data.json").read_text(encoding="utf-8"))
-        expected, found = told["splits_sha256"], _sha256((workdir / SPLITS_FILE).read_bytes())
-    except FileNotFoundError:  # a first start, or one that will cut the same splits again
+    facts, path = read_data_facts(workdir), workdir / SPLITS_FILE
+    if facts is None or not path.exists():  # a first start, or one that makes the same splits again
         return
-    except (OSError, ValueError, KeyError, TypeError):
+    if _sha256(path.read_bytes()) != facts["splits_sha256"]:
         raise ConfigError(
-            f"{printable(workdir / 'data.json')} is damaged; start anew in another --workdir."
-        ) from None
-    if found != expected:
-        raise ConfigError(
-            f"{printable(workdir / SPLITS_FILE)} was changed since the run began, so that images "
-            "which were learned might be judged. Put it back, or start anew in another --workdir."
+            f"{printable(path)} was changed since the run began, so evaluation might see images "
+            "that the model was trained on. Restore it, or start anew in another `workdir`."
         )
 
 
+def read_data_facts(workdir: Path) -> dict[str, Any] | None:
+    """Read `data.json`; None before a run's first start.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    path = workdir / "data.json"
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not {"fingerprint", "class_names", "splits_sha256"} <= facts.keys():
+            raise ValueError("keys are missing")
+    except (OSError, ValueError, AttributeError):
+        raise ConfigError(
+            f"{printable(path)} is damaged; start anew in another `workdir`."
+        ) from None
+    return facts
+
+
+def read_duplicates(workdir: Path) -> dict[str, int]:
+    """Read the number of duplicates that the run's first start found; empty if it did not look."""
+    try:
+        return (read_data_facts(workdir) or {}).get("duplicates", {})
+    except ConfigError:
+        return {}
+
+
+def describe_duplicates(counts: dict[str, int]) -> str:
+    """Return a phrase about the duplicates among the images; empty if there are none."""
+    kinds = [f"{counts[kind]:,} {kind}" for kind in ("exact", "near") if counts.get(kind)]
+    if not kinds:
+        return ""
+    text = f"{' and '.join(kinds)}, each kept in one split with its original"
+    leaked = counts.get("leaked", 0)
+    return text + (f", except {leaked:,} that the dataset has in train too" if leaked else "")
+
+
 def _describe_change(workdir: Path, source: Source) -> str:
-    """Names the images that came or went, by the run's `splits.csv`."""
+    """Return the images that were added or removed, by the run's `splits.csv`."""
     try:
         with (workdir / SPLITS_FILE).open(
             encoding="utf-8", errors="surrogateescape", newline=""
@@ -187,44 +230,13 @@ def _describe_change(workdir: Path, source: Source) -> str:
             before = {row["path"] for row in csv.DictReader(file)}
     except (OSError, KeyError, TypeError, csv.Error):
         before = set(source.ids)
-    now, told = set(source.ids), []
+    now, changes = set(source.ids), []
     for word, names in (("new", now - before), ("gone", before - now)):
         if names:
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-            told.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
-    return "; ".join(told) or "its images' sizes or splits are others"
+            changes.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
+    return "; ".join(changes) or "the sizes of its images or its splits differ"
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def read_duplicates(workdir: Path) -> dict[str, int]:
-    """Reads how many duplicates the run's first start found; none where it did not look."""
-    try:
-        told = json.loads((workdir / "data.json").read_text(encoding="utf-8"))
-        return told.get("duplicates", {})
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def describe_duplicates(counts: dict[str, int]) -> str:
-    """Says how many images are there more than once; nothing where none is."""
-    kinds = [f"{counts[kind]:,} {kind}" for kind in ("exact", "near") if counts.get(kind)]
-    if not kinds:
-        return ""
-    told = f"{' and '.join(kinds)}, each in one split with its like"
-    leaked = counts.get("leaked", 0)
-    return told + (f", but for {leaked:,} that the dataset has in train too" if leaked else "")
-
-
-def _describe(source: Source, splits: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "fingerprint": source.fingerprint,
-        "class_names": list(source.class_names),
-        "splits": {name: len(indices) for name, indices in splits.items()},
-    }
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"

@@ -1,6 +1,9 @@
-"""A run's log: `log.jsonl`, one JSON object a line, `kind` step, epoch, resume, collapse or test.
+"""The log of a run: `log.jsonl`, and with `tensorboard` the same values as event files.
 
-Each has the `step` that it is of. With --tensorboard its figures are kept as event files, too.
+`log.jsonl` has one JSON object per line with its `kind` (step, epoch, resume, collapse or test) and
+its `step`. Whenever a run starts, resumes or goes back, the event file in `<workdir>/tensorboard`
+is rewritten from these lines, so that it has no point twice and none of steps that are repeated.
+(Points before a resume then have the time of the resume.)
 """
 
 import json
@@ -8,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from vggjax.atomic import write_text
-from vggjax.training.run_dir.tensorboard import EventFile
+from vggjax.errors import ConfigError
+
+EVENTS_FOLDER = "tensorboard"
 
 
 class Log:
-    """Appends to `log.jsonl`; a resumed run drops what was written behind its checkpoint.
+    """Append to a run's log; a resumed run first drops the lines after its checkpoint.
 
     Args:
         workdir: the run's folder.
-        step: where the run stands; later lines are of steps that will be taken again.
-        recoveries: how often the run went back so far (see recovery.py).
-        tensorboard: whether TensorBoard's event file is kept beside it.
+        step: the step that the run resumes from; lines of later steps will be written again.
+        recoveries: how many times the run went back so far (see collapse/recovery.py).
+        tensorboard: whether to write TensorBoard's event file too.
     """
 
     def __init__(self, workdir: Path, *, step: int, recoveries: int = 0, tensorboard: bool = False):
@@ -35,46 +40,123 @@ class Log:
             self._events.close()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Adds a line; it is written when this returns."""
-        line = {"kind": kind, "step": step, **values}
-        append_log(self._workdir, line)
+        """Append a line; it is on disk when this returns."""
+        log_record = {"kind": kind, "step": step, **values}
+        append_log(self._workdir, log_record)
         if self._events is not None:
-            self._events.write(line)
+            self._events.write(log_record)
 
     def go_back(self, step: int, recoveries: int, **values: Any) -> None:
-        """Drops the lines of the steps that are taken again, and adds one that says why."""
-        line = {"kind": "collapse", "step": step, **values, "recoveries": recoveries}
-        self._rewrite(step, recoveries - 1, [line])
+        """Drop the lines of the steps that are repeated, and append one that says why."""
+        log_record = {"kind": "collapse", "step": step, **values, "recoveries": recoveries}
+        self._rewrite(step, recoveries - 1, [log_record])
 
     def _rewrite(self, step: int, recoveries: int, added: list[dict[str, Any]]) -> None:
-        lines = read_log(self._workdir)
-        kept = [
-            line
-            for line in lines
-            if line["step"] <= step and line.get("recoveries", 0) <= recoveries
+        log_records = [
+            log_record
+            for log_record in read_log(self._workdir)
+            if log_record["step"] <= step and log_record.get("recoveries", 0) <= recoveries
         ] + added
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(json.dumps(log_record) + "\n" for log_record in log_records)
         write_text(self._workdir / "log.jsonl", text)
         if self._tensorboard:
             if self._events is not None:
                 self._events.close()
-            self._events = EventFile(self._workdir, kept)
+            self._events = EventFile(self._workdir, log_records)
 
 
-def append_log(workdir: Path, line: dict[str, Any]) -> None:
-    """Adds a line to `log.jsonl`."""
+def append_log(workdir: Path, log_record: dict[str, Any]) -> None:
+    """Append a line to `log.jsonl`."""
     with (workdir / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(log_record) + "\n")
 
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
-    """Reads `log.jsonl`; a last line that a kill cut short is left out."""
+    """Read `log.jsonl`, without a last line that a kill cut short; empty if there is no log."""
     path = Path(workdir) / "log.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
+    log_records = []
     for line in lines:
         try:
-            found.append(json.loads(line))
+            log_records.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return log_records
+
+
+def log_test_metrics(workdir: Path, evaluation: dict[str, Any], *, tensorboard: bool) -> None:
+    """Log the metrics of the test split, unless an earlier command did."""
+    log_records = read_log(workdir)
+    if tensorboard and not (workdir / EVENTS_FOLDER).exists():  # the run finished without it
+        EventFile(workdir, log_records).close()
+    if any(log_record["kind"] == "test" for log_record in log_records):
+        return
+    names = ("loss", "accuracy", "top5")
+    metrics = {f"test/{name}": evaluation[name] for name in names if name in evaluation}
+    step = max((log_record["step"] for log_record in log_records), default=0)
+    log_record = {"kind": "test", "step": step, **metrics}
+    append_log(workdir, log_record)
+    if tensorboard:
+        events = EventFile(workdir)
+        events.write(log_record)
+        events.close()
+
+
+def check_tensorboard() -> None:
+    """Check that TensorBoard's event files can be written.
+
+    Raises:
+        ConfigError: tensorboardX is not installed.
+    """
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "`tensorboard` needs tensorboardX, which is not installed: pip install "
+            '"vggjax[tensorboard]", or pip install tensorboardX; or leave `tensorboard` out.'
+        ) from None
+
+
+class EventFile:
+    """One event file, written without TensorFlow; each float of a log line is a point."""
+
+    def __init__(self, workdir: Path, log_records: list[dict[str, Any]] | None = None):
+        """Replace the event files by one with these log lines; None adds an empty one beside them.
+
+        A TensorBoard that watches the folder drops what it showed, too.
+        """
+        from tensorboardX import SummaryWriter
+
+        folder = workdir / EVENTS_FOLDER
+        files = sorted(folder.glob("events.out.tfevents.*"))
+        if log_records is not None:
+            for path in files:
+                path.unlink()
+        self._writer = SummaryWriter(
+            str(folder),
+            purge_step=None if log_records is None else 0,
+            filename_suffix=f".{len(files)}",  # the name's time has a resolution of a second
+            flush_secs=10,
+        )
+        for log_record in log_records or []:
+            self.write(log_record)
+
+    def write(self, log_record: dict[str, Any]) -> None:
+        """Add the points of a log line, as `train/loss`, `val/accuracy`, `speed/seconds`.
+
+        The training means of an epoch are `train/epoch_loss` and the like; the learning rates are
+        those of the steps.
+        """
+        for name, value in log_record.items():
+            if not isinstance(value, float):
+                continue
+            group, _, metric = name.rpartition("/")
+            if log_record["kind"] == "epoch":
+                if group == "learning_rate":
+                    continue
+                metric = f"epoch_{metric}" if group == "train" else metric
+            self._writer.add_scalar(f"{group or 'speed'}/{metric}", value, log_record["step"])
+
+    def close(self) -> None:
+        """Write what is pending and close the file."""
+        self._writer.close()
