@@ -21,7 +21,7 @@ from vggjax.report.report import write_report
 from vggjax.report.run_files import LazyModel, read_run
 from vggjax.report.sections import calibration, data_quality, grad_cam_examples
 from vggjax.training.config import read_config
-from vggjax.training.recipes import LESSONS
+from vggjax.training.recipes import RECIPES
 from vggjax.training.run_dir.run_result import load_run_result
 
 PNGS = {"curves", "confusion", "reliability", "mistakes", "gradcam", "augmentation"}
@@ -183,6 +183,6 @@ def test_a_recipe_is_explained_before_the_training(copy):
     config = json.loads((copy / "config.json").read_text()) | {"recipe": "fruits"}
     (copy / "config.json").write_text(json.dumps(config))
     write_report(copy)
-    text, lesson = page(copy), LESSONS["fruits"]
+    text, lesson = page(copy), RECIPES["fruits"]
     assert lesson.title in text.text and lesson.teaches in text.text
     assert text.html.index('id="recipe"') < text.html.index('id="training"')

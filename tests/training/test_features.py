@@ -16,9 +16,10 @@ from vggjax.training import prepare
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules, plan_stages
 from vggjax.training.parallel import Placement
-from vggjax.training.run_dir.folder import read_log
+from vggjax.training.run_dir.log import read_log
+from vggjax.training.signals import Interrupted
 from vggjax.training.step import make_feature_step, make_state, make_train_step
-from vggjax.training.trainer import Interrupted, train
+from vggjax.training.trainer import train
 
 
 @pytest.fixture

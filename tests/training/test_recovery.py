@@ -15,7 +15,8 @@ from vggjax.errors import VggjaxError
 from vggjax.training import trainer
 from vggjax.training.config import Config
 from vggjax.training.run_dir.log import read_log
-from vggjax.training.trainer import Interrupted, train
+from vggjax.training.signals import Interrupted
+from vggjax.training.trainer import train
 
 
 def make_digits_config(workdir, **settings):

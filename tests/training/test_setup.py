@@ -96,7 +96,7 @@ def test_a_class_with_one_image_trains_and_is_told(images, tmp_path):
     run = prepare_run(make_config(images, tmp_path / "run", class_weights="balanced"))
     assert split_of(run, "rare/0.png") == "train"
     text = first_screen(run)
-    assert "'rare'" in text
+    assert "Class 'rare' has 1 image" in text
     assert "(rare) in the loss" in text
     assert run.class_weights.argmax() == run.source.class_names.index("rare")
 
