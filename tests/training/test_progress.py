@@ -1,0 +1,92 @@
+"""Where a run stands, what its epoch adds up to, and how fast it is."""
+
+import math
+
+import numpy as np
+import pytest
+from flax import nnx
+from support.steps import make_batch, make_step
+
+from vggjax.data.augment.settings import PRESETS
+from vggjax.training.parallel import Placement
+from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
+from vggjax.training.step import make_eval_step
+
+
+def test_sums_do_not_depend_on_when_they_are_fetched_or_how_steps_are_stacked():
+    placement = Placement(num_devices=1)
+    values = np.random.default_rng(0).random(7).astype(np.float32)
+    often, once, stacked = (MetricAccumulator(placement, {"loss": 0.1}) for _ in range(3))
+    for value in values:
+        often.add(1, {"loss": placement.put_state(value)})
+        assert often.fetch() == {"loss": float(value)}
+        once.add(1, {"loss": placement.put_state(value)})
+    once.fetch()
+    padded = np.append(values, np.float32(np.nan))
+    stacked.add(7, {"loss": placement.put_state(padded)})
+    assert stacked.fetch() == {"loss": float(values[-1])}
+    assert often.sums == once.sums == stacked.sums
+    assert stacked.fetch() == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices"), [("jit", 1), pytest.param("pmap", 4, marks=pytest.mark.slow)]
+)
+def test_steps_compile_once_and_transfer_nothing_implicitly(kind, devices):
+    placement, messages = Placement(kind, devices), []
+    step = make_step(placement=placement, augmentation=PRESETS["flip"], unfreeze="none")
+    evaluate = make_eval_step(step.model, placement=placement, mode="torch")
+    train_step, eval_step = CompiledStep(step.run, messages.append), CompiledStep(evaluate)
+    state = step.state
+    for masked in (0, 0, 5):  # the padded last batch has the same shape
+        batch = placement.put_batch(make_batch(masked=masked))
+        state, _ = train_step(state, batch)
+        eval_step((state.params, state.batch_stats), batch)
+    assert (step.run._cache_size(), evaluate._cache_size()) == (1, 1)
+    assert len(messages) == 1 and messages[0].startswith("compiled in ")
+
+
+def test_an_implicit_transfer_to_the_devices_is_an_error():
+    step = make_step(after="gap", unfreeze="none")
+    evaluate = make_eval_step(step.model, placement=step.placement, mode="torch", after="gap")
+    state = nnx.split(step.model, nnx.Param, nnx.BatchStat)[1:]
+    batch = {"features": np.ones((4, 8), np.float32), "label": np.zeros(4, np.int32),
+             "mask": np.ones(4, np.float32)}  # fmt: skip
+    with pytest.raises(Exception, match="[Dd]isallowed"):
+        CompiledStep(evaluate)(state, batch)
+    CompiledStep(evaluate)(state, step.placement.put_batch(batch))
+
+
+def test_images_per_s_leave_out_the_time_of_compiling(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def compile_slowly(state, batch):
+        now[0] += 10.0
+
+    step = CompiledStep(compile_slowly)
+    throughput = Throughput(step)
+    now[0] += 1.0
+    step(None, {})
+    throughput.add(32)
+    now[0] += 1.0
+    assert (throughput.images_per_s(), throughput.seconds()) == (16.0, 12.0)
+    throughput = Throughput(step)  # of the next epoch
+    throughput.add(32)
+    now[0] += 4.0
+    assert throughput.images_per_s() == 8.0
+
+
+def test_the_best_value_is_the_first_of_the_highest_and_nan_is_none():
+    progress, best = TrainProgress(), []
+    for step, value in enumerate([math.nan, 0.5, 0.5, 0.7, math.nan], start=1):
+        progress.step = step
+        best.append(progress.update_best(value))
+    assert best == [True, True, False, True, False]
+    assert (progress.best_value, progress.best_step, progress.stale_epochs) == (0.7, 4, 1)
+
+
+def test_a_new_stage_has_its_full_rates_except_for_a_recovery():
+    progress = TrainProgress(rate_factor=0.1, plateau_factor=0.5, plateau_best=1.0)
+    progress.begin_stage("head+block5")
+    assert (progress.factor, progress.plateau_best) == (0.1, None)
