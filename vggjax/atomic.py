@@ -11,7 +11,7 @@ _STALE_S = 3600
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, *, sync: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces `path` when the block succeeds.
 
     The temporary file is hidden and lies beside `path`. If the block raises, it is removed and
@@ -39,7 +39,7 @@ def atomic_write(path: str | os.PathLike, *, sync: bool = False) -> Iterator[Pat
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, UTF-8, whole or not at all.
 
     Raises:

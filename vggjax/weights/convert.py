@@ -44,7 +44,7 @@ def convert_file(
         raise WeightsError(
             f"{printable(src)} is both source and destination; name another file.", code="E_WRITE"
         )
-    source, notes = WeightFile(src), []
+    source, notes = WeightFile(src), list[str]()
     if expect_sha256 is not None:
         check_sha256(src, source.digests.sha256, expect_sha256)
     weights = source.read(notes=notes)

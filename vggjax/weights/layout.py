@@ -8,11 +8,11 @@ bits.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from vggjax.weights.tensor_spans import BLOCK_BYTES, Span, read_span, to_float32
+from vggjax.weights.tensor_spans import BLOCK_BYTES, Readable, Span, read_span, to_float32
 
 Shape = tuple[int, ...]
 
@@ -71,7 +71,7 @@ def whole_map(side: int) -> Layout:
     )
 
 
-def read_array(file: IO[bytes], span: Span, layout: Layout) -> np.ndarray:
+def read_array(file: Readable, span: Span, layout: Layout) -> np.ndarray:
     """Read an array as float32 in the package's order.
 
     Raises:

@@ -185,4 +185,4 @@ def write_tensors(path: Path, tensors: Iterable[TensorToWrite], metadata: dict[s
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             for block in tensor.blocks():
-                file.write(memoryview(np.ascontiguousarray(block)).cast("B"))
+                file.write(np.ascontiguousarray(block).data.cast("B"))

@@ -4,12 +4,12 @@ A reader first returns the spans of the whole file, `{layer: {parameter: Span}}`
 refuse them by their shapes; only then are numbers read, as float32 of this machine's byte order.
 """
 
+import io
 import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 
@@ -24,6 +24,9 @@ MAX_ELEMENTS = 2**28
 BLOCK_BYTES = 2**24
 """The size of the pieces in which arrays are read, transposed and written, so that a large array
 is never in memory twice."""
+
+Readable = io.FileIO | io.BytesIO
+"""An open file, or a member of an archive in memory."""
 
 _FLOAT32 = np.dtype(np.float32).str
 
@@ -55,7 +58,7 @@ class Span:
         """The length of the array in its stored type."""
         return self.size * int(self.dtype[-1])
 
-    def rows(self, file: IO[bytes], start: int, stop: int) -> np.ndarray:
+    def rows(self, file: Readable, start: int, stop: int) -> np.ndarray:
         """Read the rows from `start` to `stop` along the first axis, as they are stored.
 
         Raises:
@@ -67,7 +70,7 @@ class Span:
         fill(file, array, self.where)
         return array
 
-    def blocks(self, file: IO[bytes]) -> Iterator[tuple[int, int, np.ndarray]]:
+    def blocks(self, file: Readable) -> Iterator[tuple[int, int, np.ndarray]]:
         """Yield (start, stop, rows) in pieces of `BLOCK_BYTES`."""
         row_bytes = 8 * math.prod(self.shape[1:])
         step = max(1, BLOCK_BYTES // max(row_bytes, 1))
@@ -76,7 +79,7 @@ class Span:
             yield start, stop, self.rows(file, start, stop)
 
 
-def open_regular(path: str | os.PathLike) -> IO[bytes]:
+def open_regular(path: str | os.PathLike) -> io.FileIO:
     """Open a regular file for reading: a pipe would block, and a device has no end.
 
     Raises:
@@ -166,7 +169,7 @@ def check_spans(spans: Iterable[Span], *, size_bytes: int) -> None:
         previous, previous_end = where, end
 
 
-def read_span(file: IO[bytes], span: Span) -> np.ndarray:
+def read_span(file: Readable, span: Span) -> np.ndarray:
     """Read an array as float32, its axes as they are stored.
 
     Raises:
@@ -183,13 +186,13 @@ def read_span(file: IO[bytes], span: Span) -> np.ndarray:
     return to_float32(array, span.where)
 
 
-def fill(file: IO[bytes], array: np.ndarray, where: str) -> None:
+def fill(file: Readable, array: np.ndarray, where: str) -> None:
     """Fill the array with bytes from the file's current position.
 
     Raises:
         WeightsError: the file ends too early.
     """
-    rest = memoryview(array.reshape(-1).view(np.uint8))
+    rest = array.reshape(-1).view(np.uint8).data
     while rest:
         if not (count := file.readinto(rest)):
             raise WeightsError(

@@ -90,7 +90,7 @@ def verify_file(
     """
     if model is not None:
         get_arch(model)
-    file, notes = WeightFile(path), []
+    file, notes = WeightFile(path), list[str]()
     if expect_sha256 is not None:
         check_sha256(file.path, file.digests.sha256, expect_sha256)
 

@@ -23,7 +23,7 @@ from vggjax.weights.compatibility import Check
 from vggjax.weights.digests import Digests, file_digests
 from vggjax.weights.keras.read import KerasFile, is_hdf5, parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
-from vggjax.weights.layout import AS_IS, Layout, read_array
+from vggjax.weights.layout import AS_IS, Layout, read_array, stored_blocks
 from vggjax.weights.names import PARAMS, group_by_layer, has_package_names
 from vggjax.weights.safetensors import TensorToWrite, is_safetensors, read_header, write_tensors
 from vggjax.weights.tensor_spans import Span, casts, check_span, open_regular
@@ -372,7 +372,11 @@ def write_weights(
                 _KERAS_WRITERS[ending](temporary, checked, metadata)
             elif layout == "vggjax":
                 tensors = [
-                    TensorToWrite(f"{layer}.{param}", array.shape, lambda array=array: [array])
+                    TensorToWrite(
+                        f"{layer}.{param}",
+                        array.shape,
+                        functools.partial(stored_blocks, array, AS_IS),
+                    )
                     for layer, params in checked.items()
                     for param, array in params.items()
                 ]

@@ -28,7 +28,7 @@ import numpy as np
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import check_contents, open_archive
 from vggjax.weights.safetensors import TensorToWrite
-from vggjax.weights.tensor_spans import Span, open_regular
+from vggjax.weights.tensor_spans import Readable, Span, open_regular
 
 MAX_PICKLE_BYTES = 2**22
 """The pickle of VGG19 with batch normalization has about 20 kB, without the numbers."""
@@ -69,7 +69,7 @@ class TorchSpan(Span):
     tensor: Any = None
     is_mapped: bool = False
 
-    def rows(self, file: IO[bytes], start: int, stop: int) -> np.ndarray:
+    def rows(self, file: Readable, start: int, stop: int) -> np.ndarray:
         """Return the rows from `start` to `stop`; `file` is not used."""
         part = self.tensor.detach()[start:stop].numpy()
         if not self.is_mapped:

@@ -98,8 +98,8 @@ def plan_layers(spans: Mapping[str, Span]) -> dict[str, dict[str, tuple[Span, La
         WeightsError: names or shapes that are not a VGG's, or types that weights cannot have.
     """
     modules = _group_by_module(spans)
-    for module in modules.values():
-        for span in module.values():
+    for arrays in modules.values():
+        for span in arrays.values():
             check_span(span)
     plan: dict[str, dict[str, tuple[Span, Layout]]] = {}
     width, is_first_dense = 0, True
@@ -252,9 +252,8 @@ def to_torch(weights: "Weights", style: str) -> list[TensorToWrite]:
                 shape = layout.stored_shape(array.shape)
                 tensors.append(TensorToWrite(f"{module}.{key}", shape, blocks))
         if is_norm:
-            count = np.zeros(1, np.int64)
-            name = f"{module}.{_TRACKED}"
-            tensors.append(TensorToWrite(name, (), lambda count=count: [count], "I64"))
+            blocks = functools.partial(stored_blocks, np.zeros(1, np.int64), AS_IS)
+            tensors.append(TensorToWrite(f"{module}.{_TRACKED}", (), blocks, "I64"))
     return tensors
 
 
