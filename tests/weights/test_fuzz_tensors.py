@@ -1,9 +1,11 @@
-"""Two thousand damaged copies of each file of named tensors: none crashes, hangs or lies."""
+"""Damaged copies of files of named tensors: none crashes the reader or gives other values."""
 
 import pytest
 from support.fuzz_files import EIGHT, fuzz, made_weights
 
 from vggjax.weights.weight_file import read_weights, write_weights
+
+counts = pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 
 WEIGHTS = made_weights(EIGHT)
 
@@ -12,25 +14,24 @@ def read(path, check):
     return read_weights(path, check=check)
 
 
-@pytest.mark.slow
+@counts
 @pytest.mark.parametrize("layout", ["vggjax", "torchvision", "timm"])
-def test_damaged_safetensors_are_refused_or_read_as_they_are(tmp_path, layout):
+def test_a_damaged_safetensors_file_is_refused_or_differs_only_in_its_changed_numbers(
+    tmp_path, layout, count
+):
     path = tmp_path / "w.safetensors"
     write_weights(path, WEIGHTS, layout=layout)
     content = path.read_bytes()
-    data = 8 + int.from_bytes(content[:8], "little")
-    outcome = fuzz(path, read, WEIGHTS, seed=4)
-    print(outcome.counts)
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    outcome = fuzz(path, read, WEIGHTS, seed=4, count=count)
     for _, changed, arrays in outcome.changed:
-        assert len(arrays) <= sum(at >= data for at in changed)
-        assert not any(at < 8 for at in changed), "the header's length is checked"
+        assert len(arrays) <= sum(position >= data_start for position in changed)
+        assert not any(position < 8 for position in changed), "the header's length is checked"
 
 
-@pytest.mark.slow
-def test_a_damaged_state_dict_never_gives_other_values(tmp_path):
-    pytest.importorskip("torch", reason="torch reads state dicts, and is not installed")
+@counts
+def test_a_damaged_state_dict_never_gives_other_values(tmp_path, count):
+    pytest.importorskip("torch", reason="torch is not installed")
     path = tmp_path / "w.pth"
     write_weights(path, WEIGHTS)
-    outcome = fuzz(path, read, WEIGHTS, seed=5)
-    print(outcome.counts)
-    assert outcome.changed == []
+    assert fuzz(path, read, WEIGHTS, seed=5, count=count).changed == []

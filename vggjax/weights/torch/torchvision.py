@@ -165,7 +165,7 @@ def _params(module: dict[str, Span], name: str, *, is_norm: bool) -> dict[str, S
 
 
 def _base_layers(modules: Modules) -> dict[str, str]:
-    """Return `{module: layer}` of the base: a gap of one number is a pooling, which ends a block."""
+    """Return `{module: layer}` of the base; a gap of one number is the pooling between two blocks."""
     numbers = sorted(int(m.split(".")[1]) for m in modules if m.startswith("features."))
     norms = {number for number in numbers if "running_mean" in modules[f"features.{number}"]}
     layers: list[str] = []
@@ -189,7 +189,7 @@ def _base_layers(modules: Modules) -> dict[str, str]:
             continue
         is_gap = module is None or (wanted is not None and _number(module) > _number(wanted))
         raise WeightsError(
-            f"it holds {module or 'no more modules'} where a VGG has {wanted or 'no more modules'}.",
+            f"it holds {module or 'nothing'} where a VGG has {wanted or 'nothing'}.",
             code="E_MISSING" if is_gap else "E_UNEXPECTED",
         )
     return expected
