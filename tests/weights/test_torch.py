@@ -1,4 +1,6 @@
-"""torch's own VGG against ours: the same numbers in, the same logits out, and back bit for bit."""
+"""torch's own VGG against this package's: the same weights give the same logits, and convert back
+bit for bit.
+"""
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 pytestmark = needs_torch
 
-RELATIVE = 1e-4  # of the largest value: two libraries add in another order
+RELATIVE = 1e-4  # of the largest value: the two libraries add in another order
 CONVS_TINY, WIDTHS_TINY = (1, 1, 2, 2, 2), (4, 4, 8, 8, 8)
 TINY = dict(widths=WIDTHS_TINY, side=2, hidden=6, classes=3)
-MAKERS = {"torchvision": torchvision_vgg, "timm": timm_vgg}
+MODELS = {"torchvision": torchvision_vgg, "timm": timm_vgg}
 
 
 def save(model, path):
-    """As a user would: the state dict, by torch or by safetensors' own library."""
+    """Save as a user would: the state dict, with torch or with safetensors' own library."""
     import torch
     from safetensors.torch import save_file
 
@@ -38,63 +40,68 @@ def load_state(path):
     return torch.load(path, weights_only=True)
 
 
-def tiny(style, norm):
-    return MAKERS[style](CONVS_TINY, norm=norm, **TINY)
+def make_tiny(style, norm):
+    return MODELS[style](CONVS_TINY, norm=norm, **TINY)
 
 
-def assert_same_bits(got, want, *, passed_over="num_batches_tracked"):
-    assert list(got) == list(want)
-    for key in want:
-        if passed_over not in key:
-            np.testing.assert_array_equal(got[key].numpy(), want[key].numpy(), err_msg=key)
+def assert_equal(first, second):
+    assert {k: list(v) for k, v in first.items()} == {k: list(v) for k, v in second.items()}
+    for layer, params in second.items():
+        for name, array in params.items():
+            np.testing.assert_array_equal(first[layer][name], array, err_msg=f"{layer}/{name}")
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("style", MAKERS)
-def test_a_small_network_computes_as_in_torch(tmp_path, style, norm, ending):
-    model = tiny(style, norm)
+@pytest.mark.parametrize("style", MODELS)
+def test_a_small_network_computes_what_it_computes_in_torch(tmp_path, style, norm, ending):
+    model = make_tiny(style, norm)
     path = save(model, tmp_path / f"w{ending}")
     arch = Arch("tiny", CONVS_TINY, WIDTHS_TINY, batch_norm=norm)
     head = Head("flatten", (6, 6), outputs=3)
-    ours = load_pretrained(arch, weights=path, include_top=False, head=head, image_size=64)
+    loaded = load_pretrained(arch, weights=path, include_top=False, head=head, image_size=64)
     images = make_images(3, 64)
-    theirs = run(model, images)
-    np.testing.assert_allclose(ours(images), theirs, rtol=0, atol=RELATIVE * np.abs(theirs).max())
-    assert WeightFile(path).info.preprocess == "torch" and style in WeightFile(path).info.kind
+    logits = run(model, images)
+    np.testing.assert_allclose(loaded(images), logits, rtol=0, atol=RELATIVE * np.abs(logits).max())
+    info = WeightFile(path).info
+    assert info.preprocess == "torch" and style in info.kind
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("style", MAKERS)
-def test_there_and_back_torch_loads_it_strictly_and_every_bit_is_the_same(
+@pytest.mark.parametrize("style", MODELS)
+def test_torch_strictly_loads_a_file_converted_there_and_back_with_the_same_bits(
     tmp_path, style, norm, ending
 ):
-    model = tiny(style, norm)
+    model = make_tiny(style, norm)
     save(model, tmp_path / f"a{ending}")
-    middle, back = tmp_path / "b.weights.h5", tmp_path / f"c{ending}"
-    convert_file(tmp_path / f"a{ending}", middle)
-    convert_file(middle, back, layout=style)
-    blank = tiny(style, norm)
-    assert blank.load_state_dict(load_state(back), strict=True)
-    assert_same_bits(blank.state_dict(), model.state_dict())
-    assert WeightFile(middle).info.preprocess == "torch"  # also as Keras' layout
+    keras, back = tmp_path / "b.weights.h5", tmp_path / f"c{ending}"
+    convert_file(tmp_path / f"a{ending}", keras)
+    convert_file(keras, back, layout=style)
+    loaded = make_tiny(style, norm)
+    assert loaded.load_state_dict(load_state(back), strict=True)
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert list(state) == list(expected)
+    for key in expected:
+        if "num_batches_tracked" not in key:
+            np.testing.assert_array_equal(state[key].numpy(), expected[key].numpy(), err_msg=key)
+    assert WeightFile(keras).info.preprocess == "torch"
 
 
-def test_what_the_metadata_says_wins_over_the_layout(tmp_path):
-    save(tiny("torchvision", False), tmp_path / "a.safetensors")
+def test_the_metadata_decides_the_preprocessing_and_travels_through_every_format(tmp_path):
+    save(make_tiny("torchvision", False), tmp_path / "a.safetensors")
     convert_file(tmp_path / "a.safetensors", tmp_path / "b.h5")
     for ending in (".pth", ".safetensors", ".keras", ".weights.h5"):
         convert_file(tmp_path / "b.h5", tmp_path / f"c{ending}")
         convert_file(tmp_path / f"c{ending}", tmp_path / "d.h5")
-        facts = WeightFile(tmp_path / "d.h5").info
-        assert facts.preprocess == "torch"
-        assert facts.metadata["source"] == "a.safetensors", ending
+        info = WeightFile(tmp_path / "d.h5").info
+        assert info.preprocess == "torch"
+        assert info.metadata["source"] == "a.safetensors", ending
 
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("name", CONVS)
-def test_torchvision_s_numbering_of_every_network_is_ours(tmp_path, name, norm):
+def test_the_modules_of_every_network_are_numbered_as_in_torchvision(tmp_path, name, norm):
     from safetensors.torch import save_file
 
     convs, widths = CONVS[name], (2, 3, 4, 5, 5)
@@ -107,31 +114,31 @@ def test_torchvision_s_numbering_of_every_network_is_ours(tmp_path, name, norm):
     for layer, (width_in, width) in table.conv_channels().items():
         assert weights[layer]["kernel"].shape == (3, 3, width_in, width)
     write_weights(tmp_path / "back.safetensors", weights, layout="torchvision")
-    assert torchvision_vgg(
-        convs, norm=norm, widths=widths, side=1, hidden=3, classes=2
-    ).load_state_dict(load_state(tmp_path / "back.safetensors"), strict=True)
+    assert model.load_state_dict(load_state(tmp_path / "back.safetensors"), strict=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "hidden", "classes"), [("vgg16", 4096, 1000), ("vgg16_bn", 64, 10)]
 )
-def test_the_real_widths_at_224_px_compute_as_in_torch(tmp_path, arch, hidden, classes):
+def test_the_real_widths_at_224_px_compute_what_they_compute_in_torch(
+    tmp_path, arch, hidden, classes
+):
     norm = arch.endswith("_bn")
     model = torchvision_vgg(CONVS["vgg16"], norm=norm, hidden=hidden, classes=classes)
     path = save(model, tmp_path / "w.safetensors")
     images = make_images(1, 224)
-    theirs = run(model, images)
+    expected = run(model, images)
     del model
     head = Head("flatten", (hidden, hidden), outputs=classes)
-    ours = load_pretrained(arch, weights=path, include_top=False, head=head)(images)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=RELATIVE * np.abs(theirs).max())
+    logits = load_pretrained(arch, weights=path, include_top=False, head=head)(images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
 
 
-def test_without_batches_counted_and_behind_a_wrapper_s_prefix_it_is_the_same(tmp_path):
+def test_batch_counters_may_be_missing_and_a_wrapper_may_prefix_the_names(tmp_path):
     import torch
 
-    model = tiny("torchvision", True)
+    model = make_tiny("torchvision", True)
     state = {f"module.{k}": v for k, v in model.state_dict().items() if "num_batches" not in k}
     torch.save({"state_dict": state}, tmp_path / "w.pth")
     save(model, tmp_path / "plain.pth")
@@ -139,12 +146,12 @@ def test_without_batches_counted_and_behind_a_wrapper_s_prefix_it_is_the_same(tm
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
-@pytest.mark.parametrize("legacy", [False, True])
-def test_other_floats_and_the_layout_before_2020_are_read(tmp_path, dtype, legacy):
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_other_float_types_and_the_format_before_2020_are_read(tmp_path, dtype, is_legacy):
     import torch
 
-    model = tiny("torchvision", False).to(getattr(torch, dtype))
-    torch.save(model.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    model = make_tiny("torchvision", False).to(getattr(torch, dtype))
+    torch.save(model.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=not is_legacy)
     save(model.to(torch.float32), tmp_path / "w.safetensors")
     notes = []
     assert_equal(
@@ -153,22 +160,19 @@ def test_other_floats_and_the_layout_before_2020_are_read(tmp_path, dtype, legac
     assert notes == [f"22 arrays stored as {dtype} became float32"]
 
 
-def assert_equal(got, want):
-    assert {k: list(v) for k, v in got.items()} == {k: list(v) for k, v in want.items()}
-    for layer, params in want.items():
-        for name, array in params.items():
-            np.testing.assert_array_equal(got[layer][name], array, err_msg=f"{layer}/{name}")
-
-
 @pytest.mark.parametrize(
-    ("spoil", "code"),
+    ("damage", "code"),
     [
         (lambda s: s.pop("features.6.bias"), "E_MISSING"),
         (lambda s: [s.pop(f"features.6.{n}") for n in ("weight", "bias")], "E_MISSING"),
+        (lambda s: [s.pop(f"classifier.0.{n}") for n in ("weight", "bias")], "E_SHAPE"),
         (lambda s: s.update({"features.7.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
+        (lambda s: s.update({"features.0.running_mean": s["features.0.bias"] + 1}), "E_MISSING"),
         (lambda s: s.update({"evil.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
+        (lambda s: s.update({"head.fc.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
         (lambda s: s.update({"features.6.weight": s["features.6.weight"].permute(2, 3, 1, 0)}),
          "E_SHAPE"),
+        (lambda s: s.update({"features.6.weight": s["features.6.weight"].sum()}), "E_SHAPE"),
         (lambda s: s.update({"features.6.bias": s["features.8.bias"]}), "E_ALIAS"),
         (lambda s: s.update({"features.6.weight": s["features.6.weight"].int()}), "E_DTYPE"),
         (lambda s: s.update({"features.6.bias": s["features.6.bias"] * float("nan")}),
@@ -177,20 +181,34 @@ def assert_equal(got, want):
         (lambda s: s.update({"epoch": 3}), "E_FORMAT"),
         (lambda s: s.update({"classifier.0.weight": s["classifier.0.weight"][:, :31] + 1}),
          "E_SHAPE"),
+        (lambda s: s.update({"classifier.3.weight": s["classifier.3.weight"][:, :5] + 1}),
+         "E_SHAPE"),
     ],
 )  # fmt: skip
-def test_a_state_dict_that_is_no_vgg_s_is_refused_by_name(tmp_path, spoil, code):
+def test_a_state_dict_that_is_not_a_vgg_is_refused_with_a_code(tmp_path, damage, code):
     import torch
 
-    state = tiny("torchvision", False).state_dict()
-    spoil(state)
+    state = make_tiny("torchvision", False).state_dict()
+    damage(state)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as caught:
         read_weights(tmp_path / "w.pth")
     assert caught.value.code == code and str(tmp_path / "w.pth") in str(caught.value)
 
 
-def test_a_whole_model_is_code_and_is_refused(tmp_path):
+def test_a_missing_batch_normalization_is_refused(tmp_path):
+    import torch
+
+    state = make_tiny("torchvision", True).state_dict()
+    for name in [name for name in state if name.startswith("features.5.")]:
+        del state[name]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"features\.8 where a VGG has features\.5") as caught:
+        read_weights(tmp_path / "w.pth")
+    assert caught.value.code == "E_MISSING"
+
+
+def test_a_whole_model_holds_code_and_is_refused(tmp_path):
     import torch
 
     torch.save(torch.nn.Sequential(torch.nn.Linear(1, 1)), tmp_path / "model.pth")
@@ -199,11 +217,11 @@ def test_a_whole_model_is_code_and_is_refused(tmp_path):
     assert caught.value.code == "E_CODE"
 
 
-def test_timm_takes_no_top_of_another_kind_and_torchvision_any(tmp_path):
+def test_torchvision_can_have_any_top_and_timm_only_its_own(tmp_path):
     import torch
 
     rng = np.random.default_rng(0)
-    weights = read_weights(save(tiny("torchvision", False), tmp_path / "a.safetensors"))
+    weights = read_weights(save(make_tiny("torchvision", False), tmp_path / "a.safetensors"))
     weights = {k: v for k, v in weights.items() if k.startswith("block")}
     weights["predictions"] = {
         "kernel": rng.normal(size=(8, 3)).astype(np.float32), "bias": np.ones(3, np.float32),
@@ -213,6 +231,6 @@ def test_timm_takes_no_top_of_another_kind_and_torchvision_any(tmp_path):
     assert caught.value.code == "E_TOP"
     write_weights(tmp_path / "w.pth", weights)
     state = torch.load(tmp_path / "w.pth", weights_only=True)
-    assert [key for key in state if "classifier" in key] == ["classifier.0.weight",
-                                                            "classifier.0.bias"]  # fmt: skip
+    top = [key for key in state if "classifier" in key]
+    assert top == ["classifier.0.weight", "classifier.0.bias"]
     assert_equal(read_weights(tmp_path / "w.pth"), weights)
