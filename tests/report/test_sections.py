@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from support.page import Page
 from support.tiny_run import make_images, make_run
 
 from vggjax.data.images.preprocess import preprocess, resize_image
+from vggjax.data.sources.open import open_source
 from vggjax.errors import printable
 from vggjax.evaluation.evaluate import evaluate
 from vggjax.evaluation.probabilities import (
@@ -19,8 +21,13 @@ from vggjax.evaluation.probabilities import (
 )
 from vggjax.report.report import write_report
 from vggjax.report.run_files import LazyModel, read_run
-from vggjax.report.sections import calibration, data_quality, grad_cam_examples
-from vggjax.training.config import read_config
+from vggjax.report.sections import (
+    MAX_EXAMINED_BYTES,
+    calibration,
+    data_quality,
+    grad_cam_examples,
+)
+from vggjax.training.config import Config
 from vggjax.training.recipes import RECIPES
 from vggjax.training.run_dir.run_result import load_run_result
 
@@ -130,19 +137,18 @@ def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
     correct = [example for example in examples if example.is_correct]
     assert 0 < len(correct) < len(examples)
     assert len({example.guess for example in correct[:3]}) == min(3, len(correct))
-    shape = max(run.source.read(0).pixels.shape[:2])
-    for example in examples:
-        index = [printable(id) for id in run.source.ids].index(example.id)
-        pixels = run.source.read(index).pixels
-        image = resize_image(pixels, run.info.preprocessing)
-        logits = np.asarray(run.model(preprocess(image[None], run.info.preprocessing.mode)))[0]
+    ids, preprocessing = [printable(id) for id in run.source.ids], run.info.preprocessing
+    images = [run.source.read(ids.index(example.id)).pixels for example in examples]
+    inputs = np.stack([resize_image(image, preprocessing) for image in images])
+    outputs = np.asarray(run.model(preprocess(inputs, preprocessing.mode)))
+    for example, pixels, logits in zip(examples, images, outputs, strict=True):
         assert example.guess == printable(run.info.class_names[logits.argmax()])
         assert example.is_correct == (example.guess == example.truth)
         assert (example.truth_map is None) == example.is_correct
         # The page shows the image as it is, not squashed into a square.
         assert example.image.shape == example.guess_map.shape
         assert example.image.shape[1] / example.image.shape[0] == pytest.approx(
-            pixels.shape[1] / pixels.shape[0], abs=1 / shape
+            pixels.shape[1] / pixels.shape[0], abs=1 / max(pixels.shape)
         )
 
 
@@ -156,12 +162,10 @@ def test_small_datasets_are_examined_unasked_and_findings_are_sorted_by_kind(who
 
 
 def test_large_datasets_are_examined_only_on_request(tmp_path):
-    run = make_run(tmp_path / "run", make_images(tmp_path / "flowers", each=4))
-    source = load_run_result(run).source
-    first = source.path(0)
-    with open(first, "ab") as file:
-        file.truncate(33 * 2**20)  # zeros after the image, which readers skip
-    config = read_config(run)
+    images = make_images(tmp_path / "flowers", each=4)
+    first = next(images.rglob("*.png"))
+    os.truncate(first, MAX_EXAMINED_BYTES + 1)  # zeros after the image, which readers skip
+    config, source = Config(dataset=str(images)), open_source(str(images))
     assert not data_quality(config, source)["examined"]
     assert data_quality(config, source, examine_all=True)["examined"]
 

@@ -4,12 +4,9 @@ One row per photograph, spread over the classes: the original, then `DRAWS` rand
 functions of the training step itself. With mixup or CutMix, each draw shows its mixed label.
 """
 
-import io
-import math
 import os
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,14 +20,10 @@ from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.arch import MIN_SIZE_PX
-from vggjax.report.plot_style import LIGHT, drawable
-from vggjax.report.thumbnails import grid_font, thumbnail
+from vggjax.report.plot_style import drawable, image_bytes
+from vggjax.report.thumbnails import Cell, image_grid, thumbnail
 from vggjax.training.config import Config
 from vggjax.training.run_dir.saved_model import ModelInfo
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PilImage
-    from PIL.ImageFont import FreeTypeFont
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 DRAWS = 8
@@ -38,12 +31,6 @@ MAX_ROWS = 50
 MAX_SIZE_PX = 1024
 NUM_EXAMPLES = 3
 """Rows in a report."""
-
-CELL_PX = 168
-"""Side of a shown image; larger ones are reduced, smaller ones repeat their pixels."""
-
-MARGIN_PX, GAP_PX, ROW_GAP_PX = 28, 6, 14
-_NAME_PX, _TITLE_PX, _CAPTION_PX, _LINE_PX = 170, 92, 20, 24
 
 
 def write_preview(
@@ -75,14 +62,22 @@ def write_preview(
     _check_outside(path, source)
     indices, images = choose_images(source, preprocessing, rows=rows, seed=seed)
     draws = augmented_draws(images, source.labels[indices], augmentation, seed=seed)
+    grid = []
+    for row, index in enumerate(indices):
+        label = int(source.labels[index])
+        name, file = drawable(source.class_names[label], label), Path(source.ids[index]).name
+        cells = [Cell(images[row], ((name, "bold"), (drawable(file), "muted")))]
+        for draw in draws:
+            mixed = [draw[key][row] for key in ("other", "share") if key in draw]
+            caption = _caption(source, label, *mixed) if mixed else "augmented"
+            cells.append(Cell(draw["images"][row], ((caption, "muted"),)))
+        grid.append(cells)
     title = f"Augmentation: {describe(augmentation)}"
-    subtitle = f"{printable(source.name)}, {image_size} px, seed {seed}"
-    preview = _lay_out(source, indices, images, draws, title=title, subtitle=subtitle)
-    file = io.BytesIO()
-    preview.save(file, FORMATS[path.suffix.lower()], quality=92)
+    preview = image_grid(grid, title=f"{title} ({source.name}, {image_size} px, seed {seed})")
+    data = image_bytes(preview, FORMATS[path.suffix.lower()])
     try:
         with atomic_write(path) as temporary:
-            temporary.write_bytes(file.getvalue())
+            temporary.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"Cannot write {printable(path)}: {error.strerror or error}.") from None
     return path
@@ -212,73 +207,10 @@ def _check_outside(path: Path, source: Source) -> None:
         raise ConfigError(f"{printable(path)} is an image of the dataset; choose another file.")
 
 
-def _lay_out(
-    source: Source,
-    indices: np.ndarray,
-    images: np.ndarray,
-    draws: list[dict[str, np.ndarray]],
-    *,
-    title: str,
-    subtitle: str,
-) -> "PilImage":
-    from PIL import Image, ImageDraw
-
-    large, small = partial(grid_font, 17), grid_font(13)
-    is_mixed = "share" in draws[0]
-    step = CELL_PX + ROW_GAP_PX + (_CAPTION_PX if is_mixed else 0)
-    left = MARGIN_PX + _NAME_PX
-    width = left + (1 + DRAWS) * (CELL_PX + GAP_PX) + 2 * GAP_PX + MARGIN_PX
-    lines = _wrap(title, large(bold=True), width - 2 * MARGIN_PX)
-    top = _TITLE_PX + _LINE_PX * (len(lines) - 1)
-    size = width, top + len(images) * step + MARGIN_PX - ROW_GAP_PX
-    preview = Image.new("RGB", size, LIGHT["paper"])
-    draw = ImageDraw.Draw(preview)
-    for number, line in enumerate(lines):
-        y = 20 + _LINE_PX * number
-        draw.text((MARGIN_PX, y), line, LIGHT["ink"], large(bold=True))
-    columns = [left + i * (CELL_PX + GAP_PX) + (2 * GAP_PX if i else 0) for i in range(1 + DRAWS)]
-    draw.text((MARGIN_PX, top - 46), subtitle, LIGHT["muted"], small)
-    draw.text((left, top - 20), "original", LIGHT["muted"], small)
-    draw.text((columns[1], top - 20), "augmented", LIGHT["muted"], small)
-    for row, index in enumerate(indices):
-        y, label = top + row * step, int(source.labels[index])
-        name = drawable(source.class_names[label], label, width=17)
-        draw.text((MARGIN_PX, y + CELL_PX // 2 - 20), name, LIGHT["ink"], large(bold=True))
-        file = drawable(Path(source.ids[index]).name, width=20)
-        draw.text((MARGIN_PX, y + CELL_PX // 2 + 4), file, LIGHT["muted"], small)
-        preview.paste(_cell(images[row]), (columns[0], y))
-        for x, drawn in zip(columns[1:], draws, strict=True):
-            preview.paste(_cell(drawn["images"][row]), (x, y))
-            if is_mixed:
-                text = _mixed_label(source, label, int(drawn["other"][row]), drawn["share"][row])
-                draw.text((x, y + CELL_PX + 2), text, LIGHT["muted"], small)
-    return preview
-
-
-def _mixed_label(source: Source, label: int, other: int, share: float) -> str:
+def _caption(source: Source, label: int, other: int, share: float) -> str:
+    """Return a mixed label, such as `70% rose, 30% tulip`."""
     names = [drawable(source.class_names[i], i, width=9) for i in (label, other)]
     percent = round(100 * float(share))
     if percent == 100:
         return f"100% {names[0]}"
     return f"{percent}% {names[0]}, {100 - percent}% {names[1]}"
-
-
-def _cell(pixels: np.ndarray) -> "PilImage":
-    from PIL import Image
-
-    image, side = Image.fromarray(pixels), pixels.shape[0]
-    if side < CELL_PX:
-        factor = math.ceil(CELL_PX / side)
-        image = image.resize((side * factor,) * 2, Image.Resampling.NEAREST)
-    return image.resize((CELL_PX,) * 2, Image.Resampling.LANCZOS)
-
-
-def _wrap(text: str, font: "FreeTypeFont", width: int) -> list[str]:
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) > width and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vggjax.atomic import write_text
-from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
+from vggjax.data.quality.findings import Entry, Finding, Findings
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, printable
-from vggjax.report.doctor_screen import UNCOUNTED, describe_entry, verdict
+from vggjax.report.doctor_screen import describe_entry, describe_finding, verdict
 from vggjax.report.page import render
 from vggjax.report.thumbnails import Thumbnails, jpeg_uri
 
@@ -105,24 +105,15 @@ def _classes(findings: Findings, source: Source) -> list[dict[str, Any]]:
 
 
 def _section(item: Finding, findings: Findings, thumbnails: Thumbnails) -> dict[str, Any]:
-    kind, source = KINDS[item.kind], findings.source
-    cases, lines = [], []
-    if source is not None and item.kind in (*WITH_IMAGES, *GROUPED):
+    has_images = findings.source is not None and item.kind in (*WITH_IMAGES, *GROUPED)
+    section = describe_finding(item, findings.source, most=MAX_CASES if has_images else MAX_LINES)
+    cases = []
+    if has_images:
+        section["lines"] = []
         cases = [
             _case(item.kind, entry, findings, thumbnails) for entry in item.entries[:MAX_CASES]
         ]
-    else:
-        lines = [describe_entry(item.kind, entry, source) for entry in item.entries[:MAX_LINES]]
-    return {
-        "id": item.kind,
-        "title": kind.title,
-        "meaning": kind.meaning,
-        "count": None if item.kind in UNCOUNTED else item.count,
-        "is_grouped": item.kind in GROUPED,
-        "lines": lines,
-        "cases": cases,
-        "more": len(item.entries) - len(cases) - len(lines),
-    }
+    return section | {"cases": cases, "is_grouped": item.kind in GROUPED}
 
 
 def _case(kind: str, entry: Entry, findings: Findings, thumbnails: Thumbnails) -> dict[str, Any]:

@@ -4,6 +4,8 @@ File names are printed safely and never broken across lines; long lists are cut.
 findings.py and the page of doctor_page.py are complete.
 """
 
+from typing import Any
+
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -92,13 +94,28 @@ def describe_entry(
     return " = ".join(names) + (f": {text}" if text else "")
 
 
+def describe_finding(item: Finding, source: Source | None, *, most: int) -> dict[str, Any]:
+    """Describe a finding for a page, with its first `most` entries as lines."""
+    kind, entries = KINDS[item.kind], item.entries[:most]
+    return {
+        "id": item.kind,
+        "title": kind.title,
+        "meaning": kind.meaning,
+        "count": None if item.kind in UNCOUNTED else item.count,
+        "is_problem": item.is_problem,
+        "lines": [describe_entry(item.kind, entry, source) for entry in entries],
+        "more": len(item.entries) - len(entries),
+    }
+
+
 def _print_finding(console: Console, item: Finding, source: Source | None) -> None:
-    title, meaning = KINDS[item.kind].title, KINDS[item.kind].meaning
-    count = "" if item.kind in UNCOUNTED else f": {item.count:,}"
-    console.print(f"  [bold]{title}{count}[/] ({meaning})", highlight=False, soft_wrap=True)
-    for entry in item.entries[:MAX_ENTRIES]:
-        _print(console, f"      {describe_entry(item.kind, entry, source)}")
-    _print_more(console, len(item.entries) - MAX_ENTRIES)
+    finding = describe_finding(item, source, most=MAX_ENTRIES)
+    count = "" if finding["count"] is None else f": {finding['count']:,}"
+    heading = f"  [bold]{finding['title']}{count}[/] ({finding['meaning']})"
+    console.print(heading, highlight=False, soft_wrap=True)
+    for line in finding["lines"]:
+        _print(console, f"      {line}")
+    _print_more(console, finding["more"])
 
 
 def _class_table(findings: Findings, names: tuple[str, ...]) -> Table:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 480, 300
+WIDTH = 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 46
+_AXES_PX = 242
 _ROW = 18
 """Height of a row of text above the axes: title, legend or the labels of marks."""
 
@@ -39,9 +40,9 @@ FEW = 10
 _STEEP = 200
 """A loss that falls by more than this factor is drawn on a log scale."""
 
-_SCALED = "after temperature scaling"
 Style = dict[str, Any]
-_DASHED = (0, (4, 3))
+Tooltips = dict[str, list[str]]
+_DASHED, _SHORT = (0, (4, 3)), (0, (3, 2))
 _DASHES = ("-", (0, (7, 4)), (0, (2, 4)))
 _NUM_COLORS = 6
 
@@ -146,37 +147,34 @@ def line_chart(
         best: a point that gets a ring.
         legend: show the names of the lines.
     """
+    from matplotlib.ticker import MaxNLocator
+
     shown = [(line, points) for line in lines if (points := _finite(line.points, log))]
     mark_rows = min(len(marks), MAX_MARK_ROWS)
-    legend_columns = 3
     entries = (len(shown) + (best is not None)) if legend else 0
-    legend_rows = max(1, math.ceil(entries / legend_columns))
+    tooltips = {}
     with style():
-        figure, axes, height = _axes(above=_ROW * (legend_rows + mark_rows))
-        tooltips = {}
+        figure, axes = _axes(title, above=_ROW * (max(1, math.ceil(entries / 3)) + mark_rows))
         for number, (line, points) in enumerate(shown):
-            marker = "o" if len(points) <= MAX_MARKED else None
-            look: Style = dict(color=LIGHT[line.color], ls=_DASHES[line.dash % 3], clip_on=False)
-            gid = f"line-{number}"
-            name = drawable(line.name, width=30)
-            axes.plot(
-                *zip(*points, strict=True), marker=marker, ms=5.5, label=name, gid=gid, **look
-            )
-            if marker:
+            is_marked, gid = len(points) <= MAX_MARKED, f"line-{number}"
+            look: Style = dict(c=LIGHT[line.color], ls=_DASHES[line.dash % 3], clip_on=False)
+            look |= dict(label=drawable(line.name, width=30), gid=gid, ms=5.5)
+            axes.plot(*zip(*points, strict=True), marker="o" if is_marked else "", **look)
+            if is_marked:
                 tooltips[gid] = [
                     f"{line.name}, {x_label} {x:g}: {_format(y, percent)}" for x, y in points
                 ]
-        _set_scales(axes, [points for _, points in shown], x_label, percent=percent, log=log)
+        _set_scales(axes, [x for _, points in shown for x, _ in points], percent=percent, log=log)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "epoch", min_n_ticks=1))
+        axes.set_xlabel(x_label)
         if best is not None and _finite([best], log):
             ring: Style = dict(ms=15, mfc="none", mew=2, ls="none", clip_on=False, gid="best")
             axes.plot(*zip(best), marker="o", c=LIGHT["c1"], label="best (kept)", **ring)
             tooltips["best"] = [f"best, kept: {x_label} {best[0]:g}, {_format(best[1], percent)}"]
         for number, mark in enumerate(marks):
             _draw_mark(axes, mark, row=(mark_rows - 1 - number % MAX_MARK_ROWS))
-        axes.set_xlabel(x_label)
-        _set_heading(figure, title, height)
         if entries:
-            _set_legend(figure, axes, columns=legend_columns)
+            _set_legend(figure, axes)
     return Drawing(figure, title, tooltips)
 
 
@@ -195,57 +193,62 @@ def draw_reliability(measured: Reliability, *, scaled: Reliability | None = None
     from matplotlib.ticker import PercentFormatter
 
     below = 46
-    tooltips = {}
+    title = "Reliability diagram (accuracy by confidence)"
     with style():
-        figure, axes, height = _axes(above=2 * _ROW, below=below)
-        histogram = figure.add_axes(
-            (_LEFT / WIDTH, 0, (WIDTH - _LEFT - _RIGHT) / WIDTH, (below - 8) / height)
-        )
-        histogram.set(xlim=(0, 1), ylim=(0, max(measured.counts)))
-        histogram.set_axis_off()
-        bins = zip(
-            measured.edges, measured.confidence, measured.accuracy, measured.counts, strict=True
-        )
-        gap: Style = dict(fill=False, ec=LIGHT["c1"], ls=(0, (3, 2)), lw=1.3, align="edge")
-        axes.bar(0, 0, 0, color=LIGHT["c0"], label="accuracy")  # for the legend, never pale
-        axes.bar(0, 0, 0, label="gap to the confidence", **gap)
-        for number, ((low, high), confidence, accuracy, count) in enumerate(bins):
-            x, width, alpha = low + 0.002, high - low - 0.004, 0.4 if count < FEW else 1.0
-            bar: Style = dict(align="edge", alpha=alpha)
-            axes.bar(x, accuracy, width, color=LIGHT["c0"], **bar)
-            axes.bar(x, confidence - accuracy, width, accuracy, alpha=alpha, **gap)
-            shown_count = max(count, 0.02 * max(measured.counts))
-            histogram.bar(x, shown_count, width, color=LIGHT["c5"], **bar)
-            # An invisible column over the whole bin carries the text that a pointer shows.
-            gid = f"bin-{number}"
-            axes.bar(x, 1, width, color=LIGHT["paper"], alpha=0, align="edge")[0].set_gid(gid)
-            tooltips[gid] = [
-                f"confidence {low:.0%} to {high:.0%}: {count:,} predictions, accuracy "
-                f"{accuracy:.1%}, mean confidence {confidence:.1%}"
-            ]
+        figure, axes = _axes(title, above=2 * _ROW, below=below)
+        left, _, width, height = axes.get_position().bounds
+        height *= (below - 8) / _AXES_PX
+        histogram = figure.add_axes((left, 0, width, height), frameon=False, xticks=[], yticks=[])
+        tooltips = _draw_bins(axes, histogram, measured)
         axes.plot([0, 1], [0, 1], c=LIGHT["muted"], lw=1, ls=_DASHED)
         if scaled is not None:
-            total = sum(scaled.counts)
-            for number, (confidence, accuracy, count) in enumerate(
-                zip(scaled.confidence, scaled.accuracy, scaled.counts, strict=True)
-            ):
-                gid = f"scaled-{number}"
-                look: Style = dict(ms=5 + 8 * math.sqrt(count / total), mec=LIGHT["paper"], mew=1.2)
-                axes.plot(
-                    [confidence], [accuracy], "o", c=LIGHT["c2"], gid=gid, clip_on=False,
-                    label=None if number else _SCALED, **look,
-                )  # fmt: skip
-                tooltips[gid] = [
-                    f"{_SCALED}: confidence {confidence:.1%}, accuracy {accuracy:.1%} of {count:,}"
-                ]
+            tooltips |= _draw_dots(axes, scaled)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
         axes.grid(axis="y")
-        _set_heading(figure, "Reliability diagram (accuracy by confidence)", height)
-        _set_legend(figure, axes, columns=3, row=1)
-    label = "Reliability diagram: accuracy by confidence"
-    return Drawing(figure, label, tooltips)
+        _set_legend(figure, axes, row=1)
+    return Drawing(figure, title, tooltips)
+
+
+def _draw_bins(axes: "Axes", histogram: "Axes", measured: Reliability) -> Tooltips:
+    lefts, rights = (np.array(edges) for edges in zip(*measured.edges, strict=True))
+    accuracies, counts = np.array(measured.accuracy), np.array(measured.counts)
+    gaps = np.array(measured.confidence) - accuracies
+    alphas = [0.4 if count < FEW else 1.0 for count in counts]
+    place: Style = dict(width=0.94 * (rights - lefts), align="edge")
+    axes.bar(0, 0, 0, color=LIGHT["c0"], label="accuracy")  # for the legend, where nothing is pale
+    axes.bar(0, 0, 0, fill=False, ec=LIGHT["c1"], ls=_SHORT, label="gap to the confidence")
+    axes.bar(lefts, accuracies, color=[(LIGHT["c0"], alpha) for alpha in alphas], **place)
+    edges = [(LIGHT["c1"], alpha) for alpha in alphas]
+    axes.bar(lefts, gaps, bottom=accuracies, fill=False, ec=edges, ls=_SHORT, lw=1.3, **place)
+    shown = np.maximum(counts, 0.02 * counts.max())
+    histogram.bar(lefts, shown, color=[(LIGHT["c5"], alpha) for alpha in alphas], **place)
+    histogram.set(xlim=(0, 1), ylim=(0, counts.max()))
+    # An invisible column over each bin has the tooltip.
+    columns = axes.bar(lefts, 1, alpha=0, **place)
+    tooltips = {}
+    for number, column in enumerate(columns):
+        column.set_gid(f"bin-{number}")
+        tooltips[f"bin-{number}"] = [
+            f"confidence {lefts[number]:.0%} to {rights[number]:.0%}: {counts[number]:,} "
+            f"predictions, accuracy {accuracies[number]:.1%}, mean confidence "
+            f"{measured.confidence[number]:.1%}"
+        ]
+    return tooltips
+
+
+def _draw_dots(axes: "Axes", scaled: Reliability) -> Tooltips:
+    name, tooltips = "after temperature scaling", {}
+    bins = zip(scaled.confidence, scaled.accuracy, scaled.counts, strict=True)
+    for number, (confidence, accuracy, count) in enumerate(bins):
+        look: Style = dict(c=LIGHT["c2"], mec=LIGHT["paper"], mew=1.2, zorder=3, clip_on=False)
+        look |= dict(ms=5 + 8 * math.sqrt(count / sum(scaled.counts)), gid=f"dot-{number}")
+        axes.plot([confidence], [accuracy], "o", label=None if number else name, **look)
+        tooltips[f"dot-{number}"] = [
+            f"{name}: confidence {confidence:.1%}, accuracy {accuracy:.1%} of {count:,}"
+        ]
+    return tooltips
 
 
 def draw_confusion(
@@ -332,47 +335,30 @@ def _format(value: float, percent: bool) -> str:
     return f"{100 * value:.3g}%" if percent else f"{value:.3g}"
 
 
-def _axes(*, above: int, below: int = 0) -> "tuple[Figure, Axes, int]":
-    """Return a figure of `WIDTH` px with axes of a fixed size, and the figure's height in px."""
+def _axes(title: str, *, above: int, below: int = 0) -> "tuple[Figure, Axes]":
+    """Return a figure of `WIDTH` px with a heading, and axes of a fixed size in it."""
     from matplotlib.figure import Figure
 
-    height = HEIGHT + above + below
+    height = _TOP + _AXES_PX + _BOTTOM + above + below
     figure = Figure(figsize=(WIDTH / 72, height / 72))
-    bottom = (_BOTTOM + below) / height
-    size = (WIDTH - _LEFT - _RIGHT) / WIDTH, (HEIGHT - _TOP - _BOTTOM) / height
-    return figure, figure.add_axes((_LEFT / WIDTH, bottom, *size)), height
+    figure.text(6 / WIDTH, 1 - 4 / height, title, va="top", fontweight="bold", fontsize=13.5)
+    left, bottom = _LEFT / WIDTH, (_BOTTOM + below) / height
+    width = (WIDTH - _LEFT - _RIGHT) / WIDTH
+    return figure, figure.add_axes((left, bottom, width, _AXES_PX / height))
 
 
-def _set_scales(
-    axes: "Axes",
-    lines: Sequence[Sequence[tuple[float, float]]],
-    x_label: str,
-    *,
-    percent: bool,
-    log: bool,
-) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+def _set_scales(axes: "Axes", xs: Sequence[float], *, percent: bool, log: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
-    xs = [x for points in lines for x, _ in points] or [0.0, 1.0]
-    ys = [y for points in lines for _, y in points] or [0.0, 1.0]
-    flat_x, flat_y = max(xs) == min(xs), max(ys) - min(ys) < 1e-12
-    axes.set_xlim(min(xs) - 0.5 * flat_x, max(xs) + 0.5 * flat_x)
-    if x_label == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    if xs:
+        flat = 0.5 * (min(xs) == max(xs))
+        axes.set_xlim(min(xs) - flat, max(xs) + flat)
     if log:
-        power = math.floor(math.log10(min(ys)))
         axes.set_yscale("log")
-        axes.set_ylim(10.0**power, 10.0 ** max(math.ceil(math.log10(max(ys))), power + 1))
-        axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        low = min(ys) if percent else min(0.0, *ys)
-        high = max(ys) + 0.05 * flat_y
-        locator = MaxNLocator(6, steps=[1, 2, 5, 10])
-        ticks = locator.tick_values(low - 0.05 * flat_y, high)
-        low, high = ticks[0], ticks[-1]
-        axes.set_ylim(*((max(0.0, low), min(1.0, high)) if percent else (low, high)))
-        axes.yaxis.set_major_locator(locator)
+        low, high = axes.get_ylim()
+        axes.set_ylim(*((max(0.0, low), min(1.0, high)) if percent else (min(0.0, low), high)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _format(y, percent)))
     axes.grid(axis="y")
 
@@ -380,8 +366,7 @@ def _set_scales(
 def _draw_mark(axes: "Axes", mark: Mark, *, row: int) -> None:
     """Draw a vertical line up to its label, which stands `row` rows above the axes."""
     color = LIGHT["wrong"] if mark.is_collapse else LIGHT["muted"]
-    axes_px = HEIGHT - _TOP - _BOTTOM
-    top = 1 + (6 + _ROW * row + 9) / axes_px
+    top = 1 + (15 + _ROW * row) / _AXES_PX
     axes.axvline(mark.x, 0, top, c=color, lw=1.2, ls=_DASHED, clip_on=False)
     low, high = axes.get_xlim()
     left = mark.x < low + 0.6 * (high - low)
@@ -394,16 +379,10 @@ def _draw_mark(axes: "Axes", mark: Mark, *, row: int) -> None:
     )  # fmt: skip
 
 
-def _set_heading(figure: "Figure", title: str, height: int) -> None:
-    figure.text(6 / WIDTH, 1 - 4 / height, title, va="top", fontweight="bold", fontsize=13.5)
-
-
-def _set_legend(figure: "Figure", axes: "Axes", *, columns: int, row: int = 0) -> None:
-    entries = zip(*axes.get_legend_handles_labels(), strict=True)
-    handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] == _SCALED), strict=True)
+def _set_legend(figure: "Figure", axes: "Axes", *, row: int = 0) -> None:
     top = 1 - _ROW * row / (72 * figure.get_figheight())
     figure.legend(
-        handles, labels, loc="upper right", bbox_to_anchor=(1, top), ncols=columns,
+        *axes.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(1, top), ncols=3,
         borderpad=0.2, borderaxespad=0.1, columnspacing=1.2, handlelength=1.4, fontsize=12.5,
     )  # fmt: skip
 

@@ -91,6 +91,7 @@ def style() -> AbstractContextManager[None]:
         "text.usetex": False,
         "text.parse_math": False,  # class names may hold dollar signs
         "text.color": LIGHT["ink"],
+        "axes.autolimit_mode": "round_numbers",
         "axes.facecolor": LIGHT["paper"],
         "axes.edgecolor": LIGHT["muted"],
         "axes.labelcolor": LIGHT["muted"],
@@ -99,6 +100,8 @@ def style() -> AbstractContextManager[None]:
         "axes.spines.right": False,
         "axes.spines.left": False,
         "axes.axisbelow": True,
+        "axes.xmargin": 0,
+        "axes.ymargin": 0,
         "figure.facecolor": LIGHT["paper"],
         "figure.dpi": DPI,
         "grid.color": LIGHT["line"],
@@ -164,13 +167,15 @@ def png(*drawings: Drawing) -> bytes:
     for panel in panels:
         image.paste(panel, (left, MARGIN_PX))
         left += panel.width + MARGIN_PX
-    return png_bytes(image)
+    return image_bytes(image)
 
 
-def png_bytes(image: "PilImage") -> bytes:
-    """Return a PIL image as the bytes of a PNG file."""
+def image_bytes(image: "PilImage", format: str = "PNG", *, quality: int = 92) -> bytes:
+    """Return an image as the bytes of a PNG, JPEG or WebP file."""
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=4)  # 6, the default, takes three times as long
+    image.save(
+        file, format, quality=quality, compress_level=4
+    )  # 6, PNG's default, is 3 times slower
     return file.getvalue()
 
 
@@ -194,20 +199,10 @@ def _clean(root: ElementTree.Element) -> None:
             del node.attrib[name]
             name = name.rpartition("}")[2]
             if name == "style":
-                value = _HEX.sub(lambda match: _VARIABLES[match[0]], _own_font(value))
+                value = _HEX.sub(lambda match: _VARIABLES[match[0]], value)
             if not value.startswith("data:"):
                 value = _NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value)
             node.set(name, value)
-
-
-def _own_font(css: str) -> str:
-    """Take the font's family out of a text's style, so that the page's applies; keep its size."""
-    size = re.search(r"\bfont(?:-size)?: [^;]*?([\d.]+px)", css)
-    weight = "; font-weight: bold" if re.search(r"\bfont(-weight)?: [^;]*(bold|700)", css) else ""
-    if size is None:
-        return css
-    rest = re.sub(r"\bfont[a-z-]*: [^;]*;?\s*", "", css)
-    return f"font-size: {size[1]}{weight}; {rest}"
 
 
 def _add_tooltips(group: ElementTree.Element | None, texts: Sequence[str]) -> None:

@@ -31,9 +31,9 @@ from vggjax.report.facts import (
     value_text,
 )
 from vggjax.report.page import render
-from vggjax.report.plot_style import png, shorten
+from vggjax.report.plot_style import image_bytes, png, shorten
 from vggjax.report.run_files import LazyModel, RunFiles, read_run
-from vggjax.report.thumbnails import Cell, Thumbnails, draw_image_grid, jpeg_uri
+from vggjax.report.thumbnails import Cell, Thumbnails, image_grid, jpeg_uri
 from vggjax.training import recipes
 from vggjax.training.config import Config
 from vggjax.training.run_dir.run_result import RunResult
@@ -41,23 +41,23 @@ from vggjax.training.run_dir.run_result import RunResult
 MAX_CLASSES = 15
 """With more classes the page shows the hardest ones first, and all of them folded."""
 
-_SECTIONS = {
-    "recipe": "Recipe",
-    "training": "Training",
-    "folds": "Folds",
-    "curves": "Training curves",
-    "confusion": "Confusion matrix",
-    "pairs": "Most confused pairs",
-    "classes": "Per-class metrics",
-    "calibration": "Calibration",
-    "mistakes": "Misclassified images",
-    "labels": "Label issues",
-    "grad-cam": "Grad-CAM",
-    "augmentation": "Augmentation",
-    "data": "Data quality",
-    "commands": "Commands",
-}
-"""Anchors and titles of the sections, in the order of the page."""
+_SECTIONS = (
+    ("recipe", "Recipe", "recipe"),
+    ("training", "Training", ""),
+    ("folds", "Folds", "folds"),
+    ("curves", "Training curves", "stages"),
+    ("confusion", "Confusion matrix", ""),
+    ("pairs", "Most confused pairs", "pairs"),
+    ("classes", "Per-class metrics", ""),
+    ("calibration", "Calibration", ""),
+    ("mistakes", "Misclassified images", ""),
+    ("labels", "Label issues", "issues"),
+    ("grad-cam", "Grad-CAM", "grad_cam"),
+    ("augmentation", "Augmentation", "augmented"),
+    ("data", "Data quality", ""),
+    ("commands", "Commands", ""),
+)
+"""Anchor and title of each section, in order, and the value without which it is left out."""
 
 
 def write_report(
@@ -111,11 +111,12 @@ def write_report(
         "curves": png(*curves),
         "confusion": png(confusion),
         "reliability": png(reliability),
-        "mistakes": draw_image_grid(grid) if grid else None,
+        "mistakes": image_bytes(image_grid(grid)) if grid else None,
     }
     _write_plots(files.workdir, plots | images)
+    contents = [(anchor, title) for anchor, title, key in _SECTIONS if not key or context[key]]
     path = files.workdir / "report.html"
-    write_text(path, render("report.html.j2", context | {"contents": _contents(context)}))
+    write_text(path, render("report.html.j2", context | {"contents": contents}))
     return path
 
 
@@ -160,7 +161,9 @@ def _model_sections(
         "gradcam": [example.cells() for example in examples],
         "augmentation": [[Cell(image) for image in images] for _, images in augmented],
     }
-    return context, {name: draw_image_grid(grid) if grid else None for name, grid in grids.items()}
+    return context, {
+        name: image_bytes(image_grid(grid)) if grid else None for name, grid in grids.items()
+    }
 
 
 def _has_table(files: RunFiles) -> bool:
@@ -244,16 +247,3 @@ def _write_plots(workdir: Path, plots: dict[str, bytes | None]) -> None:
             path.unlink(missing_ok=True)
         else:
             path.write_bytes(data)
-
-
-def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
-    has_content = {
-        "recipe": context["recipe"],
-        "folds": context["folds"],
-        "curves": context["stages"],
-        "pairs": context["pairs"],
-        "labels": context["issues"],
-        "grad-cam": context["grad_cam"],
-        "augmentation": context["augmented"],
-    }
-    return [item for item in _SECTIONS.items() if has_content.get(item[0], True)]

@@ -12,7 +12,6 @@ import numpy as np
 
 from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.quality.doctor import examine
-from vggjax.data.quality.findings import KINDS
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError, VggjaxError, printable
 from vggjax.evaluation.calibration import (
@@ -28,7 +27,7 @@ from vggjax.evaluation.grad_cam import grad_cam, map_layer, overlay
 from vggjax.evaluation.label_issues import find_label_issues
 from vggjax.evaluation.metrics import log_loss, most_confused
 from vggjax.evaluation.probabilities import SplitPredictions
-from vggjax.report.doctor_screen import UNCOUNTED, describe_entry
+from vggjax.report.doctor_screen import describe_finding
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
 from vggjax.report.thumbnails import Cell, Thumbnails, jpeg_uri, thumbnail
@@ -176,9 +175,8 @@ def data_quality(
     """Return the findings of the dataset's examination.
 
     Returns:
-        `examined`; `findings`, each {title, meaning, count or None, is_problem, lines, more}; and
-        `command`, which examines everything. A dataset that is gone is not examined, a large one
-        only with `examine_all`.
+        `examined`; `findings` as `describe_finding` describes them; and `command`, which examines
+        everything. A dataset that is gone is not examined, a large one only with `examine_all`.
     """
     values: dict[str, Any] = {
         "examined": False,
@@ -191,19 +189,8 @@ def data_quality(
         result = examine(config.dataset, source=source, num_threads=config.num_threads)
     except VggjaxError:  # it was readable a moment ago
         return values
-    for item in result.items:
-        kind, entries = KINDS[item.kind], item.entries[:_MAX_ENTRIES]
-        values["findings"].append(
-            {
-                "title": kind.title,
-                "meaning": kind.meaning,
-                "count": None if item.kind in UNCOUNTED else item.count,
-                "is_problem": item.is_problem,
-                "lines": [describe_entry(item.kind, entry, result.source) for entry in entries],
-                "more": len(item.entries) - len(entries),
-            }
-        )
-    return values | {"examined": True}
+    findings = [describe_finding(item, source, most=_MAX_ENTRIES) for item in result.items]
+    return values | {"examined": True, "findings": findings}
 
 
 def _is_small(source: Source) -> bool:

@@ -4,7 +4,7 @@ Images are uint8 RGB arrays (H, W, 3), or None where an image cannot be read any
 """
 
 import base64
-import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError, printable
-from vggjax.report.plot_style import FONT, LIGHT, drawable, png_bytes
+from vggjax.report.plot_style import FONT, LIGHT, drawable, image_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 THUMBNAIL_PX = 200
 """Longer side of a thumbnail."""
 
-_CELL_PX, _GAP_PX, _MARGIN_PX, _LINE_PX = 200, 18, 22, 19
-_COLORS = {"wrong": LIGHT["wrong"], "muted": LIGHT["muted"], "plain": LIGHT["ink"]}
+CELL_PX, GAP_PX, MARGIN_PX, LINE_PX = 200, 14, 22, 19
+_LOOKS = {"wrong": "wrong", "muted": "muted", "plain": "ink", "bold": "ink"}
+"""Look of a caption's line -> its color; `wrong` and `bold` are bold."""
 
 
 class Thumbnails:
@@ -75,9 +76,8 @@ def jpeg_uri(image: np.ndarray | None) -> str | None:
 
     if image is None:
         return None
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    data = image_bytes(Image.fromarray(image), "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
 @dataclass(frozen=True)
@@ -86,42 +86,37 @@ class Cell:
 
     image: np.ndarray | None
     lines: Sequence[tuple[str, str]] = ()
-    """(text, look) with look `wrong`, `muted` or `plain`; long texts are shortened."""
+    """(text, look) with a look of `_LOOKS`; long texts are shortened."""
 
 
-def draw_image_grid(rows: Sequence[Sequence[Cell]]) -> bytes:
-    """Return a grid of images with their captions as PNG on white."""
+def image_grid(rows: Sequence[Sequence[Cell]], *, title: str = "") -> "PilImage":
+    """Return a grid of images with their captions on white, below a title if there is one."""
     from PIL import Image, ImageDraw
 
-    fonts = {look: grid_font(13, bold=look == "wrong") for look in _COLORS}
-    step = _CELL_PX + _GAP_PX
-    heights = [step + _LINE_PX * max((len(cell.lines) for cell in row), default=0) for row in rows]
-    width = 2 * _MARGIN_PX + step * max(map(len, rows), default=1) - _GAP_PX
-    grid = Image.new("RGB", (width, 2 * _MARGIN_PX + sum(heights) - _GAP_PX), LIGHT["paper"])
+    fonts = {look: _font(13, bold=look in ("wrong", "bold")) for look in _LOOKS}
+    step = CELL_PX + GAP_PX
+    heights = [step + LINE_PX * max((len(cell.lines) for cell in row), default=0) for row in rows]
+    width = 2 * MARGIN_PX + step * max(map(len, rows), default=1) - GAP_PX
+    title_lines = textwrap.wrap(printable(title), (width - 2 * MARGIN_PX) // 11)
+    top = MARGIN_PX + 24 * len(title_lines) + (GAP_PX if title else 0)
+    grid = Image.new("RGB", (width, top + sum(heights) - GAP_PX + MARGIN_PX), LIGHT["paper"])
     draw = ImageDraw.Draw(grid)
-    top = _MARGIN_PX
+    text = drawable("\n".join(title_lines), width=len(title) + 1)
+    draw.text((MARGIN_PX, MARGIN_PX), text, LIGHT["ink"], _font(17, bold=True), spacing=4)
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
-            left = _MARGIN_PX + column * step
-            if cell.image is None:
-                center = left + _CELL_PX / 2, top + _CELL_PX / 2
-                draw.text(
-                    center, "image not\nreadable now", LIGHT["muted"], fonts["muted"],
-                    anchor="mm", align="center",
-                )  # fmt: skip
-            else:
-                image = _fit(cell.image)
-                offset = (_CELL_PX - image.width) // 2, (_CELL_PX - image.height) // 2
-                grid.paste(image, (left + offset[0], top + offset[1]))
+            left = MARGIN_PX + column * step
+            image = _fit(cell.image)
+            offset = (CELL_PX - image.width) // 2, (CELL_PX - image.height) // 2
+            grid.paste(image, (left + offset[0], top + offset[1]))
             for number, (text, look) in enumerate(cell.lines):
-                place = left, top + _CELL_PX + 5 + _LINE_PX * number
-                draw.text(place, drawable(text, width=26), _COLORS[look], fonts[look])
+                place = left, top + CELL_PX + 5 + LINE_PX * number
+                draw.text(place, drawable(text, width=26), LIGHT[_LOOKS[look]], fonts[look])
         top += height
-    return png_bytes(grid)
+    return grid
 
 
-def grid_font(size_px: int, *, bold: bool = False) -> "FreeTypeFont":
-    """Return `FONT`, from the file that matplotlib brings along."""
+def _font(size_px: int, *, bold: bool = False) -> "FreeTypeFont":
     from matplotlib.font_manager import FontProperties, findfont
     from PIL import ImageFont
 
@@ -129,11 +124,16 @@ def grid_font(size_px: int, *, bold: bool = False) -> "FreeTypeFont":
     return ImageFont.truetype(findfont(FontProperties(family=FONT, weight=weight)), size_px)
 
 
-def _fit(pixels: np.ndarray) -> "PilImage":
-    """Resize an image to the size of a cell; a tiny one keeps its pixels sharp."""
-    from PIL import Image
+def _fit(pixels: np.ndarray | None) -> "PilImage":
+    """Resize an image to the size of a cell, a tiny one with sharp pixels; None becomes a note."""
+    from PIL import Image, ImageDraw
 
+    if pixels is None:
+        image = Image.new("RGB", (CELL_PX, CELL_PX), LIGHT["paper"])
+        place, note = (CELL_PX / 2, CELL_PX / 2), "image not\nreadable now"
+        ImageDraw.Draw(image).text(place, note, LIGHT["muted"], _font(13), anchor="mm")
+        return image
     image = Image.fromarray(pixels)
-    scale = _CELL_PX / max(image.size)
+    scale = CELL_PX / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.resize(size, Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC)
