@@ -1,3 +1,5 @@
+"""Evaluation: its figures are those of the images one by one, and its files agree with them."""
+
 import csv
 import json
 import os
@@ -5,26 +7,44 @@ import shutil
 
 import numpy as np
 import pytest
-from support.tiny_run import CLASSES, make_images, make_run
+from support.tiny_run import CLASSES, PASS_RTOL, make_images, make_run
 
 from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
 from vggjax.errors import ConfigError, DataError, VggjaxError, WeightsError
-from vggjax.evaluation.evaluate import MAX_ROWS, evaluate, print_summary
+from vggjax.evaluation.evaluate import MAX_ROWS, evaluate, predictions_csv, print_summary
 from vggjax.evaluation.metrics import summarize
+from vggjax.evaluation.probabilities import SplitPredictions, read_probabilities
 from vggjax.models.params import extract
 from vggjax.training.config import read_config
+from vggjax.training.run_dir.run_result import load_run_result
 from vggjax.training.run_dir.saved_model import load_model, save_model
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Return a run that was evaluated on its test split; no test may change it."""
+    root = tmp_path_factory.mktemp("evaluated")
+    run = make_run(root / "run", make_images(root / "flowers"))
+    evaluate(run)
+    return run
+
+
 @pytest.fixture
-def run(tmp_path):
-    return make_run(tmp_path / "run", make_images(tmp_path / "flowers"))
+def run(evaluated, tmp_path):
+    """Return a copy of the run that was not evaluated, with a copy of its dataset."""
+    images = shutil.copytree(read_config(evaluated).dataset, tmp_path / "flowers")
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    for name in ("eval.json", "predictions.csv", "probabilities.npz"):
+        (run / name).unlink()
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"dataset": str(images)}))
+    return run
 
 
-def multi_step(run, split):
-    """The test split's probabilities with nothing of evaluate's in between."""
+def predict_one_by_one(run, split):
+    """Return ids, probabilities and labels of a split without any of evaluate's code."""
     config, (model, info) = read_config(run), load_model(run)
     source = open_source(config.dataset)
     indices = make_splits(source, parse_split(config.split), config.seed)[split]
@@ -40,98 +60,92 @@ def multi_step(run, split):
     return [source.ids[i] for i in indices], np.array(probs, np.float32), source.labels[indices]
 
 
-def _close(mine, theirs):
-    assert mine["confusion"] == theirs["confusion"]
+def assert_same_figures(result, expected):
+    assert result["confusion"] == expected["confusion"]
     for key in ("num_examples", "loss", "accuracy", "accuracy_interval"):
-        assert mine[key] == pytest.approx(theirs[key], rel=1e-4)
+        assert result[key] == pytest.approx(expected[key], rel=PASS_RTOL)
 
 
-def test_the_figures_are_those_of_the_images_one_by_one(run):
-    _, probs, labels = multi_step(run, "test")
-    _close(evaluate(run), summarize(probs, labels, CLASSES))
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_one_sigmoid_unit_is_judged_as_two_classes(tmp_path):
+def test_the_figures_and_files_are_those_of_the_images_one_by_one(evaluated):
+    ids, probs, labels = predict_one_by_one(evaluated, "test")
+    result = json.loads((evaluated / "eval.json").read_text())
+    assert result["split"] == "test" and result["class_names"] == sorted(CLASSES)
+    assert_same_figures(result, summarize(probs, labels, CLASSES))
+    kept = read_probabilities(evaluated, "test", num_classes=3)
+    np.testing.assert_allclose(kept.probs, probs, rtol=PASS_RTOL)
+    np.testing.assert_array_equal(kept.labels, labels)
+    rows = read_csv(evaluated / "predictions.csv")
+    assert [row["id"] for row in rows] == ids
+    assert [row["truth"] for row in rows] == [result["class_names"][i] for i in labels]
+
+
+def test_predictions_csv_is_the_kept_probabilities_in_six_digits(evaluated):
+    result = json.loads((evaluated / "eval.json").read_text())
+    index, labels, probs = read_probabilities(evaluated, "test", num_classes=3)
+    rows = read_csv(evaluated / "predictions.csv")
+    source = open_source(read_config(evaluated).dataset)
+    assert [row["id"] for row in rows] == [source.ids[i] for i in index]
+    assert [row["guess"] for row in rows] == [result["class_names"][i] for i in probs.argmax(1)]
+    written = {
+        name: [float(row[name]) for row in rows] for name in ("probability", "truth_probability")
+    }
+    half_digit = 0.5e-6 * (1 + 1e-6)
+    np.testing.assert_allclose(written["probability"], probs.max(1), rtol=0, atol=half_digit)
+    of_label = probs[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(written["truth_probability"], of_label, rtol=0, atol=half_digit)
+    assert np.mean([int(row["correct"]) for row in rows]) == result["accuracy"]
+
+
+def test_one_sigmoid_unit_is_evaluated_as_two_classes(tmp_path):
     images = make_images(tmp_path / "pets", ("cat", "dog"))
     run = make_run(tmp_path / "run", images, head="gap-1")
-    _, probs, labels = multi_step(run, "test")
-    _close(evaluate(run), summarize(probs, labels, ("cat", "dog")))
+    _, probs, labels = predict_one_by_one(run, "test")
+    assert_same_figures(evaluate(run), summarize(probs, labels, ("cat", "dog")))
 
 
-def test_the_batch_size_changes_nothing(run):
-    _close(evaluate(run, batch_size=5), evaluate(run, batch_size=64))
+def test_neither_the_batch_size_nor_a_run_in_memory_changes_a_figure(run, evaluated):
+    result = load_run_result(run, require_data=True)
+    for name in ("model.safetensors", "config.json", "data.json"):
+        (run / name).unlink()  # nothing is read a second time
+    expected = json.loads((evaluated / "eval.json").read_text())
+    assert_same_figures(evaluate(result, batch_size=5), expected)
+    assert {"eval.json", "predictions.csv", "probabilities.npz"} <= set(os.listdir(run))
 
 
-def test_the_written_figures_are_the_returned_ones(run):
-    result = evaluate(run)
-    assert json.loads((run / "eval.json").read_text()) == result
-    assert result["split"] == "test"
-    assert result["class_names"] == sorted(CLASSES)
-
-
-def test_the_predictions_name_every_image_of_the_split_once_with_its_guess(run):
-    result = evaluate(run)
-    ids, probs, labels = multi_step(run, "test")
-    with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = result["class_names"]
-    assert [row["id"] for row in rows] == ids
-    assert [row["truth"] for row in rows] == [names[i] for i in labels]
-    assert [row["guess"] for row in rows] == [names[i] for i in probs.argmax(1)]
-    shares = [float(row["probability"]) for row in rows]
-    np.testing.assert_allclose(shares, probs.max(1), atol=2e-6)
-    shares = [float(row["truth_probability"]) for row in rows]
-    np.testing.assert_allclose(shares, probs[np.arange(len(labels)), labels], atol=2e-6)
-    assert sum(int(row["correct"]) for row in rows) / len(rows) == result["accuracy"]
-
-
-def test_more_than_five_classes_have_their_five_best_in_the_predictions(tmp_path):
-    names = [f"class{i}" for i in range(7)]
-    run = make_run(tmp_path / "run", make_images(tmp_path / "seven", names, each=4))
-    result = evaluate(run)
-    with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    hits = [row["truth"] in row["top5"].split("; ") for row in rows]
-    assert np.mean(hits) == result["top5"]
-    assert all(row["top5"].split("; ")[0] == row["guess"] for row in rows)
-
-
-def test_another_split_leaves_the_test_figures_alone(run):
-    evaluate(run)
-    before = (run / "eval.json").read_bytes(), (run / "predictions.csv").read_bytes()
+def test_another_split_has_its_own_files(run):
+    before = set(os.listdir(run))
     result = evaluate(run, split="val")
-    assert ((run / "eval.json").read_bytes(), (run / "predictions.csv").read_bytes()) == before
+    names = {"eval-val.json", "predictions-val.csv", "probabilities-val.npz"}
+    assert set(os.listdir(run)) - before == names
     assert json.loads((run / "eval-val.json").read_text()) == result
-    assert (run / "predictions-val.csv").exists()
-    _close(result, summarize(*multi_step(run, "val")[1:], CLASSES))
+    assert_same_figures(result, summarize(*predict_one_by_one(run, "val")[1:], CLASSES))
 
 
-def test_an_unreadable_image_is_named_and_in_no_figure(run):
-    before = evaluate(run)
-    path = open_source(read_config(run).dataset).root / multi_step(run, "test")[0][0]
+def test_an_unreadable_image_is_named_and_in_no_figure(run, evaluated):
+    before = json.loads((evaluated / "eval.json").read_text())
+    name = read_csv(evaluated / "predictions.csv")[0]["id"]
+    path = open_source(read_config(run).dataset).root / name
     path.write_bytes(b"x" * path.stat().st_size)  # the same size: still the same dataset
     result = evaluate(run)
-    assert result["unreadable"] == {f"{path.parent.name}/{path.name}": "not an image"}
+    assert result["unreadable"] == {name: "not an image"}
     assert result["num_examples"] == before["num_examples"] - 1
-    assert path.name not in [
-        line.split(",")[0].split("/")[-1]
-        for line in (run / "predictions.csv").read_text().splitlines()
-        if line.startswith(path.parent.name)
-    ]
+    assert name not in [row["id"] for row in read_csv(run / "predictions.csv")]
 
 
-def test_a_data_set_that_changed_is_refused(run):
+def test_a_changed_or_missing_dataset_is_refused(run):
     root = open_source(read_config(run).dataset).root
     shutil.copy(root / "daisy" / "00.png", root / "daisy" / "new.png")
     with pytest.raises(DataError, match="not the one that"):
         evaluate(run)
-    assert not (run / "eval.json").exists()
-
-
-def test_a_data_set_that_is_gone_is_refused(run):
-    shutil.rmtree(read_config(run).dataset)
+    shutil.rmtree(root)
     with pytest.raises(DataError):
-        evaluate(run)
+        evaluate(load_run_result(run))
+    assert not (run / "eval.json").exists()
 
 
 def test_a_run_folder_without_its_parts_is_refused(run, tmp_path):
@@ -139,6 +153,8 @@ def test_a_run_folder_without_its_parts_is_refused(run, tmp_path):
         evaluate(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="split.*Did you mean 'test'"):
         evaluate(run, split="tets")
+    with pytest.raises(ConfigError, match="`batch_size` must be above 0; got 0"):
+        evaluate(run, batch_size=0)
     data = (run / "data.json").read_text()
     (run / "data.json").write_text(data[:20])
     with pytest.raises(ConfigError, match=r"data\.json is missing or damaged"):
@@ -152,7 +168,14 @@ def test_a_run_folder_without_its_parts_is_refused(run, tmp_path):
         evaluate(run)
 
 
-def test_a_model_that_gives_no_numbers_is_refused(run):
+def test_a_cross_validation_is_refused_with_the_folders_of_its_folds(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"cross_validate": 3}))
+    with pytest.raises(ConfigError, match="is a cross-validation.*fold"):
+        evaluate(run)
+
+
+def test_a_model_whose_outputs_are_not_finite_is_refused(run):
     model, info = load_model(run)
     kernel = extract(model)["predictions"]["kernel"]
     model.predictions.kernel.set_value(np.full_like(kernel, 3e38))  # finite, its sums are not
@@ -162,23 +185,27 @@ def test_a_model_that_gives_no_numbers_is_refused(run):
     assert not (run / "eval.json").exists()
 
 
-def test_nothing_half_written_stays_behind(run):
-    before = set(os.listdir(run))
-    evaluate(run)
-    assert set(os.listdir(run)) - before == {"eval.json", "predictions.csv", "probabilities.npz"}
+def test_more_than_five_classes_have_their_five_best_in_the_predictions():
+    rng = np.random.default_rng(0)
+    names = [f"class{i}" for i in range(7)]
+    probs = rng.dirichlet(np.ones(7), 40).astype(np.float32)
+    predictions = SplitPredictions(np.arange(40), rng.integers(0, 7, 40), probs)
+    text = predictions_csv(predictions, "test", ids=[str(i) for i in range(40)], class_names=names)
+    rows = list(csv.DictReader(text.splitlines()))
+    hits = [row["truth"] in row["top5"].split("; ") for row in rows]
+    assert np.mean(hits) == summarize(probs, predictions.labels, names)["top5"]
+    assert all(row["top5"].split("; ")[0] == row["guess"] for row in rows)
 
 
-def test_the_printed_table_is_short_and_starts_with_the_worst(capsys):
+def test_the_printed_table_is_short_and_starts_with_the_lowest_f1(capsys):
     names = [f"[bold]{i}[/]" for i in range(50)]
     labels = np.repeat(np.arange(50), 2)
     probs = np.eye(50, dtype=np.float32)[labels]
-    probs[[80, 81]] = probs[0]  # class 40 is never found
+    probs[[80, 81]] = probs[0]  # class 40 is never predicted
     print_summary({"split": "test", "unreadable": {}, **summarize(probs, labels, names)})
     lines = capsys.readouterr().out.splitlines()
     assert "98.0% of 100 test images" in lines[0]
-    assert [line.split()[0] for line in lines if "[bold]" in line][:2] == [
-        "[bold]40[/]",
-        "[bold]0[/]",
-    ]
+    first_two = [line.split()[0] for line in lines if "[bold]" in line][:2]
+    assert first_two == ["[bold]40[/]", "[bold]0[/]"]
     assert sum("[bold]" in line for line in lines) == MAX_ROWS
     assert lines[-1] == "... 30 more, all better"

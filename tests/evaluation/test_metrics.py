@@ -1,4 +1,7 @@
+"""Metrics against scikit-learn and published tables."""
+
 import json
+import math
 import warnings
 
 import numpy as np
@@ -8,55 +11,55 @@ from sklearn import metrics as sk
 from vggjax.evaluation import metrics
 
 
-def _random_case(num_examples, num_classes, seed, *, dtype=np.float32):
+def random_case(num_examples, num_classes, seed, *, dtype=np.float32):
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.full(num_classes, 0.3), num_examples).astype(dtype)
     return probs, rng.integers(0, num_classes, num_examples)
 
 
-def _names(count):
+def class_names(count):
     return tuple(f"class{i}" for i in range(count))
 
 
 @pytest.mark.parametrize(("examples", "classes"), [(1, 2), (7, 2), (40, 5), (300, 17), (30, 100)])
 def test_every_figure_is_scikit_learns(examples, classes):
-    probs, labels = _random_case(examples, classes, seed=examples)
-    guesses, every = probs.argmax(1), np.arange(classes)
-    mine = metrics.summarize(probs, labels, _names(classes))
+    probs, labels = random_case(examples, classes, seed=examples)
+    predictions, every = probs.argmax(1), np.arange(classes)
+    result = metrics.summarize(probs, labels, class_names(classes))
 
-    assert mine["num_examples"] == examples
-    assert mine["accuracy"] == pytest.approx(sk.accuracy_score(labels, guesses))
-    assert mine["confusion"] == sk.confusion_matrix(labels, guesses, labels=every).tolist()
+    assert result["num_examples"] == examples
+    assert result["accuracy"] == pytest.approx(sk.accuracy_score(labels, predictions))
+    assert result["confusion"] == sk.confusion_matrix(labels, predictions, labels=every).tolist()
     with warnings.catch_warnings():
         # float32 rows that sum to 1 within 1e-7 are not close enough for scikit-learn.
         warnings.simplefilter("ignore", UserWarning)
-        assert mine["loss"] == pytest.approx(sk.log_loss(labels, probs, labels=every), rel=1e-5)
+        assert result["loss"] == pytest.approx(sk.log_loss(labels, probs, labels=every), rel=1e-5)
     keywords = dict(labels=every, zero_division=0)
-    theirs = sk.precision_recall_fscore_support(labels, guesses, **keywords)
-    for key, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
+    expected = sk.precision_recall_fscore_support(labels, predictions, **keywords)
+    for key, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         np.testing.assert_allclose(
-            [row[key] for row in mine["per_class"]], values, rtol=1e-12, atol=0
+            [row[key] for row in result["per_class"]], values, rtol=1e-12, atol=0
         )
-    there = dict(labels=np.unique(labels), zero_division=0)  # a class with no example says nothing
-    macro = sk.precision_recall_fscore_support(labels, guesses, average="macro", **there)
-    np.testing.assert_allclose(list(mine["macro"].values()), macro[:3], rtol=1e-12, atol=0)
+    present = dict(labels=np.unique(labels), zero_division=0)  # classes with examples
+    macro = sk.precision_recall_fscore_support(labels, predictions, average="macro", **present)
+    np.testing.assert_allclose(list(result["macro"].values()), macro[:3], rtol=1e-12, atol=0)
     if classes > 5:
         top5 = sk.top_k_accuracy_score(labels, probs, k=5, labels=every)
-        assert mine["top5"] == pytest.approx(top5)
+        assert result["top5"] == pytest.approx(top5)
 
 
 def test_five_classes_or_fewer_have_no_top5():
-    assert "top5" not in metrics.summarize(*_random_case(9, 5, 0), _names(5))
-    assert "top5" in metrics.summarize(*_random_case(9, 6, 0), _names(6))
+    assert "top5" not in metrics.summarize(*random_case(9, 5, 0), class_names(5))
+    assert "top5" in metrics.summarize(*random_case(9, 6, 0), class_names(6))
 
 
-def test_a_class_without_examples_and_guesses_counts_as_nought():
+def test_a_class_without_examples_and_predictions_has_scores_of_0():
     probs = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], np.float32)
     row = metrics.summarize(probs, np.array([0, 1]), ("a", "b", "ghost"))["per_class"][2]
     assert row == {"name": "ghost", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
 
 
-def test_a_truth_that_softmax_rounded_to_nought_costs_a_finite_loss():
+def test_a_probability_rounded_to_0_has_a_finite_loss():
     probs = np.array([[1.0, 0.0]], np.float32)
     assert metrics.log_loss(probs, np.array([1])) == pytest.approx(15.94, abs=0.01)
 
@@ -70,7 +73,7 @@ def test_the_interval_is_wilsons():
 
 
 @pytest.mark.parametrize("total", [1, 2, 10, 1000])
-def test_the_interval_holds_the_share_and_stays_between_nought_and_one(total):
+def test_the_interval_contains_the_share_and_stays_between_0_and_1(total):
     for correct in {0, 1, total // 2, total}:
         low, high = metrics.wilson_interval(correct, total)
         assert 0 <= low <= correct / total <= high <= 1
@@ -81,7 +84,7 @@ def test_the_first_of_the_top_classes_is_the_argmax_even_in_a_tie():
     np.testing.assert_array_equal(metrics.top_classes(probs, 2), [[0, 1], [1, 3]])
 
 
-def test_the_most_confused_pairs_come_most_frequent_first_and_leave_out_what_was_right():
+def test_the_most_confused_pairs_come_by_count_without_the_diagonal():
     confusion = [[50, 3, 0], [12, 40, 1], [0, 0, 9]]
     assert metrics.most_confused(confusion, ("daisy", "dandelion", "rose")) == [
         ("dandelion", "daisy", 12),
@@ -92,10 +95,13 @@ def test_the_most_confused_pairs_come_most_frequent_first_and_leave_out_what_was
 
 
 def test_pooled_evaluations_are_one_evaluation_of_all_their_examples():
-    cases = [_random_case(examples, 7, seed) for seed, examples in enumerate((20, 31, 4))]
-    parts = [metrics.summarize(probs, labels, _names(7)) for probs, labels in cases]
+    cases = [random_case(examples, 7, seed) for seed, examples in enumerate((20, 31, 4))]
+    parts = [metrics.summarize(probs, labels, class_names(7)) for probs, labels in cases]
     probs, labels = (np.concatenate(arrays) for arrays in zip(*cases, strict=True))
-    pooled, whole = metrics.pool(parts, _names(7)), metrics.summarize(probs, labels, _names(7))
+    pooled, whole = (
+        metrics.pool(parts, class_names(7)),
+        metrics.summarize(probs, labels, class_names(7)),
+    )
     assert pooled.keys() == whole.keys()
     for name in ("loss", "top5"):
         assert pooled.pop(name) == pytest.approx(whole.pop(name), rel=1e-6)
@@ -103,12 +109,22 @@ def test_pooled_evaluations_are_one_evaluation_of_all_their_examples():
 
 
 def test_a_summary_survives_json_unchanged():
-    summary = metrics.summarize(*_random_case(20, 7, 3), _names(7))
+    summary = metrics.summarize(*random_case(20, 7, 3), class_names(7))
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_shapes_that_do_not_belong_together_are_refused():
-    probs, labels = _random_case(4, 3, 0)
+def test_shapes_that_do_not_match_are_refused():
+    probs, labels = random_case(4, 3, 0)
     for bad in [(probs[:3], labels), (probs, labels[:, None]), (probs[:0], labels[:0])]:
         with pytest.raises(ValueError, match="probs must be"):
-            metrics.summarize(*bad, _names(3))
+            metrics.summarize(*bad, class_names(3))
+
+
+def test_mcnemars_p_value_is_the_two_sided_binomial_one():
+    for first, second in [(0, 5), (3, 9), (10, 10), (40, 23)]:
+        total, tail = first + second, range(min(first, second) + 1)
+        expected = min(1, 2 * sum(math.comb(total, k) for k in tail) / 2**total)
+        assert metrics.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+        assert metrics.mcnemar(second, first) == metrics.mcnemar(first, second)
+    assert metrics.mcnemar(0, 0) == 1
+    assert 0 <= metrics.mcnemar(4000, 9000) < 1e-200

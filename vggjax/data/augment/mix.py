@@ -46,7 +46,7 @@ def mix(
     height, width = images.shape[1:3]
     keys = per_example_keys(key, len(images))
     numbers = draw_numbers(keys)
-    partners, other = _partners(images, label, mask, axis_name)
+    partners, other = find_partners(images, label, mask, axis_name)
     shares, results = [], []
     if mixup:
         share = beta(keys, mixup)
@@ -67,7 +67,7 @@ def mix(
     return Mixed(mixed, other, share)
 
 
-def _partners(
+def find_partners(
     images: jax.Array, label: jax.Array, mask: jax.Array, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the partners' images and labels; a row of mask 0 is its own partner."""
