@@ -1,4 +1,4 @@
-"""Converts a weight file: `python weights/convert.py SRC DST`, the same as `vggjax convert`."""
+"""Convert a weight file: `python weights/convert.py SRC DST`, the same as `vggjax convert`."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from vggjax.weights.weight_file import READABLE, WRITABLE
 
 
 def main() -> int:
-    """Runs the command line; exit code 2 is something that the user can mend."""
+    """Run the command line and return its exit code: 2 for input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("src", type=Path, metavar="SRC", help=f"readable: {READABLE}")
     parser.add_argument(

@@ -1,5 +1,5 @@
-"""torchvision's and timm's VGG, built of torch's own layers under their very names; and what
-every test of files needs to know about torch: where it is not installed, its endings are skipped.
+"""torchvision's and timm's VGG, built from torch's layers under the same names; and the endings of
+weight files, of which torch's are skipped if it is not installed.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ def features(convs, *, norm, widths=WIDTHS):
 
 
 def torchvision_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1000):
-    """torchvision's VGG; `classes` None leaves the classifier out."""
+    """torchvision's VGG."""
     import torch
     from torch import nn
 
@@ -44,20 +44,18 @@ def torchvision_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, cl
             super().__init__()
             self.features = features(convs, norm=norm, widths=widths)
             self.avgpool = nn.AdaptiveAvgPool2d((side, side))
-            if classes is not None:
-                self.classifier = nn.Sequential(
-                    nn.Linear(widths[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(),
-                    nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
-                    nn.Linear(hidden, classes),
-                )  # fmt: skip
+            self.classifier = nn.Sequential(
+                nn.Linear(widths[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(),
+                nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
+                nn.Linear(hidden, classes),
+            )  # fmt: skip
 
         def forward(self, x):
-            x = self.avgpool(self.features(x))
-            return x if classes is None else self.classifier(x.flatten(1))
+            return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
-    with torch.device("meta"):  # torch's own numbers would take seconds
+    with torch.device("meta"):  # torch's own initialization takes seconds
         model = VGG()
-    return shaken(model)
+    return randomize(model)
 
 
 def timm_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1000):
@@ -91,13 +89,13 @@ def timm_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1
         def forward(self, x):
             return self.head(self.pre_logits(self.features(x)))
 
-    with torch.device("meta"):  # torch's own numbers would take seconds
+    with torch.device("meta"):  # torch's own initialization takes seconds
         model = VGG()
-    return shaken(model)
+    return randomize(model)
 
 
-def shaken(model):
-    """Gives each number a value, of a size that keeps the activations': in eval mode."""
+def randomize(model):
+    """Return the model in eval mode with seeded weights that keep the scale of activations."""
     import torch
 
     model = model.to_empty(device="cpu")
@@ -116,12 +114,12 @@ def shaken(model):
 
 
 def make_images(count, size, seed=5):
-    """Pixels as 'torch' preprocessing leaves them, (N, S, S, 3)."""
+    """Return images as after 'torch' preprocessing, float32 (N, S, S, 3)."""
     return np.random.default_rng(seed).normal(size=(count, size, size, 3)).astype(np.float32)
 
 
 def run(model, images):
-    """Gives torch's outputs for (N, H, W, C) images."""
+    """Return torch's outputs for (N, H, W, C) images."""
     import torch
 
     with torch.no_grad():

@@ -165,7 +165,7 @@ def _params(module: dict[str, Span], name: str, *, is_norm: bool) -> dict[str, S
 
 
 def _base_layers(modules: Modules) -> dict[str, str]:
-    """Return `{module: layer}` of the base; a gap of one number is the pooling between two blocks."""
+    """Return `{module: layer}` of the base; a gap of one number is the pooling between blocks."""
     numbers = sorted(int(m.split(".")[1]) for m in modules if m.startswith("features."))
     norms = {number for number in numbers if "running_mean" in modules[f"features.{number}"]}
     layers: list[str] = []
