@@ -146,7 +146,7 @@ def test_every_command_has_help(capsys, command):
         ("train --class-weights balance", "takes one of none, balanced"),
         ("train --duplicates far", "takes one of near, exact, ignore"),
         ("train --dataset flowers --weights none --cross-validate 9", "Too few distinct images"),
-        ("train --dataset flowers --weights none --split train[:70%],train[:30%]", "share"),
+        ("train --dataset flowers --weights none --split train[:70%],train[:30%]", "overlap"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_the_way_out(here, capsys, line, says):

@@ -91,11 +91,11 @@ def test_three_groups_of_a_class_fill_three_splits_whatever_their_sizes():
 
 
 def test_groups_stay_together_when_val_is_split_off_and_official_splits_stay():
-    own = {"train": np.arange(80), "test": np.arange(80, 100)}
+    official = {"train": np.arange(80), "test": np.arange(80, 100)}
     groups = np.arange(100) // 2
     groups[99] = groups[0]  # a leak between the official splits
-    splits = make_splits(source([60, 40], own), FRACTIONS, 0, groups)
-    np.testing.assert_array_equal(splits["test"], own["test"])
+    splits = make_splits(source([60, 40], official), FRACTIONS, 0, groups)
+    np.testing.assert_array_equal(splits["test"], official["test"])
     parts = part_of(splits, 100)
     assert (parts[0:80:2] == parts[1:80:2]).all() and set(parts[:80]) == {0, 1}
 
@@ -144,8 +144,8 @@ def test_folds_keep_groups_together_and_depend_on_the_seed_alone():
 
 
 def test_folds_pool_the_official_splits():
-    own = {"train": np.arange(60), "test": np.arange(60, 80)}
-    folds, plain = make_folds(source([40, 40], own), 4, 0), make_folds(source([40, 40]), 4, 0)
+    official = {"train": np.arange(60), "test": np.arange(60, 80)}
+    folds, plain = make_folds(source([40, 40], official), 4, 0), make_folds(source([40, 40]), 4, 0)
     for fold, same in zip(folds, plain, strict=True):
         np.testing.assert_array_equal(fold["test"], same["test"])
 

@@ -8,7 +8,7 @@ from vggjax.data.splits.slices import Slices
 from vggjax.data.splits.splits import SPLITS, make_splits, parse_split
 from vggjax.errors import ConfigError, DataError
 
-OWN = {"train": np.arange(200), "val": np.arange(200, 240), "test": np.arange(240, 300)}
+OFFICIAL = {"train": np.arange(200), "val": np.arange(200, 240), "test": np.arange(240, 300)}
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,8 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def own():
-    return source([100, 100, 100], OWN)
+def official():
+    return source([100, 100, 100], OFFICIAL)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +36,17 @@ def test_slices_follow_the_order_of_the_dataset(plain, text, ends):
         np.testing.assert_array_equal(splits[name], np.arange(start, end))
 
 
-def test_slices_of_official_splits_may_be_joined(own):
-    splits = make_splits(own, parse_split("train[:25%]+train[-25%:]+val[:50%],val[50%:],test"))
+def test_slices_of_official_splits_may_be_joined(official):
+    splits = make_splits(official, parse_split("train[:25%]+train[-25%:]+val[:50%],val[50%:],test"))
     np.testing.assert_array_equal(splits["train"], [*range(50), *range(150, 200), *range(200, 220)])
     np.testing.assert_array_equal(splits["val"], np.arange(220, 240))
     np.testing.assert_array_equal(splits["test"], np.arange(240, 300))
 
 
-def test_val_is_accepted_under_each_of_its_names(own):
+def test_val_is_accepted_under_each_of_its_names(official):
     for name in ("val", "validation", "valid"):
-        splits = make_splits(own, parse_split(f"train[:50%],{name},test"))
-        np.testing.assert_array_equal(splits["val"], OWN["val"])
+        splits = make_splits(official, parse_split(f"train[:50%],{name},test"))
+        np.testing.assert_array_equal(splits["val"], OFFICIAL["val"])
 
 
 def test_of_two_slices_the_second_is_test_and_val_is_split_off_the_first(plain):
@@ -81,14 +81,17 @@ def test_a_slice_has_the_indices_that_tfds_resolves(plain):
     [
         (
             "train[:70%],train[:30%]",
-            r"train\[:70%\] \(train\) and train\[:30%\] \(test\) share 90 images",
+            r"train\[:70%\] \(train\) and train\[:30%\] \(test\) overlap; images in both: 90",
         ),
         (
             "train[:50%],train[50%:80%],train[299:]+train[79%:80%]",
-            "share 3 images",
+            "overlap; images in both: 3",
         ),
-        ("train,train[:1]", r"share 1 image\."),
-        ("train[:50%]+train[40%:60%],train[60%:]", r"'train\[:50%\]\+.* repeats 30 images"),
+        ("train,train[:1]", "overlap; images in both: 1"),
+        (
+            "train[:50%]+train[40%:60%],train[60%:]",
+            r"'train\[:50%\]\+.* has images twice: 30",
+        ),
         ("train[:50%],train[50%:50%],train[60%:]", "is empty; the dataset has train 300"),
         ("train[80%:20%],train[:10%]", "is empty"),
         ("train[:400],train[:10]", "does not fit made: .*300 examples"),
@@ -101,9 +104,9 @@ def test_slices_that_do_not_fit_the_dataset_are_refused(plain, text, words):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_split_suggests_the_nearest_name(own):
+def test_an_unknown_split_suggests_the_nearest_name(official):
     with pytest.raises(DataError, match="'tests'. Did you mean 'test'. Choices: train, val, test"):
-        make_splits(own, parse_split("train,val,tests"))
+        make_splits(official, parse_split("train,val,tests"))
 
 
 def test_a_slice_without_one_of_the_classes_is_refused(plain):

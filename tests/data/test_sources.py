@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.scenes import put_flat
 
-from vggjax.data.sources import folder as folder_module
+from vggjax.data.sources import source as source_module
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import fingerprint
 from vggjax.errors import DataError
@@ -108,7 +108,7 @@ def test_a_folder_named_train_next_to_classes_is_a_class(tmp_path):
 
 def test_the_scan_opens_no_image(tmp_path, monkeypatch):
     put_flat(tmp_path, "a/1.png", "b/1.png")
-    monkeypatch.setattr(folder_module, "read_image", lambda path: pytest.fail(f"opened {path}"))
+    monkeypatch.setattr(source_module, "read_image", lambda path: pytest.fail(f"opened {path}"))
     monkeypatch.setattr("builtins.open", lambda *a, **k: pytest.fail(f"opened {a}"))
     assert len(open_source(str(tmp_path))) == 2
 

@@ -72,21 +72,21 @@ def test_a_seed_gives_the_same_splits_on_every_machine():
 
 
 def test_official_splits_are_kept():
-    own = {"train": np.arange(0, 20), "val": np.arange(20, 30), "test": np.arange(30, 40)}
-    splits = make_splits(source([20, 20], own), (0.1, 0.8, 0.1), seed=5)
+    official = {"train": np.arange(0, 20), "val": np.arange(20, 30), "test": np.arange(30, 40)}
+    splits = make_splits(source([20, 20], official), (0.1, 0.8, 0.1), seed=5)
     for name in SPLITS:
-        np.testing.assert_array_equal(splits[name], own[name])
+        np.testing.assert_array_equal(splits[name], official[name])
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
 def test_a_missing_split_is_split_off_train_with_its_renormalized_fraction(missing):
     kept = "test" if missing == "val" else "val"
-    own = {"train": np.arange(180), kept: np.arange(180, 200)}
-    made = source([100, 100], own)
+    official = {"train": np.arange(180), kept: np.arange(180, 200)}
+    made = source([100, 100], official)
     splits = make_splits(made, (0.8, 0.1, 0.1))
-    np.testing.assert_array_equal(splits[kept], own[kept])
+    np.testing.assert_array_equal(splits[kept], official[kept])
     np.testing.assert_array_equal(
-        np.sort(np.concatenate([splits["train"], splits[missing]])), own["train"]
+        np.sort(np.concatenate([splits["train"], splits[missing]])), official["train"]
     )
     in_train = np.bincount(made.labels[:180])
     counts = np.bincount(made.labels[splits[missing]])
@@ -126,11 +126,11 @@ def test_many_small_classes_take_four_notes():
 
 
 def test_a_small_class_does_not_change_the_counts_of_others():
-    alone, beside = source([40, 30]), source([40, 30, 1])
+    alone, with_small = source([40, 30]), source([40, 30, 1])
     first = make_splits(alone, seed=4)
     counts = {name: np.bincount(alone.labels[part]) for name, part in first.items()}
-    for name, part in make_splits(beside, seed=4).items():
-        np.testing.assert_array_equal(np.bincount(beside.labels[part])[:2], counts[name])
+    for name, part in make_splits(with_small, seed=4).items():
+        np.testing.assert_array_equal(np.bincount(with_small.labels[part])[:2], counts[name])
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_an_empty_split_is_refused_with_the_class_sizes(counts, words):
 def test_with_an_official_test_split_a_class_needs_two_training_images():
     made = source([9, 9])
     a, b = (np.flatnonzero(made.labels == label) for label in (0, 1))
-    own = {"train": np.concatenate([a[:6], b[:1]]), "test": np.concatenate([a[6:], b[1:]])}
-    made = source([9, 9], own)
+    official = {"train": np.concatenate([a[:6], b[:1]]), "test": np.concatenate([a[6:], b[1:]])}
+    made = source([9, 9], official)
     splits = make_splits(made)
     assert b[0] in splits["train"] and len(splits["val"]) == 1
     assert "val cannot judge it" in split_notes(made, splits)[0]
@@ -171,9 +171,9 @@ def test_a_class_missing_from_an_official_split_is_refused_with_the_counts():
 
 def test_several_classes_missing_from_official_train_are_named():
     made = source([10, 3, 3, 3])
-    own = {"train": np.flatnonzero(made.labels == 0), "test": np.flatnonzero(made.labels)}
+    official = {"train": np.flatnonzero(made.labels == 0), "test": np.flatnonzero(made.labels)}
     with pytest.raises(DataError, match="'a' is not in every.*Other such classes: 'b', 'c', 'd'"):
-        make_splits(source([10, 3, 3, 3], own))
+        make_splits(source([10, 3, 3, 3], official))
 
 
 def test_fractions_are_parsed():

@@ -20,10 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from vggjax.data.images.decode import read_image
-from vggjax.data.sources.source import SPLIT_WORDS, Scan, Source, class_notes, fingerprint
+from vggjax.data.sources.source import SPLIT_WORDS, ImageFile, Scan, make_file_source
 from vggjax.errors import DataError, join_names, printable, unknown_name
 
 EXTENSIONS = (".csv", ".tsv")
@@ -77,18 +74,27 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
     missing = [row for row, size in zip(rows, sizes, strict=True) if size is None]
     if missing:
         faults.append(_describe_missing(name, root, missing, len(rows)))
-    existing = [(row, size) for row, size in zip(rows, sizes, strict=True) if size is not None]
+    files = [
+        ImageFile(row.path, row.label, row.split, size)
+        for row, size in zip(rows, sizes, strict=True)
+        if size is not None
+    ]
     class_names = tuple(sorted({row.label for row in rows}))
     if len(class_names) == 1:
         faults.append(f"{name} has only one class, {class_names[0]!r}; training needs at least 2.")
-    notes = class_notes(class_names)
+    notes = []
     if unused := [column for column in columns if column not in COLUMNS]:
         notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
     if num_repeated:
         plural = "s" if num_repeated > 1 else ""
         notes.append(f"Ignored {num_repeated:,} row{plural} with an image of an earlier row.")
+
+    def locate(image_path: str) -> Path:
+        return Path(_locate(root, image_path))
+
+    source = make_file_source(path.name, class_names, files, locate=locate, notes=notes)
     return Scan(
-        source=_make_source(path, root, class_names, existing, notes) if existing else None,
+        source=source if files else None,
         faults=tuple(faults),
         missing=tuple(row.path for row in missing),
     )
@@ -206,32 +212,6 @@ def _suggest_csv(path: Path) -> str:
         return ""
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
-
-
-def _make_source(
-    path: Path,
-    root: Path,
-    class_names: tuple[str, ...],
-    existing: list[tuple[Row, int]],
-    notes: list[str],
-) -> Source:
-    label_of = {name: i for i, name in enumerate(class_names)}
-    labels = np.asarray([label_of[row.label] for row, _ in existing], np.int32)
-    ids = [row.path for row, _ in existing]
-    split_of = np.asarray([row.split for row, _ in existing])
-    parts = {name: np.flatnonzero(split_of == name) for name in ("train", "val", "test")}
-    splits = {name: part for name, part in parts.items() if len(part)} or None
-    return Source(
-        name=path.name,
-        class_names=class_names,
-        labels=labels,
-        ids=ids,
-        splits=splits,
-        read=lambda i: read_image(_locate(root, ids[i])),
-        fingerprint=fingerprint(class_names, ids, labels, splits, [size for _, size in existing]),
-        locate=lambda i: Path(_locate(root, ids[i])),
-        notes=tuple(notes),
-    )
 
 
 def _check_cells(name: str, rows: list[Row]) -> list[str]:

@@ -14,17 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from vggjax.data.images.decode import read_image
 from vggjax.data.images.formats import ENDINGS
 from vggjax.data.sources.source import (
     SPLIT_WORDS,
+    ImageFile,
     Scan,
     Source,
-    class_notes,
     file_notes,
-    fingerprint,
+    make_file_source,
 )
 from vggjax.errors import DataError, join_names, printable
 
@@ -190,34 +187,20 @@ class _Scanner:
         return sorted(files)
 
     def _make_source(self, parts: list[tuple[str, dict[str, _Files]]]) -> Source:
-        root = self.root
         class_names = tuple(sorted({name for _, classes in parts for name in classes}))
-        label_of = {name: i for i, name in enumerate(class_names)}
-        ids: list[str] = []
-        sizes: list[int] = []
-        label_list: list[int] = []
-        indices: dict[str, list[int]] = {}
-        for split, classes in parts:
-            start = len(ids)
-            for class_name, files in classes.items():
-                ids += [path for path, _ in files]
-                sizes += [size for _, size in files]
-                label_list += [label_of[class_name]] * len(files)
-            indices.setdefault(split, []).extend(range(start, len(ids)))
-        splits = {name: np.asarray(part, np.int64) for name, part in indices.items()}
-        official = None if "" in splits else splits
-        labels = np.asarray(label_list, np.int32)
-        notes = class_notes(class_names) + file_notes(self.hidden, self.loose, self.others)
-        return Source(
-            name=root.resolve().name,
-            class_names=class_names,
-            labels=labels,
-            ids=ids,
-            splits=official,
-            read=lambda i: read_image(root / ids[i]),
-            fingerprint=fingerprint(class_names, ids, labels, official, sizes),
-            root=root,
-            notes=tuple(notes),
+        files = [
+            ImageFile(path, label, split, size)
+            for split, classes in parts
+            for label, paths in classes.items()
+            for path, size in paths
+        ]
+        return make_file_source(
+            self.root.resolve().name,
+            class_names,
+            files,
+            locate=lambda image_id: self.root / image_id,
+            root=self.root,
+            notes=file_notes(self.hidden, self.loose, self.others),
         )
 
 

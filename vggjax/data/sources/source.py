@@ -10,10 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
-from vggjax.data.images.decode import DecodedImage
+from vggjax.data.images.decode import DecodedImage, read_image
 from vggjax.errors import DataError, join_names, printable
 
 SPLIT_WORDS = {
@@ -48,7 +49,7 @@ class Source:
     root: Path | None = None
     """The folder that holds exactly these images, if there is one."""
     locate: Callable[[int], Path] | None = None
-    """Index -> its file, where that is not `root / ids[i]`."""
+    """Index -> its file; None if examples have no file each."""
     notes: tuple[str, ...] = ()
     """What the user should know before training, one sentence each; none is an error."""
 
@@ -57,9 +58,18 @@ class Source:
 
     def path(self, i: int) -> Path | None:
         """Return the file of an example; None if examples have no file each."""
-        if self.locate is not None:
-            return self.locate(i)
-        return None if self.root is None else self.root / self.ids[i]
+        return None if self.locate is None else self.locate(i)
+
+
+class ImageFile(NamedTuple):
+    """A labeled image file."""
+
+    id: str
+    label: str
+    split: str
+    """train, val, test, or empty."""
+    size: int
+    """In bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +118,36 @@ def fingerprint(
     for name in sorted(splits):
         digest.update(name.encode() + np.asarray(splits[name], "<i8").tobytes())
     return digest.hexdigest()
+
+
+def make_file_source(
+    name: str,
+    class_names: tuple[str, ...],
+    files: Sequence[ImageFile],
+    *,
+    locate: Callable[[str], Path],
+    root: Path | None = None,
+    notes: Sequence[str] = (),
+) -> Source:
+    """Return the source of image files; `locate` maps an id to its path."""
+    label_of = {class_name: i for i, class_name in enumerate(class_names)}
+    labels = np.asarray([label_of[file.label] for file in files], np.int32)
+    ids = [file.id for file in files]
+    split_of = np.asarray([file.split for file in files])
+    parts = {split: np.flatnonzero(split_of == split) for split in ("train", "val", "test")}
+    splits = {split: part for split, part in parts.items() if len(part)} or None
+    return Source(
+        name=name,
+        class_names=class_names,
+        labels=labels,
+        ids=ids,
+        splits=splits,
+        read=lambda i: read_image(locate(ids[i])),
+        fingerprint=fingerprint(class_names, ids, labels, splits, [file.size for file in files]),
+        root=root,
+        locate=lambda i: locate(ids[i]),
+        notes=(*class_notes(class_names), *notes),
+    )
 
 
 def class_notes(class_names: Sequence[str]) -> list[str]:

@@ -220,7 +220,9 @@ def _check_manual_files(builder: Any) -> None:
 def _check_reachable(builder: Any) -> None:
     archives = builder.url_infos or {}
     if not archives:  # its source may also name the paper's server: one that answers is enough
-        urls = re.findall(r"\b(?:https?|ftp|gs)://[^\s\"'<>{}()]+", _source_text(builder))
+        module = inspect.getmodule(type(builder))
+        source = inspect.getsource(module) if module is not None else ""
+        urls = re.findall(r"\b(?:https?|ftp|gs)://[^\s\"'<>{}()]+", source)
         if urls and not _reachable_servers(urls):
             raise DataError(_describe_unreachable(builder, "none of its servers is", urls))
         return
@@ -232,14 +234,6 @@ def _check_reachable(builder: Any) -> None:
     url = next((url for url in missing if _server(url) not in reachable), None)
     if url is not None:
         raise DataError(_describe_unreachable(builder, f"{url} is not", missing))
-
-
-def _source_text(builder: Any) -> str:
-    module = inspect.getmodule(type(builder))
-    try:
-        return inspect.getsource(module) if module is not None else ""
-    except OSError:
-        return ""
 
 
 def _describe_unreachable(builder: Any, what: str, missing: list[str]) -> str:

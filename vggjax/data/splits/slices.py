@@ -69,8 +69,8 @@ def resolve_slices(source: Source, slices: Slices) -> dict[str, np.ndarray]:
     for (one, first), (other, second) in combinations(splits.items(), 2):
         if num_shared := len(np.intersect1d(first, second)):
             raise DataError(
-                f"`split`: {texts[one]} ({one}) and {texts[other]} ({other}) share "
-                f"{_images(num_shared)}. {_HINT}"
+                f"`split`: {texts[one]} ({one}) and {texts[other]} ({other}) overlap; images in "
+                f"both: {num_shared:,}. {_HINT}"
             )
     return splits
 
@@ -101,7 +101,7 @@ def _resolve_slice(source: Source, official: dict[str, np.ndarray], text: str) -
         sizes = ", ".join(f"{name} {len(part):,}" for name, part in official.items())
         raise DataError(f"`split` {text!r} is empty; the dataset has {sizes}. {_HINT}")
     if num_repeated := len(indices) - len(np.unique(indices)):
-        raise DataError(f"`split` {text!r} repeats {_images(num_repeated)}. {_HINT}")
+        raise DataError(f"`split` {text!r} has images twice: {num_repeated:,}. {_HINT}")
     return indices
 
 
@@ -114,7 +114,3 @@ def _parse_slice(text: str) -> Any:
         return tfds.core.ReadInstruction.from_spec(text)
     except Exception:  # tfds raises AssertionError, among others
         raise ConfigError(f"`split` cannot parse {text!r} as a slice. {_HINT}") from None
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'s' * (count > 1)}"
