@@ -1,4 +1,4 @@
-"""The settings of augmentation: what is refused, what a name stands for, how they are told."""
+"""The settings of augmentation: bounds, presets and their description."""
 
 import pytest
 
@@ -41,21 +41,22 @@ from vggjax.errors import ConfigError
         ({"cutmix": None}, "`cutmix` takes float; got None"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_with_the_fix(settings, message):
+def test_a_value_out_of_bounds_is_refused_with_them(settings, message):
     with pytest.raises(ConfigError) as caught:
         Augmentation(**settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_lesson_s_call_can_be_typed_over():
-    lesson = Augmentation(
+def test_the_arguments_of_keras_imagedatagenerator_have_the_same_names():
+    augmentation = Augmentation(
         rotation_range=40, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2,
         zoom_range=0.2, horizontal_flip=True, fill_mode="nearest",
     )  # fmt: skip
-    assert zoom_bounds(lesson) == (0.8, 1.2)
+    assert zoom_bounds(augmentation) == (0.8, 1.2)
     assert (
-        describe(lesson) == "rotation 40, shifts 0.2, shear 0.2, zoom 0.8-1.2, flip, fill nearest"
+        describe(augmentation)
+        == "rotation 40, shifts 0.2, shear 0.2, zoom 0.8-1.2, flip, fill nearest"
     )
 
 
@@ -72,24 +73,24 @@ def test_a_lesson_s_call_can_be_typed_over():
         {"fill_mode": "wrap", "cval": 9},
     ],
 )
-def test_what_changes_nothing_is_off(off):
+def test_a_setting_that_changes_nothing_is_off(off):
     assert not is_on(Augmentation(**off))
     assert describe(resolve(Augmentation(**off), "none")) == "none"
 
 
-def test_without_a_name_images_are_flipped_unless_something_is_set():
+def test_without_a_preset_images_are_flipped_unless_something_is_set():
     assert resolve(Augmentation()) == PRESETS["flip"]
     assert resolve(Augmentation(fill_mode="wrap")).horizontal_flip
-    turned = Augmentation(rotation_range=9)
-    assert resolve(turned) == turned
+    rotated = Augmentation(rotation_range=9)
+    assert resolve(rotated) == rotated
 
 
-def test_what_is_set_wins_over_a_name():
-    found = resolve(Augmentation(rotation_range=9, crop_range=(0.5, 1)), "crop-flip")
-    assert found == Augmentation(rotation_range=9, crop_range=(0.5, 1), horizontal_flip=True)
+def test_what_is_set_wins_over_the_preset():
+    resolved = resolve(Augmentation(rotation_range=9, crop_range=(0.5, 1)), "crop-flip")
+    assert resolved == Augmentation(rotation_range=9, crop_range=(0.5, 1), horizontal_flip=True)
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_one():
+def test_an_unknown_preset_is_refused_with_the_nearest_one():
     with pytest.raises(ConfigError, match="Did you mean 'crop-flip'"):
         resolve(Augmentation(), "cropflip")
 
@@ -104,5 +105,5 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
         ({"mixup": 0.2, "cutmix": 1.0}, "mixup 0.2, CutMix 1"),
     ],
 )  # fmt: skip
-def test_what_is_on_is_told_in_a_few_words(settings, text):
+def test_the_description_lists_what_is_on(settings, text):
     assert describe(Augmentation(**settings)) == text

@@ -27,7 +27,7 @@ def setting(
     passes. `non_empty` refuses an empty string or tuple.
     """
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    given = {words: limit for words, limit in bounds.items() if limit is not None}
+    given = {relation: limit for relation, limit in bounds.items() if limit is not None}
     return dataclasses.field(default=default, metadata={"bounds": given, "non_empty": non_empty})
 
 
@@ -50,8 +50,8 @@ def check_settings(settings: Any) -> None:
             object.__setattr__(settings, field.name, value)
         for item in value if is_tuple else (value,):
             _check_type(field.name, item, get_args(kind)[0] if is_tuple else kind, value)
-            for words, limit in field.metadata.get("bounds", {}).items():
-                holds = item is None or _HOLDS[words](item, limit)
+            for relation, limit in field.metadata.get("bounds", {}).items():
+                holds = item is None or _HOLDS[relation](item, limit)
                 check(settings, field.name, holds, _bounds_text(field))
         if field.metadata.get("non_empty") and value in ("", ()):
             raise ConfigError(f"`{field.name}` is empty; give it a value.")
@@ -66,19 +66,14 @@ _HOLDS = {
 
 
 def _bounds_text(field: dataclasses.Field) -> str:
-    text = " and ".join(f"{words} {limit}" for words, limit in field.metadata["bounds"].items())
+    text = " and ".join(f"{relation} {limit}" for relation, limit in field.metadata["bounds"].items())
     return re.sub("^at least (.*) and (?:at most )?", r"from \1 to ", text)
 
 
 def check(settings: Any, name: str, holds: bool, wanted: str) -> None:
     """Raise ConfigError unless `holds`: "`name` must be {wanted}; got {its value}."."""
     if not holds:
-        raise ConfigError(f"{flag(name)} must be {wanted}; got {shown_value(settings, name)}.")
-
-
-def flag(name: str) -> str:
-    """Return how a message names a field."""
-    return f"`{name}`"
+        raise ConfigError(f"`{name}` must be {wanted}; got {shown_value(settings, name)}.")
 
 
 def shown_value(settings: Any, name: str) -> str:
@@ -92,11 +87,11 @@ def _check_type(name: str, value: Any, kind: Any, received: Any) -> None:
     choices = [choice for k in kinds if get_origin(k) is Literal for choice in get_args(k)]
     if choices:
         if value not in choices and not (value is None and type(None) in kinds):
-            raise ConfigError(unknown_name(flag(name), value, choices))
+            raise ConfigError(unknown_name(f"`{name}`", value, choices))
         return
     accepted = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join(k.__name__.replace("NoneType", "None") for k in kinds)
-        raise ConfigError(f"{flag(name)} takes {names}; got {received!r}.")
+        raise ConfigError(f"`{name}` takes {names}; got {received!r}.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{flag(name)} must be a finite number; got {value}.")
+        raise ConfigError(f"`{name}` must be a finite number; got {value}.")
