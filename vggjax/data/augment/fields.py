@@ -27,7 +27,7 @@ def setting(
     passes. `non_empty` refuses an empty string or tuple.
     """
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    given = {relation: limit for relation, limit in bounds.items() if limit is not None}
+    given = {bound: limit for bound, limit in bounds.items() if limit is not None}
     return dataclasses.field(default=default, metadata={"bounds": given, "non_empty": non_empty})
 
 
@@ -50,8 +50,8 @@ def check_settings(settings: Any) -> None:
             object.__setattr__(settings, field.name, value)
         for item in value if is_tuple else (value,):
             _check_type(field.name, item, get_args(kind)[0] if is_tuple else kind, value)
-            for relation, limit in field.metadata.get("bounds", {}).items():
-                holds = item is None or _HOLDS[relation](item, limit)
+            for bound, limit in field.metadata.get("bounds", {}).items():
+                holds = item is None or _HOLDS[bound](item, limit)
                 check(settings, field.name, holds, _bounds_text(field))
         if field.metadata.get("non_empty") and value in ("", ()):
             raise ConfigError(f"`{field.name}` is empty; give it a value.")
@@ -66,7 +66,7 @@ _HOLDS = {
 
 
 def _bounds_text(field: dataclasses.Field) -> str:
-    text = " and ".join(f"{relation} {limit}" for relation, limit in field.metadata["bounds"].items())
+    text = " and ".join(f"{bound} {limit}" for bound, limit in field.metadata["bounds"].items())
     return re.sub("^at least (.*) and (?:at most )?", r"from \1 to ", text)
 
 
