@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -122,7 +123,7 @@ class CheckedFile:
     def _chunked_span(
         self, dataset: h5py.Dataset, plist: h5py.h5p.PropDCID, span: Span
     ) -> ChunkedSpan:
-        """Check that the chunks tile the array, by known filters and with plausible lengths."""
+        """Return where the chunks lie, after checking that they tile the array."""
         filters = tuple(plist.get_filter(i)[0] for i in range(plist.get_nfilters()))
         if unknown := set(filters) - {GZIP, SHUFFLE, FLETCHER32}:
             raise WeightsError(
@@ -131,35 +132,33 @@ class CheckedFile:
                 code="E_FILTER",
             )
         chunk = plist.get_chunk()
-        counts = [-(-n // length) for n, length in zip(span.shape, chunk, strict=True)]
+        grid = [range(0, n, length) for n, length in zip(span.shape, chunk, strict=True)]
+        num_chunks = math.prod(map(len, grid))
         # The chunks at the edges are not full, but stored whole.
         max_size = 8 * span.size + 2**20
-        num_chunks = math.prod(counts)
         if num_chunks > _MAX_CHUNKS or num_chunks * math.prod(chunk) > max_size:
             raise WeightsError(
                 f"{span.where} is cut into chunks of {chunk}, as no weights are.", code="E_BOMB"
             )
         pieces: dict[tuple[int, ...], tuple[int, int, int]] = {}
-        chunk_bytes = math.prod(chunk) * int(span.dtype[-1])
 
-        def add(info: h5py.h5d.StoreInfo) -> bool | None:
+        def add(info: h5py.h5d.StoreInfo) -> None:
             position = tuple(map(int, info.chunk_offset))
             start = int(info.byte_offset) + self._offset
             pieces[position] = start, int(info.size), int(info.filter_mask)
-            return None if _plausible(info, filters, chunk_bytes) else True  # True: stop
 
-        if dataset.id.chunk_iter(add):
+        dataset.id.chunk_iter(add)
+        # Only gzip may leave a chunk as it is, where it would grow.
+        masks = {0, *(1 << i for i, filter_id in enumerate(filters) if filter_id == GZIP)}
+        if not masks.issuperset(skipped for _, _, skipped in pieces.values()):
             raise WeightsError(
-                f"{span.where} has a chunk whose length does not match its filters; the file is "
-                f"damaged. Download or write it again.",
+                f"{span.where} has a chunk that skipped a filter; the file is damaged. Download "
+                f"or write it again.",
                 code="E_FILTER",
             )
-        grid = [range(0, n, length) for n, length in zip(span.shape, chunk, strict=True)]
-        complete = len(pieces) == num_chunks and all(
-            i in steps for position in pieces for i, steps in zip(position, grid, strict=True)
-        )
+        positions = list(itertools.product(*grid))
         stored_bytes = sum(size for _, size, _ in pieces.values())
-        if not complete or stored_bytes == 0:
+        if pieces.keys() != set(positions) or stored_bytes == 0:
             raise _unwritten(span.where)
         if span.nbytes > max(_FREE_BYTES, _MAX_RATIO * stored_bytes):
             raise WeightsError(
@@ -167,19 +166,14 @@ class CheckedFile:
                 f"as no weights do.",
                 code="E_BOMB",
             )
-        in_order = tuple(piece for _, piece in sorted(pieces.items()))
         return ChunkedSpan(
-            span.where, span.shape, span.dtype, chunk=chunk, filters=filters, pieces=in_order
+            span.where,
+            span.shape,
+            span.dtype,
+            chunk=chunk,
+            filters=filters,
+            pieces=tuple(pieces[position] for position in positions),
         )
-
-
-def _plausible(info: h5py.h5d.StoreInfo, filters: tuple[int, ...], chunk_bytes: int) -> bool:
-    """Return whether a chunk's length matches the filters that it went through."""
-    applied = {f for i, f in enumerate(filters) if not info.filter_mask >> i & 1}
-    # Only gzip may leave a chunk as it is, where it would grow.
-    if not set(filters) - applied <= {GZIP} or info.filter_mask >= 2 ** len(filters):
-        return False
-    return GZIP in applied or info.size == chunk_bytes + 4 * (FLETCHER32 in applied)
 
 
 def _unwritten(where: str) -> WeightsError:

@@ -24,14 +24,9 @@ from typing import TYPE_CHECKING, Any
 import vggjax.errors
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
-from vggjax.weights.hdf5.unpack import (
-    ChunkedSpan,
-    check_pieces,
-    read_chunked,
-    signature_start,
-)
+from vggjax.weights.hdf5.unpack import ChunkedSpan, check_pieces, read_chunked, signature_start
 from vggjax.weights.keras.write import MEMBER
-from vggjax.weights.tensor_spans import FLOATS, Span, casts, check_spans, open_regular, read_span
+from vggjax.weights.tensor_spans import Span, casts, check_spans, open_regular, read_span
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
@@ -182,10 +177,7 @@ def _too_slow(seconds: float) -> WeightsError:
 
 def _span(fields: dict[str, Any]) -> Span:
     kind = ChunkedSpan if "pieces" in fields else Span
-    span = kind(**{name: _tuples(value) for name, value in fields.items()})
-    if span.dtype not in FLOATS:
-        raise RuntimeError(f"unknown type {span.dtype!r} of {span.where}")
-    return span
+    return kind(**{name: _tuples(value) for name, value in fields.items()})
 
 
 def _tuples(value: Any) -> Any:
