@@ -200,3 +200,9 @@ def _(file):
 def _(file):
     options = {"chunks": (2**28,), "maxshape": (None,), "compression": "gzip"}
     put(file[L], BIAS, shape=(4,), dtype="f4", **options)
+
+
+@h5("a chunk that skipped its filter", "E_FILTER", L)
+def _(file):
+    array = put(file[L], BIAS, shape=(4,), dtype="f4", chunks=(4,), shuffle=True)
+    array.id.write_direct_chunk((0,), np.ones(4, "f4").tobytes(), 1)
