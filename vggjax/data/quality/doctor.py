@@ -54,8 +54,8 @@ def examine(
     Args:
         dataset: the name of the dataset.
         source: the dataset, if it is open already; it is then not scanned again.
-        duplicates: the duplicates of `source`, if they are known already (`find_duplicates`); no
-            image is then decoded again.
+        duplicates: `find_duplicates(source)`, if that was called already; no image is then decoded
+            again. From `near=False`, near-duplicates are missing.
         data_dir: where tfds stores datasets.
         num_threads: threads that decode; None is one per core.
         progress: called with (done, total) while images are decoded.
