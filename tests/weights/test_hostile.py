@@ -3,6 +3,7 @@
 The cases are in tests/support/hostile_*.py.
 """
 
+import h5py
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,7 +15,7 @@ from vggjax.errors import CODES, WeightsError
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.models.params import extract
-from vggjax.weights.load import load_pretrained
+from vggjax.weights.load import load_base, load_pretrained
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 assert hostile_archives and hostile_arrays and hostile_safetensors  # they register their cases
@@ -24,7 +25,7 @@ HEADS = {"base": None, "top": Head("flatten", (6,), outputs=3)}
 
 
 def tree(folder):
-    """What lies in a folder, contents and all."""
+    """Return the contents of a folder, `{path: bytes}`."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -42,10 +43,7 @@ def test_the_good_files_behind_the_cases_load(tmp_path):
             weights = made_weights(top=top)
             write_weights(tmp_path / f"w{ending}", weights)
             got = extract(load(tmp_path / f"w{ending}", head))
-            assert got.keys() == weights.keys()
-            assert all(
-                np.array_equal(got[k][n], a) for k, v in weights.items() for n, a in v.items()
-            )
+            assert got.keys() == weights.keys() and same(got, weights)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -61,9 +59,9 @@ def test_a_bad_file_is_refused_in_one_line(case: Case, tmp_path, capsys):
         message, code = str(caught.value), caught.value.code
     else:
         assert main(["convert", str(path), str(tmp_path / "out.safetensors")]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        message, _, code = said.strip().rpartition(" [")
+        stderr = capsys.readouterr().err
+        assert stderr.count("\n") == 1
+        message, _, code = stderr.strip().rpartition(" [")
         code = code.rstrip("]")
     assert (code, "\n" in message) == (case.code, False), message
     assert str(path) in message and case.mention in message
@@ -72,15 +70,11 @@ def test_a_bad_file_is_refused_in_one_line(case: Case, tmp_path, capsys):
 
 
 def test_every_code_for_reading_has_a_case():
-    # The others are tested where what they stand for is: a digest, a network of the table, time,
-    # writing.
     elsewhere = {"E_WEIGHTS", "E_DIGEST", "E_ARCH", "E_TIMEOUT", "E_WRITE"}
     assert {case.code for case in CASES} == set(CODES) - elsewhere
 
 
-def test_a_model_is_left_as_it_was_by_a_file_that_is_refused(tmp_path):
-    from vggjax.weights.load import load_base
-
+def test_a_refused_file_leaves_the_model_unchanged(tmp_path):
     model = VGG(TINY, rngs=nnx.Rngs(0))
     before = extract(model)
     for case in CASES:
@@ -88,13 +82,10 @@ def test_a_model_is_left_as_it_was_by_a_file_that_is_refused(tmp_path):
             case.make(tmp_path / f"bad{case.ending}")
             with pytest.raises(WeightsError):
                 load_base(model, WeightFile(tmp_path / f"bad{case.ending}"))
-    after = extract(model)
-    assert same(before, after)
+    assert same(extract(model), before)
 
 
-def test_what_was_cast_and_what_was_left_out_is_told(tmp_path):
-    import h5py
-
+def test_the_notes_list_what_was_cast_and_what_was_left_out(tmp_path):
     write_weights(tmp_path / "w.h5", made_weights())
     with h5py.File(tmp_path / "w.h5", "r+") as file:
         kernel = file["block1_conv1/block1_conv1_W_1:0"][()]
@@ -110,9 +101,7 @@ def test_what_was_cast_and_what_was_left_out_is_told(tmp_path):
     ]
 
 
-def test_arrays_of_both_byte_orders_are_refused_and_of_one_are_read(tmp_path):
-    import h5py
-
+def test_mixed_byte_orders_are_refused_and_a_foreign_one_is_read(tmp_path):
     weights = made_weights()
     for name, layers in {"both": ["block3_conv1"], "one": list(weights)}.items():
         path = tmp_path / f"{name}.h5"
@@ -129,9 +118,7 @@ def test_arrays_of_both_byte_orders_are_refused_and_of_one_are_read(tmp_path):
     assert same(read_weights(tmp_path / "one.h5"), weights)
 
 
-def test_a_file_that_is_being_written_is_told_from_a_damaged_one(tmp_path):
-    import h5py
-
+def test_a_file_that_is_being_written_is_distinguished_from_a_damaged_one(tmp_path):
     write_weights(tmp_path / "w.h5", made_weights())
     with h5py.File(tmp_path / "w.h5", "r+"):
         with pytest.raises(WeightsError, match="another program is writing it") as caught:

@@ -13,7 +13,7 @@ from flax import nnx
 from support.torch_models import ENDINGS
 
 from vggjax.errors import WeightsError
-from vggjax.models.arch import Arch
+from vggjax.models.arch import ARCHS, CONVS, Arch
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.models.params import shapes
@@ -22,8 +22,7 @@ from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 pytestmark = pytest.mark.usefixtures("fast_parser")
 
-TINY = Arch("tiny", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8))
-TINY_BN = Arch("tiny_bn", (1, 1, 2, 2, 2), (4, 4, 8, 8, 8), batch_norm=True)
+TINY, TINY_BN = ARCHS["tiny"], ARCHS["tiny_bn"]
 
 
 def random_weights(arch=TINY, head=None, seed=0):
@@ -49,7 +48,7 @@ def assert_equal(got, want):
 
 
 def write_v3(path, weights, *, names, prefix="layers", dtype=np.float32):
-    """Keras 3's layout; without names it is Keras 3.5's."""
+    """Write Keras 3's layout; without names it is that of Keras 3.5."""
     counts = {}
     with h5py.File(path, "w") as file:
         for layer, params in weights.items():
@@ -80,7 +79,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path, weights, ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_content_decides_and_not_the_ending(tmp_path, weights, ending):
+def test_the_content_decides_the_format_and_not_the_ending(tmp_path, weights, ending):
     write_weights(tmp_path / f"w{ending}", weights)
     disguised = tmp_path / "photo.jpg"
     shutil.copy(tmp_path / f"w{ending}", disguised)
@@ -130,15 +129,13 @@ def test_keras_3_files_are_read_with_and_without_names_nested_or_not(
 
 
 @pytest.mark.parametrize("arch", ["vgg11", "vgg13", "vgg16", "vgg19"])
-def test_numbered_convolutions_get_their_names_from_how_many_there_are(tmp_path, arch):
-    from vggjax.models.arch import CONVS
-
+def test_numbered_convolutions_get_their_names_from_their_number(tmp_path, arch):
     weights = random_weights(Arch(arch, CONVS[arch], (2, 3, 4, 5, 5)))
     write_v3(tmp_path / "w.weights.h5", weights, names=False)
     assert_equal(read_weights(tmp_path / "w.weights.h5"), weights)
 
 
-def test_convolutions_of_another_network_keep_the_file_s_names(tmp_path):
+def test_convolutions_of_an_unknown_network_keep_the_file_s_names(tmp_path):
     weights = random_weights(Arch("other", (2, 2, 2, 1, 1), (4, 4, 8, 8, 8)))  # 8, as VGG11
     weights["block3_conv1"]["kernel"] = np.ones((3, 3, 4, 6), np.float32)
     weights["block3_conv1"]["bias"] = np.ones(6, np.float32)
@@ -230,7 +227,7 @@ def test_safetensors_keep_their_metadata(tmp_path, weights):
     assert WeightFile(tmp_path / "w.safetensors").info.metadata["source"] == "a test"
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, weights, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, weights, monkeypatch):
     path = tmp_path / "w.weights.h5"
     write_weights(path, weights)
     before = path.read_bytes()

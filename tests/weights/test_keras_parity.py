@@ -137,7 +137,7 @@ def assert_layouts_and_taps_agree(keras, model, ours, folder):
         assert_close(taps[name], output, name)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vgg19"])
+@pytest.mark.parametrize("name", ["vgg16", pytest.param("vgg19", marks=pytest.mark.slow)])
 def test_every_layout_every_tap_and_the_logits_of_a_narrow_network_agree(keras, name, tmp_path):
     model = keras_vgg(keras, CONVS[name], top=(6, 5, 3))
     head = Head("flatten", (6, 5), outputs=3)

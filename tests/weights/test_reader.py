@@ -46,7 +46,7 @@ def child_of_this_process(seconds=10):
 
 
 @linux
-def test_a_process_that_waits_for_ever_is_killed_in_time(tmp_path):
+def test_a_process_that_waits_forever_is_killed_in_time(tmp_path):
     os.mkfifo(tmp_path / "w.keras")  # whoever opens it waits for a writer
     start = time.monotonic()
     with pytest.raises(WeightsError, match=r"reading it took longer than 1 s") as caught:
