@@ -223,6 +223,7 @@ def test_a_scan_collects_every_fault_and_keeps_the_usable_images(tmp_path):
     kinds = ["no path", "no split", "Did you mean 'test'", "twice with", "1 of 4 images"]
     assert len(scan.faults) == len(kinds)
     assert all(kind in fault for kind, fault in zip(kinds, scan.faults, strict=True))
+    assert scan_source(write(tmp_path, "path,label\ngone.png,x\n")).source is None
     assert scan.missing == ("gone.png",) and list(scan.source.ids) == ["a.png", "b.png", "c.png"]
 
 

@@ -88,11 +88,9 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
     if num_repeated:
         plural = "s" if num_repeated > 1 else ""
         notes.append(f"Ignored {num_repeated:,} row{plural} with an image of an earlier row.")
-
-    def locate(image_path: str) -> Path:
-        return Path(_locate(root, image_path))
-
-    source = make_file_source(path.name, class_names, files, locate=locate, notes=notes)
+    source = make_file_source(
+        path.name, class_names, files, locate=lambda x: Path(_locate(root, x)), notes=notes
+    )
     return Scan(
         source=source if files else None,
         faults=tuple(faults),

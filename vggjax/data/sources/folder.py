@@ -95,7 +95,6 @@ class _Scanner:
             faults=tuple(self.faults),
             empty=tuple(self.empty),
             loose=tuple(self.loose),
-            others=tuple(self.others),
         )
 
     def _find_splits(self, names: list[str]) -> list[tuple[str, str]]:

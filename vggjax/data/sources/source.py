@@ -84,8 +84,6 @@ class Scan:
     """Class folders without images, below the root."""
     loose: tuple[str, ...] = ()
     """Images next to the class folders, below the root: they have no label."""
-    others: tuple[str, ...] = ()
-    """Files without an image's extension, below the root; not hidden files or `Thumbs.db`."""
     missing: tuple[str, ...] = ()
     """Paths in a CSV that do not exist, as written there."""
 
@@ -133,7 +131,7 @@ def make_file_source(
     label_of = {class_name: i for i, class_name in enumerate(class_names)}
     labels = np.asarray([label_of[file.label] for file in files], np.int32)
     ids = [file.id for file in files]
-    split_of = np.asarray([file.split for file in files])
+    split_of = np.asarray([file.split for file in files], np.str_)
     parts = {split: np.flatnonzero(split_of == split) for split in ("train", "val", "test")}
     splits = {split: part for split, part in parts.items() if len(part)} or None
     return Source(
