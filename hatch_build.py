@@ -1,10 +1,9 @@
-"""Compiles the fast convolution and the fast resize when the package is installed.
+"""Compile the C++ kernels, the fast convolution and resize, when the package is installed.
 
-Any C++17 compiler that knows GCC's vector types will do: `$CXX`, else g++, clang++ or c++. Without
-one, or where it fails, the install goes on as pure Python, convolves with jax.numpy and resizes
-with Pillow. The kernels are compiled once for each instruction set and chosen among when they run,
-so that a wheel works on machines other than the one that built it. `VGGJAX_NO_NATIVE=1` leaves all
-this out.
+Any C++17 compiler with GCC's vector types works: `$CXX`, otherwise g++, clang++ or c++. Without a
+compiler, or if it fails, the package installs as pure Python, convolves with jax.numpy and resizes
+with Pillow. The kernels are compiled once per instruction set and selected at run time, so a wheel
+also works on other machines than the one that built it. `VGGJAX_NO_NATIVE=1` skips compilation.
 """
 
 import os
@@ -15,147 +14,103 @@ import subprocess
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+FOLDER = Path("vggjax", "models", "kernels", "native")
+LIBRARY = FOLDER / "kernels.so"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
-X86 = ("x86_64", "amd64")
 
+OBJECTS = {
+    "dispatch": ("dispatch.cc",),
+    "winograd": ("winograd_ffi.cc",),
+    "resize": ("resize.cc",),
+    "baseline_winograd": ("winograd_kernels.cc", "-DVECTOR_BYTES=16"),
+    "baseline_resize": ("resize_kernels.cc",),
+}
+"""Object file -> its source and options. The kernels' tables are named like their objects."""
 
-@dataclass(frozen=True)
-class Library:
-    """One shared library: `kernels` is compiled once for each instruction set, `rest` once."""
-
-    name: str
-    folder: Path
-    """Of its sources; the library is put beside them."""
-    kernels: str
-    rest: str
-    baseline: dict[str, tuple[str, ...]]
-    """Kernels, by the name of their table of entries, and options that any machine knows."""
-    x86: dict[str, tuple[str, ...]]
-    """The further ones, on these machines."""
-    calls_xla: bool = False
-
-    @property
-    def file(self) -> Path:
-        """Gives its place in the package."""
-        return self.folder / f"{self.name}.so"
-
-    def variants(self) -> dict[str, tuple[str, ...]]:
-        """Gives the kernels that are compiled on this machine."""
-        return self.baseline | (self.x86 if platform.machine().lower() in X86 else {})
-
-
-LIBRARIES = (
-    Library(
-        "winograd",
-        Path("vggjax", "models", "kernels", "native"),
-        kernels="winograd_kernels.cc",
-        rest="winograd_ffi.cc",
-        baseline={"baseline_kernels": ("-DVECTOR_BYTES=16",)},
-        x86={
-            "avx2_kernels": ("-DVECTOR_BYTES=32", "-mavx2", "-mfma"),
-            "avx512_kernels": ("-DVECTOR_BYTES=64", "-mavx512f", "-mfma"),
-        },
-        calls_xla=True,
-    ),
-    Library(
-        "resize",
-        Path("vggjax", "data", "images", "native"),
-        kernels="resize_kernels.cc",
-        rest="resize.cc",
-        baseline={"baseline_resize": ()},
-        x86={"sse41_resize": ("-msse4.1",), "avx2_resize": ("-mavx2",)},
-    ),
-)
+X86_OBJECTS = {
+    "avx2_winograd": ("winograd_kernels.cc", "-DVECTOR_BYTES=32", "-mavx2", "-mfma"),
+    "avx512_winograd": ("winograd_kernels.cc", "-DVECTOR_BYTES=64", "-mavx512f", "-mfma"),
+    "avx2_resize": ("resize_kernels.cc", "-mavx2"),
+}
+"""The further objects on x86-64."""
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Puts the compiled libraries into the wheel, or beside their sources where it is editable."""
+    """Put the library into the wheel, or beside its sources for an editable install."""
 
     def initialize(self, version: str, build_data: dict) -> None:
-        """Compiles and marks the wheel with its platform; fails at nothing."""
+        """Compile and tag the wheel with its platform; a failure only prints a warning."""
         if self.target_name != "wheel" or os.environ.get("VGGJAX_NO_NATIVE"):
             return
-        root = Path(self.root)
-        editable = version == "editable"
+        self._scratch = tempfile.TemporaryDirectory()
+        root, editable = Path(self.root), version == "editable"
+        target = root / LIBRARY if editable else Path(self._scratch.name, LIBRARY.name)
+        try:
+            compile_library(root, target)
+        except (OSError, subprocess.SubprocessError, ImportError) as error:
+            reason = getattr(error, "stderr", None) or error
+            self.app.display_warning(f"{LIBRARY.name} was not compiled: {reason}")
+            return
+        build_data["pure_python"] = False
+        # Loaded through ctypes, so any version of Python works.
+        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{tag}"
         if not editable:
-            self._scratch = tempfile.TemporaryDirectory()
-        for library in LIBRARIES:
-            target = (
-                root / library.file if editable else Path(self._scratch.name, library.file.name)
-            )
-            try:
-                compile_library(library, root, target)
-            except (OSError, subprocess.SubprocessError, ImportError) as error:
-                said = getattr(error, "stderr", None) or error
-                self.app.display_warning(f"{library.file.name} was not compiled: {said}")
-                continue
-            build_data["pure_python"] = False
-            # Loaded through ctypes: any Python will do.
-            tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["tag"] = f"py3-none-{tag}"
-            if not editable:
-                build_data["force_include"][str(target)] = str(library.file)
+            build_data["force_include"][str(target)] = str(LIBRARY)
 
     def finalize(self, version: str, build_data: dict, artifact_path: str) -> None:
-        """Clears up."""
+        """Delete the temporary files."""
         if hasattr(self, "_scratch"):
             self._scratch.cleanup()
 
 
 def find_compiler() -> list[str]:
-    """Gives the compiler's command: `$CXX`, which may hold options, or the first that is there.
+    """Return the compiler's command: `$CXX`, which may hold options, or the first one installed.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no compiler.
     """
-    named = os.environ.get("CXX")
-    if named:
-        return shlex.split(named)
+    if command := os.environ.get("CXX"):
+        return shlex.split(command)
     for name in ("g++", "clang++", "c++"):
-        if found := shutil.which(name):
-            return [found]
+        if path := shutil.which(name):
+            return [path]
     raise FileNotFoundError("no C++ compiler: neither $CXX nor g++, clang++ or c++")
 
 
-def compile_library(library: Library, root: Path, target: Path) -> None:
-    """Compiles a library from the sources under `root`, each instruction set beside the others.
+def compile_library(root: Path, target: Path) -> None:
+    """Compile the library from the sources under `root` to the file `target`.
 
     Raises:
-        OSError, subprocess.CalledProcessError: without a compiler, or where it refuses.
-        ImportError: without jaxlib, whose headers describe XLA's interface.
+        OSError, subprocess.CalledProcessError: there is no compiler, or it fails.
+        ImportError: jaxlib is not installed, whose headers declare XLA's interface.
     """
-    compiler = find_compiler()
-    with tempfile.TemporaryDirectory() as folder:
-
-        def run(*arguments: str) -> None:
-            subprocess.run([*compiler, *arguments], check=True, capture_output=True, text=True)
-
-        def compile_one(name: str, file: str, *options: str) -> str:
-            made = str(Path(folder, f"{name}.o"))
-            run(*FLAGS, *options, "-c", str(root / library.folder / file), "-o", made)
-            return made
-
-        jobs = [
-            (name, library.kernels, f"-DNAME={name}", *options)
-            for name, options in library.variants().items()
-        ]
-        jobs.append(("rest", library.rest, *([f"-I{xla_headers()}"] if library.calls_xla else [])))
-        with ThreadPoolExecutor() as pool:
-            objects = list(pool.map(lambda job: compile_one(*job), jobs))
-        linked = Path(folder, target.name)
-        run("-shared", *objects, "-o", str(linked))
-        # Replaced, not overwritten: a process may have the old one loaded.
-        shutil.copy(linked, target.with_suffix(".new"))
-        target.with_suffix(".new").replace(target)
-
-
-def xla_headers() -> str:
-    """Finds the headers of XLA's foreign function interface without importing jax."""
     import jaxlib
 
-    return str(Path(jaxlib.__file__).parent / "include")
+    compiler = find_compiler()
+    headers = Path(jaxlib.__file__).parent / "include"
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([*compiler, *arguments], check=True, capture_output=True, text=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_object(name: str, source: str, *options: str) -> str:
+            file = str(Path(folder, f"{name}.o"))
+            options = (*FLAGS, f"-I{headers}", f"-DNAME={name}", *options)
+            run(*options, "-c", str(root / FOLDER / source), "-o", file)
+            return file
+
+        objects = OBJECTS | (X86_OBJECTS if x86 else {})
+        with ThreadPoolExecutor() as pool:
+            files = list(pool.map(lambda item: compile_object(item[0], *item[1]), objects.items()))
+        linked = Path(folder, target.name)
+        run("-shared", *files, "-o", str(linked))
+        # Replaced, not overwritten: a process may have the old file loaded.
+        shutil.copy(linked, target.with_suffix(".new"))
+        target.with_suffix(".new").replace(target)

@@ -2,7 +2,6 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +9,8 @@ from PIL import Image
 
 from vggjax.data.images import resize as resize_module
 from vggjax.data.images.resize import resize
+from vggjax.errors import ConfigError
+from vggjax.models.kernels.library import kernel_choices
 
 SIZES = (1, 2, 3, 7, 16, 31, 64, 97, 224)
 FILTERS = ("bilinear", "bicubic")
@@ -24,49 +25,27 @@ def by_pillow(image, size, filter, box=None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size[::-1], resampling, box=box))
 
 
-def variants() -> list[str]:
-    library = resize_module._library()
-    if library is None:
-        return []
-    names = map(library.vggjax_resize_variant, itertools.count())
-    return [name.decode() for name in itertools.takewhile(bool, names)]
+@pytest.fixture(params=kernel_choices())
+def kernels(request, monkeypatch):
+    """Force each way to resize that this machine has."""
+    monkeypatch.setenv("VGGJAX_KERNELS", request.param)
+    assert resize_module.is_compiled() == (request.param != "numpy")
 
 
-@pytest.fixture(params=[None, *(variants() or ["missing"])])
-def door(request, monkeypatch):
-    """Gives `resize`, by one instruction set's kernels or, for None, as it is without a library."""
-    if request.param == "missing":
-        pytest.skip("the fast resize was not compiled")
-    monkeypatch.setattr(resize_module, "_library", resize_module._library.__wrapped__)
-    if request.param is None:
-        monkeypatch.setattr(resize_module, "LIBRARY", Path("no/such/library"))
-        monkeypatch.setattr(resize_module, "native", resize_module.native.__wrapped__)
-        assert not resize_module.native()
-        return resize
-    library = resize_module._library()
-
-    def by_variant(image, size, *, filter, box=None):
-        if resize_module._is_order_unknown(image):
-            pytest.skip("Pillow's own, see resample.py")
-        out = np.empty((*size, 3), np.uint8)
-        resize_module._by_library(library, image, filter, box, out, request.param)
-        return out
-
-    return by_variant
-
-
-def test_a_library_that_was_built_is_right_for_this_pillow():
-    if not resize_module.LIBRARY.exists():
-        pytest.skip("the fast resize was not compiled")
-    assert resize_module.native(), "this Pillow's pixels are not those of the compiled copy"
+def test_kernels_that_this_machine_lacks_are_refused_with_the_choices(monkeypatch):
+    for name in ("avx1024", "AVX2", "none"):
+        monkeypatch.setenv("VGGJAX_KERNELS", name)
+        choices = ", ".join(kernel_choices())
+        with pytest.raises(ConfigError, match=f"got '{name}'. Choices: {choices}"):
+            resize(noise(4, 4), (2, 2), filter="bilinear")
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_any_size_to_any_other_is_pillow_s(door, filter):
+def test_any_size_to_any_other_is_pillow_s(kernels, filter):
     rng = np.random.default_rng(7)
     for height, width in itertools.product(SIZES, SIZES):
         image, size = noise(height, width), tuple(int(s) for s in rng.choice(SIZES, 2))
-        resized = door(image, size, filter=filter)
+        resized = resize(image, size, filter=filter)
         np.testing.assert_array_equal(resized, by_pillow(image, size, filter), str(size))
 
 
@@ -80,28 +59,30 @@ def test_any_size_to_any_other_is_pillow_s(door, filter):
         ((5, 900), (9, 9)),
     ],
 )
-def test_photographs_are_pillow_s(door, shape, size, filter):
+def test_photographs_are_pillow_s(kernels, shape, size, filter):
     image = noise(*shape)
-    np.testing.assert_array_equal(door(image, size, filter=filter), by_pillow(image, size, filter))
+    np.testing.assert_array_equal(
+        resize(image, size, filter=filter), by_pillow(image, size, filter)
+    )
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_a_box_with_fractions_is_pillow_s(door, filter):
+def test_a_box_with_fractions_is_pillow_s(kernels, filter):
     rng = np.random.default_rng(3)
     for seed in range(40):
         height, width, *size = (int(s) for s in rng.integers(1, 120, 4))
         (left, right), (top, bottom) = (np.sort(rng.uniform(0, s, 2)) for s in (width, height))
         image, box = noise(height, width, seed), (left, top, right, bottom)
-        resized = door(image, tuple(size), filter=filter, box=box)
+        resized = resize(image, tuple(size), filter=filter, box=box)
         np.testing.assert_array_equal(resized, by_pillow(image, size, filter, box))
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_the_extremes_are_clipped_as_pillow_clips_them(door, filter):
+def test_the_extremes_are_clipped_as_pillow_clips_them(kernels, filter):
     checks = np.indices((60, 45)).sum(0)[..., None].repeat(3, 2) // 5 % 2 * 255
     for image in (checks.astype(np.uint8), np.full((60, 45, 3), 255, np.uint8)):
         for size in ((200, 200), (17, 13)):
-            resized = door(image, size, filter=filter)
+            resized = resize(image, size, filter=filter)
             np.testing.assert_array_equal(resized, by_pillow(image, size, filter))
 
 

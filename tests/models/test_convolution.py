@@ -1,4 +1,6 @@
-"""The fast path of convolution.py against lax.conv_general_dilated."""
+"""The paths of conv.py against lax.conv_general_dilated, and the choice among them."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,55 +9,88 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from vggjax.models.kernels import conv
+from vggjax.errors import ConfigError
+from vggjax.models.kernels import winograd
+from vggjax.models.kernels.conv import METHODS, choose_path, convolve, make_convolve
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+CASES = [
+    # (N, H, W, C), padding, the paths of `auto` (compiled or not) and of `direct`
+    ((2, 1, 1, 8), "SAME", {"patches"}, "patches"),
+    ((2, 4, 3, 8), "SAME", {"winograd", "patches"}, "patches"),
+    ((1, 5, 3, 3), "SAME", {"few_channels"}, "direct"),
+    ((2, 13, 9, 8), "SAME", {"winograd"}, "direct"),
+    ((2, 13, 9, 8), "VALID", {"winograd"}, "direct"),
+]
 
 
-def _layer(conv, channels, padding="SAME"):
-    kwargs = dict(padding=padding, conv_general_dilated=conv, rngs=nnx.Rngs(0))
-    return nnx.Conv(channels, 5, (3, 3), **kwargs)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def run(conv, x, kernel, padding):
+    """Return the output of a convolution and the gradients of half its squares' sum."""
+
+    def function(x, kernel):
+        numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, LAYOUT)
+        return conv(x, kernel, (1, 1), padding, dimension_numbers=numbers)
+
+    y, pullback = jax.vjp(function, x, kernel)
+    return y, *pullback(y)
+
+
+def make_operands(shape, outputs=5):
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 3, shape[3], outputs), np.float32)
+    return rng.standard_normal(shape, np.float32), kernel
+
+
+@pytest.mark.parametrize(("shape", "padding", "auto", "direct"), CASES, ids=str)
+def test_every_path_gives_what_lax_gives_with_the_same_gradients(shape, padding, auto, direct):
+    x, kernel = make_operands(shape)
+    expected = run(lax.conv_general_dilated, x, kernel, padding)
+    assert choose_path(shape, kernel.shape) in auto
+    assert choose_path(shape, kernel.shape, method="direct") == direct
+    for method in ("auto", "direct"):
+        received = run(make_convolve(method), x, kernel, padding)
+        for array, reference in zip(received, expected, strict=True):
+            # float32 sums of up to 9 * C or N * H * W terms, in another order (see test_winograd)
+            np.testing.assert_allclose(
+                array, reference, rtol=0, atol=4e-5 * float(jnp.abs(reference).max())
+            )
+
+
+def test_nnx_conv_takes_each_method_s_path():
+    for method in METHODS:
+        conv = make_convolve(method)
+        layer = nnx.Conv(8, 5, (3, 3), conv_general_dilated=conv, rngs=nnx.Rngs(0))
+        traced = str(jax.make_jaxpr(layer)(jnp.ones((1, 14, 14, 8))))
+        assert ("conv_general_dilated" in traced) == (method == "direct"), method
 
 
 @pytest.mark.parametrize(
-    ("size", "padding"),
+    ("method", "side", "channels", "path"),
     [
-        *((size, "SAME") for size in [(1, 1), (2, 2), (4, 4), (5, 3), (13, 9)]),
-        ((13, 9), "VALID"),
+        ("auto", 224, 3, "few_channels"),
+        ("auto", 14, 512, "winograd"),
+        ("auto", 2, 512, "patches"),
+        ("winograd", 2, 3, "winograd"),
+        ("direct", 224, 64, "direct"),
+        ("direct", 4, 512, "patches"),
     ],
 )
-@pytest.mark.parametrize(("batch", "channels"), [(1, 3), (2, 8)])
-@pytest.mark.parametrize("method", ["auto", "direct"])
-def test_maps_of_any_size_give_what_lax_gives_with_the_same_gradients(
-    size, padding, batch, channels, method
-):
-    x = jax.random.normal(jax.random.key(0), (batch, *size, channels))
-
-    def loss(layer, x):
-        return (layer(x) ** 2).sum()
-
-    def run(conv):
-        layer = _layer(conv, channels, padding)
-        grads = nnx.jit(nnx.grad(loss, argnums=(0, 1)))(layer, x)
-        return jax.tree.leaves((layer(x), grads))
-
-    convolve = conv.make_convolve(method)
-    for ours, theirs in zip(run(convolve), run(lax.conv_general_dilated), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
+def test_each_method_chooses_its_path(method, side, channels, path):
+    assert choose_path((1, side, side, channels), (3, 3, channels, 64), method=method) == path
 
 
-@pytest.mark.parametrize("method", conv.METHODS)
-def test_nnx_conv_reaches_the_way_that_was_chosen(monkeypatch, method):
-    calls = []
-    for name, path in conv._PATHS.items():
-        noted = lambda x, k, name=name, path=path: calls.append((x.shape[1], name)) or path(x, k)  # noqa: E731
-        monkeypatch.setitem(conv._PATHS, name, noted)
-    layer = _layer(conv.make_convolve(method), 3)
-    for side in (2, 5):
-        layer(jnp.ones((1, side, side, 3)))
-    assert calls == [
-        (side, conv.choose_path((1, side, side, 3), (3, 3, 3, 5), method=method)) for side in (2, 5)
-    ]
+def test_jax_numpy_leaves_more_small_maps_to_patches(monkeypatch):
+    monkeypatch.setenv("VGGJAX_KERNELS", "numpy")
+    assert choose_path((1, 4, 4, 512), (3, 3, 512, 64)) == "patches"
+    monkeypatch.delenv("VGGJAX_KERNELS")
+    if winograd.is_compiled():
+        assert choose_path((1, 4, 4, 512), (3, 3, 512, 64)) == "winograd"
+
+
+def test_an_unknown_method_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'winograd'"):
+        make_convolve("vinograd")
 
 
 @pytest.mark.parametrize(
@@ -67,23 +102,24 @@ def test_nnx_conv_reaches_the_way_that_was_chosen(monkeypatch, method):
         {"feature_group_count": 4},
         {"dtype": jnp.float16},
     ],
+    ids=str,
 )
 def test_other_convolutions_are_left_to_lax(options):
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
-    make = dict(kernel_size=(3, 3), rngs=nnx.Rngs(0), **options)
-    ours = nnx.Conv(4, 8, conv_general_dilated=conv.convolve, **make)
-    make["rngs"] = nnx.Rngs(0)
-    np.testing.assert_array_equal(ours(x), nnx.Conv(4, 8, **make)(x))
+    x = jnp.ones((2, 4, 4, 4))
+
+    def trace(conv):
+        layer = nnx.Conv(
+            4, 8, (3, 3), conv_general_dilated=conv, rngs=nnx.Rngs(0),
+            kernel_init=nnx.initializers.ones, **options,
+        )  # fmt: skip
+        return str(jax.make_jaxpr(layer)(x))
+
+    assert trace(convolve) == trace(lax.conv_general_dilated)
 
 
 def test_bfloat16_maps_are_convolved_in_float32_and_rounded_once():
-    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 16)).astype(jnp.bfloat16)
-    layer = _layer(conv.convolve, 16)
-    layer.dtype = jnp.bfloat16
-    layer.kernel[...] = layer.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
-    assert layer(x).dtype == jnp.bfloat16
-    exact = conv.convolve(
-        x.astype(jnp.float32), layer.kernel[...], (1, 1), "SAME",
-        dimension_numbers=lax.conv_dimension_numbers(x.shape, layer.kernel.shape, _LAYOUT),
-    )  # fmt: skip
-    np.testing.assert_array_equal(layer(x), exact.astype(jnp.bfloat16))
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in make_operands((2, 9, 9, 16)))
+    y = run(convolve, x, kernel, "SAME")[0]
+    exact = run(convolve, x.astype(jnp.float32), kernel.astype(jnp.float32), "SAME")[0]
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))

@@ -161,7 +161,7 @@ def _warnings(run: RunContext) -> list[str]:
             warnings.append(f"`split` {config.split} is not used: the dataset has its own splits.")
     warnings.append(_pixel_warning(run))
     is_cpu = run.placement.devices[0].platform == "cpu"
-    if is_cpu and config.convolution != "direct" and not winograd.native():
+    if is_cpu and config.convolution != "direct" and not winograd.is_compiled():
         warnings.append(
             "The compiled convolution is not installed, so a step takes two to three times as "
             "long. Run `pip install -e .` where a C++ compiler is available."

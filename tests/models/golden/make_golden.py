@@ -1,8 +1,10 @@
-"""Makes golden.npz: what Keras computes from numbers that a rule gives, to compare with anywhere.
+"""Compute golden.npz, the reference outputs of Keras' VGG16 and VGG19.
 
-`python tests/golden/make_golden.py` (from the repository root, with the [test] extra). The weights
-are not stored but made again by `rule_weights`: real widths, VGG16 and VGG19, with tops for 32 px.
-Of each tap 32 values at fixed places, the mean and the largest magnitude are stored.
+    python tests/models/golden/make_golden.py    # from the repository root, with the [test] extra
+
+The weights are not stored: `rule_weights` derives them from the layers' names, at the published
+widths with tops for 32 px. The file holds 32 values of each layer's output at fixed positions, the
+mean and the largest magnitude.
 """
 
 import os
@@ -18,15 +20,15 @@ NUM_PLACES = 32
 
 
 def rule_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform numbers from the name alone; RandomState's stream is frozen by numpy's policy."""
+    """Return uniform numbers that depend on the name; numpy keeps RandomState's stream fixed."""
     state = np.random.RandomState(zlib.crc32(name.encode()))
-    # He's variance keeps the activations' size; biases as large as the images' values / 10.
+    # He's variance keeps the scale of the activations; biases are a tenth of the images' values.
     limit = np.sqrt(6 / np.prod(shape[:-1])) if len(shape) > 1 else 10.0
     return ((state.random_sample(shape) * 2 - 1) * limit).astype(np.float32)
 
 
 def rule_weights(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict:
-    """Gives every layer's arrays by the rule."""
+    """Return every layer's arrays."""
     return {
         layer: {param: rule_array(f"{layer}/{param}", shape) for param, shape in params.items()}
         for layer, params in shapes.items()
@@ -34,7 +36,7 @@ def rule_weights(shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict:
 
 
 def make_images() -> np.ndarray:
-    """uint8 RGB (2, 32, 32, 3) with smooth and noisy parts."""
+    """Return uint8 RGB (2, 32, 32, 3) with a ramp and noise."""
     state = np.random.RandomState(7)
     ramp = np.linspace(0, 200, SIZE_PX)[:, None, None] + np.arange(3) * 20
     noise = state.randint(0, 56, (2, SIZE_PX, SIZE_PX, 3))
@@ -42,19 +44,19 @@ def make_images() -> np.ndarray:
 
 
 def places(name: str, size: int) -> np.ndarray:
-    """Flat positions of the stored values of a tap."""
+    """Return the flat positions of a layer's stored values."""
     return np.random.RandomState(zlib.crc32(name.encode())).randint(0, size, NUM_PLACES)
 
 
 def summarize(name: str, tap: np.ndarray) -> np.ndarray:
-    """(34,): the values at `places`, the mean, the largest magnitude."""
+    """Return (34,): the values at `places`, the mean and the largest magnitude."""
     flat = np.asarray(tap, np.float64).ravel()
     ends = [flat.mean(), np.abs(flat).max()]
     return np.concatenate([flat[places(name, flat.size)], ends]).astype(np.float32)
 
 
 def main() -> None:
-    """Computes with Keras on TensorFlow and writes the file."""
+    """Compute with Keras on TensorFlow and write the file."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import keras

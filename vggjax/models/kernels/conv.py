@@ -1,15 +1,15 @@
-"""The convolution that VGG's layers call, behind the signature of `lax.conv_general_dilated`.
+"""The convolution that the networks call, with the signature of `lax.conv_general_dilated`.
 
-On CPUs, for 3x3 kernels at stride 1, this door leads to the fastest of three ways, in float32 also
-where the maps are bfloat16; all else, and every other device, is lax's. `make_convolve` fixes the
-way for a whole network:
+On CPUs, a 3x3 kernel at stride 1 takes the fastest of four paths, in float32 even for bfloat16
+maps; every other convolution, and every other device, is lax's. `make_convolve` fixes the method of
+a whole network:
 
-- `auto` takes `winograd` but where a measurement says otherwise (see `choose_path`).
-- `winograd` takes Winograd's F(4x4, 3x3) wherever it is defined (see winograd.py).
-- `direct` adds up every product, as lax does, but for what XLA (jax 0.10.2) is slow at on CPUs:
-  maps of 4x4 px or less (512 channels at 2x2 px, batch 32, took 1,127 ms; one product over the
-  patches takes 9 ms), and the kernel's gradient (256 channels at 56x56 px, batch 8, took 1,322 ms;
-  nine products of the shifted map with the output's gradient take 422 ms).
+- `auto` uses `winograd`, except where measurements favor another path (see `choose_path`).
+- `winograd` uses Winograd's F(4x4, 3x3) wherever it is defined (see winograd.py).
+- `direct` adds up every product as lax does, and replaces lax in the two cases where XLA
+  (jax 0.10.2) is slow on CPUs: maps of 4x4 px or less (512 channels at 2x2 px, batch 32: 1,127 ms;
+  one product over the patches: 9 ms), and the gradient of the kernel (256 channels at 56x56 px,
+  batch 8: 1,322 ms; nine products of the shifted map with the output's gradient: 422 ms).
 """
 
 import functools
@@ -37,47 +37,49 @@ def convolve(
     method: str = "auto",
     **options: Any,
 ) -> jax.Array:
-    """Convolves `lhs` (N, H, W, C) with `rhs` (3, 3, C, D), or whatever else lax takes."""
-    if jax.default_backend() == "cpu" and _is_vgg(lhs, rhs, window_strides, padding, options):
+    """Convolve `lhs` (N, H, W, C) with `rhs` (3, 3, C, D), or anything else that lax accepts."""
+    if jax.default_backend() == "cpu" and _is_3x3(lhs, rhs, window_strides, padding, options):
         path = _PATHS[choose_path(lhs.shape, rhs.shape, method=method)]
-        # CPUs without bfloat16 products (AVX2) take 3 to 5 times as long for lax's as for these.
+        # On CPUs without bfloat16 products (AVX2), lax's take 3 to 5 times as long as float32.
         y = path(lhs.astype(jnp.float32), rhs.astype(jnp.float32)).astype(lhs.dtype)
-        # The border that VALID leaves out is a few products in a hundred, and lax is no match for
-        # the rest: a small convnet's step takes half to a quarter of the time.
+        # VALID omits the border. Computing it costs a few percent of the products, and lax is so
+        # much slower that a small convnet's step takes a half to a quarter of the time this way.
         return y[:, 1:-1, 1:-1] if padding == "VALID" else y
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
 def make_convolve(method: str) -> Callable[..., jax.Array]:
-    """Gives `convolve` with its method fixed, as `VGG(conv=...)` takes it.
+    """Return `convolve` with its method fixed, for `Network(conv=...)`.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: there is no such method.
     """
     if method not in METHODS:
-        raise ConfigError(unknown_name("--convolution", method, METHODS))
+        raise ConfigError(unknown_name("`convolution`", method, METHODS))
     return functools.partial(convolve, method=method)
 
 
 def choose_path(
     map_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, method: str = "auto"
 ) -> str:
-    """Names the way for a map (N, H, W, C) and a kernel (3, 3, C, D)."""
+    """Return the path for a map (N, H, W, C) and a kernel (3, 3, C, D)."""
     longest, channels = max(map_shape[1:3]), kernel_shape[2]
     if method == "winograd":
         return "winograd"
-    # Nine tenths of a Winograd tile would be padding; jax.numpy's tiles are dearer than patches.
-    if longest <= (2 if method == "auto" and winograd.native() else 4):
+    # On such maps most of a Winograd tile is padding; in jax.numpy, tiles cost more than patches.
+    if longest <= (2 if method == "auto" and winograd.is_compiled() else 4):
         return "patches"
     if method == "direct":
         return "direct"
-    # Of few channels the transforms cost more than the products that they save.
+    # With few channels the transforms cost more than the products that they save.
     return "few_channels" if channels < 8 else "winograd"
 
 
-def _is_vgg(lhs, rhs, window_strides, padding, options) -> bool:
+def _is_3x3(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, options: dict[str, Any]
+) -> bool:
     numbers = options.get("dimension_numbers")
-    dilated = [options.get(name) for name in ("lhs_dilation", "rhs_dilation")]
+    dilations = [options.get(name) for name in ("lhs_dilation", "rhs_dilation")]
     return (
         numbers is not None
         and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
@@ -87,7 +89,7 @@ def _is_vgg(lhs, rhs, window_strides, padding, options) -> bool:
         and tuple(window_strides) == (1, 1)
         and padding in ("SAME", "VALID")
         and (padding == "SAME" or min(lhs.shape[1:3]) > 2)
-        and all(rates is None or set(rates) == {1} for rates in dilated)
+        and all(rates is None or set(rates) == {1} for rates in dilations)
         and options.get("feature_group_count", 1) == 1
         and options.get("batch_group_count", 1) == 1
     )
@@ -103,18 +105,18 @@ def _lax(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME", dimension_numbers=_LAYOUT)
 
 
-def _with_gradients(kernel_gradient: Callable) -> Callable:
-    """Gives lax's convolution with another way to the kernel's gradient."""
+def _with_kernel_gradient(kernel_gradient: winograd.Op) -> winograd.Op:
+    """Return lax's convolution with another function for the gradient of the kernel."""
 
     @jax.custom_vjp
-    def conv(lhs, rhs):
+    def conv(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _lax(lhs, rhs)
 
-    def backward(saved, grad):
-        lhs, rhs = saved
-        # The input's gradient is the same convolution with the kernel turned round.
-        turned = rhs[::-1, ::-1].swapaxes(2, 3)
-        return conv(grad, turned), kernel_gradient(lhs, grad)
+    def backward(residuals, grad):
+        lhs, rhs = residuals
+        # The gradient of the input is the convolution with the kernel rotated by 180 degrees.
+        rotated = rhs[::-1, ::-1].swapaxes(2, 3)
+        return conv(grad, rotated), kernel_gradient(lhs, grad)
 
     conv.defvjp(lambda lhs, rhs: (_lax(lhs, rhs), (lhs, rhs)), backward)
     return conv
@@ -123,21 +125,21 @@ def _with_gradients(kernel_gradient: Callable) -> Callable:
 def _nine_products(lhs: jax.Array, grad: jax.Array) -> jax.Array:
     channels, outputs = lhs.shape[-1], grad.shape[-1]
     rows = grad.reshape(-1, outputs)  # (N*H*W, D)
-    # One product a tap of the kernel: (C, N*H*W) @ (N*H*W, D) -> (C, D)
+    # One product per tap of the kernel: (C, N*H*W) @ (N*H*W, D) -> (C, D)
     products = [shift.reshape(-1, channels).T @ rows for shift in _shifts(lhs)]
     return jnp.stack(products).reshape(3, 3, channels, outputs)
 
 
 def _shifts(x: jax.Array) -> list[jax.Array]:
-    """Gives the nine maps that a 3x3 kernel's taps see, in the kernel's order."""
+    """Return the nine shifted maps that the taps of a 3x3 kernel multiply, in the taps' order."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
 
 
-_PATHS = {
-    "direct": _with_gradients(_nine_products),
-    "few_channels": _with_gradients(winograd.kernel_gradient),
+_PATHS: dict[str, winograd.Op] = {
+    "direct": _with_kernel_gradient(_nine_products),
+    "few_channels": _with_kernel_gradient(winograd.kernel_gradient),
     "patches": _patches,
     "winograd": winograd.convolve,
 }

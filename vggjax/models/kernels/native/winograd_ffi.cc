@@ -1,4 +1,4 @@
-// The kernels as XLA custom calls: chooses the instruction set, and gives XLA's threads the tasks.
+// The 3x3 convolution as XLA custom calls, which run the tasks on XLA's thread pool.
 
 #include <algorithm>
 #include <atomic>
@@ -9,6 +9,7 @@
 #include <new>
 #include <string>
 
+#include "dispatch.h"
 #include "winograd.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -17,19 +18,18 @@ namespace ffi = xla::ffi;
 namespace vggjax {
 namespace {
 
-const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
+const WinogradKernels& kernels() {
+  static const WinogradKernels* const table[] = {
+      &baseline_winograd,
 #ifdef __x86_64__
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) return avx512_kernels;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels;
+      &avx2_winograd, &avx512_winograd,
 #endif
-    return baseline_kernels;
-  }();
-  return chosen;
+  };
+  return *table[instruction_set()];
 }
 
-// A thread's working memory. Kept between calls: fresh pages for 8 MB cost as much as a small layer.
+// The scratch memory of a thread, kept between calls: new pages for 8 MB cost as much as a small
+// layer.
 float* scratch_of_this_thread(int64_t floats) {
   struct Scratch {
     float* at = nullptr;
@@ -46,10 +46,9 @@ float* scratch_of_this_thread(int64_t floats) {
   return scratch.at;
 }
 
-// Calls work(task, scratch) for each task, on the caller's thread and on those of the pool that
-// are free. The caller waits for tasks that run, never for helpers that have not begun: those may
-// all be callers that wait likewise. Helpers that come late find no task left, and touch only the
-// shared state.
+// Calls work(task, scratch) for each task, on the caller's thread and on the pool's free threads.
+// The caller waits only for tasks that have begun, not for helpers: all threads of the pool may be
+// callers that wait. A helper that starts late finds no task and accesses only the shared state.
 template <typename Work>
 bool run(ffi::ThreadPool& pool, int64_t threads, int64_t tasks, int64_t scratch_floats,
          const Work& work) {
@@ -85,9 +84,9 @@ bool run(ffi::ThreadPool& pool, int64_t threads, int64_t tasks, int64_t scratch_
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<Array>;
 
-ffi::Error answer(bool done) {
+ffi::Error status(bool done) {
   return done ? ffi::Error::Success()
-              : ffi::Error(ffi::ErrorCode::kResourceExhausted, "winograd: no working memory");
+              : ffi::Error(ffi::ErrorCode::kResourceExhausted, "winograd: out of memory");
 }
 
 ffi::Error wrong_shapes(const char* what) {
@@ -108,14 +107,14 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Result y) {
     std::fill(to, to + y->element_count(), 0.f);
     return ffi::Error::Success();
   }
-  const Kernels& k = kernels();
-  return answer(run(pool, p.threads, k.forward_tasks(p), k.forward_scratch(p),
+  const WinogradKernels& k = kernels();
+  return status(run(pool, p.threads, k.forward_tasks(p), k.forward_scratch(p),
                     [&](int64_t task, float* scratch) {
                       k.forward(p, task, from, weights, to, scratch);
                     }));
 }
 
-// The kernel's gradient (3, 3, C, D) of x (N, H, W, C) and the output's gradient (N, H, W, D)
+// The gradient of the kernel (3, 3, C, D) from x (N, H, W, C) and the output's gradient (N, H, W, D)
 ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
   const auto in = x.dimensions(), out = grad.dimensions();
   if (in.size() != 4 || out.size() != 4 || in[0] != out[0] || in[1] != out[1] || in[2] != out[2])
@@ -128,10 +127,10 @@ ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
     std::fill(to, to + size, 0.f);
     return ffi::Error::Success();
   }
-  const Kernels& k = kernels();
+  const WinogradKernels& k = kernels();
   const int64_t parts = k.gradient_parts(p);
   std::unique_ptr<float[]> sums(parts > 1 ? new (std::nothrow) float[parts * size] : nullptr);
-  if (parts > 1 && !sums) return answer(false);
+  if (parts > 1 && !sums) return status(false);
   float* partial = parts > 1 ? sums.get() : to;
   bool done = run(pool, p.threads, k.gradient_tasks(p), k.gradient_scratch(p),
                   [&](int64_t task, float* scratch) {
@@ -145,15 +144,13 @@ ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
         to[i] = sum;
       }
     });
-  return answer(done);
+  return status(done);
 }
 
 }  // namespace
 }  // namespace vggjax
 
 #pragma GCC visibility push(default)
-
-extern "C" const char* vggjax_instruction_set() { return vggjax::kernels().name; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_winograd_forward, vggjax::forward,
                               ffi::Ffi::Bind()

@@ -1,11 +1,13 @@
-// The fast 3x3 convolution, forward and backward, for one instruction set: the file is compiled
-// once for each, with VECTOR_BYTES and NAME given, and dispatched to at run time.
+// The 3x3 convolution by Winograd's F(4x4, 3x3), forward and backward, for one instruction set: the
+// file is compiled once for each, with VECTOR_BYTES and NAME defined. Lavin and Gray
+// (arXiv:1509.09308) give the algorithm: U = G g G^T of the kernel, V = B^T d B of the input, M = UV
+// summed over channels, Y = A^T M A.
 //
-// Forward, a task is up to kTiles tiles and a range of outputs. Its transformed tiles V lie in L3
-// (12 MB at most); kDepth channels of 16 transformed kernels U (147 kB) and the products M (up to
-// 440 kB) share L2; one point's 64x16 kernels (4 kB) stay in L1 for all tiles, in registers are
-// 6x16 sums. Kernels are transformed anew for every task: that is a twentieth of its time, where
-// keeping all of U (four times the kernel, 38 MB at 512 channels) would go through memory.
+// A forward task is up to kTiles tiles and a range of output channels. Its V fits L3 (12 MB at
+// most); U for kDepth channels of 16 outputs (147 kB) and M (up to 440 kB) share L2; U for one
+// point (64x16, 4 kB) stays in L1 for all tiles, and 6x16 sums stay in registers. Every task
+// transforms its kernels again: that takes a twentieth of its time, while keeping all of U (four
+// times the kernel, 38 MB at 512 channels) would go through memory.
 
 #include <cstring>
 
@@ -35,12 +37,12 @@ int64_t forward_tasks(const Problem& p) {
   return d.blocks * d.groups;
 }
 
-constexpr int64_t kKernelPoint = kDepth * kCols + kPad;  // U: [36][kDepth][kCols]
+constexpr int64_t kKernelPoint = kDepth * kCols + kGap;  // U: [36][kDepth][kCols]
 
 int64_t forward_scratch(const Problem& p) {
   const int64_t tiles = least(most_tiles(p), p.tiles());
   return round_up(p.in, kLanes) + InputBlock::floats(tiles, p.in) + 36 * kKernelPoint +
-         36 * (tiles * kCols + kPad);
+         36 * (tiles * kCols + kGap);
 }
 
 void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t depth,
@@ -48,7 +50,7 @@ void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t d
   const int64_t tap = p.in * p.out;
   for (int64_t c = 0; c < depth; ++c) {
     const float* from = kernel + (first + c) * p.out + column;
-    // The rows of a kernel are up to 2 kB apart, which no hardware foresees.
+    // The rows of a kernel are up to 2 kB apart, too far for the hardware's prefetcher.
     for (int i = 0; i < 9; ++i) __builtin_prefetch(from + i * tap + 6 * p.out);
     for (int64_t o = 0; o < kCols; o += kLanes, from += kLanes) {
       const int64_t count = first + c < p.in ? p.out - column - o : 0;
@@ -98,7 +100,7 @@ void forward(const Problem& p, int64_t task, const float* x, const float* kernel
   const InputBlock input{zeros + round_up(p.in, kLanes), tiles, round_up(p.in, kLanes)};
   float* u = input.at + InputBlock::floats(tiles, p.in);
   float* m = u + 36 * kKernelPoint;
-  const int64_t m_stride = tiles * kCols + kPad;
+  const int64_t m_stride = tiles * kCols + kGap;
   std::memset(zeros, 0, round_up(p.in, kLanes) * sizeof(float));
 
   fill_input(p, x, first_tile, zeros, 0, p.in, input);
@@ -114,11 +116,11 @@ void forward(const Problem& p, int64_t task, const float* x, const float* kernel
   }
 }
 
-// ---- the kernel's gradient ----
+// ---- the gradient of the kernel ----
 //
 // Its sums over tiles are 36 products of (in, tiles) with (tiles, out). A task holds the sums of
-// up to 128 x 128 channels (2.4 MB, L3) and adds to them kGradientTiles tiles at a time; where the
-// channels make too few tasks, ranges of tiles make more. Summing blocks keeps float32 accurate.
+// up to 128 x 128 channels (2.4 MB, L3) and adds kGradientTiles tiles at a time; with few channels,
+// ranges of tiles give more tasks. Summing in blocks keeps float32 accurate.
 
 constexpr int64_t kSide = 128, kGradientTiles = 48;
 
@@ -137,8 +139,8 @@ int64_t gradient_tasks(const Problem& p) {
 }
 
 constexpr int64_t kSidePanels = kSide / kCols;
-constexpr int64_t kGradientPoint = kSide * kGradientTiles + kPad;  // [36][panels][tiles][kCols]
-constexpr int64_t kSumsPoint = kSide * kSide + kPad;               // [36][panels][kSide][kCols]
+constexpr int64_t kGradientPoint = kSide * kGradientTiles + kGap;  // [36][panels][tiles][kCols]
+constexpr int64_t kSumsPoint = kSide * kSide + kGap;               // [36][panels][kSide][kCols]
 
 int64_t gradient_scratch(const Problem& p) {
   return round_up(most(p.in, p.out), kLanes) + InputBlock::floats(kGradientTiles, kSide) +
@@ -207,10 +209,7 @@ void gradient(const Problem& p, int64_t task, const float* x, const float* grad,
 
 }  // namespace
 
-extern const Kernels NAME;
-#define QUOTE(name) #name
-#define TEXT(name) QUOTE(name)
-const Kernels NAME = {TEXT(NAME),      forward_tasks,  forward_scratch,  forward,
-                      gradient_parts, gradient_tasks, gradient_scratch, gradient};
+const WinogradKernels NAME = {forward_tasks,  forward_scratch, forward,         gradient_parts,
+                              gradient_tasks, gradient_scratch, gradient};
 
 }  // namespace vggjax

@@ -1,10 +1,10 @@
-// Tiles, their transforms and the product in registers: what forward and backward share, in one
-// instruction set's vectors. VECTOR_BYTES is given on the command line; all is local to the file
-// that includes it, for the linker must never mix the instruction sets.
+// Tiles, their transforms and the matrix product in registers, which forward and backward share.
+// VECTOR_BYTES is defined by the build. Everything is local to the including file, because the
+// linker must not mix instruction sets.
 //
-// A map is cut into 4x4 tiles of outputs, each fed by a 6x6 patch of inputs that overlaps its
-// neighbors'. Transformed, a tile is 36 numbers a channel, and the convolution is 36 matrix
-// products of (tiles, in) with (in, out): 4 times fewer multiplications than done directly.
+// A map is divided into 4x4 tiles of outputs, each computed from a 6x6 patch of inputs that
+// overlaps its neighbors'. A transformed tile is 36 numbers per channel, and the convolution is 36
+// matrix products of (tiles, in) with (in, out): a quarter of the direct multiplications.
 #pragma once
 
 #include "winograd.h"
@@ -20,12 +20,12 @@ typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_al
 constexpr int kLanes = VECTOR_BYTES / 4;
 constexpr int kCols = 2 * kLanes;                   // of a product's block in registers
 constexpr int kRows = VECTOR_BYTES == 64 ? 12 : 6;  // 12 or 24 sums in 16 or 32 registers
-constexpr int64_t kTiles = 192;  // tiles that one transformed kernel is used for, at most
+constexpr int64_t kTiles = 192;  // at most, per transformed kernel
 constexpr int64_t kDepth = 64;   // channels at a time
-constexpr int64_t kPad = 16;  // floats between points: strides of 4 kB would share a cache set
+constexpr int64_t kGap = 16;     // floats between points: strides of 4 kB share a cache set
 
-// Not std::min: a template that both this file and a file for older machines instantiate would be
-// linked once, perhaps in the newer machine's instructions.
+// Not std::min: of a template that two files instantiate, the linker keeps one, perhaps with the
+// instructions of the newer machine.
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -34,7 +34,7 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 Vec load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 void store(float* to, Vec v) { *reinterpret_cast<Loose*>(to) = v; }
 
-// The first `count` of a vector: a channel count need not divide by the lanes.
+// The first `count` lanes: the number of channels need not be a multiple of kLanes.
 Vec load_some(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
   Vec v = {};
@@ -46,8 +46,8 @@ void store_some(float* to, Vec v, int64_t count) {
   if (count > 0) std::memcpy(to, &v, count * sizeof(float));
 }
 
-// The transforms of one column or row; applied to all columns, then to all rows. Interpolation
-// points 0, 1, -1, 2, -2 and infinity.
+// The transforms of one column or row; applied to all columns, then to all rows. The interpolation
+// points are 0, 1, -1, 2, -2 and infinity, with the matrices of Lavin and Gray's F(4x4, 3x3).
 
 // B^T: 6 inputs -> 6
 inline void transform_input(const Vec* d, Vec* v) {
@@ -104,8 +104,8 @@ inline void transform_taps(const Vec* u, Vec* w) {
   w[2] = u[5] - sum + sixth * sum2;
 }
 
-// One transform down the columns, then along the rows: IN x IN values that `source(i, j)` gives
-// become OUT x OUT that `sink(i, j, value)` takes. Unrolled, or each index would cost a division.
+// One transform of the columns, then of the rows: maps the IN x IN values of `source(i, j)` to
+// OUT x OUT calls of `sink(i, j, value)`. Unrolled, so that every index is a constant.
 template <int IN, int OUT, typename Transform, typename Source, typename Sink>
 inline __attribute__((always_inline)) void transform_both(Transform transform, Source source,
                                                           Sink sink) {
@@ -126,8 +126,8 @@ inline __attribute__((always_inline)) void transform_both(Transform transform, S
   }
 }
 
-// sums (R, kCols) (+)= a (R, depth) @ b (depth, kCols); in `a`, rows are `row_stride` apart and
-// what is multiplied `step` apart.
+// sums (R, kCols) (+)= a (R, depth) @ b (depth, kCols); in `a`, rows are `row_stride` apart and the
+// entries of a row `step` apart.
 template <int R>
 void multiply(const float* __restrict a, int64_t row_stride, int64_t step,
               const float* __restrict b, float* __restrict sums, int64_t depth, bool add) {
@@ -164,8 +164,8 @@ constexpr Multiply kMultiply[] = {
 #endif
 };
 
-// sums (rows, kCols) (+)= a (rows, depth) @ b (depth, kCols), in nearly equal groups of rows: one
-// row left over would wait for the latency of its own sums.
+// sums (rows, kCols) (+)= a (rows, depth) @ b (depth, kCols), in groups of nearly equal numbers of
+// rows: a group of one row would be bound by the latency of its additions.
 void product(const float* a, int64_t row_stride, int64_t step, const float* b, float* sums,
              int64_t rows, int64_t depth, bool add) {
   for (int64_t groups = ceil_div(rows, kRows); groups > 0; --groups) {
@@ -185,30 +185,30 @@ Tile tile_at(const Problem& p, int64_t index) {
   return {index / per_image, inside / p.tiles_x() * 4, inside % p.tiles_x() * 4};
 }
 
-// Pointers to SIZE x SIZE pixels whose first is at (top, left), `zeros` where there is no map.
+// Sets pointers to SIZE x SIZE pixels from (top, left) - margin on, to `zeros` outside of the map.
 template <int SIZE>
 void pixels(const Problem& p, const float* map, int64_t channels, Tile tile, int64_t margin,
-            const float* zeros, const float* (&found)[SIZE][SIZE]) {
+            const float* zeros, const float* (&pointers)[SIZE][SIZE]) {
   const float* image = map + tile.image * p.height * p.width * channels;
   for (int i = 0; i < SIZE; ++i) {
     for (int j = 0; j < SIZE; ++j) {
       const int64_t row = tile.top + i - margin, column = tile.left + j - margin;
       const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
-      found[i][j] = inside ? image + (row * p.width + column) * channels : zeros;
+      pointers[i][j] = inside ? image + (row * p.width + column) * channels : zeros;
     }
   }
 }
 
-// Where the transformed input of a block of tiles lies: [depth / kDepth][36][tiles][kDepth].
+// The transformed input of a block of tiles: [depth / kDepth][36][tiles][kDepth].
 struct InputBlock {
   float* at;
   int64_t tiles, depth;  // depth: channels rounded up to whole vectors
 
   static int64_t floats(int64_t tiles, int64_t channels) {
-    return ceil_div(channels, kDepth) * 36 * (tiles * kDepth + kPad);
+    return ceil_div(channels, kDepth) * 36 * (tiles * kDepth + kGap);
   }
   int64_t chunk(int64_t first) const { return least(kDepth, depth - first); }
-  int64_t point_stride() const { return tiles * kDepth + kPad; }
+  int64_t point_stride() const { return tiles * kDepth + kGap; }
   float* point(int64_t first, int64_t point) const {
     return at + (first / kDepth * 36 + point) * point_stride();
   }

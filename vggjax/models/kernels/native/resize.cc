@@ -1,7 +1,8 @@
-// Pillow's resize of 8-bit RGB, to the bit: the weights, the order of the work, the C interface.
+// Pillow's resize of 8-bit RGB, bit for bit: the weights, the order of the passes, the C interface.
+// The source of all arithmetic is Pillow's src/libImaging/Resample.c.
 //
 // One direction is resized and rounded to bytes, then the other. This file is compiled for the
-// plain machine, as Pillow is: with fused multiplications a weight could round the other way.
+// baseline machine, as Pillow is: with fused multiplications a weight could round differently.
 
 #include <algorithm>
 #include <cmath>
@@ -9,33 +10,23 @@
 #include <new>
 #include <vector>
 
+#include "dispatch.h"
 #include "resize.h"
 
 namespace vggjax {
 namespace {
 
 enum Filter { kBilinear = 0, kBicubic = 1 };
-enum Answer { kDone = 0, kNoMemory = 1, kRefused = 2 };
+enum Status { kDone = 0, kNoMemory = 1, kRefused = 2 };
 
-const Kernels* const kKernels[] = {
+const ResizeKernels& current_kernels() {
+  static const ResizeKernels* const table[] = {
+      &baseline_resize,
 #ifdef __x86_64__
-    &avx2_resize, &sse41_resize,
+      &avx2_resize, &avx2_resize,  // AVX-512 would not help: the groups of rows fill AVX2's vectors
 #endif
-    &baseline_resize};
-
-bool runs(const Kernels& kernels) {
-#ifdef __x86_64__
-  __builtin_cpu_init();
-  if (&kernels == &avx2_resize) return __builtin_cpu_supports("avx2");
-  if (&kernels == &sse41_resize) return __builtin_cpu_supports("sse4.1");
-#endif
-  return &kernels == &baseline_resize;
-}
-
-const Kernels& best_kernels() {
-  static const Kernels& chosen =
-      **std::find_if(std::begin(kKernels), std::end(kKernels), [](auto k) { return runs(*k); });
-  return chosen;
+  };
+  return *table[instruction_set()];
 }
 
 double triangle(double x) {
@@ -70,12 +61,12 @@ struct Weights {
   int64_t end() const { return first.back() + counts.back(); }
 };
 
-// Weights that take inputs begin..end of `inputs` to `outputs`. The ends are float as Pillow's box
-// is, and so is their difference.
+// The weights that map inputs begin..end of `inputs` to `outputs`. The ends are float like Pillow's
+// box, and so is their difference.
 template <typename Weigh>
 Weights plan(int64_t inputs, float begin, float end, int64_t outputs, double radius, Weigh weigh) {
   const double scale = static_cast<double>(end - begin) / outputs;
-  const double stretch = std::max(scale, 1.0);  // it smooths where it makes smaller
+  const double stretch = std::max(scale, 1.0);  // antialiasing: a wider filter when downsampling
   const double support = radius * stretch, step = 1.0 / stretch;
   Weights made{outputs, 1, std::vector<int64_t>(outputs), std::vector<int64_t>(outputs), {}};
   const auto center = [&](int64_t i) { return begin + (i + 0.5) * scale; };
@@ -116,8 +107,8 @@ struct Extent {
   }
 };
 
-// Keeps the last weights, one for each thread and direction: those of a small image take a
-// fifth of its time, and a dataset's images often have one size.
+// Caches the last weights per thread and direction: computing them takes a fifth of the time of a
+// small image, and the images of a dataset often have one size.
 template <int kDirection>
 const Weights& plan(const Extent& e) {
   static thread_local Extent last{};
@@ -135,8 +126,8 @@ struct Image {
   int64_t height, width, stride;
 };
 
-// The rows of an image, so that a pass may read `beyond` bytes further than a row goes: the last
-// ones, where that would be beyond the image, are copied.
+// The rows of an image, such that a pass may read `beyond` bytes after the end of a row: the last
+// rows, where that would leave the image, are copied.
 class Rows {
  public:
   Rows(const Image& image, int64_t beyond)
@@ -158,9 +149,8 @@ class Rows {
   std::vector<uint8_t> copies_;
 };
 
-// The rows between the passes live in a ring of as many as one output row needs, so that they stay
-// in L1 or L2.
-void rows_first(const Kernels& kernels, const Image& from, uint8_t* to, int64_t to_stride,
+// Keeps only the rows between the passes that one output row needs, in a ring that fits L1 or L2.
+void rows_first(const ResizeKernels& kernels, const Image& from, uint8_t* to, int64_t to_stride,
                 const Weights& across, const Weights& down) {
   const Rows source(from, 6 * across.pairs + kPad);
   const int64_t taps = 2 * down.pairs, bytes = 3 * across.outputs, slot = bytes + kPad;
@@ -175,7 +165,7 @@ void rows_first(const Kernels& kernels, const Image& from, uint8_t* to, int64_t 
       const uint8_t* read[kGroup];
       uint8_t* written[kGroup];
       for (int64_t row = 0; row < kGroup; ++row) {
-        const int64_t y = std::min(made + row, end - 1);  // a last one again rather than none
+        const int64_t y = std::min(made + row, end - 1);  // repeat the last row to complete a group
         read[row] = source[y];
         written[row] = made_row(y);
       }
@@ -188,7 +178,7 @@ void rows_first(const Kernels& kernels, const Image& from, uint8_t* to, int64_t 
   }
 }
 
-void columns_first(const Kernels& kernels, const Image& from, uint8_t* to, int64_t to_stride,
+void columns_first(const ResizeKernels& kernels, const Image& from, uint8_t* to, int64_t to_stride,
                    const Weights& across, const Weights& down) {
   const Rows source(from, kPad);
   const int64_t taps = 2 * down.pairs, begin = 3 * across.first[0];
@@ -217,7 +207,7 @@ void columns_first(const Kernels& kernels, const Image& from, uint8_t* to, int64
   }
 }
 
-bool makes_sense(const Extent& e) {
+bool is_valid(const Extent& e) {
   return e.inputs >= 1 && e.outputs >= 1 && 0 <= e.begin && e.begin <= e.end &&
          e.end <= static_cast<float>(e.inputs) && (e.filter == kBilinear || e.filter == kBicubic);
 }
@@ -227,33 +217,22 @@ bool makes_sense(const Extent& e) {
 
 #pragma GCC visibility push(default)
 
-// Names the instruction sets that this machine runs, best first; a null pointer behind the last.
-extern "C" const char* vggjax_resize_variant(int64_t index) {
-  for (const auto* kernels : vggjax::kKernels)
-    if (vggjax::runs(*kernels) && index-- == 0) return kernels->name;
-  return nullptr;
-}
-
-// Resizes the box (left, top, right, bottom) of an image, uint8 RGB with a stride from row to row,
-// into another. A filter is 0, bilinear, or 1, bicubic. `down_first`: the height is resized before
-// the width, which shows, as the bytes between are rounded. `variant`, null for the best, is one that
-// vggjax_resize_variant names. Gives 0; 1 without memory; 2 where an argument makes no sense.
+// Resizes the box (left, top, right, bottom) of an image, uint8 RGB with `stride` bytes per row, into
+// another image. `filter` is 0, bilinear, or 1, bicubic. `down_first` resizes the height before the
+// width, which matters because the bytes between are rounded. Returns 0 on success, 1 if out of
+// memory, 2 for invalid arguments.
 extern "C" int vggjax_resize(const uint8_t* from, int64_t height, int64_t width, int64_t stride,
                              uint8_t* to, int64_t to_height, int64_t to_width, int64_t to_stride,
                              double left, double top, double right, double bottom, int filter,
-                             int down_first, const char* variant) {
+                             int down_first) {
   using namespace vggjax;
   const auto f = [](double x) { return static_cast<float>(x); };
   const Extent across{width, to_width, f(left), f(right), filter};
   const Extent down{height, to_height, f(top), f(bottom), filter};
-  if (!makes_sense(across) || !makes_sense(down) || stride < 3 * width || to_stride < 3 * to_width)
+  if (!is_valid(across) || !is_valid(down) || stride < 3 * width || to_stride < 3 * to_width)
     return kRefused;
-  const Kernels* kernels = variant ? nullptr : &best_kernels();
-  for (const auto* each : kKernels)
-    if (variant && runs(*each) && !std::strcmp(each->name, variant)) kernels = each;
-  if (!kernels) return kRefused;
   try {
-    (down_first ? columns_first : rows_first)(*kernels, {from, height, width, stride}, to,
+    (down_first ? columns_first : rows_first)(current_kernels(), {from, height, width, stride}, to,
                                               to_stride, plan<0>(across), plan<1>(down));
   } catch (const std::bad_alloc&) {
     return kNoMemory;

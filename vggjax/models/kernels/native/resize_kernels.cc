@@ -1,16 +1,12 @@
-// The resize's two passes for one instruction set: the file is compiled once for each, with NAME
-// given, and dispatched to at run time.
+// The two passes of the resize for one instruction set: the file is compiled once for each, with
+// NAME defined. The AVX2 version processes two rows in the two 128-bit lanes of a vector.
 
 #include <cstring>
 
 #include "resize.h"
 
-#if defined(__AVX2__)
+#ifdef __AVX2__
 #include <immintrin.h>
-#define OP(f) _mm256_##f
-#elif defined(__SSE4_1__)
-#include <smmintrin.h>
-#define OP(f) _mm_##f
 #endif
 
 namespace vggjax {
@@ -18,37 +14,31 @@ namespace {
 
 constexpr int32_t kHalf = 1 << (kPlaces - 1);
 
-#ifdef OP
-
 #ifdef __AVX2__
+
 using Vec = __m256i;
 Vec load(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const Vec*>(from)); }
 void store(uint8_t* to, Vec v) { _mm256_storeu_si256(reinterpret_cast<Vec*>(to), v); }
-#else
-using Vec = __m128i;
-Vec load(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const Vec*>(from)); }
-void store(uint8_t* to, Vec v) { _mm_storeu_si128(reinterpret_cast<Vec*>(to), v); }
-#endif
 
-constexpr int kLanes = sizeof(Vec) / 16;       // of 128 bits, one row of the group in each
+constexpr int kLanes = sizeof(Vec) / 16;       // of 128 bits, one row of the group per lane
 constexpr int kVectors = kGroup / kLanes;
 
 Vec spread(const int16_t (&weights)[2]) {
   int32_t both;
   std::memcpy(&both, weights, 4);
-  return OP(set1_epi32)(both);
+  return _mm256_set1_epi32(both);
 }
 
 struct Sum {
-  Vec low = OP(set1_epi32)(kHalf), high = OP(set1_epi32)(0);
+  Vec low = _mm256_set1_epi32(kHalf), high = _mm256_set1_epi32(0);
 
-  // Values are pairs of 16 bits, one of each tap.
+  // `values` are pairs of 16-bit numbers, one per tap.
   void add(Vec values, Vec low_weights, Vec high_weights) {
-    low = OP(add_epi32)(low, OP(madd_epi16)(values, low_weights));
-    high = OP(add_epi32)(high, OP(madd_epi16)(values, high_weights));
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(values, low_weights));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(values, high_weights));
   }
   Vec whole() const {
-    return OP(srai_epi32)(OP(add_epi32)(low, OP(slli_epi32)(high, 16)), kPlaces);
+    return _mm256_srai_epi32(_mm256_add_epi32(low, _mm256_slli_epi32(high, 16)), kPlaces);
   }
 };
 
@@ -56,31 +46,22 @@ Vec load_rows(const uint8_t* const* rows, int64_t at) {
   const auto one = [at](const uint8_t* row) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
   };
-#ifdef __AVX2__
   return _mm256_inserti128_si256(_mm256_castsi128_si256(one(rows[0])), one(rows[1]), 1);
-#else
-  return one(rows[0]);
-#endif
 }
 
-// Two pixels, from byte 0 or 6 of each lane: R0 R1 G0 G1 B0 B1 and nothing, 16 bits each.
+// Two pixels from byte 0 or 6 of each lane, as 16-bit R0 R1 G0 G1 B0 B1 0 0.
 template <int kByte>
 Vec two_pixels(Vec v) {
   const __m128i places =
       _mm_setr_epi8(kByte, -1, kByte + 3, -1, kByte + 1, -1, kByte + 4, -1, kByte + 2, -1,
                     kByte + 5, -1, -1, -1, -1, -1);
-#ifdef __AVX2__
   return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(places));
-#else
-  return _mm_shuffle_epi8(v, places);
-#endif
 }
 
 void store_pixel(uint8_t* to, int32_t pixel) { std::memcpy(to, &pixel, 4); }
 
-// The saturation of the two packs is Pillow's clipping.
+// The saturation of the two packs clips as Pillow does.
 void store_pixels(const Sum (&sums)[kVectors], int64_t at, uint8_t* const to[kGroup]) {
-#ifdef __AVX2__
   const Vec words = _mm256_packs_epi32(sums[0].whole(), sums[1].whole());
   const Vec bytes = _mm256_packus_epi16(words, words);
   const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
@@ -88,17 +69,10 @@ void store_pixels(const Sum (&sums)[kVectors], int64_t at, uint8_t* const to[kGr
   store_pixel(to[1] + at, _mm_cvtsi128_si32(odd));
   store_pixel(to[2] + at, _mm_extract_epi32(even, 1));
   store_pixel(to[3] + at, _mm_extract_epi32(odd, 1));
-#else
-  const Vec bytes = _mm_packus_epi16(_mm_packs_epi32(sums[0].whole(), sums[1].whole()),
-                                     _mm_packs_epi32(sums[2].whole(), sums[3].whole()));
-  store_pixel(to[0] + at, _mm_cvtsi128_si32(bytes));
-  store_pixel(to[1] + at, _mm_extract_epi32(bytes, 1));
-  store_pixel(to[2] + at, _mm_extract_epi32(bytes, 2));
-  store_pixel(to[3] + at, _mm_extract_epi32(bytes, 3));
-#endif
 }
 
-// kPairs is the axis' number of pairs, or 0 for any: a known one saves a third of a small image.
+// kPairs is the axis' number of pairs, or 0 for any number: a constant saves a third of the time of
+// a small image.
 template <int kPairs>
 void across_by(const Axis& axis, const uint8_t* const from[kGroup], uint8_t* const to[kGroup]) {
   const int64_t pairs = kPairs ? kPairs : axis.pairs;
@@ -134,20 +108,20 @@ void across(const Axis& axis, const uint8_t* const from[kGroup], uint8_t* const 
 }
 
 Vec down_block(const Pair* weights, int64_t pairs, const uint8_t* const* rows, int64_t at) {
-  const Vec zero = OP(set1_epi32)(0);
+  const Vec zero = _mm256_set1_epi32(0);
   Sum sums[4];
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const Vec a = load(rows[2 * pair] + at), b = load(rows[2 * pair + 1] + at);
     const Vec low = spread(weights[pair].low), high = spread(weights[pair].high);
-    const Vec first = OP(unpacklo_epi8)(a, b), last = OP(unpackhi_epi8)(a, b);
-    sums[0].add(OP(unpacklo_epi8)(first, zero), low, high);
-    sums[1].add(OP(unpackhi_epi8)(first, zero), low, high);
-    sums[2].add(OP(unpacklo_epi8)(last, zero), low, high);
-    sums[3].add(OP(unpackhi_epi8)(last, zero), low, high);
+    const Vec first = _mm256_unpacklo_epi8(a, b), last = _mm256_unpackhi_epi8(a, b);
+    sums[0].add(_mm256_unpacklo_epi8(first, zero), low, high);
+    sums[1].add(_mm256_unpackhi_epi8(first, zero), low, high);
+    sums[2].add(_mm256_unpacklo_epi8(last, zero), low, high);
+    sums[3].add(_mm256_unpackhi_epi8(last, zero), low, high);
   }
-  // Unpacking and packing go by lanes alike, so that the bytes come out in order.
-  return OP(packus_epi16)(OP(packs_epi32)(sums[0].whole(), sums[1].whole()),
-                          OP(packs_epi32)(sums[2].whole(), sums[3].whole()));
+  // Unpacking and packing both work within lanes, so the bytes come out in order.
+  return _mm256_packus_epi16(_mm256_packs_epi32(sums[0].whole(), sums[1].whole()),
+                             _mm256_packs_epi32(sums[2].whole(), sums[3].whole()));
 }
 
 void down(const Pair* weights, int64_t pairs, const uint8_t* const* rows, int64_t bytes,
@@ -161,7 +135,7 @@ void down(const Pair* weights, int64_t pairs, const uint8_t* const* rows, int64_
   std::memcpy(to + at, rest, bytes - at);
 }
 
-#else  // any machine
+#else  // baseline
 
 uint32_t weight(const Pair& pair, int i) {
   return (static_cast<uint32_t>(pair.high[i]) << 16) + static_cast<uint32_t>(pair.low[i]);
@@ -206,14 +180,6 @@ void down(const Pair* weights, int64_t pairs, const uint8_t* const* rows, int64_
 
 }  // namespace
 
-const Kernels NAME = {
-#if defined(__AVX2__)
-    "avx2",
-#elif defined(__SSE4_1__)
-    "sse41",
-#else
-    "baseline",
-#endif
-    across, down};
+const ResizeKernels NAME = {across, down};
 
 }  // namespace vggjax

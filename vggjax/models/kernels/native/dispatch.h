@@ -1,0 +1,13 @@
+// The instruction sets that the kernels are compiled for, from the least to the best: 0 baseline,
+// 1 AVX2 with FMA, 2 AVX-512. Machines other than x86-64 have the baseline alone.
+#pragma once
+
+#include <cstdint>
+
+namespace vggjax {
+
+// The index of the instruction set in use: the best of this machine unless vggjax_use_kernels
+// selected another one.
+int64_t instruction_set();
+
+}  // namespace vggjax
