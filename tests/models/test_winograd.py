@@ -24,6 +24,8 @@ SHAPES = [
 ]
 """(N, H, W, C, D): one tile and many, and channels that are no multiple of a vector."""
 
+COMPILED = kernel_choices()[1:]
+
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -79,7 +81,16 @@ def convolve(request, monkeypatch):
     return TRACED[winograd.is_compiled()]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+compiled_only = pytest.mark.parametrize("convolve", COMPILED, indirect=True)
+"""For what is XLA's own in jax.numpy: threads and devices."""
+
+
+@pytest.mark.parametrize(
+    ("convolve", "shape"),
+    [(kind, s) for kind in kernel_choices() for s in (SHAPES if kind in COMPILED else SHAPES[2:4])],
+    indirect=["convolve"],
+    ids=str,
+)
 def test_output_and_gradients_equal_lax_s_for_maps_of_any_size(convolve, shape):
     n, height, width, channels, outputs = shape
     num_terms = (9 * channels, 9 * outputs, n * height * width)
@@ -88,6 +99,7 @@ def test_output_and_gradients_equal_lax_s_for_maps_of_any_size(convolve, shape):
         assert_close(array, expected, terms)
 
 
+@compiled_only
 def test_512_channels_give_what_sums_in_float64_give(convolve):
     x, kernel, grad = make_problem(1, 6, 6, 512, 512)
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -111,6 +123,7 @@ def test_a_value_that_is_not_finite_stays_in_its_image(convolve, value):
         np.testing.assert_array_equal(spoiled[::2], finite[::2])
 
 
+@compiled_only
 def test_repeated_runs_and_many_threads_give_the_same_bits(convolve):
     args = make_problem(4, 26, 26, 16, 40)
     first = results(convolve, *args)
@@ -129,6 +142,7 @@ def test_repeated_runs_and_many_threads_give_the_same_bits(convolve):
             np.testing.assert_array_equal(array, expected)
 
 
+@compiled_only
 def test_a_mesh_splits_the_batch_without_gathering_it(convolve):
     args = make_problem(8, 9, 9, 8, 16)
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -144,6 +158,7 @@ def test_a_mesh_splits_the_batch_without_gathering_it(convolve):
         assert_close(array, expected, terms)
 
 
+@compiled_only
 def test_pmap_checkpoint_and_eval_shape_accept_it(convolve):
     x, kernel, _ = make_problem(4, 6, 6, 4, 8)
     function = jax.checkpoint(convolve)
