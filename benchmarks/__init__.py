@@ -1,1 +1,1 @@
-"""Speed figures, each against its peer in one run; nothing here is asserted."""
+"""Speed and memory, measured against the peers in one run; nothing here is asserted."""

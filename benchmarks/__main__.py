@@ -1,32 +1,23 @@
-"""Measures every row of benchmarks/README.md's table and prints it anew.
+"""Measure every row of the table in benchmarks/README.md and print it.
 
     python -m benchmarks [NAME ...] [--photos FOLDER]
 
-NAME is one of the modules below; without one all are measured, which takes about half an hour on 2
-cores. FOLDER holds class folders of photographs for the lesson; without it they are made.
+NAME is a key of the table below; without one, all are measured, which takes about half an hour on 2
+cores. FOLDER holds class folders of photographs for the lesson; by default they are generated.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import (
-    forward,
-    lesson,
-    memory,
-    start,
-    train_all,
-    train_block5,
-    train_head,
-)
-from benchmarks.measure import Row, describe_machine, print_table
+from benchmarks import lesson, memory, network, stages, start
+from benchmarks.measure import describe_machine, print_table
 
-MEASURES: dict[str, Callable[..., Iterator[Row]]] = {
-    "forward": forward.measure,
-    "train_all": train_all.measure,
-    "train_block5": train_block5.measure,
-    "train_head": train_head.measure,
+MEASURES = {
+    "forward": network.measure_forward,
+    "train_all": network.measure_train,
+    "train_block5": stages.measure,
+    "train_head": partial(stages.measure, unfreeze="none"),
     "start": start.measure,
     "memory": memory.measure,
     "lesson": lesson.measure,
@@ -39,7 +30,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     args = parser.parse_args()
     print(describe_machine(), end="\n\n")
-    measures = MEASURES | {"lesson": partial(lesson.measure, args.photos)}
+    measures = MEASURES | {"lesson": partial(lesson.measure, photos=args.photos)}
     print_table(row for name in args.name or MEASURES for row in measures[name]())
 
 

@@ -1,40 +1,42 @@
-"""How a figure is taken and told: calls in turn, medians, and a row of the table."""
+"""Take a figure and print it: calls timed in turn, their medians, and rows of a table."""
 
+import argparse
 import datetime
 import importlib.metadata
+import inspect
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-Call = Callable[[], None]
+Call = Callable[[], object]
 
 
 class Row(NamedTuple):
-    """A line of the table: our figure beside the peers', in one unit; less is better."""
+    """One line of the table: our figure beside the peers' in one unit; less is better."""
 
     work: str
     unit: str
-    ours: float
+    vggjax: float
     peers: dict[str, float]
-    """Keras-TF's and PyTorch's; a library that is not installed is left out."""
+    """The figures of Keras-TF and PyTorch, without those that are not installed."""
     aim: float | None
-    """The share of the best peer's figure that we may need at most; None where none was set."""
+    """The largest share of the best peer's figure that was aimed at, if any."""
 
     def cells(self) -> list[str]:
-        """Gives the line's cells as text."""
+        """Return the cells of the line as text."""
         names = ("Keras-TF", "PyTorch")
-        told = [f"{_plain(self.peers[name])}" if name in self.peers else "-" for name in names]
+        peers = [_format(self.peers[name]) if name in self.peers else "-" for name in names]
         best = min(self.peers.values(), default=None)
-        share = "-" if best is None else f"{self.ours / best:.2g}"
+        share = "-" if best is None else f"{self.vggjax / best:.2g}"
         aim = "-" if self.aim is None else f"{self.aim:g}"
-        return [self.work, self.unit, _plain(self.ours), *told, share, aim]
+        return [self.work, self.unit, _format(self.vggjax), *peers, share, aim]
 
 
-def _plain(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -42,19 +44,31 @@ HEADINGS = ("work", "unit", "vggjax", "Keras-TF", "PyTorch", "share of the best 
 
 
 def print_table(rows: Iterable[Row]) -> None:
-    """Prints the rows as a Markdown table, each as soon as it is there."""
+    """Print the rows as a Markdown table, each one when it is ready."""
     print("| " + " | ".join(HEADINGS) + " |\n|" + "---|" * len(HEADINGS), flush=True)
     for row in rows:
         print("| " + " | ".join(row.cells()) + " |", flush=True)
 
 
+def print_measure(doc: str, measure: Callable[..., Iterable[Row]]) -> None:
+    """Print the rows of `measure`; each of its keyword arguments is a flag."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, parameter in inspect.signature(measure).parameters.items():
+        default = parameter.default
+        many = isinstance(default, tuple)
+        kind = Path if default is None else type(default[0] if many else default)
+        nargs = "+" if many else None
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, nargs=nargs, default=default)
+    print_table(measure(**vars(parser.parse_args())))
+
+
 def describe_machine() -> str:
-    """Says on what, with what and when, in one line."""
+    """Return the cores, the processor, the versions and the date on one line."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        named = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+        processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        named = platform.processor() or platform.machine()
+        processor = platform.processor() or platform.machine()
     versions = [f"Python {platform.python_version()}"]
     for name in ("jax", "flax", "tensorflow-cpu", "keras", "torch"):
         try:
@@ -62,26 +76,26 @@ def describe_machine() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {named}; {', '.join(versions)}; {datetime.date.today()}."
+    return f"{cores} cores of {processor}; {', '.join(versions)}; {datetime.date.today()}."
 
 
-def in_turn(calls: dict[str, Call | None], *, rounds: int) -> dict[str, float]:
-    """Gives each call's median seconds over the rounds, in each of which all take their turn."""
+def time_in_turn(calls: Mapping[str, Call | None], *, rounds: int) -> dict[str, float]:
+    """Return each call's median seconds over rounds in which all take turns; skip None."""
     present = {name: call for name, call in calls.items() if call is not None}
     for call in present.values():
         call()  # compiles
     seconds: dict[str, list[float]] = {name: [] for name in present}
     for _ in range(rounds):
         for name, call in present.items():
-            start = time.perf_counter()
+            begin_s = time.perf_counter()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - begin_s)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def make_row(
-    work: str, unit: str, found: dict[str, float], *, times: float, aim: float | None
+    work: str, unit: str, seconds: Mapping[str, float], *, factor: float, aim: float | None
 ) -> Row:
-    """Makes a row of `found` seconds by name, `ours` and the peers', each times a factor."""
-    scaled = {name: value * times for name, value in found.items()}
-    return Row(work, unit, scaled.pop("ours"), scaled, aim)
+    """Return the row of the seconds of `vggjax` and its peers, each times `factor`."""
+    scaled = {name: value * factor for name, value in seconds.items()}
+    return Row(work, unit, scaled.pop("vggjax"), scaled, aim)

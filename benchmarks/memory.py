@@ -1,14 +1,13 @@
-"""Peak memory of training block5 and a head, VGG16, 200 px, batch 32, against Keras-TF and PyTorch.
+"""Measure the peak memory of training block5 and a head of VGG16, against Keras-TF and PyTorch.
 
     python -m benchmarks.memory [--photographs 96] [--rounds 5]
 
-Each is a process of its own, and the figure the largest resident set that the system saw of it, the
-libraries' own weight included. Ours is the training of `train.py` with what it keeps by itself,
-images, features and checkpoints, its validation included; the peers hold their images as uint8
-in memory and make the steps of one epoch.
+At 200 px and batch 32. Each contender is a process of its own, and the figure is its largest
+resident set, libraries included. vggjax runs its whole training, with validation, cached images and
+features, and checkpoints; the peers hold their images as uint8 in memory and run the steps of one
+epoch.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -19,21 +18,21 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Row, print_table
+from benchmarks.measure import Row, print_measure
 from benchmarks.peers import installed
 from benchmarks.stages import SIZE_PX, make_keras, make_photographs, torch_step
 
 BATCH = 32
 
 
-def peer(name: str, photographs: int) -> None:
-    """Trains with one of the peers, in this process."""
+def train_peer(name: str, photographs: int) -> None:
+    """Train with one of the peers in this process."""
     images = np.zeros((photographs, SIZE_PX, SIZE_PX, 3), np.uint8)
     steps = range(0, photographs * 8 // 10, BATCH)
     if name == "Keras-TF":
         model, _, _ = make_keras(unfreeze="block5")
-        for at in steps:
-            x = images[at : at + BATCH].astype(np.float32)
+        for first in steps:
+            x = images[first : first + BATCH].astype(np.float32)
             model.train_on_batch(x, np.zeros(len(x), np.int64))
     else:
         step = torch_step(unfreeze="block5", batch_size=BATCH)
@@ -42,8 +41,8 @@ def peer(name: str, photographs: int) -> None:
 
 
 def command(name: str, photographs: int, scratch: Path, folder: Path) -> list[str]:
-    if name != "ours":
-        code = f"from benchmarks.memory import peer; peer({name!r}, {photographs})"
+    if name != "vggjax":
+        code = f"from benchmarks.memory import train_peer; train_peer({name!r}, {photographs})"
         return [sys.executable, "-c", code]
     settings = dict(
         dataset=str(folder), workdir=str(scratch / "run"), weights="none", preprocess="caffe",
@@ -65,27 +64,20 @@ def peak_mb(arguments: list[str]) -> float:
 
 
 def measure(*, photographs: int = 96, rounds: int = 5) -> Iterator[Row]:
-    names = ["ours"]
+    names = ["vggjax"]
     names += ["Keras-TF"] if installed("keras", "tensorflow") else []
     names += ["PyTorch"] if installed("torch") else []
-    found: dict[str, list[float]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory(prefix="vggjax-memory-") as made:
-        folder = make_photographs(Path(made), photographs)
+    peaks: dict[str, list[float]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory(prefix="vggjax-memory-") as root:
+        folder = make_photographs(Path(root), photographs)
         for _ in range(rounds):
             for name in names:
                 with tempfile.TemporaryDirectory(prefix="vggjax-memory-") as scratch:
-                    found[name].append(peak_mb(command(name, photographs, Path(scratch), folder)))
-    medians = {name: statistics.median(values) for name, values in found.items()}
+                    peaks[name].append(peak_mb(command(name, photographs, Path(scratch), folder)))
+    medians = {name: statistics.median(values) for name, values in peaks.items()}
     work = f"peak memory of training block5 + head, {SIZE_PX} px, batch {BATCH}"
-    yield Row(work, "MB", medians.pop("ours"), medians, 1.0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photographs", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=5)
-    print_table(measure(**vars(parser.parse_args())))
+    yield Row(work, "MB", medians.pop("vggjax"), medians, 1.0)
 
 
 if __name__ == "__main__":
-    main()
+    print_measure(__doc__, measure)

@@ -1,8 +1,8 @@
-"""VGG's convolutional base in PyTorch (channels_last) and Keras on TensorFlow, as timed callables.
+"""VGG's convolutional base in PyTorch (channels_last) and Keras on TensorFlow, as calls to time.
 
-Each maker gives a function of no arguments that does one forward pass or one training step on a
-batch of its own and waits for the end, or None, with a line that says so, where its library is not
-installed. Weights are random: times do not depend on them.
+Each `make_` function returns a call that runs one forward pass or one training step on a fixed
+batch and waits for it, or prints that its library is not installed and returns None. Weights are
+random, because the times do not depend on them.
 """
 
 import importlib.util
@@ -18,10 +18,10 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
 def installed(*modules: str) -> bool:
-    """Says whether the libraries are there, and on the screen which are not."""
+    """Return whether the libraries are installed; print those that are not."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"{' and '.join(missing)} not installed: left out")
+        print(f"{' and '.join(missing)} not installed, skipped")
     return not missing
 
 
@@ -32,7 +32,7 @@ def make_batch(batch_size: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def torch_base(arch: str):
-    """Gives the base as a torch.nn.Sequential in channels_last, and its last width."""
+    """Return the base as a torch.nn.Sequential in channels_last, and its last width."""
     import torch
 
     layers: list[torch.nn.Module] = []
@@ -46,7 +46,7 @@ def torch_base(arch: str):
 
 
 def make_torch(arch: str, batch_size: int, size: int, *, train: bool) -> Call | None:
-    """PyTorch in float32 and channels_last, its fastest layout on CPUs."""
+    """Return a call of PyTorch in float32 and channels_last, its fastest layout on CPUs."""
     if not installed("torch"):
         return None
     import torch
@@ -76,7 +76,7 @@ def make_torch(arch: str, batch_size: int, size: int, *, train: bool) -> Call | 
 
 
 def make_keras(arch: str, batch_size: int, size: int, *, train: bool) -> Call | None:
-    """Keras with TensorFlow, compiled by tf.function as `predict` and `fit` do."""
+    """Return a call of Keras on TensorFlow, compiled by tf.function like `predict` and `fit`."""
     if not installed("keras", "tensorflow"):
         return None
     import keras

@@ -1,9 +1,9 @@
-"""What a folder of 200,000 images costs before the first step: seconds and memory.
+"""Measure the time and memory that a folder of 200,000 images takes before the first step.
 
     python -m benchmarks.scan [--files 200000]
 
-The files are hard links to twenty images, in ten classes. Each size runs in a process of its
-own, so that the peak is its alone; 2,000 files show what the imports take.
+The files are hard links to twenty images, in ten classes. Each size runs in its own process, whose
+peak memory is measured; 2,000 files show what the imports take.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def make_folder(root: Path, files: int) -> None:
     for label in range(CLASSES):
         (root / "photos" / f"class_{label}").mkdir(parents=True)
     for i in range(files):
-        # A filesystem may bound the links of a file: another copy for each ten thousand.
+        # Filesystems limit the links to a file: make another copy for each ten thousand.
         original = originals / f"{i % IMAGES}.jpg"
         target = root / "photos" / f"class_{i % CLASSES}" / f"photograph_{i:06d}.jpg"
         if i and i % 10_000 < IMAGES:
@@ -57,21 +57,21 @@ def peak_mb() -> float:
 
 
 def measure(folder: str) -> None:
-    """Opens a folder, cuts it and runs some batches; prints files, seconds and peaks."""
+    """Open a folder, split it and run some batches; print files, seconds and peaks."""
     imported = peak_mb()
     begin_s = time.perf_counter()
     source = open_source(folder)
     scan_s = time.perf_counter() - begin_s
     scanned = peak_mb()
     splits = make_splits(source)
-    cut_s = time.perf_counter() - begin_s - scan_s
+    split_s = time.perf_counter() - begin_s - scan_s
     examples = SplitLoader(source, splits["train"], Preprocessing(), cache_mb=0)
     batches = examples.batches(32, seed=0, epoch=0, shuffle=True)
     first_s = time.perf_counter()
     images = sum(len(batch["index"]) for batch in itertools.islice(batches, BATCHES))
     rate = images / (time.perf_counter() - first_s)
     print(
-        f"{len(source):8,} files: scanned in {scan_s:5.2f} s, cut in {cut_s:4.2f} s, "
+        f"{len(source):8,} files: scanned in {scan_s:5.2f} s, split in {split_s:4.2f} s, "
         f"{BATCHES} batches at {rate:5.0f} images/s; peak {imported:4.0f} MB imported, "
         f"{scanned:4.0f} scanned, {peak_mb():4.0f} in all",
         flush=True,
@@ -82,7 +82,7 @@ def measure(folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=200_000)
-    parser.add_argument("--folder", help="measure this one alone; the figures of this process")
+    parser.add_argument("--folder", help="measure this folder in this process")
     options = parser.parse_args()
     if options.folder:
         return measure(options.folder)

@@ -1,24 +1,27 @@
-"""A stage of transfer learning, ours and the peers', as calls that can be timed in turn.
+"""Time a stage of transfer learning: block5 and a head, or a head alone, on VGG16.
 
-Ours goes through what the training loop goes through: kept features, batches, chunks, the compiled
-step. Keras' is `train_on_batch` of the same network and optimizer, PyTorch's the same by hand, both
-on preprocessed images in memory. Weights and images are random: times do not depend on them.
-All compilation is left out.
+    python -m benchmarks.stages [--unfreeze block5] [--photographs 100] [--batch-size 16]
+
+`--unfreeze none` trains the head alone. vggjax goes through the parts of its training loop: cached
+features, batches, stacked steps. Its first epoch computes the outputs of the frozen layers, the
+later ones reuse them. Keras runs `train_on_batch` of the same network and optimizer, PyTorch the
+same by hand, both on preprocessed images in memory and with the frozen layers at every step, as in
+`fit`. Weights and images are random, because the times do not depend on them. Compilation is not
+counted.
 """
 
-import argparse
 import contextlib
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import Call, Row, in_turn, make_row, print_table
+from benchmarks.measure import Call, Row, make_row, print_measure, time_in_turn
 from benchmarks.peers import installed, torch_base
 from vggjax.data.loader import prefetch
 from vggjax.training import trainer
@@ -37,7 +40,7 @@ SIZE_PX, CLASSES, HEAD = 200, 5, "avg2-128-0.4-classes"
 
 
 class Quiet:
-    """A screen that shows nothing, and adds up the seconds that it is told of compiling."""
+    """A console that prints nothing and sums the seconds that compiling is reported to take."""
 
     compile_s = 0.0
 
@@ -47,8 +50,8 @@ class Quiet:
     advance = begin
 
     def print(self, text: str) -> None:
-        found = re.search(r"compiled in ([\d.]+) s", text)
-        self.compile_s += float(found[1]) if found else 0.0
+        match = re.search(r"compiled in ([\d.]+) s", text)
+        self.compile_s += float(match[1]) if match else 0.0
 
 
 def make_photographs(root: Path, count: int) -> Path:
@@ -60,8 +63,8 @@ def make_photographs(root: Path, count: int) -> Path:
     return root
 
 
-class Ours:
-    """Our stage: `fill_s` is what computing the features took, `epoch()` runs one on them."""
+class Stage:
+    """A stage of vggjax: `fill_s` is the time that the features took, `epoch()` trains on them."""
 
     def __init__(self, photographs: Path, *, unfreeze: str, batch_size: int):
         self._open = contextlib.ExitStack()
@@ -77,13 +80,13 @@ class Ours:
             examples.prepare()
         make_workdir(run.workdir, config, run.source, run.splits)
         stage = run.stages[-1]
-        screen = Quiet()
-        kept = cached_features(run, stage, screen, Stop())
+        console = Quiet()
+        features = cached_features(run, stage, console, Stop())
         begin_s = time.perf_counter()
-        self._run, cut = self._open.enter_context(kept)
+        self._run, cut = self._open.enter_context(features)
         images = sum(map(len, self._run.loaders.values()))
         self.images = len(self._run.loaders["train"])
-        computing_s = time.perf_counter() - begin_s - screen.compile_s
+        computing_s = time.perf_counter() - begin_s - console.compile_s
         self.fill_s = computing_s * self.images / images
         self._every = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
         plan = run.feature_plans[stage.name] if cut else None
@@ -98,15 +101,15 @@ class Ours:
         options = dict(seed=0, epoch=self._epoch, shuffle=True)
         batches = run.loaders["train"].batches(run.batch_size, **options)
         chunks = stack_batches(batches, self._size, step=0, every=self._every)
-        tally = MetricAccumulator(placement)
+        metric_sums = MetricAccumulator(placement)
 
         def put(item: tuple) -> tuple:
             return item[0], placement.put_batch(item[1], stack_batches=self._size > 1)
 
         for steps, batch in prefetch(chunks, put):
             self._state, metrics = self._step(self._state, batch)
-            tally.add(steps, metrics)
-            tally.fetch()
+            metric_sums.add(steps, metrics)
+            metric_sums.fetch()
         self._epoch += 1
 
     def close(self) -> None:
@@ -114,7 +117,7 @@ class Ours:
 
 
 def make_keras(*, unfreeze: str):
-    """Builds the lesson's network, compiled with Nadam: (model, its base, its head alone)."""
+    """Return the lesson's network compiled with Nadam, as (model, its base, its head alone)."""
     import keras
 
     shape = (SIZE_PX, SIZE_PX, 3)
@@ -147,7 +150,7 @@ def keras_step(*, unfreeze: str, batch_size: int) -> Call | None:
 
 
 def torch_step(*, unfreeze: str, batch_size: int) -> Call | None:
-    """The same network in PyTorch; what is frozen runs under no_grad."""
+    """Return a step of the same network in PyTorch; the frozen layers run under no_grad."""
     if not installed("torch"):
         return None
     import torch
@@ -183,39 +186,35 @@ def _batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, CLASSES, batch_size)
 
 
-def run(doc: str, measure: Callable[..., Iterator[Row]]) -> None:
-    """Parses a script's flags and prints its rows."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--photographs", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    print_table(measure(**vars(parser.parse_args())))
+AIMS = {"block5": (0.65, 0.15), "none": (None, 0.02)}
+"""The aims of the first epoch and of the later ones."""
 
 
 def measure(
-    *,
-    unfreeze: str,
-    aims: tuple[float | None, float],
-    photographs: int = 100,
-    batch_size: int = 16,
-    rounds: int = 5,
+    *, unfreeze: str = "block5", photographs: int = 100, batch_size: int = 16, rounds: int = 5
 ) -> Iterator[Row]:
-    """Gives the rows of the first epoch, which computes the features, and of the later ones."""
+    """Return the rows of the first epoch, which computes the features, and of the later ones."""
     with tempfile.TemporaryDirectory(prefix="vggjax-stages-") as scratch:
-        ours = Ours(
-            make_photographs(Path(scratch), photographs), unfreeze=unfreeze, batch_size=batch_size
-        )
+        folder = make_photographs(Path(scratch), photographs)
+        stage = Stage(folder, unfreeze=unfreeze, batch_size=batch_size)
         calls = {
-            "ours": ours.epoch,
+            "vggjax": stage.epoch,
             "Keras-TF": keras_step(unfreeze=unfreeze, batch_size=batch_size),
             "PyTorch": torch_step(unfreeze=unfreeze, batch_size=batch_size),
         }
-        seconds = in_turn(calls, rounds=rounds)
-        ours.close()
-    peers = {name: each / batch_size for name, each in seconds.items() if name != "ours"}
-    later = seconds["ours"] / ours.images
-    first = later + ours.fill_s / ours.images
+        seconds = time_in_turn(calls, rounds=rounds)
+        stage.close()
+    later = seconds.pop("vggjax") / stage.images
+    first = later + stage.fill_s / stage.images
+    peers = {name: step_s / batch_size for name, step_s in seconds.items()}
     what = "the head" if unfreeze == "none" else f"{unfreeze} + head"
-    for epochs, own, aim in (("first epoch", first, aims[0]), ("later epochs", later, aims[1])):
+    first_aim, later_aim = AIMS.get(unfreeze, (None, None))
+    for epochs, image_s, aim in (
+        ("first epoch", first, first_aim), ("later epochs", later, later_aim)
+    ):  # fmt: skip
         work = f"train {what}, {SIZE_PX} px, batch {batch_size}, {epochs}"
-        yield make_row(work, "ms an image", {"ours": own, **peers}, times=1e3, aim=aim)
+        yield make_row(work, "ms an image", {"vggjax": image_s, **peers}, factor=1e3, aim=aim)
+
+
+if __name__ == "__main__":
+    print_measure(__doc__, measure)

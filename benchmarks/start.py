@@ -1,14 +1,13 @@
-"""From the command to the first training step, against Keras-TF.
+"""Time the way from the command to the first training step, against Keras-TF.
 
     python -m benchmarks.start [--photographs 100] [--rounds 5]
 
-Ours is `train.py` as a user gives it, on a folder of photographs: the first line of log.jsonl that
-tells of a step ends the time. Keras' is a script that opens the same folder as its users do,
-builds the same network, compiles it and makes one step. Both are new processes that take turns; the
-round before the first fills our compilation cache and the disk's, and is not counted.
+`vggjax train` runs on a folder of photographs until the first step appears in log.jsonl. The script
+of Keras opens the same folder in its usual way, builds the same network, compiles it and runs one
+step. Both are new processes that take turns; a first round, which fills the compilation cache and
+the disk's cache, is not counted.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import Row, in_turn, make_row, print_table
+from benchmarks.measure import Call, Row, make_row, print_measure, time_in_turn
 from benchmarks.peers import installed
 from benchmarks.stages import CLASSES, SIZE_PX, make_photographs
 
@@ -38,7 +37,7 @@ model.fit(data.take(1), verbose=0)
 """
 
 
-def ours(photographs: Path) -> None:
+def start_vggjax(photographs: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="vggjax-start-") as scratch:
         workdir = Path(scratch) / "run"
         command = [
@@ -57,7 +56,7 @@ def ours(photographs: Path) -> None:
         process.wait()
 
 
-def keras(photographs: Path) -> None:
+def start_keras(photographs: Path) -> None:
     environment = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", KERAS, str(photographs)]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -66,19 +65,12 @@ def keras(photographs: Path) -> None:
 def measure(*, photographs: int = 100, rounds: int = 5) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="vggjax-start-") as scratch:
         folder = make_photographs(Path(scratch), photographs)
-        calls = {"ours": lambda: ours(folder)}
+        calls: dict[str, Call] = {"vggjax": lambda: start_vggjax(folder)}
         if installed("keras", "tensorflow"):
-            calls["Keras-TF"] = lambda: keras(folder)
-        seconds = in_turn(calls, rounds=rounds)
-    yield make_row("command to first training step", "s", seconds, times=1, aim=1.0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photographs", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
-    print_table(measure(**vars(parser.parse_args())))
+            calls["Keras-TF"] = lambda: start_keras(folder)
+        seconds = time_in_turn(calls, rounds=rounds)
+    yield make_row("command to first training step", "s", seconds, factor=1, aim=1.0)
 
 
 if __name__ == "__main__":
-    main()
+    print_measure(__doc__, measure)
