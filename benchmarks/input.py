@@ -187,8 +187,8 @@ def find_photographs(folder: str | None, scratch: Path, most: int) -> Path:
             image = Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC)
             image.save(target, quality=90)
         return here
-    found = sorted(path for path in Path(folder).resolve().glob("*/*") if is_jpeg(path))
-    for path in found[:: max(1, -(-len(found) // most))]:
+    paths = sorted(path for path in Path(folder).resolve().glob("*/*") if is_jpeg(path))
+    for path in paths[:: max(1, -(-len(paths) // most))]:
         target = here / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(path)
@@ -201,8 +201,8 @@ def is_jpeg(path: Path) -> bool:
 
 def enlarge(photographs: Path, scratch: Path, size: tuple[int, int], count: int) -> Path:
     here = scratch / f"{size[0]}x{size[1]}"
-    found = sorted(photographs.glob("*/*"))
-    for path in found[:: max(1, len(found) // count)][:count]:
+    paths = sorted(photographs.glob("*/*"))
+    for path in paths[:: max(1, len(paths) // count)][:count]:
         target = here / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as image:

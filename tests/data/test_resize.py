@@ -10,7 +10,7 @@ from PIL import Image
 from vggjax.data.images import resize as resize_module
 from vggjax.data.images.resize import resize
 from vggjax.errors import ConfigError
-from vggjax.models.kernels.library import kernel_choices
+from vggjax.models.kernels.library import kernel_choices, kernels_in_use
 
 SIZES = (1, 2, 3, 7, 16, 31, 64, 97, 224)
 FILTERS = ("bilinear", "bicubic")
@@ -30,6 +30,7 @@ def kernels(request, monkeypatch):
     """Force each way to resize that this machine has."""
     monkeypatch.setenv("VGGJAX_KERNELS", request.param)
     assert resize_module.is_compiled() == (request.param != "numpy")
+    assert kernels_in_use() == request.param
 
 
 def test_kernels_that_this_machine_lacks_are_refused_with_the_choices(monkeypatch):

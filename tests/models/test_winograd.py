@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggjax.errors import ConfigError
 from vggjax.models.kernels import winograd
-from vggjax.models.kernels.library import kernel_choices
+from vggjax.models.kernels.library import kernel_choices, kernels_in_use
 
 SHAPES = [
     (1, 1, 1, 1, 1),
@@ -78,6 +78,7 @@ def convolve(request, monkeypatch):
     """Return the convolution by each kind of kernels that this machine has."""
     monkeypatch.setenv("VGGJAX_KERNELS", request.param)
     assert winograd.is_compiled() == (request.param != "numpy")
+    assert kernels_in_use() == request.param
     return TRACED[winograd.is_compiled()]
 
 

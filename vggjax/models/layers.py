@@ -1,4 +1,4 @@
-"""Batch normalization and max pooling, each equal to flax's but for what is said below.
+"""Batch normalization for padded and sharded batches, and max pooling that is fast on CPUs.
 
 Maps are (N, H, W, C), float32 or bfloat16.
 """

@@ -37,6 +37,12 @@ def kernel_choices() -> tuple[str, ...]:
     return ("numpy", *(name.decode() for name in names))
 
 
+def kernels_in_use() -> str:
+    """Return the choice in effect, `numpy` if nothing compiled is used."""
+    library = load_library()
+    return "numpy" if library is None else library.vggjax_kernels_in_use().decode()
+
+
 # One entry: the selection holds for the process, so a change of the variable must get here.
 @functools.lru_cache(maxsize=1)
 def _select(name: str) -> ctypes.CDLL | None:
@@ -58,8 +64,10 @@ def _open() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(LIBRARY))
         name, use = library.vggjax_kernels_name, library.vggjax_use_kernels
+        in_use = library.vggjax_kernels_in_use
     except (OSError, AttributeError):  # not built, or for another machine or version
         return None
     name.argtypes, name.restype = [ctypes.c_int64], ctypes.c_char_p
     use.argtypes, use.restype = [ctypes.c_int64], None
+    in_use.argtypes, in_use.restype = [], ctypes.c_char_p
     return library

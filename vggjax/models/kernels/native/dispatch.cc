@@ -37,6 +37,9 @@ extern "C" const char* vggjax_kernels_name(int64_t index) {
   return index >= 0 && index < vggjax::num_supported() ? vggjax::kNames[index] : nullptr;
 }
 
+// Returns the name of the instruction set in use.
+extern "C" const char* vggjax_kernels_in_use() { return vggjax::kNames[vggjax::selected()]; }
+
 // Selects one of the instruction sets that vggjax_kernels_name returns, for the whole process.
 extern "C" void vggjax_use_kernels(int64_t index) { vggjax::selected() = index; }
 
