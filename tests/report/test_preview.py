@@ -8,8 +8,10 @@ from PIL import Image
 from support.tiny_run import CLASSES, make_images
 
 from vggjax.data.augment.settings import PRESETS, Augmentation
+from vggjax.data.images.preprocess import Preprocessing
+from vggjax.data.sources.open import open_source
 from vggjax.errors import ConfigError, DataError
-from vggjax.report.augment_preview import DRAWS, augmented_draws, write_preview
+from vggjax.report.augment_preview import DRAWS, augmented_draws, choose_images, write_preview
 from vggjax.report.thumbnails import CELL_PX, GAP_PX, LINE_PX, MARGIN_PX
 
 
@@ -42,6 +44,14 @@ def test_each_row_shows_the_original_and_its_draws(photos, tmp_path):
     # make_images tints each class differently: three rows show three classes.
     assert {int(row[0].mean((0, 1)).argmax()) for row in shown} == {0, 1, 2}
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_every_class_is_shown_before_one_is_shown_twice(photos):
+    source = open_source(str(photos))
+    for seed in range(5):
+        indices, _ = choose_images(source, Preprocessing(image_size=32), rows=5, seed=seed)
+        counts = np.bincount(source.labels[indices], minlength=3)
+        assert counts.sum() == 5 and counts.max() == 2 and counts.min() == 1
 
 
 def test_the_seed_alone_decides(photos, tmp_path):

@@ -14,6 +14,7 @@ from support.tiny_run import CLASSES, make_images
 
 from vggjax.errors import ConfigError
 from vggjax.evaluation import metrics
+from vggjax.report.facts import describe_stages, stage_starts
 from vggjax.report.figures import MAX_NUMBERED
 from vggjax.report.report import write_report
 from vggjax.report.run_files import best_epoch, epoch_records, mean_epochs
@@ -188,6 +189,13 @@ def test_of_a_repeated_epoch_the_last_record_counts():
     log = [{"kind": "epoch", "epoch": e, "val/loss": v} for e, v in [(2, 0.9), (1, 1), (2, 0.5)]]
     rows = epoch_records([*log, {"kind": "test", "epoch": 9}])
     assert [(row["epoch"], row["val/loss"]) for row in rows] == [(1, 1), (2, 0.5)]
+
+
+def test_a_stage_begins_halfway_between_its_first_epoch_and_the_one_before():
+    stages = ["head", "head", "head+block5", "head+block5+block4"]
+    rows = [{"epoch": 2 * e, "stage": stage} for e, stage in enumerate(stages)]
+    assert stage_starts(rows) == [(3, "block5"), (5, "block4")]
+    assert describe_stages(rows)[:2] == ["head only: epochs 0 to 2", "head and block5: epoch 4"]
 
 
 def test_epochs_of_several_runs_are_averaged_over_those_that_reached_them():

@@ -14,6 +14,7 @@ from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.errors import printable
 from vggjax.evaluation.evaluate import evaluate
+from vggjax.evaluation.grad_cam import grad_cam, overlay
 from vggjax.evaluation.probabilities import (
     SplitPredictions,
     read_probabilities,
@@ -134,14 +135,25 @@ def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
     predictions = read_probabilities(whole, "test", num_classes=3)
     examples, layer, side = grad_cam_examples(run.model, run.info, run.source, predictions)
     assert (layer, side) == ("block3_conv2", 8)
-    correct = [example for example in examples if example.is_correct]
-    assert 0 < len(correct) < len(examples)
-    assert len({example.guess for example in correct[:3]}) == min(3, len(correct))
+    shown = [(example.is_correct, example.guess, example.probability) for example in examples]
+    names, guesses = [printable(n) for n in run.info.class_names], predictions.probs.argmax(1)
+    for is_correct in (True, False):
+        # The first example is the most confident prediction of its kind.
+        of_kind = (guesses == predictions.labels) == is_correct
+        row = np.flatnonzero(of_kind)[predictions.probs[of_kind].max(1).argmax()]
+        best = (is_correct, names[guesses[row]], float(predictions.probs[row].max()))
+        assert next(entry for entry in shown if entry[0] == is_correct) == best
     ids, preprocessing = [printable(id) for id in run.source.ids], run.info.preprocessing
     images = [run.source.read(ids.index(example.id)).pixels for example in examples]
     inputs = np.stack([resize_image(image, preprocessing) for image in images])
-    outputs = np.asarray(run.model(preprocess(inputs, preprocessing.mode)))
-    for example, pixels, logits in zip(examples, images, outputs, strict=True):
+    inputs = preprocess(np.resize(inputs, (12, *inputs.shape[1:])), preprocessing.mode)
+    outputs = np.asarray(run.model(inputs))[: len(images)]
+    truths = np.resize([names.index(example.truth) for example in examples], 12)
+    maps = grad_cam(run.model, inputs, truths, layer=layer)
+    for i, (example, pixels, logits) in enumerate(zip(examples, images, outputs, strict=True)):
+        truth_map = example.guess_map if example.is_correct else example.truth_map
+        expected = overlay(example.image, maps[i])
+        assert abs(truth_map.astype(int) - expected).mean() < 1
         assert example.guess == printable(run.info.class_names[logits.argmax()])
         assert example.is_correct == (example.guess == example.truth)
         assert (example.truth_map is None) == example.is_correct
