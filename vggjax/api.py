@@ -1,4 +1,4 @@
-"""A whole run in one call: train, evaluate, report; once, or for each fold of a cross-validation."""
+"""A whole run in one call: train, evaluate and report, once or for every fold."""
 
 import json
 import signal

@@ -1,13 +1,9 @@
 """A tiny run that keeps features in both of its stages, and what its tests share."""
 
-import os
-import signal
-
-from test_loop import make_config
-from test_loop import pretend_pretrained as pretrained
-
 from support.tiny_run import make_images
-from vggjax.training import prepare, trainer
+from support.training_runs import interrupt_at as interrupt_at
+from support.training_runs import make_config, pretend_pretrained
+from vggjax.training import prepare
 from vggjax.training.cache.features import CachedFeatures, cached_features
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
@@ -23,7 +19,7 @@ DRAWN = {"brightness_range": (0.5, 1.5), "cached_views": 2}
 def make_config_of(tmp_path, monkeypatch, tiny_arch):
     """Makes configs of a run that keeps features in both of its stages, two epochs each."""
     images = make_images(tmp_path / "images", ("a", "b", "c"), each=10)
-    weights = str(pretrained(tmp_path, tiny_arch))
+    weights = str(pretend_pretrained(tmp_path, tiny_arch))
     fixed = dict(
         weights=weights, unfreeze="block5", epochs=4, head_epochs=2, augment="none",
         duplicates="ignore",
@@ -33,23 +29,6 @@ def make_config_of(tmp_path, monkeypatch, tiny_arch):
         return make_config(images, tmp_path / name, **fixed | settings)
 
     return make
-
-
-def interrupt_at(monkeypatch, step):
-    """Sends this process SIGTERM when the given step is reached, also in the middle of a chunk."""
-    make = trainer.make_train_step
-
-    def make_train_step(*args, **kwargs):
-        train_step = make(*args, **kwargs)
-
-        def interrupted(state, batch):
-            if int(state.step) >= step - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return train_step(state, batch)
-
-        return interrupted
-
-    monkeypatch.setattr(trainer, "make_train_step", make_train_step)
 
 
 class Quiet:

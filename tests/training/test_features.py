@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.kept_run import DRAWN, FILE, HEAD, fill, interrupt_at, make_config_of, rows_of
 from support.steps import make_batch
-from test_loop import assert_same_weights, log_without_times, weights_of
+from support.training_runs import assert_same_weights, log_without_times, weights_of
 
 from vggjax.data.images.preprocess import preprocess
 from vggjax.models.head import Head

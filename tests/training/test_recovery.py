@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from support.kept_run import interrupt_at
-from test_loop import assert_same_weights, log_without_times
+from support.training_runs import assert_same_weights, log_without_times
 
 from vggjax.cli.main import main
 from vggjax.errors import VggjaxError

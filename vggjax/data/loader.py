@@ -15,7 +15,7 @@ import os
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 
 Batch = dict[str, np.ndarray]
+S = TypeVar("S")
 T = TypeVar("T")
 
 _CHUNK = 64  # images between two progress reports
@@ -258,7 +259,9 @@ def epoch_order(length: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = F
     return np.random.default_rng((seed, epoch)).permutation(length)
 
 
-def prefetch(iterator: Iterator[Batch], put: Callable[[Batch], T], depth: int = 2) -> Iterator[T]:
+def prefetch(
+    iterator: Iterator[S], put: Callable[[S], T], depth: int = 2
+) -> Generator[T, None, None]:
     """Yield `put(item)` for each item, from a thread that runs up to `depth` items ahead.
 
     Exceptions of the thread are raised here. Closing or dropping the generator ends the thread and

@@ -150,8 +150,8 @@ def _losses(
     smoothed, least = 0.0, math.inf
     console.begin("testing rates", len(rates))
     batches = run_batches(run, 0, len(rates))
-    with closing(prefetch(batches, run.placement.put_batch)) as batches:
-        for done, (rate, batch) in enumerate(zip(rates, batches, strict=False), start=1):
+    with closing(prefetch(batches, run.placement.put_batch)) as placed_batches:
+        for done, (rate, batch) in enumerate(zip(rates, placed_batches, strict=False), start=1):
             factor = run.placement.put_state(jnp.asarray(rate / peak, jnp.float32))
             state, metrics = train_step(state._replace(factor=factor), batch)
             metrics = run.placement.fetch(metrics)

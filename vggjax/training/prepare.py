@@ -176,7 +176,7 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
     Raises:
         VggjaxError: a damaged weight file, or a run of `start_from` that does not fit.
     """
-    changes = {
+    changes: dict[str, Any] = {
         name: str(Path(value).resolve())
         for name, value in (("dataset", config.dataset), ("weights", config.weights))
         if value not in ("digits", "imagenet", "none") and Path(value).exists()
@@ -359,8 +359,8 @@ def check_start(config: Config, head: Head, source: Source, splits: dict[str, np
     leaked = sum(name in trained for name in held_out)
     if leaked:
         raise ConfigError(
-            f"{run} was trained on {leaked:,} of the {len(held_out):,} images of this run's val and "
-            "test splits. Give its `split`, `seed` and `duplicates`."
+            f"{run} was trained on {leaked:,} of the {len(held_out):,} images of this run's val "
+            "and test splits. Give its `split`, `seed` and `duplicates`."
         )
 
 

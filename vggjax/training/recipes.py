@@ -358,9 +358,11 @@ def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ())
         raise ConfigError(unknown_name("recipe", recipe, trained))
     if not RECIPES[recipe].trains:
         raise ConfigError(f"The recipe {recipe} trains nothing; run it as: {command_of(recipe)}")
-    replaced = ("unfreeze", "head_epochs", "epochs") if "stages" in given else ()
+    replaced: tuple[str, ...] = ()
     if "unfreeze" in given:
         replaced = ("stages",)
+    elif "stages" in given:
+        replaced = ("unfreeze", "head_epochs", "epochs")
     settings = RECIPES[recipe].settings
     fields = {name: value for name, value in settings.items() if name not in replaced}
     return fields | {"recipe": recipe}

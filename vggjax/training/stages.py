@@ -49,8 +49,8 @@ def parse_stages(texts: Sequence[str], layers: Sequence[str]) -> tuple[Stage, ..
             _check_name(name, layers)
         if stages and set(match_layers(added, layers)) <= set(match_layers(unfrozen, layers)):
             raise ConfigError(
-                f"The stage {text} in `stages` unfreezes nothing new after {stages[-1].name}. Leave "
-                "it out and give that one more epochs."
+                f"The stage {text} in `stages` unfreezes nothing new after {stages[-1].name}. "
+                "Leave it out and give that one more epochs."
             )
         unfrozen = ("all",) if "all" in added else (*unfrozen, *added)
         first_epoch = sum(stage.epochs for stage in stages)

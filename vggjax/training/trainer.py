@@ -7,7 +7,7 @@ randomness of (seed, step), so a command with the same settings resumes as if it
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,7 +322,9 @@ class _StageLoop:
     stack_size: int
     log_every_steps: int
 
-    def batches(self, step: int, until: int) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    def batches(
+        self, step: int, until: int
+    ) -> Generator[tuple[int, dict[str, jax.Array]], None, None]:
         """Return (number of steps, their batches on the devices) of the steps before `until`."""
         batches = run_batches(self.run, step, until)
         stacks = stack_batches(batches, self.stack_size, step=step, every=self.log_every_steps)
@@ -377,8 +379,8 @@ def evaluate_split(
     """Evaluate every readable image of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
     metrics = MetricAccumulator(run.placement)
     batches = run.loaders[split].batches(run.batch_size, process=run.placement.process)
-    with closing(prefetch(batches, run.placement.put_batch)) as batches:
-        for batch in batches:
+    with closing(prefetch(batches, run.placement.put_batch)) as placed_batches:
+        for batch in placed_batches:
             metrics.add(1, eval_step(state.eval_params, batch))
     metrics.fetch()
     values = _means(metrics.sums, split)

@@ -17,7 +17,7 @@ from vggjax.errors import ConfigError, WeightsError, printable, unknown_name
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import convolve
-from vggjax.models.network import VGG
+from vggjax.models.network import VGG, Network
 from vggjax.models.params import assign, shapes
 from vggjax.weights.compatibility import Shapes, check_fits
 from vggjax.weights.digests import check_sha256, expected_sha256
@@ -144,7 +144,7 @@ def _open_path(path: Path) -> WeightFile:
     )
 
 
-def load_base(model: VGG, file: WeightFile) -> None:
+def load_base(model: Network, file: WeightFile) -> None:
     """Load a file's convolutional base into the model in place; the model's head stays as it is.
 
     The file's top, if it has one, is not used. Also works on a model made by `nnx.eval_shape`,

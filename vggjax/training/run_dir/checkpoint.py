@@ -1,7 +1,7 @@
 """The checkpoints of a running training, by Orbax.
 
-They live in `<workdir>/checkpoints/<step>`: the latest one, to resume from, and the one with the
-best weights. They are written while training goes on; leaving the `with` waits for the last.
+`<workdir>/checkpoints/<step>` holds the latest one, to resume from, and the one with the best
+weights. They are written while training continues; leaving the `with` block waits for the last one.
 """
 
 import dataclasses
@@ -18,11 +18,12 @@ from flax import nnx
 
 from vggjax.errors import VggjaxError
 from vggjax.models.network import Network
+from vggjax.training.progress import TrainProgress
 from vggjax.training.step import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run; use it as a context manager."""
+    """Saves and restores the checkpoints of one run; use it as a context manager."""
 
     def __init__(self, workdir: str | Path):
         policies = ocp.checkpoint_managers
@@ -48,49 +49,55 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise VggjaxError(
-                f"The checkpoint in {self._manager.directory} cannot be written: {reason}. Where "
-                "the disk is full, make room; the same command goes on from the last one."
+                f"The checkpoint in {self._manager.directory} cannot be written: {reason}. If "
+                "the disk is full, make room; the same command resumes from the last one."
             ) from error
 
-    def save(self, state: TrainState, position: Any, *, is_best: bool) -> None:
-        """Begins to write a checkpoint; `state` holds numpy arrays that nobody changes.
+    def save(self, state: TrainState, progress: TrainProgress, *, is_best: bool) -> None:
+        """Start writing a checkpoint.
 
-        `position` is a dataclass, saved as JSON: where the run stands beside the state.
+        Args:
+            state: numpy arrays that nothing modifies later.
+            progress: saved as JSON beside the state.
+            is_best: whether these are the best weights so far.
+
+        Raises:
+            VggjaxError: this or an earlier one cannot be written.
         """
         step = int(state.step)
-        # Each better one ranks above all before it: the one to keep is the last of them.
+        # Each best one ranks above all before it, so Orbax keeps the last of them.
         rank = float(step) if is_best else -1.0
         items = {
             "model": ocp.args.StandardSave(_model_tree(*state.eval_params)),
             "optimizer": ocp.args.StandardSave(_flatten(state.opt_state)),
-            "progress": ocp.args.JsonSave(dataclasses.asdict(position)),
+            "progress": ocp.args.JsonSave(dataclasses.asdict(progress)),
         }
-        if state.averages is not None:  # the model is theirs, and training goes on from these
-            items["learning"] = ocp.args.StandardSave(_flatten(_learning(state)))
+        if state.averages is not None:  # the model has the averages; training continues from these
+            items["learning"] = ocp.args.StandardSave(_flatten(_averaged_part(state)))
         with self._writing():
             args = ocp.args.Composite(**items)
             self._manager.save(step, args=args, metrics={"rank": rank})
 
     def latest_progress(self) -> dict[str, Any] | None:
-        """Reads where the run stands, or None before the first checkpoint."""
+        """Read the latest progress; None before the first checkpoint."""
         step = self._manager.latest_step()
         return None if step is None else self.progress(step)
 
     def progress(self, step: int) -> dict[str, Any]:
-        """Reads where the run stood at a checkpoint."""
+        """Read the progress at a checkpoint, the fields of TrainProgress."""
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return dict(self._manager.restore(step, args=args)["progress"])
 
     def forget(self, step: int) -> None:
-        """Deletes the checkpoints behind a step: the run goes back, and takes those steps again."""
+        """Delete the checkpoints after a step, which the run goes back to."""
         with self._writing():
             self._manager.wait_until_finished()
             for later in [saved for saved in self._manager.all_steps() if saved > step]:
                 self._manager.delete(later)
 
     def restore_model(self, model: Network, step: int) -> None:
-        """Puts a checkpoint's parameters and running statistics into the model."""
-        _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        """Load a checkpoint's parameters and running statistics into the model."""
+        params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
         template = _abstract(_model_tree(params, batch_stats))
         args = ocp.args.Composite(model=ocp.args.StandardRestore(template))
         tree = self._manager.restore(step, args=args)["model"]
@@ -99,14 +106,14 @@ class Checkpoints:
         nnx.update(model, params, batch_stats)
 
     def restore_optimizer(self, state: TrainState, step: int) -> TrainState:
-        """Puts the rest of a checkpoint into a stage's state, made from its restored model."""
+        """Return a stage's state, made from the restored model, with the rest of the checkpoint."""
         state = state._replace(
             opt_state=self._restore_like(state.opt_state, "optimizer", step),
             step=jnp.asarray(step, jnp.int32),
         )
         if state.averages is None:
             return state
-        training, batch_stats = self._restore_like(_learning(state), "learning", step)
+        training, batch_stats = self._restore_like(_averaged_part(state), "learning", step)
         params = nnx.merge_state(state.params, training)
         return state._replace(params=params, batch_stats=batch_stats)
 
@@ -124,14 +131,15 @@ def _model_tree(params: nnx.State, batch_stats: nnx.State) -> dict[str, Any]:
     }
 
 
-def _learning(state: TrainState) -> tuple[nnx.State, nnx.State]:
-    """Gives what the averages are of."""
+def _averaged_part(state: TrainState) -> tuple[nnx.State, nnx.State]:
+    """Return the parameters and statistics that the averages follow."""
+    assert state.averages is not None
     params = nnx.State({layer: state.params[layer] for layer in state.averages[0]})
     return params, state.batch_stats
 
 
 def _flatten(tree: Any) -> dict[str, np.ndarray]:
-    # Optax's nested tuples by their paths: a checkpoint then does not depend on optax's classes.
+    # By paths, so that a checkpoint does not depend on the classes of optax's nested tuples.
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
