@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -68,13 +69,19 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signa
     monkeypatch.setattr(trainer, "make_train_step", make_train_step)
 
 
-def replace_metric(monkeypatch: pytest.MonkeyPatch, name: str, values) -> list[np.ndarray]:
-    """Let evaluations of val report the values in turn; return the judged kernels as they come."""
+def replace_metric(
+    monkeypatch: pytest.MonkeyPatch, name: str, values: Iterable[float]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Let evaluations report the values in turn; return the last kernels as they come.
+
+    Each is a pair: the one that was judged, and the one that trains on.
+    """
     evaluate, values, kernels = trainer.evaluate_split, iter(values), []
 
     def evaluate_split(run, split, eval_step, state):
         params, _ = state.eval_params
-        kernels.append(np.asarray(jax.device_get(params["predictions"]["kernel"][...])).copy())
+        pair = (params["predictions"]["kernel"], state.params["predictions"]["kernel"])
+        kernels.append(tuple(np.array(jax.device_get(kernel[...])) for kernel in pair))
         return evaluate(run, split, eval_step, state) | {name: next(values)}
 
     monkeypatch.setattr(trainer, "evaluate_split", evaluate_split)

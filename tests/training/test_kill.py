@@ -19,12 +19,13 @@ def command(images, workdir):
     return [
         sys.executable, str(ROOT / "train.py"),
         "--dataset", str(images), "--workdir", str(workdir),
-        "--model", "vgg11_bn", "--weights", "none", "--unfreeze", "all", "--image-size", "32",
+        "--model", "cnn-8-bn-pool-8-bn-pool", "--weights", "none", "--unfreeze", "all", "--image-size", "32",
         "--epochs", "3", "--batch-size", "4", "--log-every-steps", "1", "--split", "0.6,0.2,0.2",
     ]  # fmt: skip
 
 
 def run(images, workdir, *, kill_at_step=None):
+    """Run the command; return its exit code and output."""
     with subprocess.Popen(
         command(images, workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -33,21 +34,21 @@ def run(images, workdir, *, kill_at_step=None):
             if saved and any(line["step"] >= kill_at_step for line in read_log(workdir)):
                 process.kill()
             time.sleep(0.02)
-        said = process.communicate()[0]
-    return process.returncode, said
+        output = process.communicate()[0]
+    return process.returncode, output
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_its_second_epoch_ends_with_the_weights_of_one_never_killed(tmp_path):
     images = make_images(tmp_path / "images", ("a", "b"), each=20)
-    code, said = run(images, tmp_path / "whole")
-    assert code == 0, said
+    code, output = run(images, tmp_path / "whole")
+    assert code == 0, output
     code, _ = run(images, tmp_path / "killed", kill_at_step=9)  # 6 steps an epoch
     assert code == -9
     assert not (tmp_path / "killed" / "model.json").exists()
-    code, said = run(images, tmp_path / "killed")
-    assert code == 0, said
-    assert "Resuming from step 6" in said
+    code, output = run(images, tmp_path / "killed")
+    assert code == 0, output
+    assert "Resuming from step 6" in output
     whole, killed = (
         read_weights(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
     )

@@ -1,22 +1,118 @@
-"""The run folder's own laws: one run at a time, and a log that a kill cannot spoil."""
+"""The run folder: one run at a time, nothing of another is touched, a log that a kill can't spoil."""
+
+import json
+import subprocess
+import sys
 
 import pytest
+from support.training_runs import make_config, make_three_classes
 
+from vggjax.api import find_learning_rate, fit
 from vggjax.errors import ConfigError
-from vggjax.training.run_dir.folder import lock_workdir
+from vggjax.training.config import Config
+from vggjax.training.prepare import prepare_run
+from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir
 from vggjax.training.run_dir.log import Log, append_log, read_log
 
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from vggjax.training.run_dir.folder import lock_workdir
 
-def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_path):
-    with lock_workdir(tmp_path):
+with lock_workdir(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def contents(folder):
+    """Return every file with its bytes and its time."""
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_the_lock_ends_with_its_block(tmp_path):
+    for _ in range(2):
+        with lock_workdir(tmp_path):
+            with pytest.raises(ConfigError, match="Another run uses"):
+                with lock_workdir(tmp_path):
+                    pass
+
+
+def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
         with pytest.raises(ConfigError, match="Another run uses"):
             with lock_workdir(tmp_path):
                 pass
+        process.kill()
     with lock_workdir(tmp_path):
         pass
 
 
-def test_a_resumed_log_drops_what_lies_behind_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("start", "changes"),
+    [
+        (fit, {"log_every_steps": 3}),
+        (find_learning_rate, {"num_threads": 1}),
+        (fit, {"cross_validate": 3, "num_threads": 1}),
+    ],
+    ids=["train", "lr-find", "cross-validate"],
+)
+def test_a_second_start_leaves_every_file_of_the_running_one_alone(tmp_path, start, changes):
+    images, workdir = make_three_classes(tmp_path), tmp_path / "run"
+    folds = changes.get("cross_validate", 0)
+    running = prepare_run(make_config(images, workdir, duplicates="ignore"))
+    config = Config.from_json(running.config.to_json().replace('"cross_validate": 0',
+                                                               f'"cross_validate": {folds}'))  # fmt: skip
+    with lock_workdir(workdir):
+        make_workdir(workdir, config, running.source, running.splits)
+        before = contents(workdir)
+        with pytest.raises(ConfigError, match="Another run uses"):
+            start(make_config(images, workdir, duplicates="ignore", **changes))
+        assert contents(workdir) == before
+
+
+def test_a_run_that_was_prepared_before_another_began_does_not_overwrite_it(tmp_path):
+    images, workdir = make_three_classes(tmp_path), tmp_path / "run"
+    settings = {"duplicates": "ignore"}
+    late = prepare_run(make_config(images, workdir, seed=1, **settings))
+    first = prepare_run(make_config(images, workdir, seed=2, **settings))
+    make_workdir(workdir, first.config, first.source, first.splits)
+    before = contents(workdir)
+    with pytest.raises(ConfigError, match="`seed` was 2, now 1"):
+        make_workdir(workdir, late.config, late.source, late.splits)
+    assert contents(workdir) == before
+
+
+def test_a_resumed_run_updates_the_settings_that_may_differ_and_nothing_else(tmp_path):
+    images, workdir = make_three_classes(tmp_path), tmp_path / "run"
+    for threads in (1, 2):
+        run = prepare_run(
+            make_config(images, workdir, duplicates="ignore", num_threads=threads, devices=threads)
+        )
+        make_workdir(workdir, run.config, run.source, run.splits)
+        settings = json.loads((workdir / "config.json").read_text())
+        assert settings["num_threads"] == settings["devices"] == threads
+    after = contents(workdir)
+    make_workdir(workdir, run.config, run.source, run.splits)
+    unchanged = {name: entry for name, entry in contents(workdir).items() if name.name != "config.json"}  # fmt: skip
+    assert unchanged == {name: entry for name, entry in after.items() if name.name != "config.json"}
+
+
+def test_a_folder_of_other_files_is_not_used(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        find_workdir(Config(workdir=str(tmp_path / "home")))
+
+
+def test_a_resumed_log_drops_the_lines_after_its_checkpoint(tmp_path):
     for step in (2, 4, 6):
         append_log(tmp_path, {"kind": "step", "step": step})
     Log(tmp_path, step=4).write("step", 6, **{"train/loss": 1.0})
@@ -28,7 +124,7 @@ def test_a_resumed_log_drops_what_lies_behind_its_checkpoint(tmp_path):
     ]
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     append_log(tmp_path, {"kind": "step", "step": 2})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "st')

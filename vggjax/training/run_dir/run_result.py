@@ -4,7 +4,6 @@ Evaluation and the report work on a `RunResult`, so that one command scans the d
 model once.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import numpy as np
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, read_splits
-from vggjax.errors import ConfigError, DataError, VggjaxError, printable
+from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.models.network import Network
 from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.folder import check_splits, read_duplicates
+from vggjax.training.run_dir.folder import check_data, read_data_facts, read_duplicates
 from vggjax.training.run_dir.saved_model import ModelInfo, load_model
 
 
@@ -70,33 +69,24 @@ def open_training_data(workdir: Path, config: Config) -> Source:
     """Open the dataset that a run was trained on.
 
     Raises:
-        ConfigError: the run folder does not identify it any more.
+        ConfigError: `data.json` is missing or damaged, or `splits.csv` was changed.
         DataError: it is gone, or was changed.
     """
-    path = workdir / "data.json"
-    try:
-        expected = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if read_data_facts(workdir) is None:
         raise ConfigError(
-            f"{printable(path)} is missing or damaged, so the dataset that the model was trained "
-            "on cannot be identified. Train again with another `workdir`."
-        ) from None
-    source = open_source(config.dataset, data_dir=config.data_dir)
-    if source.fingerprint != expected:
-        raise DataError(
-            f"The dataset {printable(config.dataset)!r} is not the one that {printable(workdir)} "
-            "was trained on: images, labels or names were changed, so its splits would be others. "
-            "Restore it, or train again with another `workdir`."
+            f"{printable(workdir / 'data.json')} is missing, so the dataset that the model was "
+            "trained on cannot be identified. Train again in another `workdir`."
         )
+    source = open_source(config.dataset, data_dir=config.data_dir)
+    check_data(workdir, source)
     return source
 
 
 def _read_splits(workdir: Path, source: Source) -> dict[str, np.ndarray]:
-    check_splits(workdir)
     splits = read_splits(workdir, source)
     if splits is None:
         raise ConfigError(
             f"{printable(workdir / SPLITS_FILE)} is missing, so the images that the model has not "
-            "seen are unknown. Train again with another `workdir`."
+            "seen are unknown. Train again in another `workdir`."
         )
     return splits
