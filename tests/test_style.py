@@ -35,7 +35,6 @@ MODULES = {
 """Module -> its distribution, where the names differ."""
 
 IMPORTED_BY_OTHERS = {
-    "filelock": "jax keeps a compilation cache of bounded size with it",
     "importlib-resources": "tensorflow-datasets imports it and does not declare it",
 }
 

@@ -157,7 +157,7 @@ def test_a_run_folder_without_its_parts_is_refused(run, tmp_path):
         evaluate(run, batch_size=0)
     data = (run / "data.json").read_text()
     (run / "data.json").write_text(data[:20])
-    with pytest.raises(ConfigError, match=r"data\.json is missing or damaged"):
+    with pytest.raises(ConfigError, match=r"data\.json is damaged"):
         evaluate(run)
     (run / "data.json").write_text(data)
     (run / "model.safetensors").unlink()
