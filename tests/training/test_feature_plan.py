@@ -1,23 +1,25 @@
-"""Which layers are kept, where they go, and what is refused."""
+"""Which layers' outputs are cached, where they are kept, and what is refused."""
 
 import pytest
 from rich.console import Console
-from support.kept_run import DRAWN, FILE, HEAD, make_config_of
+from support.cached_runs import AUGMENTED, FILE, HEAD, QuietConsole, make_config_of
 
 from vggjax.errors import ConfigError
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
-from vggjax.training import prepare, trainer
 from vggjax.training.cache import plan
+from vggjax.training.cache.features import cached_features
 from vggjax.training.cache.plan import find_cut
+from vggjax.training.console import print_run_summary
 from vggjax.training.freezing import label_layers
-from vggjax.training.trainer import train
+from vggjax.training.prepare import prepare_run
+from vggjax.training.signals import Stop
 
 
 @pytest.fixture
-def config_of(tmp_path, monkeypatch, tiny_arch):
-    return make_config_of(tmp_path, monkeypatch, tiny_arch)
+def config_of(tmp_path):
+    return make_config_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -35,31 +37,31 @@ def config_of(tmp_path, monkeypatch, tiny_arch):
     ],
 )
 def test_the_cut_is_the_deepest_layer_before_anything_random_or_trained(unfreeze, head, cut):
-    arch = Arch("tiny_bn", (1, 1, 1, 1, 2), (4, 4, 4, 4, 4), batch_norm=True)
+    arch = Arch("cut", (1, 1, 1, 1, 2), (4, 4, 4, 4, 4), batch_norm=True)
     model = VGG(arch, head=Head.parse(head), image_size=64)
     assert find_cut(model, label_layers(model, (unfreeze,))) == cut
 
 
-def test_what_is_random_or_used_once_or_switched_off_is_not_kept(config_of):
+def test_what_is_random_or_used_once_or_switched_off_is_not_cached(config_of):
     def plans(**settings):
-        return set(prepare.prepare_run(config_of("run", **settings)).feature_plans)
+        return set(prepare_run(config_of("run", **settings)).feature_plans)
 
     assert plans() == {"head", "head+block5"}
     assert plans(augment="flip") == plans(cache_features="off") == set()
     assert plans(head_epochs=1) == {"head+block5"}
     assert plans(head_epochs=0, unfreeze="all") == set()
-    assert plans(**DRAWN) == {"head", "head+block5"}
+    assert plans(**AUGMENTED) == {"head", "head+block5"}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"cached_views": 2}, "augmentation is off"),
-        ({"cached_views": -1}, "0 or more; got -1"),
-        (DRAWN | {"mixup": 0.2}, "Set --mixup 0 --cutmix 0, or leave --cached-views out"),
-        (DRAWN | {"cache_features": "off"}, "leave one out"),
-        ({"feature_dtype": "bfloat16", "augment": "flip"}, "Use --augment none or --cached-views"),
-        ({"cache_features": "on"}, "Choices: auto, off"),
+        ({"cached_views": -1}, "at least 0; got -1"),
+        (AUGMENTED | {"mixup": 0.2}, "or leave `cached_views` out"),
+        (AUGMENTED | {"cache_features": "off"}, "leave one out"),
+        ({"feature_dtype": "bfloat16", "augment": "flip"}, "`cached_views`"),
+        ({"cache_features": "on"}, "auto, off"),
     ],
 )
 def test_wrong_combinations_are_refused_with_the_way_out(config_of, settings, message):
@@ -68,26 +70,26 @@ def test_wrong_combinations_are_refused_with_the_way_out(config_of, settings, me
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_drawn_versions_of_a_network_that_trains_from_its_first_layer_are_refused(config_of):
-    config = config_of("run", **DRAWN | {"unfreeze": "all", "head_epochs": 0})
-    with pytest.raises(ConfigError, match="needs frozen layers .* got --unfreeze all"):
-        prepare.prepare_run(config)
+def test_cached_views_of_a_network_that_trains_from_its_first_layer_are_refused(config_of):
+    config = config_of("run", **AUGMENTED | {"unfreeze": "all", "head_epochs": 0})
+    with pytest.raises(ConfigError, match="needs frozen layers .* got `unfreeze` all"):
+        prepare_run(config)
 
 
-def test_the_first_screen_says_what_is_kept_where_and_how_large(config_of, monkeypatch, capsys):
-    def printable(**settings):
-        trainer.print_run_summary(
-            Console(width=200), prepare.prepare_run(config_of("run", **settings))
-        )
+def test_the_summary_states_what_is_cached_where_and_how_large(config_of, monkeypatch, capsys):
+    def features(**settings):
+        print_run_summary(Console(width=200), prepare_run(config_of("run", **settings)))
         return [line for line in capsys.readouterr().out.splitlines() if "Features" in line]
 
-    head, block5 = printable()
-    assert head.split() == "Features computed once up to gap, 1 MB in memory".split()
+    head, block5 = features()
+    assert head.split() == "Features cached up to gap, 1 MB in memory".split()
     assert "up to block4_pool, 1 MB" in block5
-    assert "in a file in the run folder" in printable(**FILE)[0]
-    assert "gap, 2 drawn versions of each training image, 1 MB" in printable(**DRAWN)[0]
-    monkeypatch.setattr(plan, "SPARE_BYTES", 2**62)
-    assert "not kept: gap, 1 MB, more than --feature-cache-mb" in printable(**FILE)[0]
-    with pytest.raises(ConfigError, match="Raise --feature-cache-mb, make room on the disk, use"):
-        printable(**FILE, **DRAWN)
-    train(config_of("run", **HEAD, **FILE))  # without them it goes on as it would
+    assert "in a file in the run folder" in features(**FILE)[0]
+    assert "gap, 2 augmented views of each training image, 1 MB" in features(**AUGMENTED)[0]
+    monkeypatch.setattr(plan, "SPARE_BYTES", 2**62)  # no disk has as much
+    assert "not cached: gap, 1 MB exceeds `feature_cache_mb` and the" in features(**FILE)[0]
+    with pytest.raises(ConfigError, match="Raise `feature_cache_mb`, make room on the disk, set"):
+        features(**FILE, **AUGMENTED)
+    run = prepare_run(config_of("run", **HEAD, **FILE))
+    with cached_features(run, run.stages[0], QuietConsole(), Stop()) as (same, cut):
+        assert (same, cut) == (run, None)  # it trains on the images

@@ -1,10 +1,10 @@
-"""Features at rest: never stale, never half, never another run's."""
+"""Stored features are never stale, incomplete or another run's."""
 
 import os
 
 import numpy as np
 import pytest
-from support.kept_run import DRAWN, FILE, fill, make_config_of, rows_of
+from support.cached_runs import AUGMENTED, FILE, fill, make_config_of, rows_of
 
 from vggjax.errors import ConfigError
 from vggjax.training import prepare
@@ -14,13 +14,13 @@ from vggjax.training.trainer import train
 
 
 @pytest.fixture
-def config_of(tmp_path, monkeypatch, tiny_arch):
-    return make_config_of(tmp_path, monkeypatch, tiny_arch)
+def config_of(tmp_path):
+    return make_config_of(tmp_path)
 
 
-def test_a_fill_that_was_killed_goes_on_where_it_stood(config_of, tmp_path, monkeypatch):
-    kept, _ = fill(config_of("whole", **FILE))
-    expected = [batch["features"].copy() for batch in rows_of(kept["train"])]
+def test_a_killed_fill_continues_from_its_last_record(config_of, tmp_path, monkeypatch):
+    cached, _ = fill(config_of("whole", **FILE))
+    expected = [batch["features"].copy() for batch in rows_of(cached["train"])]
     config, appended = config_of("killed", **FILE), []
     append = FileStore.append
 
@@ -39,8 +39,8 @@ def test_a_fill_that_was_killed_goes_on_where_it_stood(config_of, tmp_path, monk
         file.write(b"half a row")  # written, and not in the record
     again, _ = fill(config)
     assert appended == [4, 4, 4, 4, 2, 4, 2]  # 18 images by 4, eight of them before; then 6
-    for ours, theirs in zip(rows_of(again["train"]), expected, strict=True):
-        np.testing.assert_array_equal(ours["features"], theirs)
+    for batch, features in zip(rows_of(again["train"]), expected, strict=True):
+        np.testing.assert_array_equal(batch["features"], features)
 
 
 @pytest.mark.parametrize("damage", ["record", "short", "header", "bit"])
@@ -66,7 +66,7 @@ def test_a_damaged_file_is_never_taken_for_a_whole_one(tmp_path, damage):
     assert FileStore(path, (4, 3), "float32").done == 0
 
 
-def test_every_weight_image_and_setting_has_its_part_in_the_key(config_of, tmp_path):
+def test_every_weight_image_and_setting_before_the_cut_changes_the_key(config_of, tmp_path):
     def key(view=0, split="train", change=None, **settings):
         run = prepare.prepare_run(config_of("run", **settings))
         if change:
@@ -82,7 +82,7 @@ def test_every_weight_image_and_setting_has_its_part_in_the_key(config_of, tmp_p
 
     first = key()
     assert key() == first
-    # What comes after the cut, and what only learns, is no part of it.
+    # Neither what comes after the cut nor what affects only learning changes it.
     same = dict(learning_rate=1.0, num_threads=1, feature_cache_mb=9, seed=0)
     assert key(change=change_weight("fc1"), **same) == first
     others = [
@@ -98,9 +98,9 @@ def test_every_weight_image_and_setting_has_its_part_in_the_key(config_of, tmp_p
         key(head="flatten-8-0.5-classes"),
         key(batch_size=5),
         key(seed=1),  # other splits
-        key(**DRAWN),
-        key(**DRAWN, view=1),
-        key(**DRAWN | {"brightness_range": (0.5, 1.6)}),
+        key(**AUGMENTED),
+        key(**AUGMENTED, view=1),
+        key(**AUGMENTED | {"brightness_range": (0.5, 1.6)}),
     ]
     image = tmp_path / "images" / "a" / "00.png"
     for name in ("a", "b", "c"):
@@ -114,15 +114,15 @@ def test_bfloat16_halves_the_size_in_memory_and_in_a_file(config_of):
     sizes = {}
     for name, settings in {"32": {}, "16": {"feature_dtype": "bfloat16"}}.items():
         for where in ({}, FILE):
-            kept, run = fill(config_of(name, **settings, **where))
-            (batch, *_) = rows_of(kept["train"])
+            cached, run = fill(config_of(name, **settings, **where))
+            (batch, *_) = rows_of(cached["train"])
             sizes[name] = run.feature_plans["head"].size_bytes
             assert str(batch["features"].dtype) == {"32": "float32", "16": "bfloat16"}[name]
             assert np.isfinite(batch["features"].astype(np.float32)).all()
     assert sizes["32"] == 2 * sizes["16"] == 4 * 8 * 24  # 8 channels of 18 and 6 images
 
 
-def test_another_run_s_file_is_left_alone(config_of, tmp_path):
+def test_the_file_of_another_run_is_left_alone(config_of, tmp_path):
     other = tmp_path / "run" / "features" / "other.npy"
     other.parent.mkdir(parents=True)
     other.write_bytes(b"of another run")

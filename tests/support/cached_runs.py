@@ -1,0 +1,82 @@
+"""Runs that cache features in both of their stages, and runs that collapse on purpose."""
+
+import jax
+import jax.numpy as jnp
+
+from support.tiny_run import make_images
+from support.training_runs import make_config, pretend_pretrained
+from vggjax.models.arch import ARCHS
+from vggjax.training import prepare, trainer
+from vggjax.training.cache.features import CachedFeatures, cached_features
+from vggjax.training.run_dir.folder import make_workdir
+from vggjax.training.signals import Stop
+
+FILE = {"feature_cache_mb": 0}
+"""Settings with which all features go to files."""
+
+HEAD = {"unfreeze": "none", "head_epochs": None, "epochs": 2}
+"""Settings of a run with one stage, which trains the head."""
+
+AUGMENTED = {"brightness_range": (0.5, 1.5), "cached_views": 2}
+
+
+def make_config_of(tmp_path, *, each=10):
+    """Return a function of a run's name and settings that returns its config.
+
+    The runs train the head for two epochs and block5 for two more, on 60 % of three classes with
+    `each` images, from a weight file that counts as pretrained.
+    """
+    images = make_images(tmp_path / "images", ("a", "b", "c"), each=each)
+    fixed = dict(
+        weights=str(pretend_pretrained(tmp_path, ARCHS["tiny"])), unfreeze="block5", epochs=4,
+        head_epochs=2, augment="none", duplicates="ignore",
+    )  # fmt: skip
+    return lambda name, **settings: make_config(images, tmp_path / name, **fixed | settings)
+
+
+def spoil_weights(monkeypatch, *, step, above, value=0.0):
+    """Have runs train on weights and moments of `value` from a step on.
+
+    Runs whose learning rates have a factor of at most `above` are left alone. With 0 a network of
+    two layers or more stays at chance: its gradients are 0, except those of the last bias.
+    """
+    make = trainer.make_train_step
+
+    def spoil(leaf):
+        return jnp.full_like(leaf, value) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    def make_train_step(*args, **kwargs):
+        train_step = make(*args, **kwargs)
+
+        def spoiled(state, batch):
+            if int(state.step) + 1 >= step and float(state.factor) > above:
+                with jax.transfer_guard("allow"):
+                    params, opt_state = jax.tree.map(spoil, (state.params, state.opt_state))
+                state = state._replace(params=params, opt_state=opt_state)
+            return train_step(state, batch)
+
+        return spoiled
+
+    monkeypatch.setattr(trainer, "make_train_step", make_train_step)
+
+
+class QuietConsole:
+    """A console that shows nothing."""
+
+    def begin(self, *_, **__):
+        pass
+
+    advance = print = begin
+
+
+def fill(config, *, stage=0):
+    """Return the cached features of a stage of a new run, {split: CachedFeatures}, and the run."""
+    run = prepare.prepare_run(config)
+    make_workdir(run.workdir, run.config, run.source, run.splits)
+    with cached_features(run, run.stages[stage], QuietConsole(), Stop()) as (cached, cut):
+        assert cut == run.feature_plans[run.stages[stage].name].cut
+    return cached.loaders, run
+
+
+def rows_of(cached: CachedFeatures, **options):
+    return list(cached.batches(4, **options))
