@@ -7,7 +7,7 @@ out if the convolutional base fits.
 from collections.abc import Callable, Mapping
 
 from vggjax.errors import WeightsError, join_names
-from vggjax.models.arch import ARCHS
+from vggjax.models.arch import ARCHS, get_arch
 from vggjax.weights.names import in_base
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -17,13 +17,27 @@ Check = Callable[[Shapes], None]
 """Called with a file's shapes before its numbers are read; raises if they do not fit."""
 
 
+def expected_base(model: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return the shape of every parameter of a network's convolutional base.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    arch = get_arch(model)
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for layer, (width_in, width) in arch.conv_channels().items():
+        shapes[layer] = {"kernel": (3, 3, width_in, width), "bias": (width,)}
+        if arch.batch_norm:
+            names = ("scale", "bias", "mean", "var")
+            shapes[layer.replace("conv", "bn")] = dict.fromkeys(names, (width,))
+    return shapes
+
+
 def network_of(shapes: Shapes) -> str | None:
-    """Return the network of the table that has exactly this convolutional base, or None."""
+    """Return the network of the table with the base's layers and kernels, or None."""
     base = {layer: params.get("kernel") for layer, params in shapes.items() if in_base(layer)}
-    for name, arch in ARCHS.items():
-        expected = dict.fromkeys(layer for layer in arch.layers() if "_pool" not in layer)
-        expected |= {layer: (3, 3, *io) for layer, io in arch.conv_channels().items()}
-        if base == expected:
+    for name in ARCHS:
+        if base == {k: params.get("kernel") for k, params in expected_base(name).items()}:
             return name
     return None
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.compatibility import Shapes, network_of
-from vggjax.weights.digests import check_sha256
 from vggjax.weights.weight_file import WeightFile, check_destination, write_weights
 
 
@@ -45,8 +44,7 @@ def convert_file(
             f"{printable(src)} is both source and destination; name another file.", code="E_WRITE"
         )
     source, notes = WeightFile(src), list[str]()
-    if expect_sha256 is not None:
-        check_sha256(src, source.digests.sha256, expect_sha256)
+    source.check_sha256(expect_sha256)
     weights = source.read(notes=notes)
     write_weights(dst, weights, metadata=_converted_metadata(source), layout=layout)
     return Conversion(source, notes)

@@ -109,17 +109,3 @@ def expected_sha256(text: str) -> str:
             code="E_DIGEST",
         )
     return digits
-
-
-def check_sha256(path: Path, sha256: str, expected: str) -> None:
-    """Refuse a file whose SHA-256 is not the expected one.
-
-    Raises:
-        WeightsError: they differ, or `expected` is not a SHA-256.
-    """
-    if sha256 != (wanted := expected_sha256(expected)):
-        raise WeightsError(
-            f"{printable(path)} has the SHA-256 {sha256}; expected {wanted}. It is another file or "
-            f"was changed. Download it again, or leave out `expect_sha256` if you trust it.",
-            code="E_DIGEST",
-        )

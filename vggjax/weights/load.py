@@ -6,8 +6,9 @@ top. This is the only module of weights/ that imports jax.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from vggjax.models.kernels.conv import convolve
 from vggjax.models.network import VGG, Network
 from vggjax.models.params import assign, shapes
 from vggjax.weights.compatibility import Shapes, check_fits
-from vggjax.weights.digests import check_sha256, expected_sha256
+from vggjax.weights.digests import expected_sha256
 from vggjax.weights.names import in_base
 from vggjax.weights.pretrained import find_pretrained
 from vggjax.weights.weight_file import WeightFile
@@ -88,10 +89,7 @@ def load_pretrained(
         base_only = base_only or (weights == "imagenet" and not include_top)
         # Random initialization takes seconds, and is only needed for a new head.
         model = build() if base_only and head is not None else nnx.eval_shape(build)
-        if base_only:
-            load_base(model, file)
-        else:
-            _load_all(model, file)
+        _load(model, file, base_only=base_only)
     model.eval()
     return model
 
@@ -123,8 +121,7 @@ def open_weights(
         file = find_pretrained(arch, include_top)
     else:
         file = _open_path(Path(weights))
-    if expect_sha256 is not None:
-        check_sha256(file.path, file.digests.sha256, expect_sha256)
+    file.check_sha256(expect_sha256)
     return file
 
 
@@ -153,25 +150,19 @@ def load_base(model: Network, file: WeightFile) -> None:
     Raises:
         WeightsError: the file cannot be read, or its base is not the model's.
     """
-    expected = shapes(model)
-    expected_base = {layer: params for layer, params in expected.items() if in_base(layer)}
+    _load(model, file, base_only=True)
+
+
+def _load(model: VGG, file: WeightFile, *, base_only: bool) -> None:
+    expected: Shapes = shapes(model)
+    top = [layer for layer in expected if base_only and not in_base(layer)]
+    head = f"with the head {model.head}" if model.head and not base_only else "without a top"
+
+    def used(layers: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: params for k, params in layers.items() if in_base(k) or not base_only}
 
     def check(received: Shapes) -> None:
-        base = {layer: params for layer, params in received.items() if in_base(layer)}
-        described = f"{model.arch.name} without a top"
-        check_fits(base, expected_base, name=printable(file.path), model=described)
+        described = f"{model.arch.name} {head}"
+        check_fits(used(received), used(expected), name=printable(file.path), model=described)
 
-    weights = file.read(check=check)
-    base = {layer: params for layer, params in weights.items() if in_base(layer)}
-    assign(model, base, skip=[layer for layer in expected if not in_base(layer)])
-
-
-def _load_all(model: VGG, file: WeightFile) -> None:
-    expected = shapes(model)
-    top = f"with the head {model.head}" if model.head else "without a top"
-
-    def check(received: Shapes) -> None:
-        described = f"{model.arch.name} {top}"
-        check_fits(received, expected, name=printable(file.path), model=described)
-
-    assign(model, file.read(check=check))
+    assign(model, used(file.read(check=check)), skip=top)

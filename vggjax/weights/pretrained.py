@@ -6,10 +6,11 @@ with the published size and md5, a converted `weights/vgg16.safetensors` only if
 that it was converted from the published file.
 """
 
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
@@ -66,25 +67,20 @@ def find_pretrained(
     wanted = entries[include_top]
     skipped: list[str] = []
     for entry in [wanted] if include_top else [wanted, entries[True]]:
-        for path, find_problem in _candidates(entry):
-            if path.is_file():
-                file = WeightFile(path)
-                problem = find_problem(file, entry)
-                if problem is None:
-                    return file
-                skipped.append(f"{printable(path)} ({problem})")
+        converted = Path("weights") / entry.converted_name
+        folders = (Path("weights"), cache_dir(), keras_dir())
+        for path in (converted, *(folder / entry.file_name for folder in folders)):
+            if not path.is_file():
+                continue
+            file = WeightFile(path)
+            problem = (_problem_of_converted if path == converted else _problem)(file, entry)
+            if problem is None:
+                return file
+            skipped.append(f"{printable(path)} ({problem})")
     return _download(wanted, skipped, probe_s)
 
 
-def _candidates(
-    entry: Published,
-) -> Iterator[tuple[Path, Callable[[WeightFile, Published], str | None]]]:
-    yield Path("weights") / entry.converted_name, _find_problem_of_converted
-    for folder in (Path("weights"), cache_dir(), keras_dir()):
-        yield folder / entry.file_name, _find_problem
-
-
-def _find_problem(file: WeightFile, entry: Published) -> str | None:
+def _problem(file: WeightFile, entry: Published) -> str | None:
     """Return how a file differs from the published one, or None."""
     size_bytes = file.path.stat().st_size
     if size_bytes != entry.size_bytes:
@@ -93,14 +89,10 @@ def _find_problem(file: WeightFile, entry: Published) -> str | None:
     return None if md5 == entry.md5 else f"its md5 is {md5} instead of {entry.md5}"
 
 
-def _find_problem_of_converted(file: WeightFile, entry: Published) -> str | None:
-    try:
-        with file:
-            source_md5 = file.info.metadata.get("source_md5")
-    except WeightsError:
-        source_md5 = None
-    if source_md5 == entry.md5:
-        return None
+def _problem_of_converted(file: WeightFile, entry: Published) -> str | None:
+    with contextlib.suppress(WeightsError):
+        if file.info.metadata.get("source_md5") == entry.md5:
+            return None
     return "not converted by `vggjax convert` from the published file"
 
 
@@ -113,7 +105,7 @@ def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFil
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _fetch(entry, part)
-            if problem := _find_problem(WeightFile(part), entry):
+            if problem := _problem(WeightFile(part), entry):
                 part.unlink()
                 raise OSError(f"the download is damaged and was removed: {problem}")
             os.replace(part, target)
@@ -138,14 +130,7 @@ def _fetch(entry: Published, part: Path) -> None:
     """
     import requests
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
     start = part.stat().st_size if part.is_file() else 0
     headers = {"Range": f"bytes={start}-"} if start else {}
@@ -157,13 +142,7 @@ def _fetch(entry: Published, part: Path) -> None:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0
         length = int(response.headers.get("Content-Length", 0)) + start
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-        )
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
         with (
             open(part, "ab" if start else "wb") as file,
             Progress(*columns, console=Console(stderr=True)) as progress,

@@ -16,8 +16,7 @@ import numpy as np
 
 from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import ARCHS, EPSILON, get_arch
-from vggjax.weights.compatibility import Shapes, check_fits, network_of
-from vggjax.weights.digests import check_sha256
+from vggjax.weights.compatibility import Shapes, check_fits, expected_base, network_of
 from vggjax.weights.names import in_base
 from vggjax.weights.weight_file import WeightFile
 
@@ -91,8 +90,7 @@ def verify_file(
     if model is not None:
         get_arch(model)
     file, notes = WeightFile(path), list[str]()
-    if expect_sha256 is not None:
-        check_sha256(file.path, file.digests.sha256, expect_sha256)
+    file.check_sha256(expect_sha256)
 
     def check(shapes: Shapes) -> None:
         check_network(shapes, model, name=printable(path))
@@ -135,22 +133,6 @@ def check_network(shapes: Shapes, model: str | None, *, name: str) -> None:
                 code="E_SHAPE",
             )
         outputs = kernel[1]
-
-
-def expected_base(model: str) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the shape of every parameter of a network's convolutional base.
-
-    Raises:
-        ConfigError: there is no such network.
-    """
-    arch = get_arch(model)
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for layer, (width_in, width) in arch.conv_channels().items():
-        shapes[layer] = {"kernel": (3, 3, width_in, width), "bias": (width,)}
-        if arch.batch_norm:
-            names = ("scale", "bias", "mean", "var")
-            shapes[layer.replace("conv", "bn")] = dict.fromkeys(names, (width,))
-    return shapes
 
 
 def _nearest(base: Shapes) -> str:

@@ -20,7 +20,7 @@ from vggjax.atomic import atomic_write
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
 from vggjax.weights.compatibility import Check
-from vggjax.weights.digests import Digests, file_digests
+from vggjax.weights.digests import Digests, expected_sha256, file_digests
 from vggjax.weights.keras.read import KerasFile, is_hdf5, parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
 from vggjax.weights.layout import AS_IS, Layout, read_array, stored_blocks
@@ -104,12 +104,6 @@ class WeightFile:
         self.path = Path(path)
         self._identity = self._current_identity()
 
-    def __repr__(self) -> str:
-        return f"WeightFile({printable(self.path)!r})"
-
-    def __fspath__(self) -> str:
-        return os.fspath(self.path)
-
     def __enter__(self) -> "WeightFile":
         return self
 
@@ -144,6 +138,22 @@ class WeightFile:
         kept = ("source", "source_sha256", "source_format", "source_date")
         metadata = self.info.metadata
         return provenance | {f"weights_{key}": metadata[key] for key in kept if key in metadata}
+
+    def check_sha256(self, expected: str | None) -> None:
+        """Refuse the file if `expected` is given and is not its SHA-256.
+
+        Raises:
+            WeightsError: they differ, or `expected` is not a SHA-256.
+        """
+        if expected is None:
+            return
+        if self.digests.sha256 != (wanted := expected_sha256(expected)):
+            raise WeightsError(
+                f"{printable(self.path)} has the SHA-256 {self.digests.sha256}; expected {wanted}. "
+                f"It is another file or was changed. Download it again, or leave out "
+                f"`expect_sha256` if you trust it.",
+                code="E_DIGEST",
+            )
 
     def read(self, *, check: Check | None = None, notes: list[str] | None = None) -> "Weights":
         """Read all weights as float32.

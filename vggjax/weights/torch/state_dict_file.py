@@ -164,7 +164,14 @@ def _scan(text: bytes, *, num_pickles: int) -> None:
                 if opcode.name == "GLOBAL" and value in _GLOBALS:
                     continue
                 if opcode.name not in _OPCODES or opcode.name == "GLOBAL":
-                    raise _code_error(value if opcode.name == "GLOBAL" else opcode.name)
+                    code = value if opcode.name == "GLOBAL" else opcode.name
+                    raise WeightsError(
+                        f"its pickle holds code: {printable(code)!r}, which no state dict has; "
+                        f"none of it was run. If it is a whole model or a training checkpoint that "
+                        f"you trust, load it where it was created and save model.state_dict() "
+                        f"alone.",
+                        code="E_CODE",
+                    )
             if i == 0 and num_pickles > 1 and _LEGACY_MAGIC not in text[:16]:
                 raise WeightsError(
                     "it is a pickle, but not a state dict of torch. Save weights with "
@@ -175,15 +182,6 @@ def _scan(text: bytes, *, num_pickles: int) -> None:
         raise
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise _damage_error(error) from None
-
-
-def _code_error(what: object) -> WeightsError:
-    return WeightsError(
-        f"its pickle holds code: {printable(what)!r}, which no state dict has; none of it was run. "
-        f"If it is a whole model or a training checkpoint that you trust, load it where it was "
-        f"created and save model.state_dict() alone.",
-        code="E_CODE",
-    )
 
 
 def _damage_error(error: Exception) -> WeightsError:

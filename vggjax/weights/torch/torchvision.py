@@ -18,15 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vggjax.errors import WeightsError, join_names, printable
-from vggjax.weights.layout import (
-    AS_IS,
-    CONV,
-    DENSE,
-    Layout,
-    flattened,
-    stored_blocks,
-    whole_map,
-)
+from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, flattened, stored_blocks, whole_map
 from vggjax.weights.names import TABLE_NAME, in_base, order
 from vggjax.weights.safetensors import TensorToWrite
 from vggjax.weights.tensor_spans import Span, check_span
