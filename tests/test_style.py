@@ -112,7 +112,8 @@ def beyond_limits(package: Path) -> list[str]:
                 positional = [*node.args.posonlyargs, *node.args.args]
                 own = sum(a.arg not in ("self", "cls") for a in positional)
                 options = len(node.args.kwonlyargs)
-                own += options if node.name.startswith("_") else 0
+                is_private = node.name.startswith("_") and node.name != "__init__"
+                own += options if is_private else 0
                 if own > MAX_PARAMETERS or options > MAX_OPTIONS:
                     beyond.append(f"{where}: {own} parameters, {options} options")
     return beyond

@@ -1,1 +1,1 @@
-"""What is computed: the table of networks, the module, its head."""
+"""The networks: tables of layers, the module that runs them, and their kernels."""
