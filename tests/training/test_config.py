@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,10 @@ from vggjax.training.recipes import make_config
         ({"head_epochs": 10, "epochs": 10, "unfreeze": "block5"}, "below `epochs` 10"),
         ({"dataset": 5}, "`dataset` takes str; got 5"),
         ({"dataset": ""}, "`dataset` is empty"),
+        ({"devices": 0}, "`devices` must be above 0; got 0"),
+        ({"beta2": 1.0}, "`beta2` must be from 0 to below 1; got 1.0"),
+        ({"backbone_learning_rate": 0.0, "unfreeze": "all"}, "must be above 0; got 0.0"),
+        ({"head_epochs": -1, "unfreeze": "all"}, "`head_epochs` must be at least 0; got -1"),
         ({"seed": 2**32}, "below 4294967296"),
         ({"unfreeze": ()}, "`unfreeze` is empty"),
         ({"head_epochs": 2}, "left out if `unfreeze` is none"),
@@ -39,7 +45,7 @@ from vggjax.training.recipes import make_config
         ({"unfreeze": (5,)}, "`unfreeze` takes str; got (5,)"),
     ],
 )
-def test_what_cannot_be_run_is_refused_with_the_fix(settings, message):
+def test_invalid_settings_are_refused_with_the_fix(settings, message):
     with pytest.raises(ConfigError) as caught:
         Config(**settings)
     assert message in str(caught.value)
@@ -71,7 +77,7 @@ def test_a_config_saved_before_augmentation_had_settings_can_be_read_and_resumed
     assert set(old.differences(Config(dataset="photos", augment="crop-flip"))) == {"augment"}
 
 
-def test_a_lesson_s_flags_are_the_whole_augmentation_unless_a_name_is_given():
+def test_augmentation_settings_replace_the_default_preset_and_extend_a_named_one():
     assert Config().augmentation == PRESETS["flip"]
     assert Config(rotation_range=30).augmentation == Augmentation(rotation_range=30)
     both = Config(rotation_range=30, augment="flip").augmentation
@@ -79,17 +85,17 @@ def test_a_lesson_s_flags_are_the_whole_augmentation_unless_a_name_is_given():
     assert make_config(rotation_range=30).augmentation == Augmentation(rotation_range=30)
 
 
-def test_help_begins_with_the_data_and_then_the_augmentation():
+def test_fields_are_ordered_data_augmentation_model():
     names = [field.name for field in dataclasses.fields(Config)]
     assert names[0] == "dataset"
     assert names.index("augment") + 1 == names.index("rotation_range") < names.index("model")
 
 
-def test_the_command_line_takes_imagedatagenerator_s_arguments(monkeypatch, capsys):
-    def seen(config):
+def test_the_command_line_takes_the_arguments_of_image_data_generator(monkeypatch, capsys):
+    def refuse(config):
         raise ConfigError(f"{config.augmentation}")
 
-    monkeypatch.setattr("vggjax.api.fit", seen)
+    monkeypatch.setattr("vggjax.api.fit", refuse)
     line = "train --rotation-range 30 --width-shift-range 2 --height-shift-range 0.2"
     line += " --zoom-range 0.8 1.2 --shear-range 0.2 --horizontal-flip --fill-mode reflect"
     assert main(line.split()) == 2
@@ -109,27 +115,21 @@ def test_an_unknown_setting_in_a_saved_config_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "null", '{"epochs": ', '{"batch_size": null}'])
-def test_a_damaged_saved_config_is_refused(tmp_path, text):
+def test_a_damaged_config_json_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError):
         read_config(tmp_path)
 
 
-def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():
-    assert Config().optimizer == "adam"
-    assert make_config("flowers", dataset="photos").optimizer == "nadam"
-    assert make_config("flowers", dataset="photos", optimizer="sgd").optimizer == "sgd"
-
-
-def test_without_settings_the_embedded_digits_are_learned_from_scratch():
+def test_the_default_is_the_recipe_of_the_digits():
     config = make_config()
     assert (config.dataset, config.model, config.weights) == ("digits", "vgg11", "none")
     assert make_config(dataset="photos").weights == "imagenet"
 
 
-def test_differences_name_what_changes_the_result_and_nothing_else():
+def test_differences_are_the_fields_that_change_the_result():
     mine = Config(epochs=3, workdir="a", num_threads=1)
-    other = dataclasses.replace(mine, epochs=4, workdir="b", num_threads=2, cache_mb=0)
+    other = dataclasses.replace(mine, epochs=4, workdir="b", num_threads=2, cache_mb=0, devices=2)
     assert mine.differences(other) == {"epochs": (3, 4)}
 
 
@@ -137,3 +137,12 @@ def test_keras_weights_get_caffe_pixels_and_random_ones_torch():
     assert Config().preprocessing.mode == "caffe"
     assert Config(weights="none").preprocessing.mode == "torch"
     assert Config(weights="none", preprocess="unit").preprocessing.mode == "unit"
+
+
+def test_settings_and_recipes_are_read_without_jax():
+    program = (
+        "import sys, vggjax.training.config, vggjax.training.recipes\n"
+        "print({'jax', 'flax', 'scipy', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

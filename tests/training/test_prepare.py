@@ -1,4 +1,4 @@
-"""Before the first step: the same images stay in one split, and are looked for once."""
+"""Preparing a run: duplicates stay in one split, are searched for once, and data is checked."""
 
 import shutil
 
@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from support.tiny_run import make_images
+from support.training_runs import pretend_pretrained
 
 from vggjax.errors import ConfigError, DataError
+from vggjax.models.registry import find_arch
 from vggjax.training import prepare
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary
@@ -26,7 +28,7 @@ def make_config(dataset, workdir, **settings):
     return Config(dataset=str(dataset), workdir=str(workdir), **defaults | settings)
 
 
-def first_screen(run):
+def summary_text(run):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_run_summary(console, run)
     console.file.close()
@@ -39,18 +41,18 @@ def split_of(run, name):
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_copies_stay_in_one_split_and_are_counted_on_the_first_screen(images, tmp_path, seed):
+@pytest.mark.parametrize("seed", range(2))
+def test_copies_stay_in_one_split_and_are_counted_in_the_summary(images, tmp_path, seed):
     for name in ("one", "two", "three"):
         shutil.copy(images / "a" / "03.png", images / "a" / f"{name}.png")
     run = prepare_run(make_config(images, tmp_path / "run", split="0.4,0.3,0.3", seed=seed))
     names = ("a/03.png", "a/one.png", "a/two.png", "a/three.png")
     assert len({split_of(run, name) for name in names}) == 1
     assert run.duplicates == {"exact": 3, "near": 0, "leaked": 0}
-    assert "3 exact, each kept in one split with its original" in first_screen(run)
+    assert "3 exact, each kept in one split with its original" in summary_text(run)
 
 
-def test_a_image_saved_smaller_is_near_unless_only_exact_ones_count(images, tmp_path):
+def test_a_resized_copy_is_a_near_duplicate_unless_only_exact_ones_count(images, tmp_path):
     blobs = np.random.default_rng(2).integers(0, 256, (7, 7, 3), np.uint8)
     photo = Image.fromarray(blobs).resize((96, 96), Image.Resampling.BICUBIC)
     photo.save(images / "b" / "photo.png")
@@ -64,7 +66,7 @@ def test_a_image_saved_smaller_is_near_unless_only_exact_ones_count(images, tmp_
     assert counts["ignore"] == {}
 
 
-def test_what_the_data_sets_own_splits_leak_is_told(tmp_path, images):
+def test_duplicates_across_the_dataset_s_own_splits_are_reported(tmp_path, images):
     root = tmp_path / "split"
     shutil.copytree(images, root / "train")
     for name in ("a", "b"):
@@ -74,7 +76,7 @@ def test_what_the_data_sets_own_splits_leak_is_told(tmp_path, images):
     shutil.copy(root / "train" / "a" / "00.png", root / "test" / "a" / "again.png")
     run = prepare_run(make_config(root, tmp_path / "run"))
     assert run.duplicates == {"exact": 1, "near": 0, "leaked": 1}
-    assert "1 that the dataset has in train too" in first_screen(run)
+    assert "1 that the dataset has in train too" in summary_text(run)
 
 
 def test_a_resumed_run_compares_no_images_and_has_the_same_splits(images, tmp_path, monkeypatch):
@@ -89,13 +91,13 @@ def test_a_resumed_run_compares_no_images_and_has_the_same_splits(images, tmp_pa
         np.testing.assert_array_equal(again.splits[name], indices)
 
 
-def test_a_class_with_one_image_trains_and_is_told(images, tmp_path):
+def test_a_class_with_one_image_is_in_train_and_reported(images, tmp_path):
     (images / "rare").mkdir()
     shutil.copy(images / "a" / "00.png", images / "rare" / "0.png")
     Image.new("RGB", (9, 9), "red").save(images / "rare" / "0.png")
     run = prepare_run(make_config(images, tmp_path / "run", class_weights="balanced"))
     assert split_of(run, "rare/0.png") == "train"
-    text = first_screen(run)
+    text = summary_text(run)
     assert "Class 'rare' has 1 image" in text
     assert "(rare) in the loss" in text
     assert run.class_weights.argmax() == run.source.class_names.index("rare")
@@ -118,7 +120,7 @@ def test_splits_that_were_changed_by_hand_are_refused(images, tmp_path, spoil):
         prepare_run(config)
 
 
-def test_what_changed_in_the_data_set_is_named(images, tmp_path):
+def test_what_changed_in_the_dataset_is_named(images, tmp_path):
     config = make_config(images, tmp_path / "run")
     first = prepare_run(config)
     make_workdir(first.workdir, first.config, first.source, first.splits, first.duplicates)
@@ -127,10 +129,34 @@ def test_what_changed_in_the_data_set_is_named(images, tmp_path):
         prepare_run(config)
 
 
-def test_a_split_that_is_not_used_is_told(images, tmp_path):
+def test_a_split_setting_that_is_not_used_is_reported(images, tmp_path):
     root = tmp_path / "split"
     for split in ("train", "val", "test"):
         shutil.copytree(images, root / split)
     settings = dict(duplicates="ignore", split="0.5,0.25,0.25")
     run = prepare_run(make_config(root, tmp_path / "run", **settings))
-    assert "`split` 0.5,0.25,0.25 is not used: the dataset has its own" in first_screen(run)
+    assert "`split` 0.5,0.25,0.25 is not used: the dataset has its own" in summary_text(run)
+
+
+def test_a_batch_larger_than_the_data_is_the_data(images, tmp_path):
+    run = prepare_run(make_config(images, tmp_path / "run", batch_size=10**9))
+    assert (run.batch_size, run.steps_per_epoch) == (len(run.splits["train"]), 1)
+
+
+def test_a_run_folder_inside_the_data_is_refused(images):
+    with pytest.raises(ConfigError, match="is inside the dataset"):
+        prepare_run(make_config(images, images / "runs" / "1"))
+    assert not (images / "runs").exists()
+
+
+def test_a_weight_file_is_opened_once(images, tmp_path, monkeypatch):
+    weights, opened = pretend_pretrained(tmp_path, find_arch("tiny")), []
+
+    def open_and_record(path, *args):
+        opened.append(path)
+        return weight_file(path, *args)
+
+    weight_file = prepare.WeightFile
+    monkeypatch.setattr(prepare, "WeightFile", open_and_record)
+    run = prepare_run(make_config(images, tmp_path / "run", weights=str(weights)))
+    assert opened == [str(weights)] and run.info.provenance["weights_format"]

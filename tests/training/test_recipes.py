@@ -1,4 +1,4 @@
-"""Recipes: what each sets and teaches, what wins over it, and the lessons' own numbers."""
+"""Recipes: what each sets and teaches, what overrides it, and the lessons' own numbers."""
 
 import dataclasses
 import shlex
@@ -23,7 +23,7 @@ from vggjax.training.recipes import (
     recipe_fields,
 )
 
-ISSUE = """cats-vs-dogs cats-vs-dogs-vgg19 fruits flowers flowers-augmented flowers-finetune
+LESSON_NAMES = """cats-vs-dogs cats-vs-dogs-vgg19 fruits flowers flowers-augmented flowers-finetune
 cifar10-frozen cifar10-collapse cifar10-finetune cifar10-scratch mnist-cnn cifar10-cnn
 cifar10-cnn-dropout cifar10-cnn-wide cifar10-cnn-deep-bn cnn-conv cnn-pool-bn cnn-dropout
 cnn-early-stopping""".split()
@@ -36,7 +36,7 @@ def config_of(name, **flags):
 
 
 def counts(name, num_classes):
-    """Counts (those that train in the last stage, all) without making a single number."""
+    """Count the parameters (that train in the last stage, of all) without allocating them."""
     config = config_of(name)
     head = Head.parse(config.head).for_classes(num_classes)
     model = nnx.eval_shape(lambda: Network(config.model, head=head, image_size=config.image_size))
@@ -63,12 +63,12 @@ def counts(name, num_classes):
         ("cifar10-cnn-wide", 10, 486_794, 486_794),
     ],
 )
-def test_the_parameters_are_the_lessons_own(name, num_classes, trained, total):
+def test_the_parameter_counts_are_those_of_the_lessons(name, num_classes, trained, total):
     assert counts(name, num_classes) == (trained, total)
 
 
-def test_every_recipe_of_the_lessons_is_there_and_has_its_words():
-    assert set(ISSUE) < set(RECIPES)
+def test_every_lesson_has_a_recipe_with_a_description():
+    assert set(LESSON_NAMES) < set(RECIPES)
     for name, lesson in RECIPES.items():
         for text in (lesson.title, lesson.teaches, lesson.source, lesson.figure):
             assert "\n" not in text and "  " not in text, name
@@ -77,19 +77,19 @@ def test_every_recipe_of_the_lessons_is_there_and_has_its_words():
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].trains])
-def test_every_recipe_is_a_config_that_can_be_run_and_its_command_is_understood(name, monkeypatch):
+def test_every_recipe_is_a_valid_config_and_its_command_gives_it(name, monkeypatch):
     config = config_of(name)
     assert config.recipe == name
     assert lesson_of(config) is RECIPES[name]
-    seen = []
-    monkeypatch.setattr("vggjax.api.fit", lambda config: seen.append(config) or 1 / 0)
+    configs = []
+    monkeypatch.setattr("vggjax.api.fit", lambda config: configs.append(config) or 1 / 0)
     words = shlex.split(command_of(name))
     assert words[:2] == ["python", "train.py"]
     with pytest.raises(ZeroDivisionError):
         main(["train", *words[2:]])
     field, example, _ = RECIPES[name].needs or ("recipe", name, "")
-    assert dataclasses.replace(seen[0], **{field: getattr(config, field)}) == config
-    assert getattr(seen[0], field) == example
+    assert dataclasses.replace(configs[0], **{field: getattr(config, field)}) == config
+    assert getattr(configs[0], field) == example
 
 
 def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():
@@ -99,7 +99,7 @@ def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():
     assert make_config("mnist-cnn", epochs=1, optimizer="sgd").optimizer == "sgd"
 
 
-def test_a_recipe_without_what_it_needs_names_the_flag():
+def test_a_recipe_without_the_setting_that_it_needs_is_refused():
     with pytest.raises(
         ConfigError, match="needs the unpacked folder of Fruits 360: give `dataset`"
     ):
@@ -112,20 +112,20 @@ def test_a_recipe_without_what_it_needs_names_the_flag():
 
 
 @pytest.mark.parametrize("flag", ["--start-from", "--start_from"])
-def test_what_a_recipe_needs_is_found_on_the_command_line(monkeypatch, flag):
+def test_a_needed_setting_is_found_on_the_command_line(monkeypatch, flag):
     monkeypatch.setattr("vggjax.api.fit", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", "--recipe", "flowers-finetune", flag, "runs/one"])
 
 
-def test_classify_says_that_it_is_predict(capsys):
+def test_classify_names_the_predict_command(capsys):
     assert main(["train", "--recipe", "classify"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "vggjax predict PHOTO.jpg --weights imagenet --model vgg16" in said
 
 
-def test_the_flowers_lessons_are_the_lecture_s():
+def test_the_settings_of_the_flowers_are_those_of_the_lecture():
     config = config_of("flowers")
     assert (config.optimizer, config.beta1, config.beta2) == ("nadam", 0.9, 0.99)
     assert (config.epoch_images, config.epochs, config.batch_size) == (640, 100, 32)
@@ -157,7 +157,7 @@ def test_the_collapse_and_its_cure_differ_in_order_and_rates_alone():
     assert len(set(below)) == 5
 
 
-def test_recipes_lists_them_and_tells_one_of_them_whole(capsys, monkeypatch):
+def test_the_recipes_command_lists_all_or_describes_one(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Stages by their words: what each unfreezes, for how long, and what is no stage."""
+"""Stages: what each unfreezes, for how long, and which texts are refused."""
 
 import pytest
 
@@ -10,11 +10,11 @@ from vggjax.training.recipes import make_config
 
 
 def plan(*stages, **settings):
-    found = plan_stages(Config(stages=stages, **settings))
-    return [(stage.name, stage.first_epoch, stage.epochs) for stage in found]
+    planned = plan_stages(Config(stages=stages, **settings))
+    return [(stage.name, stage.first_epoch, stage.epochs) for stage in planned]
 
 
-def test_stages_follow_one_another_and_what_is_unfrozen_adds_up():
+def test_stages_add_to_what_the_ones_before_unfroze():
     assert plan("head:5", "block5:20", "block4:10") == [
         ("head", 0, 5),
         ("head+block5", 5, 20),
@@ -25,7 +25,7 @@ def test_stages_follow_one_another_and_what_is_unfrozen_adds_up():
     assert config.num_epochs == 35
 
 
-def test_a_stage_may_begin_with_layers_name_several_and_end_with_all():
+def test_a_stage_may_name_several_layers_a_pattern_or_all():
     assert plan("block5_conv3+block4:1", "all:2") == [
         ("head+block5_conv3+block4", 0, 1),
         ("head+all", 1, 2),
@@ -33,12 +33,12 @@ def test_a_stage_may_begin_with_layers_name_several_and_end_with_all():
     assert plan("block5_conv?:3") == [("head+block5_conv?", 0, 3)]
 
 
-def test_stages_are_the_same_as_unfreeze_and_its_epochs():
-    said = Config(unfreeze="block5", epochs=9, head_epochs=3)
-    assert plan_stages(said) == plan_stages(Config(stages=("head:3", "block5:6")))
+def test_unfreeze_with_head_epochs_is_the_same_as_two_stages():
+    config = Config(unfreeze="block5", epochs=9, head_epochs=3)
+    assert plan_stages(config) == plan_stages(Config(stages=("head:3", "block5:6")))
 
 
-def test_a_run_that_goes_on_from_a_trained_head_needs_no_stage_for_it():
+def test_a_run_with_a_trained_head_has_no_stage_for_the_head():
     names = [stage.name for stage in plan_stages(Config(unfreeze="block5", start_from="run"))]
     assert names == ["head+block5"]
 
@@ -80,21 +80,19 @@ def test_a_run_that_goes_on_from_a_trained_head_needs_no_stage_for_it():
         ({"start_from": "run", "cross_validate": 3}, "leave one of the two out"),
     ],
 )
-def test_what_is_no_stage_or_no_rate_is_refused_with_the_fix(settings, message):
+def test_invalid_stages_and_rates_are_refused_with_the_fix(settings, message):
     with pytest.raises(ConfigError) as caught:
         Config(**settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_epochs_that_are_said_or_left_out_are_the_same_run():
+def test_the_default_epochs_given_explicitly_are_the_same_run():
     assert Config(epochs=6).differences(Config()) == {}
     assert Config(epochs=7).differences(Config()) == {"epochs": (7, None)}
 
 
-def test_stages_stand_in_place_of_a_recipe_s_epochs_and_unfreeze_in_place_of_its_stages(
-    monkeypatch, capsys
-):
+def test_stages_replace_a_recipe_s_epochs_and_unfreeze_its_stages(monkeypatch, capsys):
     config = make_config("finetune", dataset="photos", stages=("head:2", "block5:3"))
     assert (config.num_epochs, config.unfrozen) == (5, ("block5",))
     config = make_config("cifar10-finetune", unfreeze=("block5",))
@@ -102,10 +100,10 @@ def test_stages_stand_in_place_of_a_recipe_s_epochs_and_unfreeze_in_place_of_its
     with pytest.raises(ConfigError, match="leave `epochs` 3 out"):
         make_config("cifar10-finetune", epochs=3)
 
-    def seen(config):
+    def refuse(config):
         raise ConfigError(f"{config.stages} {config.unfreeze} {config.epochs}")
 
-    monkeypatch.setattr("vggjax.api.fit", seen)
+    monkeypatch.setattr("vggjax.api.fit", refuse)
     assert main("train --dataset digits --stages head:1 all:1".split()) == 2
     assert "('head:1', 'all:1') ('none',) None" in capsys.readouterr().err
     assert main("train --stages head:1 --unfreeze block5".split()) == 2

@@ -1,4 +1,4 @@
-"""TensorBoard's event files say what log.jsonl says, also of a run that was killed and resumed."""
+"""TensorBoard's event files have the values of log.jsonl, also for a resumed run."""
 
 import builtins
 import struct
@@ -11,7 +11,7 @@ from vggjax.training.run_dir.log import EventFile, Log, read_log
 
 
 def read_events(workdir) -> list[Event]:
-    """Reads the records of all files: length, its checksum, data, its checksum."""
+    """Read the records of all files: length, its checksum, data, its checksum."""
     events = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
@@ -65,7 +65,7 @@ def test_every_number_of_the_log_is_a_point_once(tmp_path):
     }  # fmt: skip
 
 
-def test_a_resumed_log_leaves_no_doubled_and_no_orphaned_points(tmp_path):
+def test_a_resumed_log_has_no_duplicate_and_no_orphaned_points(tmp_path):
     with Log(tmp_path, step=0, tensorboard=True) as log:
         write_lines(log, range(1, 8))
     with Log(tmp_path, step=4, tensorboard=True) as log:
@@ -78,7 +78,7 @@ def test_a_resumed_log_leaves_no_doubled_and_no_orphaned_points(tmp_path):
     assert [event.step for event in starts] == [0]  # what a TensorBoard shows by now is dropped
 
 
-def test_a_log_that_goes_back_takes_its_points_back(tmp_path):
+def test_points_after_the_step_that_a_run_goes_back_to_are_dropped(tmp_path):
     with Log(tmp_path, step=0, tensorboard=True) as log:
         write_lines(log, range(1, 8))
         log.go_back(4, 1, reason="", advice="", action="recover")
@@ -87,7 +87,7 @@ def test_a_log_that_goes_back_takes_its_points_back(tmp_path):
     assert max(step for _, step, _ in read_points(tmp_path)) == 5
 
 
-def test_a_collapse_that_was_recovered_from_is_said_once_also_where_it_happens_again(tmp_path):
+def test_a_recovery_that_a_kill_repeats_is_logged_once(tmp_path):
     with Log(tmp_path, step=0) as log:
         write_lines(log, range(1, 8))
         log.go_back(4, 1, reason="once", advice="", action="recover")
@@ -102,7 +102,7 @@ def test_a_collapse_that_was_recovered_from_is_said_once_also_where_it_happens_a
     assert steps == list(range(1, 9))
 
 
-def test_events_beside_a_file_of_the_same_second_are_another_file(tmp_path):
+def test_two_event_files_of_the_same_second_are_two_files(tmp_path):
     for step in (1, 2):
         events = EventFile(tmp_path, None if step == 2 else [])
         events.write({"kind": "test", "step": step, "test/accuracy": 0.5})
@@ -110,16 +110,16 @@ def test_events_beside_a_file_of_the_same_second_are_another_file(tmp_path):
     assert [step for _, step, _ in read_points(tmp_path)] == [1, 2]
 
 
-def test_a_missing_tensorboardX_is_said_before_anything_is_trained(tmp_path, monkeypatch, capsys):
-    found = builtins.__import__
+def test_a_missing_tensorboardX_is_reported_before_training(tmp_path, monkeypatch, capsys):
+    import_module = builtins.__import__
 
     def missing(name, *args, **kwargs):
         if name == "tensorboardX":
             raise ImportError(name)
-        return found(name, *args, **kwargs)
+        return import_module(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
     assert main(["train", "--tensorboard", "--workdir", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert 'pip install "vggjax[tensorboard]"' in said and said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert 'pip install "vggjax[tensorboard]"' in stderr and stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -128,9 +128,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
     steps_per_pass = loaders["train"].num_batches(batch_size)
-    steps_per_epoch = steps_per_pass
-    if config.epoch_images:
-        steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
+    steps_per_epoch = _epoch_steps(config, batch_size) or steps_per_pass
     stages = plan_stages(config)
     class_weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
     return RunContext(
@@ -261,6 +259,11 @@ def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> N
     if config.start_from:
         assign(model, read_weights(Path(config.start_from) / "model.safetensors"))
     return model
+
+
+def _epoch_steps(config: Config, batch_size: int) -> int:
+    """Return the steps of an epoch of `epoch_images`; 0 without."""
+    return config.epoch_images and max(1, int(config.epoch_images / batch_size + 0.5))
 
 
 def _describe_model(
