@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 12, 46
 _AXES_PX = 242
 _ROW = 18
 """Height of a row of text above the axes: title, legend or the labels of marks."""
@@ -42,6 +42,7 @@ _STEEP = 200
 
 Style = dict[str, Any]
 Tooltips = dict[str, list[str]]
+_STEPS = [1, 2, 5, 10]
 _DASHED, _SHORT = (0, (4, 3)), (0, (3, 2))
 _DASHES = ("-", (0, (7, 4)), (0, (2, 4)))
 _NUM_COLORS = 6
@@ -165,7 +166,8 @@ def line_chart(
                     f"{line.name}, {x_label} {x:g}: {_format(y, percent)}" for x, y in points
                 ]
         _set_scales(axes, [x for _, points in shown for x, _ in points], percent=percent, log=log)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "epoch", min_n_ticks=1))
+        whole = dict(integer=x_label == "epoch", min_n_ticks=1)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, **whole))
         axes.set_xlabel(x_label)
         if best is not None and _finite([best], log):
             ring: Style = dict(ms=15, mfc="none", mew=2, ls="none", clip_on=False, gid="best")
@@ -348,7 +350,7 @@ def _axes(title: str, *, above: int, below: int = 0) -> "tuple[Figure, Axes]":
 
 
 def _set_scales(axes: "Axes", xs: Sequence[float], *, percent: bool, log: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     if xs:
         flat = 0.5 * (min(xs) == max(xs))
@@ -357,8 +359,12 @@ def _set_scales(axes: "Axes", xs: Sequence[float], *, percent: bool, log: bool) 
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
     else:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
+        if not percent:
+            axes.update_datalim([(0, 0)], updatex=False)
+        axes.autoscale_view(scalex=False)
         low, high = axes.get_ylim()
-        axes.set_ylim(*((max(0.0, low), min(1.0, high)) if percent else (min(0.0, low), high)))
+        axes.set_ylim(*((max(0.0, low), min(1.0, high)) if percent else (low, high)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _format(y, percent)))
     axes.grid(axis="y")
 
@@ -393,7 +399,8 @@ def _number_cells(
     """Write the counts into the cells, and the names beside them."""
     num_classes = len(class_names)
     labels = [drawable(name, i) for i, name in enumerate(class_names)]
-    flat = max(map(len, labels)) * num_classes <= 60
+    cell_px = 72 * axes.get_window_extent().width / axes.figure.dpi / num_classes
+    flat = 8 * max(map(len, labels)) <= cell_px
     turn: Style = {} if flat else dict(rotation=40, ha="right", rotation_mode="anchor")
     axes.set_xticks(range(num_classes), labels, **turn)
     axes.set_yticks(range(num_classes), labels)
