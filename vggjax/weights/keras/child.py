@@ -19,8 +19,8 @@ from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import member_start, open_archive
 from vggjax.weights.hdf5.read import CheckedFile, open_hdf5
 from vggjax.weights.hdf5.unpack import signature_start
-from vggjax.weights.keras.layers import find_layers, read_metadata, refuse_code, text_items
-from vggjax.weights.keras.write import ARCHIVE_METADATA, MEMBER
+from vggjax.weights.keras.layers import find_layers, read_metadata, refuse_code
+from vggjax.weights.keras.write import MEMBER
 
 MEMORY_BYTES = 2**29
 """What parsing may allocate beyond what the process has at its start, and a compressed member."""
@@ -64,11 +64,11 @@ class _Window(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, dict[str, str], bool]]:
+def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
     """Open an `h5` file or the weights in a `zip` archive.
 
-    Yields the file, the archive's own metadata, and whether the weights are compressed in the
-    archive, so that the arrays' positions count from the first byte of the weights.
+    Yields the file, and whether its weights are compressed in an archive, so that the arrays'
+    positions count from the first byte of the weights.
     """
     if kind == "h5":
         with open(path, "rb") as disk:
@@ -77,7 +77,7 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, dict[str, st
             # block: its versions differ in whether a chunk's address counts the block.
             source = _Window(disk, start=start, size=size_bytes - start) if start else path
             with open_hdf5(source, offset=start) as file:
-                yield file, {}, False
+                yield file, False
         return
     with open(path, "rb") as disk, open_archive(disk) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -86,14 +86,17 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, dict[str, st
                 f"it is a zip archive without {MEMBER}; a .keras file has one.", code="E_ZIP"
             )
         if "config.json" in members:
-            refuse_code(_small_member(archive, members["config.json"]))
-        metadata = {}
-        if ARCHIVE_METADATA in members:
-            metadata = text_items(_small_member(archive, members[ARCHIVE_METADATA]))
+            if (size := members["config.json"].file_size) > _MAX_CONFIGURATION_BYTES:
+                raise WeightsError(
+                    f"its config.json is {size:,} bytes long, more than "
+                    f"{_MAX_CONFIGURATION_BYTES:,}.",
+                    code="E_BOMB",
+                )
+            refuse_code(archive.read("config.json"))
         contents, offset = _weights_member(disk, archive, members[MEMBER])
         try:
             with open_hdf5(contents, offset=offset or 0) as file:
-                yield file, metadata, offset is None
+                yield file, offset is None
         except WeightsError as error:
             raise WeightsError(f"{MEMBER}: {error}", code=error.code) from None
 
@@ -126,16 +129,6 @@ def _weights_member(
     return _Window(disk, start=start, size=length), start
 
 
-def _small_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    if member.file_size > _MAX_CONFIGURATION_BYTES:
-        raise WeightsError(
-            f"its {printable(member.filename)} is {member.file_size:,} bytes long, more than "
-            f"{_MAX_CONFIGURATION_BYTES:,}.",
-            code="E_BOMB",
-        )
-    return archive.read(member)
-
-
 def limit(cpu_s: int, file_bytes: int) -> None:
     """Limit this process: memory, CPU time from now on, and no writing to files."""
     try:
@@ -164,11 +157,11 @@ def parse(path: str, kind: str) -> dict[str, Any]:
         WeightsError: damaged, of an unknown layout, or holding what cannot be weights.
     """
     try:
-        with open_keras(path, kind) as (file, metadata, compressed):
+        with open_keras(path, kind) as (file, compressed):
             layout, layers, notes = find_layers(file)
             return {
                 "layout": "archive" if kind == "zip" else layout,
-                "metadata": metadata | read_metadata(file.root),
+                "metadata": read_metadata(file.root),
                 "contents_bytes": file.root.id.get_filesize() if compressed else None,
                 "notes": notes,
                 "layers": {

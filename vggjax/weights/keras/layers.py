@@ -21,6 +21,7 @@ import h5py
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.hdf5.read import CheckedFile, has_link, link_names, name_of, text, text_list
+from vggjax.weights.keras.write import METADATA
 from vggjax.weights.names import TABLE_NAME, Layer, named, order
 from vggjax.weights.tensor_spans import Span
 
@@ -72,18 +73,10 @@ def find_layers(file: CheckedFile) -> tuple[str, dict[str, dict[str, Span]], lis
 
 
 def read_metadata(root: h5py.File) -> dict[str, str]:
-    """Return the metadata that this package wrote into the attribute `vggjax`, else nothing."""
+    """Return the metadata that this package wrote; empty for other files."""
     try:
-        return text_items(text(root, "vggjax", default="{}", max_bytes=2**16))
-    except WeightsError:
-        return {}
-
-
-def text_items(document: str | bytes) -> dict[str, str]:
-    """Return the items of a JSON object whose values are text; nothing where it is no object."""
-    try:
-        metadata = json.loads(document)
-    except (ValueError, RecursionError):
+        metadata = json.loads(text(root, METADATA, default="{}", max_bytes=2**16))
+    except (WeightsError, ValueError, RecursionError):
         return {}
     items = metadata.items() if isinstance(metadata, dict) else ()
     return {key: value for key, value in items if isinstance(value, str)}

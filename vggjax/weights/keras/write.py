@@ -35,10 +35,7 @@ MEMBER = "model.weights.h5"
 """The member of a `.keras` that holds the weights."""
 
 METADATA = "vggjax"
-"""The root attribute of an HDF5 file that holds this package's metadata, as JSON."""
-
-ARCHIVE_METADATA = "vggjax.json"
-"""The member of a `.keras` that may hold this package's metadata, as JSON."""
+"""The attribute of the root group that holds this package's metadata, as JSON."""
 
 MAX_METADATA_BYTES = 60_000
 """An attribute holds at most 64 KiB; of longer metadata the longest texts are left out."""
