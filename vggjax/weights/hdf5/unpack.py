@@ -11,12 +11,11 @@ import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 
 from vggjax.errors import WeightsError
-from vggjax.weights.tensor_spans import Span, to_float32
+from vggjax.weights.tensor_spans import Readable, Span, to_float32
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -39,9 +38,9 @@ class ChunkedSpan(Span):
     """The numbers in hexadecimal, where the dataset's header holds them."""
 
 
-def signature_start(file: IO[bytes]) -> int | None:
+def signature_start(file: Readable) -> int | None:
     """Return where HDF5's signature is: at 0, 512, 1024, 2048 ... bytes; None where it is not."""
-    start, size_bytes = 0, os.fstat(file.fileno()).st_size
+    start, size_bytes = 0, file.seek(0, os.SEEK_END)
     while start < size_bytes:
         file.seek(start)
         if file.read(len(SIGNATURE)) == SIGNATURE:
@@ -77,7 +76,7 @@ def check_pieces(spans: Iterable[ChunkedSpan], *, size_bytes: int) -> None:
         end = start + stored_bytes
 
 
-def read_chunked(file: IO[bytes], span: ChunkedSpan) -> np.ndarray:
+def read_chunked(file: Readable, span: ChunkedSpan) -> np.ndarray:
     """Read a chunked array as float32; allocates the array and one chunk.
 
     Raises:

@@ -21,6 +21,7 @@ from vggjax.weights.hdf5.read import CheckedFile, open_hdf5
 from vggjax.weights.hdf5.unpack import signature_start
 from vggjax.weights.keras.layers import find_layers, read_metadata, refuse_code
 from vggjax.weights.keras.write import MEMBER
+from vggjax.weights.tensor_spans import Readable
 
 MEMORY_BYTES = 2**29
 """What parsing may allocate beyond what the process has at its start, and a compressed member."""
@@ -34,7 +35,7 @@ _BLOCK_BYTES = 2**20
 class _Window(io.RawIOBase):
     """A range of bytes of a file, as a file of its own that h5py can read."""
 
-    def __init__(self, file: io.BufferedReader | io.BytesIO, *, start: int, size: int):
+    def __init__(self, file: Readable, *, start: int, size: int):
         super().__init__()
         self._file, self._start, self._size, self._position = file, start, size, 0
 
@@ -71,7 +72,7 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
     positions count from the first byte of the weights.
     """
     if kind == "h5":
-        with open(path, "rb") as disk:
+        with open(path, "rb", buffering=0) as disk:
             start, size_bytes = signature_start(disk) or 0, disk.seek(0, io.SEEK_END)
             # HDF5 opens a path, to respect the locks of other programs. It does not see a user
             # block: its versions differ in whether a chunk's address counts the block.
@@ -79,7 +80,7 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
             with open_hdf5(source, offset=start) as file:
                 yield file, False
         return
-    with open(path, "rb") as disk, open_archive(disk) as archive:
+    with open(path, "rb", buffering=0) as disk, open_archive(disk) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if MEMBER not in members:
             raise WeightsError(
@@ -102,7 +103,7 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
 
 
 def _weights_member(
-    disk: io.BufferedReader, archive: zipfile.ZipFile, member: zipfile.ZipInfo
+    disk: io.FileIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo
 ) -> tuple[_Window, int | None]:
     """Return the member's contents, and their place in the archive: None if compressed.
 

@@ -26,7 +26,14 @@ from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
 from vggjax.weights.hdf5.unpack import ChunkedSpan, check_pieces, read_chunked, signature_start
 from vggjax.weights.keras.write import MEMBER
-from vggjax.weights.tensor_spans import Span, casts, check_spans, open_regular, read_span
+from vggjax.weights.tensor_spans import (
+    Readable,
+    Span,
+    casts,
+    check_spans,
+    open_regular,
+    read_span,
+)
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
@@ -72,7 +79,7 @@ class KerasFile:
             WeightsError: a damaged array, or numbers that are not finite.
         """
         with _named(self.path), open_regular(self.path) as disk, contextlib.ExitStack() as stack:
-            file = disk
+            file: Readable = disk
             if self.compressed:
                 archive = stack.enter_context(open_archive(disk))
                 file = io.BytesIO(archive.read(MEMBER))
