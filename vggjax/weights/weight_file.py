@@ -120,9 +120,9 @@ class WeightFile:
     def info(self) -> FileInfo:
         """What the file states about itself; no weight is read."""
         contents = self._contents
-        if isinstance(contents, KerasFile):
-            return FileInfo(f"Keras, {contents.layout}", contents.metadata)
-        return contents.info
+        if isinstance(contents, TensorFile):
+            return contents.info
+        return FileInfo(f"Keras, {contents.layout}", contents.metadata)
 
     @functools.cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
