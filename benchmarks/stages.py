@@ -24,7 +24,6 @@ from PIL import Image
 from benchmarks.measure import Call, Row, make_row, print_measure, time_in_turn
 from benchmarks.peers import installed, torch_base
 from vggjax.data.loader import prefetch
-from vggjax.training import trainer
 from vggjax.training.batches import stack_batches, stack_size
 from vggjax.training.cache.features import cached_features
 from vggjax.training.config import Config
@@ -32,6 +31,8 @@ from vggjax.training.prepare import prepare_run
 from vggjax.training.progress import MetricAccumulator
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
+from vggjax.training.step import make_state
+from vggjax.training.trainer import make_stage_step
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -91,9 +92,9 @@ class Stage:
         self._every = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
         plan = run.feature_plans[stage.name] if cut else None
         self._size = stack_size(run.model, plan, run.batch_size, most=self._every)
-        self._state, self._step, _ = trainer._begin_stage(
-            self._run, stage, cut, self._size > 1, trainer.TrainProgress(), None
-        )
+        stage_step = make_stage_step(self._run, stage, after=cut, stack_batches=self._size > 1)
+        state = make_state(run.model, stage_step.tx, stage_step.labels)
+        self._state, self._step = run.placement.put_state(state), stage_step.train_step
         self._epoch = 0
 
     def epoch(self) -> None:
