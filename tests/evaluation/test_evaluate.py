@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support.pixels import jit_quickly
 from support.tiny_run import CLASSES, PASS_RTOL, make_images, make_run
 
 from vggjax.data.images.preprocess import preprocess, resize_image
@@ -48,10 +49,11 @@ def predict_one_by_one(run, split):
     config, (model, info) = read_config(run), load_model(run)
     source = open_source(config.dataset)
     indices = make_splits(source, parse_split(config.split), config.seed)[split]
+    forward = jit_quickly(lambda images: model(preprocess(images, info.preprocessing.mode)))
     probs = []
     for i in indices:
         image = resize_image(source.read(int(i)).pixels, info.preprocessing)
-        logits = np.asarray(model(preprocess(image[None], info.preprocessing.mode)), np.float64)[0]
+        logits = np.asarray(forward(image[None]), np.float64)[0]
         if len(logits) == 1:
             share = 1 / (1 + np.exp(-logits[0]))
             probs.append([1 - share, share])

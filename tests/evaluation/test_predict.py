@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.pixels import jit_quickly
 from support.tiny_run import PASS_RTOL, make_images, make_run, random_model, spread
 
 from vggjax.data.images.preprocess import Preprocessing, load_image, preprocess, resize_image
@@ -115,9 +116,10 @@ def test_a_prediction_is_the_model_s_output_for_that_image(run):
     paths = find_images(["flowers"])[::4]
     rows, skipped = predict_images(model, info, paths, top=2)
     assert [row.path for row in rows] == paths and not skipped
+    forward = jit_quickly(lambda images: model(preprocess(images, info.preprocessing.mode)))
     for path, top in rows:
         image = resize_image(load_image(path), info.preprocessing)
-        logits = np.asarray(model(preprocess(image[None], info.preprocessing.mode)), np.float64)[0]
+        logits = np.asarray(forward(image[None]), np.float64)[0]
         probs = np.exp(logits) / np.exp(logits).sum()
         best = np.argsort(-probs)[:2]
         assert [name for name, _ in top] == [info.class_names[i] for i in best]
@@ -218,7 +220,7 @@ def test_published_weights_predict_imagenet_classes_with_keras_preprocessing(
     assert predict_command([path], **command, top=3) == 0
     with open("out.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    logits = np.asarray(model(batch[:1]), np.float64)
+    logits = np.asarray(jit_quickly(lambda images: model(images))(batch[:1]), np.float64)
     (best,) = imagenet.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=3)
     assert [row[f"class{i}"] for i in (1, 2, 3)] == [name for _, name, _ in best]
     shares = [float(row[f"probability{i}"]) for i in (1, 2, 3)]

@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from support.pixels import jit_quickly
 from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
@@ -70,7 +71,7 @@ def random_model(name: str, **settings) -> VGG:
 
 def spread(model: VGG, images: jax.Array) -> None:
     """Scale the last layer so that the model's probabilities vary over these images."""
-    logits = np.asarray(model(images))
+    logits = np.asarray(jit_quickly(lambda images: model(images))(images))
     scale = 2 / logits.std(0)
     weights = extract(model)
     weights["predictions"]["kernel"] = weights["predictions"]["kernel"] * scale
