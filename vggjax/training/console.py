@@ -155,8 +155,7 @@ def _describe_frozen(labels: dict[str, str]) -> str:
 def _warnings(run: RunContext) -> list[str]:
     config, source = run.config, run.source
     warnings = [*source.notes, *split_notes(source, run.splits)]
-    has_own_splits = bool(source.splits) and len(source.splits) == 3
-    if has_own_splits and config.split != Config.split:
+    if source.splits and len(source.splits) == 3 and config.split != Config.split:
         if not looks_like_slices(config.split):
             warnings.append(f"`split` {config.split} is not used: the dataset has its own splits.")
     warnings.append(_pixel_warning(run))

@@ -67,7 +67,7 @@ def _scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
 
 
 class _NadamState(NamedTuple):
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # the checkpoint's name; hides tuple.count
     mu: optax.Updates
     nu: optax.Updates
     product: jax.Array
@@ -81,7 +81,8 @@ def _scale_by_nadam(beta1: float, beta2: float) -> optax.GradientTransformation:
         return beta1 * (1 - 0.5 * 0.96**count)
 
     def init(params: optax.Params) -> _NadamState:
-        return _NadamState(*_init_moments(params), jnp.ones([], jnp.float32))
+        moments = _init_moments(params)
+        return _NadamState(moments.count, moments.mu, moments.nu, jnp.ones([], jnp.float32))
 
     def update(
         grads: optax.Updates, state: Any, params: optax.Params | None = None

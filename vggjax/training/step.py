@@ -74,7 +74,7 @@ def make_state(
 
     With `ema`, the moving averages start from the same parameters.
     """
-    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = nnx.state(model, nnx.Param, nnx.BatchStat)
     training = nnx.filter_state(params, trainable(labels))
     averages = jax.tree.map(jnp.copy, (training, batch_stats)) if ema else None
     return TrainState(
@@ -354,9 +354,13 @@ def _augmented(
     images = augment(key, batch["images"], augmentation)
     if not (augmentation.mixup or augmentation.cutmix):
         return batch | {"images": images}
-    options = {
-        "mixup": augmentation.mixup,
-        "cutmix": augmentation.cutmix,
-        "axis_name": axis_name,
-    }
-    return batch | mix(key, images, batch["label"], batch["mask"], **options)._asdict()
+    mixed = mix(
+        key,
+        images,
+        batch["label"],
+        batch["mask"],
+        mixup=augmentation.mixup,
+        cutmix=augmentation.cutmix,
+        axis_name=axis_name,
+    )
+    return batch | mixed._asdict()

@@ -102,7 +102,7 @@ def cached_features(
         return
     stores: list[Store] = []
     try:
-        loaders = _fill_stores(run, plan, stores, console, stop)
+        loaders: Any = _fill_stores(run, plan, stores, console, stop)
         yield dataclasses.replace(run, loaders=loaders), plan.cut
     except BaseException:
         for store in stores:
@@ -152,7 +152,7 @@ class _FrozenPrefix:
 
     def __init__(self, run: RunContext, plan: FeaturePlan, console: ProgressConsole):
         self._run, self._plan, self._console = run, plan, console
-        _, params, batch_stats = nnx.split(run.model, nnx.Param, nnx.BatchStat)
+        params, batch_stats = nnx.state(run.model, nnx.Param, nnx.BatchStat)
         self._state = run.placement.put_state((params, batch_stats))
         self._steps: dict[bool, CompiledStep] = {}
 
@@ -175,10 +175,10 @@ class _FrozenPrefix:
         )
 
         def append(outputs: dict[str, jax.Array]) -> None:
-            outputs = placement.fetch(outputs)
-            count = min(len(outputs["mask"]), len(loader) - store.done)
-            masked = store.done + np.flatnonzero(outputs["mask"][:count] == 0)
-            store.append(outputs["features"][:count], masked.tolist(), dict(loader.unreadable))
+            rows: dict[str, np.ndarray] = placement.fetch(outputs)
+            count = min(len(rows["mask"]), len(loader) - store.done)
+            masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
+            store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
             advance(store.done)
 
         pending = None
@@ -227,10 +227,11 @@ def _open_store(run: RunContext, plan: FeaturePlan, split: str, view: int) -> St
 def feature_key(run: RunContext, plan: FeaturePlan, split: str, view: int) -> str:
     """Return the name of the features of one split and view: a hash of all they depend on."""
     config, layers = run.config, run.model.layers
+    arch: Any = run.model.arch
     prefix = layers[: layers.index(plan.cut) + 1]
     weights = {name: arrays for name, arrays in extract(run.model).items() if name in prefix}
     settings: dict[str, Any] = {
-        "model": dataclasses.asdict(run.model.arch),
+        "model": dataclasses.asdict(arch),
         "cut": plan.cut,
         "layers": prefix,
         "convolution": config.convolution,

@@ -50,7 +50,7 @@ def make_key(
     for layer, arrays in weights.items():
         for name, array in arrays.items():
             digest.update(f"{layer}/{name} {array.shape} {array.dtype}\0".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 

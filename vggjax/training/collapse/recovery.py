@@ -182,7 +182,9 @@ def _go_back(
     if best_step:
         checkpoints.restore_model(run.model, best_step)
     else:
-        fresh = build_model(run.config, run.model.head, run.weight_file)
+        head = run.model.head
+        assert head is not None  # every run has one
+        fresh = build_model(run.config, head, run.weight_file)
         nnx.update(run.model, nnx.state(fresh, (nnx.Param, nnx.BatchStat)))
     checkpoints.forget(earlier.step)
     vars(progress).update(vars(earlier))
