@@ -104,6 +104,7 @@ def cross_validate(config: Config, *, console: Console | None = None) -> FitResu
             splits=None,
             duplicates=run.duplicates,
             left_out=left_out,
+            duplicate_groups=run.duplicate_groups,
         )
         report = _write_report(result, evaluation)
     return FitResult(run.workdir, None, None, evaluation, report, left_out)

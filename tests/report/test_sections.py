@@ -11,6 +11,8 @@ from support.page import Page
 from support.tiny_run import make_images, make_run
 
 from vggjax.data.images.preprocess import preprocess, resize_image
+from vggjax.data.quality import doctor
+from vggjax.data.quality.duplicates import find_duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.errors import printable
 from vggjax.evaluation.evaluate import evaluate
@@ -171,6 +173,17 @@ def test_small_datasets_are_examined_unasked_and_findings_are_sorted_by_kind(who
     assert not data_quality(run.config, None)["examined"]
     for finding in quality["findings"]:
         assert finding["title"] and len(finding["lines"]) <= 3 and finding["more"] >= 0
+
+
+def test_a_report_takes_over_the_duplicates_that_its_training_found(copy, monkeypatch):
+    run = load_run_result(copy)
+    write_report(run)
+    quality = page(copy).section("data")
+    searched = dataclasses.replace(run, duplicate_groups=find_duplicates(run.source))
+    assert run.config.duplicates == "near"
+    monkeypatch.setattr(doctor, "find_duplicates", lambda *_, **__: pytest.fail("decoded again"))
+    write_report(searched)
+    assert page(copy).section("data") == quality
 
 
 def test_large_datasets_are_examined_only_on_request(tmp_path):

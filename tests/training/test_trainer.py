@@ -94,6 +94,7 @@ def test_a_finished_run_is_loaded_and_not_trained_again(whole, capsys):
     assert (whole.workdir / "log.jsonl").read_text() == log
     assert again.info == whole.info and again.config == whole.config
     assert again.source.ids == whole.source.ids
+    assert again.duplicates == whole.duplicates == whole.duplicate_groups.counts | {"leaked": 0}
     assert again.splits.keys() == whole.splits.keys()
     for name, indices in whole.splits.items():
         np.testing.assert_array_equal(again.splits[name], indices)

@@ -80,6 +80,7 @@ def write_report(
     """
     files = read_run(run, evaluation=evaluation)
     model = LazyModel(run, files, predictions)
+    duplicates = run.duplicate_groups if isinstance(run, RunResult) else None
     thumbnails = Thumbnails(model.source)
     test = model.predictions("test")
     val = None if files.config.cross_validate else model.predictions("val")
@@ -104,7 +105,9 @@ def write_report(
         "num_mistakes": len(files.mistakes),
         "issues": sections.label_issues(files, thumbnails, known),
         "missing_data": model.missing,
-        "quality": sections.data_quality(files.config, model.source, examine_all=doctor),
+        "quality": sections.data_quality(
+            files.config, model.source, duplicates=duplicates, examine_all=doctor
+        ),
     }
     grid = sections.misclassified_grid(files, mistakes)
     plots = {

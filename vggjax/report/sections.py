@@ -12,6 +12,7 @@ import numpy as np
 
 from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.quality.doctor import examine
+from vggjax.data.quality.duplicates import Duplicates
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError, VggjaxError, printable
 from vggjax.evaluation.calibration import (
@@ -170,9 +171,16 @@ def label_issues(
 
 
 def data_quality(
-    config: Config, source: Source | None, *, examine_all: bool = False
+    config: Config,
+    source: Source | None,
+    *,
+    duplicates: Duplicates | None = None,
+    examine_all: bool = False,
 ) -> dict[str, Any]:
     """Return the findings of the dataset's examination.
+
+    `duplicates`, those that the training's setting asked for, save decoding every image again if
+    the setting was "near".
 
     Returns:
         `examined`; `findings` as `describe_finding` describes them; and `command`, which examines
@@ -186,7 +194,12 @@ def data_quality(
     if source is None or not (examine_all or _is_small(source)):
         return values
     try:
-        result = examine(config.dataset, source=source, num_threads=config.num_threads)
+        result = examine(
+            config.dataset,
+            source=source,
+            duplicates=duplicates if config.duplicates == "near" else None,
+            num_threads=config.num_threads,
+        )
     except VggjaxError:  # it was readable a moment ago
         return values
     findings = [describe_finding(item, source, most=_MAX_ENTRIES) for item in result.items]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vggjax.atomic import write_text
+from vggjax.data.quality.duplicates import Duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, make_folds, splits_text
@@ -39,6 +40,7 @@ class CrossValidation:
     splits: list[dict[str, np.ndarray]] | None
     """The splits of each fold; None if an earlier start wrote them."""
     duplicates: dict[str, int]
+    duplicate_groups: Duplicates | None = None
 
     @property
     def folds(self) -> list[Config]:
@@ -76,9 +78,10 @@ def prepare_cross_validation(
     written += [folder / SPLITS_FILE for folder in fold_folders(workdir, config)]
     if all(path.exists() for path in written):
         return CrossValidation(config, workdir, source, None, read_duplicates(workdir))
-    groups, duplicates = group_duplicates(config, source, progress=progress)
+    duplicates = group_duplicates(config, source, progress=progress)
+    groups, counts = (duplicates.groups, duplicates.counts) if duplicates else (None, {})
     splits = make_folds(source, config.cross_validate, config.seed, groups)
-    return CrossValidation(config, workdir, source, splits, duplicates)
+    return CrossValidation(config, workdir, source, splits, counts, duplicates)
 
 
 def write_folds(run: CrossValidation) -> None:

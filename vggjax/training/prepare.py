@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from vggjax.data.loader import SplitLoader
-from vggjax.data.quality.duplicates import find_duplicates
+from vggjax.data.quality.duplicates import Duplicates, find_duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import (
@@ -68,6 +68,8 @@ class RunContext:
     duplicates: dict[str, int]
     """Number of images beyond the first of their kind, `exact` and `near`, and of those `leaked`
     by the dataset's own splits; empty without a search."""
+    duplicate_groups: Duplicates | None
+    """The result of this start's search; None if there was none."""
     loaders: dict[str, SplitLoader]
     """Of train and val: the test split stays closed until the final evaluation."""
     model: Network
@@ -112,7 +114,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)
-    splits, duplicates = find_splits(config, workdir, source, progress=progress)
+    splits, counts, duplicates = find_splits(config, workdir, source, progress=progress)
     if config.start_from:
         check_start(config, head, source, splits)
     if config.pretrained and not config.start_from:
@@ -137,7 +139,8 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
         placement=placement,
         source=source,
         splits=splits,
-        duplicates=duplicates,
+        duplicates=counts,
+        duplicate_groups=duplicates,
         loaders=loaders,
         model=model,
         info=_describe_model(config, head, source, weight_file),
@@ -204,38 +207,36 @@ def check_outside(workdir: Path, source: Source) -> None:
 
 def find_splits(
     config: Config, workdir: Path, source: Source, *, progress: Progress | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+) -> tuple[dict[str, np.ndarray], dict[str, int], Duplicates | None]:
     """Return the splits and the number of duplicates: the run's own, or new ones at a first start.
 
-    Only a first start searches for duplicates, which decodes every image once.
+    Only a first start searches for duplicates, which decodes every image once; its result is last.
     """
     splits = read_splits(workdir, source)
     if splits is not None:
-        return splits, read_duplicates(workdir)
-    groups, counts = group_duplicates(config, source, progress=progress)
+        return splits, read_duplicates(workdir), None
+    duplicates = group_duplicates(config, source, progress=progress)
+    groups = None if duplicates is None else duplicates.groups
     splits = make_splits(source, parse_split(config.split), config.seed, groups)
-    if groups is not None:
-        held_out = np.concatenate([splits["val"], splits["test"]])
-        counts["leaked"] = int(np.isin(groups[held_out], groups[splits["train"]]).sum())
-    return splits, counts
+    if duplicates is None or groups is None:
+        return splits, {}, None
+    held_out = np.concatenate([splits["val"], splits["test"]])
+    leaked = int(np.isin(groups[held_out], groups[splits["train"]]).sum())
+    return splits, duplicates.counts | {"leaked": leaked}, duplicates
 
 
 def group_duplicates(
     config: Config, source: Source, *, progress: Progress | None = None
-) -> tuple[np.ndarray | None, dict[str, int]]:
-    """Return the group of each image, equal for duplicates, and their number by kind.
-
-    With `duplicates` "ignore" that is (None, {}).
-    """
+) -> Duplicates | None:
+    """Group the duplicates that the setting `duplicates` names; None for "ignore"."""
     if config.duplicates == "ignore":
-        return None, {}
-    duplicates = find_duplicates(
+        return None
+    return find_duplicates(
         source,
         near=config.duplicates == "near",
         num_threads=config.num_threads,
         progress=progress,
     )
-    return duplicates.groups, {"exact": duplicates.exact, "near": duplicates.near}
 
 
 def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> Network:

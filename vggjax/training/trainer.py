@@ -116,6 +116,7 @@ class Trainer:
             splits=run.splits,
             duplicates=run.duplicates,
             left_out=info.left_out,
+            duplicate_groups=run.duplicate_groups,
         )
 
     def _train_stages(self) -> None:

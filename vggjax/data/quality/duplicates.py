@@ -53,6 +53,11 @@ class Duplicates:
     notes: list[tuple[str, ...]]
     """(N,): each image's `DecodedImage.notes`."""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the number of exact and of near duplicates."""
+        return {"exact": self.exact, "near": self.near}
+
     def members(self, *, exact: bool = False) -> list[list[int]]:
         """Return the groups of two or more images, ordered by their first image."""
         groups = self.exact_groups if exact else self.groups

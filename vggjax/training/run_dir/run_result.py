@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vggjax.data.quality.duplicates import Duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, read_splits
@@ -36,6 +37,8 @@ class RunResult:
     """Number of `exact`, `near` and `leaked` duplicates; empty where nobody looked."""
     left_out: dict[str, str]
     """Training and validation images that could not be read: id -> reason."""
+    duplicate_groups: Duplicates | None = None
+    """The result of the training's search for duplicates; None if it made none, or from files."""
 
 
 def load_run_result(workdir: str | Path, *, require_data: bool = False) -> RunResult:
