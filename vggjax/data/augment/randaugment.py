@@ -16,21 +16,9 @@ from jax import lax
 from vggjax.data.augment.warp import affine_matrix, compose, matrix
 
 OPERATIONS = (
-    "identity",
-    "autocontrast",
-    "equalize",
-    "posterize",
-    "solarize",
-    "contrast",
-    "brightness",
-    "color",
-    "sharpness",
-    "rotate",
-    "shear-x",
-    "shear-y",
-    "translate-x",
-    "translate-y",
-)
+    "identity", "autocontrast", "equalize", "posterize", "solarize", "contrast", "brightness",
+    "color", "sharpness", "rotate", "shear-x", "shear-y", "translate-x", "translate-y",
+)  # fmt: skip
 
 _GRAY = (19595, 38470, 7471)
 """Pillow's weights of red, green and blue in a gray image, of 65,536."""

@@ -10,24 +10,11 @@ import jax
 import jax.numpy as jnp
 
 _COUNTS = {
-    "rotation": 1,
-    "width": 2,
-    "height": 2,
-    "shear": 1,
-    "zoom": 2,
-    "horizontal": 1,
-    "vertical": 1,
-    "channels": 1,
-    "brightness": 1,
-    "crop area": 10,
-    "crop aspect": 10,
-    "crop place": 2,
-    "erasing": 5,
-    "mixup or cutmix": 1,
-    "cutmix box": 2,
-    "randaugment": 10,
+    "rotation": 1, "width": 2, "height": 2, "shear": 1, "zoom": 2, "horizontal": 1, "vertical": 1,
+    "channels": 1, "brightness": 1, "crop area": 10, "crop aspect": 10, "crop place": 2,
+    "erasing": 5, "mixup or cutmix": 1, "cutmix box": 2, "randaugment": 10,
     "randaugment signs": 10,
-}
+}  # fmt: skip
 """Name -> numbers in the row; new names go to the end, so that a seed keeps its draws."""
 
 _ENDS = dict(zip(_COUNTS, itertools.accumulate(_COUNTS.values()), strict=True))
