@@ -33,7 +33,8 @@ def flowers(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, flowers):
     """A run and its page, for tests that change neither."""
-    run = evaluated(tmp_path_factory.mktemp("run") / "run", flowers)
+    folder = tmp_path_factory.mktemp("run") / "my run"
+    run = evaluated(folder, flowers, unreadable=[("a<b>\n.jpg", "truncated")])
     return run, report(run)
 
 
@@ -135,10 +136,8 @@ def test_a_run_without_mistakes_says_so_and_keeps_no_old_gallery(tmp_path, flowe
     assert not (run / "plots" / "mistakes.png").exists()
 
 
-def test_images_that_were_left_out_are_listed_and_paths_can_be_pasted(tmp_path, flowers):
-    unreadable = [("a<b>\n.jpg", "truncated")]
-    run = evaluated(tmp_path / "my run", flowers, unreadable=unreadable)
-    page = report(run)
+def test_images_that_were_left_out_are_listed_and_paths_can_be_pasted(written):
+    run, page = written
     assert "1 image could not be read" in page.words
     assert r"a<b>\n.jpg: truncated" in page.words
     assert f"vggjax predict PHOTO.jpg --workdir '{run}'" in page.text

@@ -137,13 +137,13 @@ def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
     predictions = read_probabilities(whole, "test", num_classes=3)
     examples, layer, side = grad_cam_examples(run.model, run.info, run.source, predictions)
     assert (layer, side) == ("block3_conv2", 8)
-    shown = [(example.is_correct, example.guess, example.probability) for example in examples]
-    names, guesses = [printable(n) for n in run.info.class_names], predictions.probs.argmax(1)
+    shown = [(example.is_correct, example.predicted, example.probability) for example in examples]
+    names, predicted = [printable(n) for n in run.info.class_names], predictions.probs.argmax(1)
     for is_correct in (True, False):
         # The first example is the most confident prediction of its kind.
-        of_kind = (guesses == predictions.labels) == is_correct
+        of_kind = (predicted == predictions.labels) == is_correct
         row = np.flatnonzero(of_kind)[predictions.probs[of_kind].max(1).argmax()]
-        best = (is_correct, names[guesses[row]], float(predictions.probs[row].max()))
+        best = (is_correct, names[predicted[row]], float(predictions.probs[row].max()))
         assert next(entry for entry in shown if entry[0] == is_correct) == best
     ids, preprocessing = [printable(id) for id in run.source.ids], run.info.preprocessing
     images = [run.source.read(ids.index(example.id)).pixels for example in examples]
@@ -153,14 +153,14 @@ def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
     truths = np.resize([names.index(example.truth) for example in examples], 12)
     maps = grad_cam(run.model, inputs, truths, layer=layer)
     for i, (example, pixels, logits) in enumerate(zip(examples, images, outputs, strict=True)):
-        truth_map = example.guess_map if example.is_correct else example.truth_map
+        truth_map = example.predicted_map if example.is_correct else example.truth_map
         expected = overlay(example.image, maps[i])
         assert abs(truth_map.astype(int) - expected).mean() < 1
-        assert example.guess == printable(run.info.class_names[logits.argmax()])
-        assert example.is_correct == (example.guess == example.truth)
+        assert example.predicted == printable(run.info.class_names[logits.argmax()])
+        assert example.is_correct == (example.predicted == example.truth)
         assert (example.truth_map is None) == example.is_correct
         # The page shows the image as it is, not squashed into a square.
-        assert example.image.shape == example.guess_map.shape
+        assert example.image.shape == example.predicted_map.shape
         assert example.image.shape[1] / example.image.shape[0] == pytest.approx(
             pixels.shape[1] / pixels.shape[0], abs=1 / max(pixels.shape)
         )

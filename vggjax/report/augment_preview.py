@@ -5,8 +5,8 @@ functions of the training step itself. With mixup or CutMix, each draw shows its
 """
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -92,19 +92,21 @@ def augmented_draws(
         For each draw `images`, uint8 (N, S, S, 3), and with mixup or CutMix `other`, the label of
         the image that was mixed in, and `share`, the weight of the image's own label, both (N,).
     """
-    mask = jax.numpy.ones(len(images))
-
-    @jax.jit
-    def draw(key: jax.Array, images: jax.Array, labels: jax.Array) -> dict[str, Any]:
-        augmented = augment(key, images, augmentation)
-        mixup, cutmix = augmentation.mixup, augmentation.cutmix
-        if not (mixup or cutmix):
-            return {"images": augmented}
-        return mix(key, augmented, labels, mask, mixup=mixup, cutmix=cutmix)._asdict()
-
     key = jax.random.key(seed)
     keys = (jax.random.fold_in(key, number) for number in range(DRAWS))
-    return [jax.tree.map(np.asarray, draw(k, images, labels)) for k in keys]
+    return [jax.tree.map(np.asarray, _draw(k, images, labels, augmentation)) for k in keys]
+
+
+@partial(jax.jit, static_argnums=3)
+def _draw(
+    key: jax.Array, images: jax.Array, labels: jax.Array, augmentation: Augmentation
+) -> dict[str, jax.Array]:
+    augmented = augment(key, images, augmentation)
+    mixup, cutmix = augmentation.mixup, augmentation.cutmix
+    if not (mixup or cutmix):
+        return {"images": augmented}
+    mask = jax.numpy.ones(len(images))
+    return mix(key, augmented, labels, mask, mixup=mixup, cutmix=cutmix)._asdict()
 
 
 def augmented_examples(

@@ -56,13 +56,13 @@ def confused_pairs(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, An
     support = {printable(row["name"]): row["support"] for row in files.evaluation["per_class"]}
     pairs = []
     confused = most_confused(files.evaluation["confusion"], files.names)
-    for number, (truth, guess, count) in enumerate(confused):
-        rows = by_pair.get((truth, guess), [])[:MAX_PAIR_IMAGES] if number < MAX_PAIRS else []
+    for number, (truth, predicted, count) in enumerate(confused):
+        rows = by_pair.get((truth, predicted), [])[:MAX_PAIR_IMAGES] if number < MAX_PAIRS else []
         uris = [jpeg_uri(thumbnails.image_of(row["id"])) for row in rows]
         pairs.append(
             {
                 "truth": truth,
-                "guess": guess,
+                "predicted": predicted,
                 "count": count,
                 "support": support[truth],
                 "images": [uri for uri in uris if uri is not None],
@@ -77,7 +77,7 @@ def misclassified(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, Any
         {
             "id": row["id"],
             "truth": printable(row["truth"]),
-            "guess": printable(row["guess"]),
+            "predicted": printable(row["guess"]),
             "probability": float(row["probability"]),
             "truth_probability": float(row["truth_probability"]),
             "pixels": thumbnails.image_of(row["id"]),
@@ -97,7 +97,7 @@ def misclassified_grid(files: RunFiles, mistakes: list[dict[str, Any]]) -> list[
         Cell(
             mistake["pixels"],
             (
-                (f"predicted {name(mistake['guess'])}", "wrong"),
+                (f"predicted {name(mistake['predicted'])}", "wrong"),
                 (f"with {mistake['probability']:.1%}", "muted"),
                 (f"true {name(mistake['truth'])}", "plain"),
             ),
@@ -226,17 +226,17 @@ class GradCamExample:
 
     id: str
     truth: str
-    guess: str
+    predicted: str
     probability: float
     is_correct: bool
     image: np.ndarray
-    guess_map: np.ndarray
+    predicted_map: np.ndarray
     truth_map: np.ndarray | None
     """None where the prediction is correct."""
 
     def context(self) -> dict[str, Any]:
         """Return the fields for a page, its images as data URIs."""
-        names = ("image", "guess_map", "truth_map")
+        names = ("image", "predicted_map", "truth_map")
         return vars(self) | {name: jpeg_uri(getattr(self, name)) for name in names}
 
     def cells(self) -> list[Cell]:
@@ -245,7 +245,7 @@ class GradCamExample:
         verdict = f"{'correct' if self.is_correct else 'wrong'}, {self.probability:.1%}"
         row = [
             Cell(self.image, ((f"true {self.truth}", "plain"), (verdict, "muted"))),
-            Cell(self.guess_map, ((f"for {self.guess}", look),)),
+            Cell(self.predicted_map, ((f"for {self.predicted}", look),)),
         ]
         if self.truth_map is not None:
             row.append(Cell(self.truth_map, ((f"for {self.truth}", "plain"),)))
@@ -278,12 +278,12 @@ def grad_cam_examples(
     layer = map_layer(model, preprocessing.image_size)
     if not kept:
         return [], layer, 0
-    labels, guesses = predictions.labels[kept], predictions.probs[kept].argmax(1)
-    wrong = np.flatnonzero(labels != guesses)
+    labels, predicted = predictions.labels[kept], predictions.probs[kept].argmax(1)
+    wrong = np.flatnonzero(labels != predicted)
     images = np.stack(inputs)
     # One call for both maps, with a fixed number of rows: every new shape is compiled again.
     batch = np.concatenate([images, images[wrong]])
-    classes = np.concatenate([guesses, labels[wrong]])
+    classes = np.concatenate([predicted, labels[wrong]])
     padding = NUM_CORRECT + 2 * NUM_WRONG - len(batch)
     batch = np.concatenate([batch, np.zeros((padding, *batch.shape[1:]), np.uint8)])
     classes = np.concatenate([classes, np.zeros(padding, classes.dtype)])
@@ -293,11 +293,11 @@ def grad_cam_examples(
         GradCamExample(
             id=printable(source.ids[predictions.index[row]]),
             truth=names[labels[i]],
-            guess=names[guesses[i]],
+            predicted=names[predicted[i]],
             probability=float(predictions.probs[row].max()),
-            is_correct=bool(labels[i] == guesses[i]),
+            is_correct=bool(labels[i] == predicted[i]),
             image=shown[i],
-            guess_map=overlay(shown[i], maps[i]),
+            predicted_map=overlay(shown[i], maps[i]),
             truth_map=overlay(shown[i], truth_maps[i]) if i in truth_maps else None,
         )
         for i, row in enumerate(kept)
@@ -307,13 +307,13 @@ def grad_cam_examples(
 
 def _most_confident(predictions: SplitPredictions, *, correct: bool) -> list[int]:
     """Return the rows by confidence, one of each (truth, prediction) before a second of any."""
-    guesses = predictions.probs.argmax(1)
-    rows = np.flatnonzero((guesses == predictions.labels) == correct)
+    predicted = predictions.probs.argmax(1)
+    rows = np.flatnonzero((predicted == predictions.labels) == correct)
     rows = rows[np.argsort(-predictions.probs[rows].max(1), kind="stable")]
     counts: dict[tuple[int, int], int] = {}
     ranks = []
     for row in rows:
-        pair = int(predictions.labels[row]), int(guesses[row])
+        pair = int(predictions.labels[row]), int(predicted[row])
         ranks.append(counts.get(pair, 0))
         counts[pair] = ranks[-1] + 1
     return rows[np.argsort(ranks, kind="stable")].tolist()
