@@ -82,6 +82,8 @@ def _describe_class_weights(run: RunContext) -> str:
     weights = run.class_weights
     if weights is None:
         return ""
+    if weights.min() == weights.max():
+        return "balanced: all classes have the same number of images"
     low, high = (
         f"{weights[i]:.2f} ({printable(run.source.class_names[i])})"
         for i in (weights.argmin(), weights.argmax())
@@ -249,7 +251,8 @@ class ProgressConsole:
         parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs} {stage}"]
         for split in ("train", "val"):
             loss, accuracy = values[f"{split}/loss"], values[f"{split}/accuracy"]
-            parts.append(f"{split} loss {loss:.4f}, accuracy {accuracy:.4f}")
+            digits = f"{loss:.4f}" if abs(loss) < 1e4 else f"{loss:.3e}"
+            parts.append(f"{split} loss {digits}, accuracy {accuracy:.4f}")
         parts.append(f"{values['images_per_s']:.0f} images/s, {values['seconds']:.0f} s")
         self.print(" | ".join(parts) + (" | best" if is_best else ""))
 

@@ -40,8 +40,10 @@ class Placement:
     def __str__(self) -> str:
         """Return the kind and number of the devices, for people: `4 x NVIDIA H100 (gpu)`."""
         device, count = self.devices[0], len(self.devices)
-        times = f"{count} x " if count > 1 else ""
-        return f"{times}{device.device_kind} ({device.platform})"
+        name = device.device_kind
+        if name != device.platform:
+            name = f"{name} ({device.platform})"
+        return f"{count} x {name}" if count > 1 else name
 
     @property
     def axis_name(self) -> str | None:
