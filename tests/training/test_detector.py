@@ -146,6 +146,9 @@ HEALTHY = {
     "separates two classes a little": dict(
         loss=always(0.66), accuracy=always(0.6), counts=[50, 50]
     ),
+    "blew up and now has a loss below chance": dict(
+        loss=lambda s: 1e6 if s < 24 else 2.2, accuracy=always(0.1), epochs=1
+    ),
     "has too few images for evidence": dict(
         loss=always(0.7),
         accuracy=always(0.5),
@@ -213,6 +216,25 @@ def test_a_resumed_run_detects_what_the_whole_run_detects_with_few_marks():
         detected.append(collapse is not None)
     assert marks == resumed_marks and len(marks) <= 18
     assert any(detected) and not all(detected)
+
+
+def test_the_marks_of_an_epoch_add_up_to_its_sums():
+    config = Config(weights="none", unfreeze=("all",), warmup_epochs=0)
+    detector = CollapseDetector(
+        config,
+        plan_stages(config)[0],
+        PriorBaseline.from_counts(np.array(BALANCED)),
+        steps_per_epoch=400,
+        val_images=100,
+    )
+    marks = []
+    for step in range(10, 1210, 10):
+        done = step % 400 or 400
+        sums = {"loss": done * 73.7, "correct": done * 3.0, "count": done * 32.0}
+        detector.check(marks, step, sums)
+        epoch = [mark for mark in marks if mark[0] > step - done]
+        for i, name in enumerate(("loss", "correct", "count"), start=1):
+            assert sum(mark[i] for mark in epoch) == pytest.approx(sums[name])
 
 
 def advice_for(*, stage=-1, factor=1.0, is_finite=True, **settings):

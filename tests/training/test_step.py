@@ -74,6 +74,15 @@ def test_padding_has_no_effect_whatever_it_holds():
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_padded_batch_teaches_what_its_real_rows_teach():
+    step = make_step(head="gap-16-3", after="gap", unfreeze="none", optimizer="sgd")
+    padded = make_feature_batch(masked=3)
+    real = {name: rows[:5] for name, rows in padded.items()}
+    states = [step(step.state, batch)[0] for batch in (padded, real)]
+    for a, b in zip(*(jax.tree.leaves(state.params) for state in states), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
 def test_a_padded_row_may_hold_nan():
     batch = make_feature_batch(masked=1)
     logits = jnp.ones((8, 3)).at[7].set(jnp.nan)

@@ -74,7 +74,7 @@ def epoch_batches(
 def images_seen(step: int, num_images: int, batch_size: int) -> int:
     """Return the number of images in the batches before `step`, without padding."""
     passes, start = divmod(step, -(-num_images // batch_size))
-    return passes * num_images + min(start * batch_size, num_images)
+    return passes * num_images + start * batch_size
 
 
 def stack_size(model: Network, plan: FeaturePlan | None, batch_size: int, *, most: int) -> int:
