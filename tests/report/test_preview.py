@@ -14,6 +14,8 @@ from vggjax.errors import ConfigError, DataError
 from vggjax.report.augment_preview import DRAWS, augmented_draws, choose_images, write_preview
 from vggjax.report.thumbnails import CELL_PX, GAP_PX, LINE_PX, MARGIN_PX
 
+MIXED = Augmentation(mixup=1.0)
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
@@ -63,19 +65,19 @@ def test_the_seed_alone_decides(photos, tmp_path):
 
 
 def test_mixed_draws_know_their_labels():
-    images = np.stack([np.full((32, 32, 3), level, np.uint8) for level in (0, 100, 200)])
-    draws = augmented_draws(images, np.array([7, 8, 9], np.int32), Augmentation(mixup=1.0))
+    levels, labels = np.arange(0, 240, 20), np.arange(12, dtype=np.int32)
+    images = np.stack([np.full((32, 32, 3), level, np.uint8) for level in levels])
+    draws = augmented_draws(images, labels, MIXED)
     assert len(draws) == DRAWS
     for draw in draws:
-        assert draw["other"].tolist() == [8, 9, 7]
-        expected = draw["share"] * [0, 100, 200] + (1 - draw["share"]) * [100, 200, 0]
+        assert draw["other"].tolist() == np.roll(labels, -1).tolist()
+        expected = draw["share"] * levels + (1 - draw["share"]) * np.roll(levels, -1)
         np.testing.assert_allclose(draw["images"][:, 0, 0, 0], expected, atol=0.51)
 
 
 def test_a_mixed_preview_has_no_more_rows_than_images(photos, tmp_path):
-    mixed = Augmentation(mixup=0.2, cutmix=1.0)
     out = tmp_path / "a.WEBP"
-    write_preview(str(photos), out, augmentation=mixed, image_size=32, rows=50)
+    write_preview(str(photos), out, augmentation=MIXED, image_size=32, rows=50)
     with Image.open(out) as image:
         assert image.format == "WEBP"
         num_images = 4 * len(CLASSES)
