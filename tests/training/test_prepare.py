@@ -74,8 +74,9 @@ def test_duplicates_across_the_dataset_s_own_splits_are_reported(tmp_path, image
         (images / name / "07.png").rename(root / "test" / name / "07.png")
         (root / "train" / name / "07.png").unlink()
     shutil.copy(root / "train" / "a" / "00.png", root / "test" / "a" / "again.png")
+    shutil.copy(root / "train" / "a" / "00.png", root / "train" / "a" / "again.png")
     run = prepare_run(make_config(root, tmp_path / "run"))
-    assert run.duplicates == {"exact": 1, "near": 0, "leaked": 1}
+    assert run.duplicates == {"exact": 2, "near": 0, "leaked": 1}
     assert "1 that the dataset has in train too" in summary_text(run)
 
 

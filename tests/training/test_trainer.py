@@ -30,6 +30,7 @@ from vggjax.models.registry import find_arch
 from vggjax.training import prepare, trainer
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.checkpoint import Checkpoints
+from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import load_run_result
 from vggjax.training.run_dir.saved_model import load_model
 from vggjax.training.signals import Interrupted
@@ -125,6 +126,21 @@ def test_the_kept_weights_are_those_of_the_best_evaluation(whole):
     assert evaluation["loss"] == pytest.approx(losses[int(np.argmax(accuracies))], rel=1e-5)
 
 
+def test_the_logged_rates_are_those_of_the_updates(whole):
+    rates = {
+        line["step"]: {name: rate for name, rate in line.items() if name.startswith("learning")}
+        for line in read_log(whole.workdir)
+        if line["kind"] == "step"
+    }
+    # The warmup is 2 of the head's 5 steps and 5 of block5's 10; it begins at peak / (warmup + 1).
+    assert rates[1] == {"learning_rate/head": pytest.approx(1e-2 / 3)}
+    assert rates[3] == {"learning_rate/head": pytest.approx(1e-2)}
+    assert rates[6] == {
+        "learning_rate/head": pytest.approx(1e-2 / 6),
+        "learning_rate/backbone": pytest.approx(1e-4 / 6),
+    }
+
+
 def test_images_per_s_is_the_speed_of_training_alone(whole):
     last = epochs_of(whole.workdir)[-1]  # its program was compiled in the epoch before
     training_s = 18 / last["images_per_s"]
@@ -191,8 +207,9 @@ def test_a_run_starts_from_another_with_its_pixels_if_everything_fits(whole, ima
 
 
 def test_early_stopping_keeps_the_averaged_weights_of_the_best_epoch(images, tmp_path, monkeypatch):
-    kernels = replace_metric(monkeypatch, "val/accuracy", [0.2, 0.9, 0.5, 0.5, 0.5])
-    train(make_config(images, tmp_path / "run", epochs=9, patience=2, ema=0.9))
+    kernels = replace_metric(monkeypatch, "val/loss", [0.9, 0.2, 0.5, 0.5, 0.5])
+    settings = {"monitor": "val/loss", "patience": 2, "ema": 0.9, "epochs": 9}
+    train(make_config(images, tmp_path / "run", **settings))
     assert len(kernels) == 4
     judged, trained = kernels[1]
     np.testing.assert_array_equal(weights_of(tmp_path / "run")["predictions/kernel"], judged)
