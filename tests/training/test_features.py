@@ -55,7 +55,7 @@ def test_a_run_with_cached_features_learns_what_one_without_learns(config_of, tm
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        pytest.param(HEAD | FILE, (4, 11), id="stacked"),
+        pytest.param(HEAD | FILE, (11,), id="stacked"),
         pytest.param({}, (13, 23), id="memory", marks=pytest.mark.slow),
         pytest.param(AUGMENTED | FILE, (13, 23), id="views", marks=pytest.mark.slow),
     ],

@@ -63,7 +63,7 @@ def test_four_devices_learn_what_one_learns(kind, masked, augmentation, unfreeze
 
 
 def test_padding_has_no_effect_whatever_it_holds():
-    augmentation = Augmentation(horizontal_flip=True, mixup=0.4)
+    augmentation = Augmentation(mixup=0.4)
     step, results = make_step(BN, augmentation=augmentation, unfreeze="block5"), []
     for noise in (0, 255):
         batch = make_batch(masked=3)
