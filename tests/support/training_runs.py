@@ -21,7 +21,7 @@ TIMES = ("images_per_s", "seconds")
 
 
 def make_config(dataset: Path, workdir: Path, **settings) -> Config:
-    """Return the settings of a run of milliseconds a step: of 30 images, 18 train, 5 steps a pass."""
+    """Return the settings of a tiny run: 18 of 30 images train, in 5 steps a pass."""
     defaults = dict(
         model="tiny", weights="none", head="gap-8-0.5-classes", image_size=32, unfreeze="all",
         split="0.6,0.2,0.2", batch_size=4, epochs=3, log_every_steps=2, learning_rate=1e-2,

@@ -19,8 +19,9 @@ def command(images, workdir):
     return [
         sys.executable, str(ROOT / "train.py"),
         "--dataset", str(images), "--workdir", str(workdir),
-        "--model", "cnn-8-bn-pool-8-bn-pool", "--weights", "none", "--unfreeze", "all", "--image-size", "32",
-        "--epochs", "3", "--batch-size", "4", "--log-every-steps", "1", "--split", "0.6,0.2,0.2",
+        "--model", "cnn-8-bn-pool-8-bn-pool", "--weights", "none", "--unfreeze", "all",
+        "--image-size", "32", "--epochs", "3", "--batch-size", "4", "--log-every-steps", "1",
+        "--split", "0.6,0.2,0.2",
     ]  # fmt: skip
 
 
