@@ -23,7 +23,7 @@ def where(file):
     return {
         (layer, param): (span.start, span.dtype)
         for layer, params in file.layers.items()
-        for param, span in params.items()
+        for param, (span, _) in params.items()
     }
 
 

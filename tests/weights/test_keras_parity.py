@@ -31,7 +31,7 @@ from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract
 from vggjax.weights.digests import PUBLISHED
 from vggjax.weights.load import load_pretrained
-from vggjax.weights.names import order
+from vggjax.weights.names import layer_order
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 # Keras turns TensorFlow's variables into NumPy's in a way that NumPy 2 deprecates.
@@ -91,7 +91,7 @@ def weights_of(model):
 
 
 def assert_equal(got, want):
-    assert list(got) == sorted(want, key=order)
+    assert list(got) == sorted(want, key=layer_order)
     for layer, params in want.items():
         assert set(got[layer]) == set(params)
         for name, array in params.items():

@@ -13,7 +13,8 @@ from vggjax.weights.layout import (
     stored_blocks,
     whole_map,
 )
-from vggjax.weights.tensor_spans import BLOCK_BYTES, Span, casts, to_float32
+from vggjax.weights.parsed_file import FileInfo, ParsedFile
+from vggjax.weights.tensor_spans import BLOCK_BYTES, Span, to_float32
 
 LONG = BLOCK_BYTES // 8 // 36  # two outputs of (LONG, 6, 6) fill more than one block
 LAYOUTS = {
@@ -61,10 +62,12 @@ def test_a_value_that_is_not_finite_as_float32_is_refused_and_counted(value):
 
 
 def test_every_cast_is_noted_once_with_its_number_of_arrays():
-    spans = [Span("a", (2,), dtype) for dtype in ("<f4", "<f2", ">f4", "<f2")]
-    assert casts(spans) == [
+    dtypes = ("<f4", "<f2", ">f4", "<f2")
+    layer = {str(i): (Span("a", (2,), dtype), AS_IS) for i, dtype in enumerate(dtypes)}
+    assert ParsedFile(FileInfo("h5"), {"layer": layer}, left_out=["1 unlisted"]).notes == [
         "1 array stored as big-endian float32 became float32",
         "2 arrays stored as float16 became float32",
+        "1 unlisted",
     ]
 
 

@@ -46,7 +46,7 @@ PARSE = """
 import json
 from vggjax.weights.keras.child import answer, limit
 path, good = sys.argv[2:]
-kind = "zip" if path.endswith(".keras") else "h5"
+kind = "keras" if path.endswith(".keras") else "h5"
 limit(20, os.path.getsize(path))
 answer(good, kind)
 watching = True

@@ -38,7 +38,7 @@ import os
 from vggjax.weights.keras import child
 for path in sys.argv[2:]:
     before = peak()
-    child.answer(path, "zip" if path.endswith(".keras") else "h5")
+    child.answer(path, "keras" if path.endswith(".keras") else "h5")
     print(json.dumps(peak() - before))
 """
 

@@ -13,7 +13,7 @@ from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract, shapes
-from vggjax.weights.verify import forward, seeded_image, verify_file
+from vggjax.weights.verify import forward, seeded_noise, verify_file
 from vggjax.weights.weight_file import write_weights
 
 
@@ -41,7 +41,7 @@ def make_model(name="tiny", head="flatten-6-6-3", size=64):
     [("tiny", "flatten-6-6-3"), ("tiny", None), ("tiny_bn", "avg2-6-3"), ("tiny_bn", "gap-1")],
 )
 def test_the_independent_forward_pass_computes_what_the_model_computes(name, head):
-    model, image = make_model(name, head), seeded_image(64)
+    model, image = make_model(name, head), seeded_noise(64)
     expected = np.asarray(model(image[None].astype(np.float32)))[0]
     computed = forward(extract(model), image, head=head or "")
     assert np.abs(expected).max() > 0

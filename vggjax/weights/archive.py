@@ -1,7 +1,7 @@
 """Open zip archives from untrusted sources (`.keras`, and torch's files) after checking them.
 
-Nothing is extracted under a name from the archive: a caller reads the one member that it needs, to
-its end, which verifies its checksum.
+Nothing is extracted: a caller reads the one member that it needs to its end, which verifies the
+member's checksum.
 """
 
 import contextlib
@@ -26,12 +26,7 @@ _MAX_DIRECTORY_BYTES = MAX_MEMBERS * 512
 
 @contextlib.contextmanager
 def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose directory lists nothing unsafe.
-
-    Raises:
-        WeightsError: damaged, encrypted, a bomb, a duplicate name, a link, or a name that leads
-            out of the archive.
-    """
+    """Open an archive whose directory lists nothing unsafe."""
     try:
         _check_directory(file)
         with zipfile.ZipFile(file) as archive:
@@ -44,10 +39,7 @@ def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
         ValueError, OverflowError, OSError,
     ) as error:  # fmt: skip
         # zipfile raises all of these for damaged archives, depending on where the damage is.
-        raise WeightsError(
-            f"it is a damaged archive ({printable(error)}). Download or write it again.",
-            code="E_ZIP",
-        ) from None
+        raise WeightsError(f"it is a damaged archive ({printable(error)}).", code="E_ZIP") from None
 
 
 def _check_directory(file: IO[bytes]) -> None:
@@ -72,9 +64,7 @@ def _check_directory(file: IO[bytes]) -> None:
         directory_bytes = struct.unpack_from("<Q", record, 40)[0]
     if directory_bytes > _MAX_DIRECTORY_BYTES:
         raise WeightsError(
-            f"it is an archive with a directory of {directory_bytes:,} bytes, far more than any "
-            f"weight file has.",
-            code="E_ZIP",
+            f"it is an archive with a directory of {directory_bytes:,} bytes.", code="E_ZIP"
         )
 
 
@@ -89,10 +79,7 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
         names.add(name)
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name[:1] in ("/", "\\") or ":" in parts[0]:
-            raise WeightsError(
-                f"its member {shown} leads out of the archive. Nothing was extracted.",
-                code="E_ZIP",
-            )
+            raise WeightsError(f"its member {shown} leads out of the archive.", code="E_ZIP")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise WeightsError(f"its member {shown} is a link.", code="E_ZIP")
         if member.flag_bits & 1:
@@ -108,16 +95,10 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
 
 
 def check_contents(archive: zipfile.ZipFile) -> None:
-    """Verify the checksum of every member.
-
-    Raises:
-        WeightsError: one is wrong.
-    """
+    """Verify the checksum of every member."""
     if (name := archive.testzip()) is not None:
         raise WeightsError(
-            f"it is a damaged archive: the checksum of {printable(name)!r} is wrong. Download or "
-            f"write it again.",
-            code="E_ZIP",
+            f"it is a damaged archive: the checksum of {printable(name)!r} is wrong.", code="E_ZIP"
         )
 
 

@@ -1,14 +1,10 @@
-"""Compare the layers of a weight file with a model's, before any number is read.
-
-Shapes are `{layer: {parameter: shape}}` on both sides. The message lists what differs, and the way
-out if the convolutional base fits.
-"""
+"""Compare the shapes of a weight file with a model's, before any number is read."""
 
 from collections.abc import Callable, Mapping
 
 from vggjax.errors import WeightsError, join_names
 from vggjax.models.arch import ARCHS, get_arch
-from vggjax.weights.names import in_base
+from vggjax.weights.names import BATCH_NORM, in_base
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Layer -> parameter -> shape."""
@@ -18,18 +14,13 @@ Check = Callable[[Shapes], None]
 
 
 def expected_base(model: str) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the shape of every parameter of a network's convolutional base.
-
-    Raises:
-        ConfigError: there is no such network.
-    """
+    """Return the shape of every parameter of a network's convolutional base."""
     arch = get_arch(model)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for layer, (width_in, width) in arch.conv_channels().items():
         shapes[layer] = {"kernel": (3, 3, width_in, width), "bias": (width,)}
         if arch.batch_norm:
-            names = ("scale", "bias", "mean", "var")
-            shapes[layer.replace("conv", "bn")] = dict.fromkeys(names, (width,))
+            shapes[layer.replace("conv", "bn")] = dict.fromkeys(BATCH_NORM, (width,))
     return shapes
 
 
@@ -45,11 +36,7 @@ def network_of(shapes: Shapes) -> str | None:
 def check_fits(shapes: Shapes, expected: Shapes, *, name: str, model: str) -> None:
     """Check that a file has exactly a model's layers.
 
-    Args:
-        shapes: the file's.
-        expected: the model's.
-        name: the file, for the message.
-        model: the model, for the message, as in "vgg16 without a top".
+    `name` is the file and `model` the model in the message, as in "vgg16 without a top".
 
     Raises:
         WeightsError: missing, unexpected or wrong-shape parameters, listed by name; E_TOP if only

@@ -7,7 +7,6 @@ from: the first source's name, format, checksums and date, and the preprocessing
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
@@ -15,21 +14,12 @@ from vggjax.weights.compatibility import Shapes, network_of
 from vggjax.weights.weight_file import WeightFile, check_destination, write_weights
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """A conversion that was done."""
-
-    source: WeightFile
-    notes: list[str]
-    """A line for each type of number that was cast or array left out."""
-
-
 def convert_file(
     src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
-) -> Conversion:
+) -> WeightFile:
     """Convert `src` to the format of the ending of `dst`, or to `layout` (see weight_file.py).
 
-    A run folder stands for the model in it.
+    A run folder stands for the model in it. Return the source.
 
     Raises:
         WeightsError: `src` cannot be read or is not the expected file, `dst` cannot be written, or
@@ -43,11 +33,10 @@ def convert_file(
         raise WeightsError(
             f"{printable(src)} is both source and destination; name another file.", code="E_WRITE"
         )
-    source, notes = WeightFile(src), list[str]()
+    source = WeightFile(src)
     source.check_sha256(expect_sha256)
-    weights = source.read(notes=notes)
-    write_weights(dst, weights, metadata=_converted_metadata(source), layout=layout)
-    return Conversion(source, notes)
+    write_weights(dst, source.read(), metadata=_converted_metadata(source), layout=layout)
+    return source
 
 
 def _converted_metadata(source: WeightFile) -> dict[str, str]:
@@ -89,18 +78,13 @@ def print_table(shapes: Shapes) -> None:
 def convert(
     src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
 ) -> None:
-    """Convert a file, and print the source's checksum and a table of its layers.
-
-    Raises:
-        WeightsError: see `convert_file`.
-    """
-    conversion = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
-    source = conversion.source
+    """Convert a file as `convert_file` does, and print its checksum and a table of its layers."""
+    source = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
     print(f"{printable(source.path)}: {source.info.kind}")
     print(f"SHA-256     {source.digests.sha256}")
     print(f"Known as    {source.digests.known_as or 'none of the published files'}")
     print(f"Preprocess  {source.info.preprocess}")
-    for note in conversion.notes:
+    for note in source.notes:
         print(f"Note        {printable(note)}")
     print_table(source.shapes)
     print(f"{printable(dst)}: {Path(dst).stat().st_size / 1e6:,.1f} MB")

@@ -82,11 +82,7 @@ class Digests:
 
 
 def file_digests(path: Path) -> Digests:
-    """Compute both checksums in one pass over the file.
-
-    Raises:
-        WeightsError: there is no such file, or it is not a regular one.
-    """
+    """Compute both checksums in one pass over the file."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with open_regular(path) as file:
         while piece := file.read(_PIECE_BYTES):
@@ -99,7 +95,7 @@ def expected_sha256(text: str) -> str:
     """Return the 64 digits of a SHA-256 that a user typed, in lower case.
 
     Raises:
-        WeightsError: `text` is not a SHA-256.
+        WeightsError: E_DIGEST, `text` is not a SHA-256.
     """
     digits = text.strip().lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", digits):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vggjax.weights.tensor_spans import BLOCK_BYTES, Readable, Span, read_span, to_float32
+from vggjax.weights.tensor_spans import BLOCK_BYTES, Readable, Span, to_float32
 
 Shape = tuple[int, ...]
 
@@ -72,13 +72,9 @@ def whole_map(side: int) -> Layout:
 
 
 def read_array(file: Readable, span: Span, layout: Layout) -> np.ndarray:
-    """Read an array as float32 in the package's order.
-
-    Raises:
-        WeightsError: the file ends too early, or the numbers are not finite as float32.
-    """
+    """Read an array as finite float32 in the package's order."""
     if layout is AS_IS:
-        return read_span(file, span)
+        return span.read(file)
     array = np.empty(layout.held_shape(span.shape), np.float32)
     for start, stop, rows in span.blocks(file):
         with np.errstate(over="ignore"):

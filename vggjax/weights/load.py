@@ -64,11 +64,6 @@ def load_pretrained(
             "base_only=True leaves out the file's top, but include_top=True needs it; pass "
             "include_top=False."
         )
-    if include_top and head is not None:
-        raise ConfigError(
-            f"include_top=True is Keras' own head, but a head={str(head)!r} was given as well. "
-            f"Pass include_top=False."
-        )
 
     def build() -> VGG:
         return VGG(
@@ -84,11 +79,11 @@ def load_pretrained(
     if weights == "none":
         model = build()
     else:
-        name = arch if isinstance(arch, str) else arch.name
-        file = open_weights(weights, name, include_top=include_top, expect_sha256=expect_sha256)
         base_only = base_only or (weights == "imagenet" and not include_top)
         # Random initialization takes seconds, and is only needed for a new head.
         model = build() if base_only and head is not None else nnx.eval_shape(build)
+        name = arch if isinstance(arch, str) else arch.name
+        file = open_weights(weights, name, include_top=include_top, expect_sha256=expect_sha256)
         _load(model, file, base_only=base_only)
     model.eval()
     return model
@@ -153,7 +148,7 @@ def load_base(model: Network, file: WeightFile) -> None:
     _load(model, file, base_only=True)
 
 
-def _load(model: VGG, file: WeightFile, *, base_only: bool) -> None:
+def _load(model: Network, file: WeightFile, *, base_only: bool) -> None:
     expected: Shapes = shapes(model)
     top = [layer for layer in expected if base_only and not in_base(layer)]
     head = f"with the head {model.head}" if model.head and not base_only else "without a top"

@@ -20,7 +20,10 @@ from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import CONVS, Arch
 
 PARAMS = ("kernel", "scale", "bias", "mean", "var")
-"""The parameters of layers, in the order in which they are returned and written."""
+"""The parameters of layers, in the order in which they are returned and in which Keras lists them."""
+
+BATCH_NORM = PARAMS[1:]
+"""The parameters of a batch normalization."""
 
 TABLE_NAME = re.compile(r"block[1-9]_(conv|bn)[1-9]|fc[1-9]|predictions")
 """The names that layers with weights have in the layer table."""
@@ -33,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass
 class Layer:
-    """A layer of a file: its name there, and its arrays (or spans) in the file's order."""
+    """A layer of a file: its name there, and its arrays or spans."""
 
     name: str
     params: dict[str, Any]
@@ -48,12 +51,12 @@ class Layer:
 
 
 def in_base(name: str) -> bool:
-    """Whether a layer's name belongs to the convolutional base, and not to a head."""
+    """Return whether a layer's name belongs to the convolutional base, and not to a head."""
     return bool(_BASE_NAME.fullmatch(name))
 
 
-def order(name: str) -> tuple:
-    """Sort key of layers: the blocks, then `fc1`, `fc2` ..., `predictions`, then other names."""
+def layer_order(name: str) -> tuple:
+    """Return the sort key of a layer: the blocks, `fc1`, `fc2` ..., `predictions`, other names."""
     if match := _BASE_NAME.fullmatch(name):
         block, kind, i = match.groups()
         return (0, int(block), int(i), kind == "bn")
@@ -63,16 +66,12 @@ def order(name: str) -> tuple:
 
 
 def has_package_names(names: Iterable[str]) -> bool:
-    """Whether any name is one of this package's own files, as in `block1_conv1.kernel`."""
+    """Return whether any name is one of this package's own files, as in `block1_conv1.kernel`."""
     return any(name.rpartition(".")[2] in PARAMS and not name.endswith(".bias") for name in names)
 
 
 def group_by_layer(arrays: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """Group arrays named `LAYER.PARAM` into `{layer: {parameter: array}}`, in the table's order.
-
-    Raises:
-        WeightsError: a name of another form.
-    """
+    """Group arrays named `LAYER.PARAM` into `{layer: {parameter: array}}`, in the table's order."""
     layers: dict[str, dict[str, T]] = {}
     for name, array in arrays.items():
         layer, _, param = name.rpartition(".")
@@ -83,15 +82,14 @@ def group_by_layer(arrays: Mapping[str, T]) -> dict[str, dict[str, T]]:
                 code="E_NAME",
             )
         layers.setdefault(layer, {})[param] = array
-    return {layer: layers[layer] for layer in sorted(layers, key=order)}
+    return {
+        layer: {param: layers[layer][param] for param in PARAMS if param in layers[layer]}
+        for layer in sorted(layers, key=layer_order)
+    }
 
 
-def named(layers: list[Layer]) -> dict[str, dict[str, Any]]:
-    """Return `{name: arrays}` in the table's order, with the table's names where they apply.
-
-    Raises:
-        WeightsError: two layers have the same name.
-    """
+def with_table_names(layers: list[Layer]) -> dict[str, dict[str, Any]]:
+    """Return `{name: arrays}` in the table's order, with the table's names where they apply."""
     convs = [layer for layer in layers if layer.kind == "conv"]
     names = {id(layer): layer.name for layer in layers}
     if convs and all(_KERAS_NAME.fullmatch(layer.name) for layer in convs):
@@ -110,12 +108,12 @@ def named(layers: list[Layer]) -> dict[str, dict[str, Any]]:
         if name in weights:
             raise WeightsError(f"two layers have the name {printable(name)!r}.", code="E_DUPLICATE")
         weights[name] = layer.params
-    return {name: weights[name] for name in sorted(weights, key=order)}
+    return {name: weights[name] for name in sorted(weights, key=layer_order)}
 
 
 def _block_names(convs: list[Layer]) -> list[str]:
-    # The count alone would accept another network of 13 convolutions: the channels must form a
-    # chain as well, with one width in each block.
+    # The count alone would accept another network of 13 convolutions. So the channels must form a
+    # chain, with one width in each block.
     for name, counts in CONVS.items():
         if len(convs) != sum(counts):
             continue

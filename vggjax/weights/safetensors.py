@@ -40,16 +40,12 @@ class TensorToWrite:
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that starts like this claims the format: 8 bytes of length, then JSON."""
+    """Return whether a file that starts like this has 8 bytes of length, then JSON."""
     return start[8:9] == b"{"
 
 
 def read_header(file: IO[bytes]) -> tuple[dict[str, Span], dict[str, str]]:
-    """Return an open file's tensors by name, in the file's order, and its metadata.
-
-    Raises:
-        WeightsError: the header contradicts itself, the format or the file's length.
-    """
+    """Return an open file's tensors by name, in the file's order, and its metadata."""
     file_bytes = os.fstat(file.fileno()).st_size
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -60,8 +56,7 @@ def read_header(file: IO[bytes]) -> tuple[dict[str, Span], dict[str, str]]:
         )
     if length > file_bytes - 8:
         raise WeightsError(
-            f"it is truncated: its header of {length:,} bytes is longer than the file. Download "
-            f"or write it again.",
+            f"it is truncated: its header of {length:,} bytes is longer than the file.",
             code="E_TRUNCATED",
         )
     header = _parse(file.read(length))
@@ -86,10 +81,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for key, value in pairs:
             if key in table:
-                raise WeightsError(
-                    f"its header has {printable(key)!r} twice, and it is unclear which one counts.",
-                    code="E_DUPLICATE",
-                )
+                raise WeightsError(f"its header has {printable(key)!r} twice.", code="E_DUPLICATE")
             table[key] = value
         return table
 
@@ -114,10 +106,7 @@ def _check_encodable(text: str) -> None:
 
 
 def _bad_header(reason: str) -> WeightsError:
-    return WeightsError(
-        f"its safetensors header is invalid: {reason}. Download or write it again.",
-        code="E_HEADER",
-    )
+    return WeightsError(f"its safetensors header is invalid: {reason}.", code="E_HEADER")
 
 
 def _entry(key: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
@@ -128,7 +117,7 @@ def _entry(key: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _SIZES:
         raise WeightsError(
-            f"{name} has the type {printable(repr(dtype))[:40]}; weights must be F16, F32 or F64.",
+            f"{name} has the type {printable(repr(dtype))[:40]}; expected F16, F32 or F64.",
             code="E_DTYPE",
         )
     valid = all(
@@ -149,21 +138,16 @@ def _check_tiling(entries: dict[str, tuple[str, tuple[int, ...], int, int]], siz
     for key, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
             problem = "overlaps another" if begin < position else "follows bytes that belong to no"
-            raise WeightsError(
-                f"{printable(key)!r} {problem} tensor. Download or write the file again.",
-                code="E_OVERLAP",
-            )
+            raise WeightsError(f"{printable(key)!r} {problem} tensor.", code="E_OVERLAP")
         position = end
     if position > size:
         raise WeightsError(
-            f"it is truncated: its tensors have {position:,} bytes, of which {size:,} are there. "
-            f"Download or write it again.",
+            f"it is truncated: its tensors have {position:,} bytes, of which {size:,} are there.",
             code="E_TRUNCATED",
         )
     if position < size:
         raise WeightsError(
-            f"it has {size - position:,} bytes after its last tensor. Download or write it again.",
-            code="E_OVERLAP",
+            f"it has {size - position:,} bytes after its last tensor.", code="E_OVERLAP"
         )
 
 

@@ -8,7 +8,7 @@ import io
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ MAX_ELEMENTS = 2**28
 """The most numbers in one file. VGG19 has 1.4e8, with a classifier for 331 px 2.5e8."""
 
 BLOCK_BYTES = 2**24
-"""The size of the pieces in which arrays are read, transposed and written, so that a large array
+"""The size of the blocks in which arrays are read, transposed and written, so that a large array
 is never in memory twice."""
 
 Readable = io.FileIO | io.BytesIO
@@ -58,33 +58,41 @@ class Span:
         """The length of the array in its stored type."""
         return self.size * int(self.dtype[-1])
 
-    def rows(self, file: Readable, start: int, stop: int) -> np.ndarray:
-        """Read the rows from `start` to `stop` along the first axis, as they are stored.
+    def byte_ranges(self) -> Sequence[tuple[int, int]]:
+        """Return (first byte, number of bytes) of each piece of the file that holds numbers."""
+        return [] if self.start is None else [(self.start, self.nbytes)]
 
-        Raises:
-            WeightsError: the file ends too early.
-        """
+    def rows(self, file: Readable, start: int, stop: int) -> np.ndarray:
+        """Read the rows from `start` to `stop` along the first axis, as they are stored."""
         assert self.start is not None
         array = np.empty((stop - start, *self.shape[1:]), self.dtype)
         file.seek(self.start + start * math.prod(self.shape[1:]) * array.itemsize)
-        fill(file, array, self.where)
+        _fill(file, array, self.where)
         return array
 
     def blocks(self, file: Readable) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (start, stop, rows) in pieces of `BLOCK_BYTES`."""
+        """Yield (start, stop, rows) in blocks of `BLOCK_BYTES`."""
         row_bytes = 8 * math.prod(self.shape[1:])
         step = max(1, BLOCK_BYTES // max(row_bytes, 1))
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
             yield start, stop, self.rows(file, start, stop)
 
+    def read(self, file: Readable) -> np.ndarray:
+        """Read the array as finite float32, its axes as they are stored."""
+        array = np.empty(self.shape, np.float32)
+        if self.start is not None and self.dtype == _FLOAT32:
+            file.seek(self.start)
+            _fill(file, array, self.where)
+        else:
+            for start, stop, rows in self.blocks(file):
+                with np.errstate(over="ignore"):
+                    array[start:stop] = rows
+        return to_float32(array, self.where)
+
 
 def open_regular(path: str | os.PathLike) -> io.FileIO:
-    """Open a regular file for reading: a pipe would block, and a device has no end.
-
-    Raises:
-        WeightsError: there is no such file, it is not readable, or it is not a regular file.
-    """
+    """Open a regular file for reading: a pipe would block, and a device has no end."""
     name = printable(path)
     try:
         # Does not wait for a writer. The type is checked on the open file, not before.
@@ -105,15 +113,10 @@ def open_regular(path: str | os.PathLike) -> io.FileIO:
 
 
 def check_span(span: Span) -> None:
-    """Refuse an array that no layer of a VGG can have.
-
-    Raises:
-        WeightsError: not 16, 32 or 64 bit floats, no axes, empty, or larger than any VGG.
-    """
+    """Refuse an array that no layer of a VGG can have: by its type, its rank or its size."""
     if span.dtype not in FLOATS:
         raise WeightsError(
-            f"{span.where} holds {printable(span.dtype)}; weights must be float16, float32 or "
-            f"float64.",
+            f"{span.where} holds {printable(span.dtype)}; expected float16, float32 or float64.",
             code="E_DTYPE",
         )
     if not span.shape or 0 in span.shape:
@@ -123,18 +126,14 @@ def check_span(span: Span) -> None:
         )
     if min(span.shape) < 0 or span.size > MAX_ELEMENTS:
         raise WeightsError(
-            f"{span.where} claims the shape {span.shape}, more than the {MAX_ELEMENTS:,} numbers "
-            f"of any VGG.",
+            f"{span.where} claims the shape {span.shape}; a VGG has at most {MAX_ELEMENTS:,} "
+            f"numbers.",
             code="E_BOMB",
         )
 
 
 def check_spans(spans: Iterable[Span], *, size_bytes: int) -> None:
-    """Refuse arrays that lie outside the file, share bytes, or cannot belong together.
-
-    Raises:
-        WeightsError: any of these, with the arrays' names.
-    """
+    """Refuse arrays that lie outside the file, share bytes, or cannot belong together."""
     spans = list(spans)
     for span in spans:
         check_span(span)
@@ -145,93 +144,43 @@ def check_spans(spans: Iterable[Span], *, size_bytes: int) -> None:
     if len({span.dtype[0] for span in spans}) > 1:
         odd = min(spans, key=lambda span: sum(other.dtype[0] == span.dtype[0] for other in spans))
         raise WeightsError(
-            f"{odd.where} has another byte order than the other arrays; the file is damaged.",
-            code="E_DTYPE",
+            f"{odd.where} has another byte order than the other arrays.", code="E_DTYPE"
         )
     ranges = sorted(
-        (span.start, span.start + span.nbytes, span.where)
+        (start, start + length, span.where)
         for span in spans
-        if span.start is not None
+        for start, length in span.byte_ranges()
     )
     previous, previous_end = "", 0
     for start, end, where in ranges:
         if start < 0 or end > size_bytes:
             raise WeightsError(
-                f"{where} ends at byte {end:,}, but the file has {size_bytes:,}. It is damaged or "
-                f"truncated; download or write it again.",
+                f"{where} ends at byte {end:,}, but the file has {size_bytes:,}.",
                 code="E_TRUNCATED",
             )
         if start < previous_end:
-            raise WeightsError(
-                f"{where} and {previous} share the same bytes; every array must have its own.",
-                code="E_ALIAS",
-            )
+            raise WeightsError(f"{where} shares bytes with {previous}.", code="E_ALIAS")
         previous, previous_end = where, end
 
 
-def read_span(file: Readable, span: Span) -> np.ndarray:
-    """Read an array as float32, its axes as they are stored.
-
-    Raises:
-        WeightsError: the file ends too early, or the numbers are not finite.
-    """
-    array = np.empty(span.shape, np.float32)
-    if span.start is not None and span.dtype == _FLOAT32:
-        file.seek(span.start)
-        fill(file, array, span.where)
-    else:
-        for start, stop, rows in span.blocks(file):
-            with np.errstate(over="ignore"):
-                array[start:stop] = rows
-    return to_float32(array, span.where)
-
-
-def fill(file: Readable, array: np.ndarray, where: str) -> None:
-    """Fill the array with bytes from the file's current position.
-
-    Raises:
-        WeightsError: the file ends too early.
-    """
+def _fill(file: Readable, array: np.ndarray, where: str) -> None:
     rest = array.reshape(-1).view(np.uint8).data
     while rest:
         if not (count := file.readinto(rest)):
-            raise WeightsError(
-                f"{where}: the file ends in the middle of it. Download or write it again.",
-                code="E_TRUNCATED",
-            )
+            raise WeightsError(f"{where}: the file ends in the middle of it.", code="E_TRUNCATED")
         rest = rest[count:]
 
 
 def to_float32(array: np.ndarray, where: str) -> np.ndarray:
-    """Cast to float32 of this machine's byte order.
-
-    Raises:
-        WeightsError: a value that is NaN or infinite, perhaps only as float32.
-    """
+    """Cast to float32 of this machine's byte order; refuse a value that is then not finite."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, np.float32)
     # min and max propagate NaN and infinity, without isfinite's array of the same length.
     if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        nan = int(np.isnan(array).sum())
-        infinite = array.size - nan - int(np.isfinite(array).sum())
+        nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
         raise WeightsError(
             f"{where} holds NaN or infinite values: {nan:,} NaN and {infinite:,} infinite as "
-            f"float32, of {array.size:,}. The file is damaged or its training diverged; use "
-            f"another copy.",
+            f"float32, of {array.size:,}. The file is damaged or its training diverged.",
             code="E_NONFINITE",
         )
     return array
-
-
-def casts(spans: Iterable[Span]) -> list[str]:
-    """Return a line for each stored type that reading casts to float32."""
-    counts: dict[str, int] = {}
-    for span in spans:
-        if span.dtype != "<f4":
-            order = "big-endian " if span.dtype[0] == ">" else ""
-            kind = f"{order}float{8 * int(span.dtype[-1])}"
-            counts[kind] = counts.get(kind, 0) + 1
-    return [
-        f"{count} array{'s' * (count > 1)} stored as {kind} became float32"
-        for kind, count in sorted(counts.items())
-    ]

@@ -43,8 +43,6 @@ class Verification:
     file: WeightFile
     network: str
     """The network of the table with this base."""
-    notes: list[str]
-    """A line for each type of number that was cast or array left out."""
     image_size: int
     outputs: np.ndarray
     """float64 logits, or without a top the last feature map, of the seeded noise."""
@@ -89,30 +87,25 @@ def verify_file(
     """
     if model is not None:
         get_arch(model)
-    file, notes = WeightFile(path), list[str]()
+    file = WeightFile(path)
     file.check_sha256(expect_sha256)
 
     def check(shapes: Shapes) -> None:
         check_network(shapes, model, name=printable(path))
 
-    weights = file.read(check=check, notes=notes)
+    weights = file.read(check=check)
     metadata = file.info.metadata
     size = _image_size(file.shapes, metadata)
     return Verification(
         file=file,
         network=network_of(file.shapes) or metadata.get("arch", "unknown"),
-        notes=notes,
         image_size=size,
-        outputs=forward(weights, seeded_image(size), head=metadata.get("head", "")),
+        outputs=forward(weights, seeded_noise(size), head=metadata.get("head", "")),
     )
 
 
 def check_network(shapes: Shapes, model: str | None, *, name: str) -> None:
-    """Check that the base is that of `model`, or of any network; any dense layers may follow.
-
-    Raises:
-        WeightsError: with what is missing, unexpected or of another shape.
-    """
+    """Check that the base is that of `model`, or of any network; any dense layers may follow."""
     base = {layer: params for layer, params in shapes.items() if in_base(layer)}
     model = model or network_of(shapes) or _nearest(base)
     check_fits(base, expected_base(model), name=name, model=f"{model} without a top")
@@ -151,7 +144,7 @@ def _image_size(shapes: Shapes, metadata: Mapping[str, str]) -> int:
     return 32 * side * (2 if metadata.get("head", "").startswith("avg2") else 1)
 
 
-def seeded_image(size: int) -> np.ndarray:
+def seeded_noise(size: int) -> np.ndarray:
     """Return standard normal noise, float64 (size, size, 3), the same on every machine."""
     return np.random.default_rng(SEED).standard_normal((size, size, 3))
 
@@ -159,7 +152,7 @@ def seeded_image(size: int) -> np.ndarray:
 def forward(weights: "Weights", x: np.ndarray, *, head: str = "") -> np.ndarray:
     """Compute a VGG in float64: (S, S, 3) to logits, or without a top to the last feature map.
 
-    Of `head`, the head's text form, only the pooling matters; without it, the top's inputs decide.
+    Of `head`, the head's text form, only `avg2` pooling matters; otherwise the top's inputs decide.
     """
     convs = [layer for layer in weights if "_conv" in layer]
     for layer, following in zip(convs, [*convs[1:], ""], strict=True):
@@ -220,7 +213,7 @@ def print_verification(verification: Verification) -> None:
         "Network": f"{verification.network}, {len(file.shapes)} layers with "
         f"{verification.num_parameters:,} parameters",
         "Top": ", ".join(verification.top) or "none",
-        "Type": "; ".join(map(printable, verification.notes)) or "float32",
+        "Type": "; ".join(map(printable, file.notes)) or "float32",
         "Values": "finite: 0 NaN, 0 infinite",
         "Preprocess": f"{mode}: {FORMULAS[mode]}; {RANGES[mode]}{default}",
         "Not unit": f"the weights run on pixels in 0 to 1 as well, but were trained on "

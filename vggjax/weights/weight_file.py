@@ -10,9 +10,8 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,12 +20,14 @@ from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
 from vggjax.weights.compatibility import Check
 from vggjax.weights.digests import Digests, expected_sha256, file_digests
-from vggjax.weights.keras.read import KerasFile, is_hdf5, parse_keras
+from vggjax.weights.hdf5.unpack import signature_start
+from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
-from vggjax.weights.layout import AS_IS, Layout, read_array, stored_blocks
+from vggjax.weights.layout import AS_IS, stored_blocks
 from vggjax.weights.names import PARAMS, group_by_layer, has_package_names
+from vggjax.weights.parsed_file import FileInfo, ParsedFile
 from vggjax.weights.safetensors import TensorToWrite, is_safetensors, read_header, write_tensors
-from vggjax.weights.tensor_spans import Span, casts, check_span, open_regular
+from vggjax.weights.tensor_spans import check_span, open_regular
 from vggjax.weights.torch.state_dict_file import (
     is_pickle,
     is_torch_archive,
@@ -38,8 +39,6 @@ from vggjax.weights.torch.torchvision import has_torch_names, naming_style, plan
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
-
-Kind = Literal["h5", "keras", "safetensors", "torch"]
 
 READABLE = (
     "Keras' .h5 (published layout or whole model), .weights.h5 and .keras, .safetensors of this "
@@ -59,33 +58,9 @@ Plain `.h5` is the layout of the published files."""
 
 WRITABLE = tuple(LAYOUTS)
 
-PIXELS = ("caffe", "torch", "unit")
-"""Preprocessing modes (data/images/preprocess.py)."""
-
 _KERAS_WRITERS = {".h5": write_legacy_h5, ".weights.h5": write_weights_h5, ".keras": write_keras}
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """What a weight file states about itself besides its numbers."""
-
-    kind: str
-    """The format, for display, as in "Keras, legacy" or "torchvision safetensors"."""
-    metadata: dict[str, str] = field(default_factory=dict)
-    """What this package noted when it wrote the file; empty for other files."""
-    pixels: str = "caffe"
-    """The preprocessing that weights of this kind expect unless the metadata says otherwise."""
-
-    @property
-    def preprocess(self) -> str:
-        """The preprocessing that these weights expect: caffe, torch or unit."""
-        stated = self.metadata.get("preprocess")
-        return stated if stated in PIXELS else self.pixels
-
-    @property
-    def states_preprocess(self) -> bool:
-        """Whether the file itself determines its preprocessing, by metadata or by its names."""
-        return self.metadata.get("preprocess") in PIXELS or self.pixels != FileInfo.pixels
+_OTHER_WAY_OUT = ("E_FILE", "E_CODE", "E_ORDER", "E_NAME", "E_ARCH")
+"""Codes of refusals that another copy of the file does not help against."""
 
 
 class WeightFile:
@@ -119,15 +94,17 @@ class WeightFile:
     @functools.cached_property
     def info(self) -> FileInfo:
         """What the file states about itself; no weight is read."""
-        contents = self._contents
-        if isinstance(contents, TensorFile):
-            return contents.info
-        return FileInfo(f"Keras, {contents.layout}", contents.metadata)
+        return self._parsed.info
 
     @functools.cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Each parameter's shape, `{layer: {parameter: shape}}`; no weight is read."""
-        return _in_order(self._contents.shapes)
+        return self._parsed.shapes
+
+    @functools.cached_property
+    def notes(self) -> list[str]:
+        """A line for each stored type that is cast to float32, and for arrays that are left out."""
+        return self._parsed.notes
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -155,14 +132,13 @@ class WeightFile:
                 code="E_DIGEST",
             )
 
-    def read(self, *, check: Check | None = None, notes: list[str] | None = None) -> "Weights":
+    def read(self, *, check: Check | None = None) -> "Weights":
         """Read all weights as float32.
 
         Allocates as much as the file is long. float16 and float64 become float32.
 
         Args:
             check: called with `shapes` before any number is read; may raise to refuse the file.
-            notes: extended by a line for each type of number that was cast or array left out.
 
         Raises:
             WeightsError: not a weight file, damaged, or holding NaN or infinity.
@@ -171,25 +147,22 @@ class WeightFile:
             if check is not None:
                 check(self.shapes)
             self._check_unchanged()
-            contents = self._contents
-            weights = contents.read()
-        if notes is not None:
-            notes += contents.notes
-        _ = self.info, self.shapes  # keep them
+            weights = self._parsed.read(self.path)
+        _ = self.info, self.shapes, self.notes  # keep them
         self._release()
-        return _in_order(weights)
+        return weights
 
     @functools.cached_property
-    def _contents(self) -> "KerasFile | TensorFile":
+    def _parsed(self) -> ParsedFile:
         self._check_unchanged()
         with _named(self.path):
             kind = _kind(self.path)
-            if kind in ("h5", "keras"):
-                return parse_keras(self.path, "h5" if kind == "h5" else "zip")
+            if kind == "h5" or kind == "keras":
+                return parse_keras(self.path, kind)
             return _parse_tensors(self.path, kind)
 
     def _release(self) -> None:
-        self.__dict__.pop("_contents", None)  # a state dict from before 2020 is all in memory
+        self.__dict__.pop("_parsed", None)  # a state dict from before 2020 is all in memory
 
     def _current_identity(self) -> tuple[int, ...]:
         with open_regular(self.path) as file:
@@ -202,34 +175,6 @@ class WeightFile:
                 f"{printable(self.path)} was changed after it had been opened. Start again.",
                 code="E_FILE",
             )
-
-
-@dataclass(frozen=True)
-class TensorFile:
-    """A parsed file of named tensors: safetensors, or a state dict of PyTorch."""
-
-    path: Path
-    info: FileInfo
-    layers: dict[str, dict[str, tuple[Span, Layout]]]
-    notes: list[str]
-
-    @property
-    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Each parameter's shape in the package's order."""
-        return {
-            layer: {
-                param: layout.held_shape(span.shape) for param, (span, layout) in params.items()
-            }
-            for layer, params in self.layers.items()
-        }
-
-    def read(self) -> "Weights":
-        """Read all weights as float32 in the package's order."""
-        with open_regular(self.path) as file:
-            return {
-                layer: {param: read_array(file, *array) for param, array in params.items()}
-                for layer, params in self.layers.items()
-            }
 
 
 def read_weights(
@@ -245,15 +190,32 @@ def read_weights(
     Raises:
         WeightsError: no such file, not a weight file, damaged, or holding NaN or infinity.
     """
-    return WeightFile(path).read(check=check, notes=notes)
+    file = WeightFile(path)
+    weights = file.read(check=check)
+    if notes is not None:
+        notes += file.notes
+    return weights
 
 
-def _kind(path: Path) -> Kind:
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's path before a refusal that lacks it, and a way out after it."""
+    try:
+        yield
+    except WeightsError as error:
+        if printable(path) in str(error):
+            raise
+        way_out = " Download it again, or save the weights again."
+        text = f"{printable(path)}: {error}{way_out * (error.code not in _OTHER_WAY_OUT)}"
+        raise WeightsError(text, code=error.code) from None
+
+
+def _kind(path: Path) -> Literal["h5", "keras", "safetensors", "torch"]:
     """Determine the format from a file's first bytes, and from an archive's members."""
     with open_regular(path) as file:
         start = file.read(512)
         if not start:
-            raise WeightsError("it is empty. Download or write it again.", code="E_TRUNCATED")
+            raise WeightsError("it is empty.", code="E_TRUNCATED")
         if start.startswith(b"PK\x03\x04"):
             with open_archive(file) as archive:
                 return "torch" if is_torch_archive(archive.namelist()) else "keras"
@@ -261,8 +223,8 @@ def _kind(path: Path) -> Kind:
             return "safetensors"
         if is_pickle(start):
             return "torch"
-    if is_hdf5(path):
-        return "h5"
+        if signature_start(file) is not None:
+            return "h5"
     what = "not a weight file"
     if b"git-lfs" in start:
         what = "a Git LFS pointer instead of the file itself"
@@ -271,7 +233,7 @@ def _kind(path: Path) -> Kind:
     raise WeightsError(f"it is {what}. Readable formats: {READABLE}.", code="E_FORMAT")
 
 
-def _parse_tensors(path: Path, kind: Kind) -> TensorFile:
+def _parse_tensors(path: Path, kind: Literal["safetensors", "torch"]) -> ParsedFile:
     if kind == "safetensors":
         with open_regular(path) as file:
             spans, metadata = read_header(file)
@@ -281,45 +243,25 @@ def _parse_tensors(path: Path, kind: Kind) -> TensorFile:
     if not spans:
         raise WeightsError("it holds no arrays.", code="E_MISSING")
     if has_package_names(spans):
-        info = FileInfo("vggjax safetensors", metadata)
-        layers = {
-            layer: {param: (span, AS_IS) for param, span in params.items()}
-            for layer, params in group_by_layer(spans).items()
-        }
         for span in spans.values():
             check_span(span)
-    elif has_torch_names(spans):
+        return ParsedFile(
+            FileInfo("vggjax safetensors", metadata),
+            {
+                layer: {param: (span, AS_IS) for param, span in params.items()}
+                for layer, params in group_by_layer(spans).items()
+            },
+        )
+    if has_torch_names(spans):
         ending = "safetensors" if kind == "safetensors" else "state dict (.pth)"
         info = FileInfo(f"{naming_style(spans)} {ending}", metadata, "torch")
-        layers = plan_layers(spans)
-    else:
-        raise WeightsError(
-            f"it holds {printable(next(iter(spans)))!r}, which is not a name of a known VGG. Known "
-            f"are the names of this package (block1_conv1.kernel), torchvision (features.0.weight) "
-            f"and timm.",
-            code="E_NAME",
-        )
-    notes = casts(span for params in layers.values() for span, _ in params.values())
-    return TensorFile(path, info, layers, notes)
-
-
-def _in_order(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the layers with their parameters in the order of `PARAMS`."""
-    return {
-        layer: {param: params[param] for param in PARAMS if param in params}
-        for layer, params in layers.items()
-    }
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Put the file's name in front of every refusal that lacks it."""
-    try:
-        yield
-    except WeightsError as error:
-        if printable(path) in str(error):
-            raise
-        raise WeightsError(f"{printable(path)}: {error}", code=error.code) from None
+        return ParsedFile(info, plan_layers(spans))
+    raise WeightsError(
+        f"it holds {printable(next(iter(spans)))!r}, which is not a name of a known VGG. Known are "
+        f"the names of this package (block1_conv1.kernel), torchvision (features.0.weight) and "
+        f"timm.",
+        code="E_NAME",
+    )
 
 
 def check_destination(path: str | os.PathLike, layout: str | None = None) -> tuple[str, str | None]:

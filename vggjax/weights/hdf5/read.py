@@ -36,6 +36,11 @@ _FLOATS = {
     ">f2": h5py.h5t.IEEE_F16BE, "<f8": h5py.h5t.IEEE_F64LE, ">f8": h5py.h5t.IEEE_F64BE,
 }  # fmt: skip
 
+_TYPES = {
+    h5py.h5t.FLOAT: "floats of an unknown format", h5py.h5t.INTEGER: "integers",
+    h5py.h5t.STRING: "text", h5py.h5t.VLEN: "text",
+}  # fmt: skip
+
 
 class CheckedFile:
     """An open HDF5 file that returns each of its objects at most once."""
@@ -47,11 +52,7 @@ class CheckedFile:
         self._names: dict[object, str] = {}
 
     def get(self, group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
-        """Return the object at `path` below `group`; follow hard links only.
-
-        Raises:
-            WeightsError: no such object, another kind of link, or an object returned before.
-        """
+        """Return the object at `path` below `group`, reached by hard links only."""
         for part in path.split("/"):
             if part in ("", ".", ".."):
                 raise WeightsError(
@@ -76,18 +77,12 @@ class CheckedFile:
         first_name = self._names.setdefault((info.fileno, info.addr), group.name)
         if first_name != group.name:
             raise WeightsError(
-                f"{name_of(group)} and {printable(first_name)} are the same object; every layer "
-                f"must have its own.",
-                code="E_ALIAS",
+                f"{name_of(group)} and {printable(first_name)} are the same object.", code="E_ALIAS"
             )
         return group
 
     def span(self, dataset: h5py.Group | h5py.Dataset, *, layer: str) -> Span:
-        """Return where an array lies and its shape, after all checks that need no numbers.
-
-        Raises:
-            WeightsError: not an array, or one that cannot hold weights.
-        """
+        """Return an array's shape and where it lies, after all checks that need no numbers."""
         where = name_of(dataset)
         if layer not in where:  # `/layers/conv2d_7/vars/0` does not say which layer it is
             where = f"{where} (layer {printable(layer)!r})"
@@ -100,8 +95,9 @@ class CheckedFile:
         stored = dataset.id.get_type()
         dtype = next((name for name, kind in _FLOATS.items() if stored.equal(kind)), None)
         if dtype is None:
+            stored_kind = _TYPES.get(stored.get_class(), "values of another type")
             raise WeightsError(
-                f"{where} holds {_type_name(stored)}; weights are float16, float32 or float64.",
+                f"{where} holds {stored_kind}; expected float16, float32 or float64.",
                 code="E_DTYPE",
             )
         space = dataset.id.get_space()
@@ -134,11 +130,11 @@ class CheckedFile:
         chunk = plist.get_chunk()
         grid = [range(0, n, length) for n, length in zip(span.shape, chunk, strict=True)]
         num_chunks = math.prod(map(len, grid))
-        # The chunks at the edges are not full, but stored whole.
+        # Chunks at the edges are not full, but stored whole.
         max_size = 8 * span.size + 2**20
         if num_chunks > _MAX_CHUNKS or num_chunks * math.prod(chunk) > max_size:
             raise WeightsError(
-                f"{span.where} is cut into chunks of {chunk}, as no weights are.", code="E_BOMB"
+                f"{span.where} is cut into chunks of {chunk}, which no weights are.", code="E_BOMB"
             )
         pieces: dict[tuple[int, ...], tuple[int, int, int]] = {}
 
@@ -151,11 +147,7 @@ class CheckedFile:
         # Only gzip may leave a chunk as it is, where it would grow.
         masks = {0, *(1 << i for i, filter_id in enumerate(filters) if filter_id == GZIP)}
         if not masks.issuperset(skipped for _, _, skipped in pieces.values()):
-            raise WeightsError(
-                f"{span.where} has a chunk that skipped a filter; the file is damaged. Download "
-                f"or write it again.",
-                code="E_FILTER",
-            )
+            raise WeightsError(f"{span.where} has a chunk that skipped a filter.", code="E_FILTER")
         positions = list(itertools.product(*grid))
         stored_bytes = sum(size for _, size, _ in pieces.values())
         if pieces.keys() != set(positions) or stored_bytes == 0:
@@ -163,7 +155,7 @@ class CheckedFile:
         if span.nbytes > max(_FREE_BYTES, _MAX_RATIO * stored_bytes):
             raise WeightsError(
                 f"{span.where} would unpack to {span.nbytes / stored_bytes:,.0f} times its size, "
-                f"as no weights do.",
+                f"which no weights do.",
                 code="E_BOMB",
             )
         return ChunkedSpan(
@@ -177,9 +169,7 @@ class CheckedFile:
 
 
 def _unwritten(where: str) -> WeightsError:
-    return WeightsError(
-        f"{where} was declared, but not all of its numbers were ever written.", code="E_UNWRITTEN"
-    )
+    return WeightsError(f"not all numbers of {where} were ever written.", code="E_UNWRITTEN")
 
 
 @contextlib.contextmanager
@@ -193,23 +183,19 @@ def open_hdf5(file: str | io.RawIOBase, *, offset: int = 0) -> Iterator[CheckedF
     except WeightsError:
         raise
     except MemoryError:
-        raise WeightsError(
-            "reading it takes more memory than any VGG's weights do; it is damaged or malicious.",
-            code="E_BOMB",
-        ) from None
+        raise WeightsError("parsing it takes more memory than any VGG.", code="E_BOMB") from None
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         # h5py raises all of these for damaged files, depending on where the damage lies.
         reason = " ".join(str(error).split()) or type(error).__name__
         if "lock file" in reason or "already open for write" in reason:
             raise WeightsError(
                 f"another program is writing it, or was killed while writing "
-                f"({printable(reason)}). Wait, or write it again.",
+                f"({printable(reason)}). Wait for it to finish.",
                 code="E_FILE" if "lock file" in reason else "E_FORMAT",
             ) from None
         truncated = "truncated" in reason or "eof" in reason.lower()
         raise WeightsError(
-            f"it is damaged or truncated, HDF5 cannot read it ({printable(reason)}). Download or "
-            f"write it again.",
+            f"it is damaged or truncated: HDF5 cannot read it ({printable(reason)}).",
             code="E_TRUNCATED" if truncated else "E_FORMAT",
         ) from None
 
@@ -228,28 +214,21 @@ def name_of(node: h5py.Group | h5py.Dataset) -> str:
 
 
 def has_link(group: h5py.Group | h5py.Dataset, name: str) -> bool:
-    """Return whether the group has a link of this name; follow none."""
+    """Return whether the group has a link of this name, of whatever kind."""
     return isinstance(group, h5py.Group) and group.id.links.exists(name.encode())
 
 
 def link_names(group: h5py.Group) -> list[str]:
-    """Return the names of a group's links; follow none.
-
-    Raises:
-        WeightsError: more than `MAX_NAMES`, or a name that is not UTF-8.
-    """
+    """Return the names of a group's links, of whatever kind."""
     if len(group) > MAX_NAMES:
         raise WeightsError(f"{name_of(group)} holds {len(group):,} objects.", code="E_BOMB")
     return [_text(key, f"a name in {name_of(group)}") for key in group]
 
 
 def text_list(group: h5py.Group, attribute: str) -> list[str]:
-    """Return a list of distinct names that an attribute holds.
+    """Return the list of distinct names that an attribute holds.
 
-    Keras splits a long list over the attributes `name0`, `name1` ...
-
-    Raises:
-        WeightsError: no such attribute, no list of text, too long, or a name listed twice.
+    Keras splits a long list over several attributes: `layer_names0`, `layer_names1` ...
     """
     parts = [attribute]
     if attribute not in group.attrs:
@@ -270,8 +249,7 @@ def text_list(group: h5py.Group, attribute: str) -> list[str]:
             raise WeightsError(f"{where} lists more than {MAX_NAMES:,} names.", code="E_BOMB")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise WeightsError(
-            f"the attribute {attribute!r} of {name_of(group)} lists {printable(repeated[0])!r} "
-            f"twice.",
+            f"{name_of(group)} lists {printable(repeated[0])!r} twice in {attribute!r}.",
             code="E_DUPLICATE",
         )
     return names
@@ -296,9 +274,7 @@ def _attribute(
     count = math.prod(stored.shape)
     if count > MAX_NAMES or stored.dtype.itemsize > max_bytes:
         raise WeightsError(
-            f"{where} claims {count:,} values of {stored.dtype.itemsize:,} bytes, far more than "
-            f"expected.",
-            code="E_BOMB",
+            f"{where} claims {count:,} values of {stored.dtype.itemsize:,} bytes.", code="E_BOMB"
         )
     return group.attrs[name]
 
@@ -319,15 +295,3 @@ def _text(value: object, where: str, *, max_bytes: int = _MAX_NAME_BYTES) -> str
 
 def _no_name(where: str, expected: str, value: object) -> WeightsError:
     return WeightsError(f"{where} is not {expected}: {printable(repr(value)[:80])}.", code="E_NAME")
-
-
-def _type_name(stored: h5py.h5t.TypeID) -> str:
-    kind = stored.get_class()
-    if kind == h5py.h5t.FLOAT:
-        return "floats of an unknown format"
-    if kind in (h5py.h5t.STRING, h5py.h5t.VLEN):
-        return "text"
-    try:
-        return str(stored.dtype)[:60]
-    except (TypeError, ValueError):
-        return "an unknown type"

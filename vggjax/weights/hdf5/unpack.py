@@ -1,7 +1,6 @@
 """Recognize an HDF5 file, and read the arrays that it stores in chunks, without the HDF5 library.
 
-The process that parses a file (keras/child.py) finds and checks the chunks; this module reads them
-from the file itself. What gzip, shuffle and fletcher32 do is in HDF5's specification, IV.A.2.l
+The process that parses a file (keras/child.py) finds and checks the chunks. What gzip, shuffle and fletcher32 do is in HDF5's specification, IV.A.2.l
 (https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html).
 """
 
@@ -9,7 +8,7 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,14 +31,36 @@ class ChunkedSpan(Span):
     filters: tuple[int, ...] = ()
     """The filters, in the order in which they were applied on writing."""
     pieces: tuple[tuple[int, int, int], ...] = ()
-    """(first byte in the file, stored bytes, mask of skipped filters) of each chunk, in row-major
-    order of the chunks' positions."""
+    """(first byte in the file, number of bytes, mask of skipped filters) of each chunk, in
+    row-major order of the chunks' positions."""
     inline: str = ""
-    """The numbers in hexadecimal, where the dataset's header holds them."""
+    """The numbers in hexadecimal, if the dataset's header holds them."""
+
+    def byte_ranges(self) -> Sequence[tuple[int, int]]:
+        """Return (first byte, number of bytes) of each chunk."""
+        return [(start, length) for start, length, _ in self.pieces]
+
+    def read(self, file: Readable) -> np.ndarray:
+        """Read the array as finite float32; allocate the array and one chunk."""
+        if self.inline:
+            numbers = np.frombuffer(bytes.fromhex(self.inline), self.dtype)
+            return to_float32(numbers.reshape(self.shape).copy(), self.where)
+        array = np.empty(self.shape, np.float32)
+        corners = itertools.product(
+            *(range(0, n, length) for n, length in zip(self.shape, self.chunk, strict=True))
+        )
+        for corner, (start, length, skipped) in zip(corners, self.pieces, strict=True):
+            file.seek(start)
+            contents = _unfiltered(file.read(length), self, skipped)
+            numbers = np.frombuffer(contents, self.dtype).reshape(self.chunk)
+            part = array[tuple(slice(i, i + n) for i, n in zip(corner, self.chunk, strict=True))]
+            with np.errstate(over="ignore"):  # to_float32 counts the infinite values
+                part[...] = numbers[tuple(map(slice, part.shape))]
+        return to_float32(array, self.where)
 
 
 def signature_start(file: Readable) -> int | None:
-    """Return where HDF5's signature is: at 0, 512, 1024, 2048 ... bytes; None where it is not."""
+    """Return where HDF5's signature is: at byte 0, 512, 1024, 2048 ..., or None."""
     start, size_bytes = 0, file.seek(0, os.SEEK_END)
     while start < size_bytes:
         file.seek(start)
@@ -49,63 +70,10 @@ def signature_start(file: Readable) -> int | None:
     return None
 
 
-def check_pieces(spans: Iterable[ChunkedSpan], *, size_bytes: int) -> None:
-    """Refuse chunks that lie outside a file of `size_bytes`, or share bytes.
-
-    Raises:
-        WeightsError: E_TRUNCATED or E_ALIAS, with the array's name.
-    """
-    end = 0
-    for start, stored_bytes, where in sorted(
-        (start, stored_bytes, span.where)
-        for span in spans
-        for start, stored_bytes, _ in span.pieces
-    ):
-        if start + stored_bytes > size_bytes:
-            raise WeightsError(
-                f"{where} has a chunk that ends at byte {start + stored_bytes:,}, and the file has "
-                f"{size_bytes:,}. It is damaged or truncated; download or write it again.",
-                code="E_TRUNCATED",
-            )
-        if start < end:
-            raise WeightsError(
-                f"{where} has a chunk that shares bytes with another; every chunk must have its "
-                f"own.",
-                code="E_ALIAS",
-            )
-        end = start + stored_bytes
-
-
-def read_chunked(file: Readable, span: ChunkedSpan) -> np.ndarray:
-    """Read a chunked array as float32; allocates the array and one chunk.
-
-    Raises:
-        WeightsError: a chunk that does not unpack to its size, a wrong checksum, or numbers that
-            are not finite.
-    """
-    if span.inline:
-        numbers = np.frombuffer(bytes.fromhex(span.inline), span.dtype)
-        return to_float32(numbers.reshape(span.shape).copy(), span.where)
-    array = np.empty(span.shape, np.float32)
-    corners = itertools.product(
-        *(range(0, n, length) for n, length in zip(span.shape, span.chunk, strict=True))
-    )
-    for corner, (start, stored_bytes, skipped) in zip(corners, span.pieces, strict=True):
-        file.seek(start)
-        numbers = np.frombuffer(_unfiltered(file.read(stored_bytes), span, skipped), span.dtype)
-        part = array[
-            tuple(slice(i, i + length) for i, length in zip(corner, span.chunk, strict=True))
-        ]
-        with np.errstate(over="ignore"):  # to_float32 counts the infinite values
-            part[...] = numbers.reshape(span.chunk)[tuple(slice(n) for n in part.shape)]
-    return to_float32(array, span.where)
-
-
-def _unfiltered(stored: bytes, span: ChunkedSpan, skipped: int) -> bytes:
+def _unfiltered(contents: bytes, span: ChunkedSpan, skipped: int) -> bytes:
     """Undo the filters of a chunk, the last one first."""
     itemsize = int(span.dtype[-1])
     chunk_bytes = itemsize * math.prod(span.chunk)
-    contents = stored
     for i, filter_id in reversed(list(enumerate(span.filters))):
         if skipped >> i & 1:
             continue
@@ -147,6 +115,4 @@ def _halves(checksum: bytes) -> tuple[int, int]:
 
 
 def _damaged(span: Span, what: str) -> WeightsError:
-    return WeightsError(
-        f"{span.where} {what}; the file is damaged. Download or write it again.", code="E_FORMAT"
-    )
+    return WeightsError(f"{span.where} {what}; the file is damaged.", code="E_FORMAT")

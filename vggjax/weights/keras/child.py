@@ -24,7 +24,7 @@ from vggjax.weights.keras.write import MEMBER
 from vggjax.weights.tensor_spans import Readable
 
 MEMORY_BYTES = 2**29
-"""What parsing may allocate beyond what the process has at its start, and a compressed member."""
+"""What parsing may allocate beyond what the process has at its start."""
 
 _MAX_COMPRESSED_MEMBER_BYTES = 2**30
 _MAX_CONFIGURATION_BYTES = 2**24
@@ -54,7 +54,7 @@ class _Window(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the whole buffer, as HDF5 expects, or raise OSError."""
+        # HDF5 expects the whole buffer.
         if self._position < 0 or self._position + len(buffer) > self._size:
             raise OSError("truncated")
         self._file.seek(self._start + self._position)
@@ -66,16 +66,15 @@ class _Window(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
-    """Open an `h5` file or the weights in a `zip` archive.
+    """Yield a file of `kind` (see read.py), and whether its weights are compressed in an archive.
 
-    Yields the file, and whether its weights are compressed in an archive, so that the arrays'
-    positions count from the first byte of the weights.
+    The arrays' positions then count from the first byte of the weights.
     """
     if kind == "h5":
         with open(path, "rb", buffering=0) as disk:
             start, size_bytes = signature_start(disk) or 0, disk.seek(0, io.SEEK_END)
-            # HDF5 opens a path, to respect the locks of other programs. It does not see a user
-            # block: its versions differ in whether a chunk's address counts the block.
+            # HDF5 opens a path itself, which respects the locks of other programs. A user block is
+            # hidden: versions of HDF5 differ in whether the address of a chunk counts it.
             source = _Window(disk, start=start, size=size_bytes - start) if start else path
             with open_hdf5(source, offset=start) as file:
                 yield file, False
@@ -83,16 +82,10 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
     with open(path, "rb", buffering=0) as disk, open_archive(disk) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if MEMBER not in members:
-            raise WeightsError(
-                f"it is a zip archive without {MEMBER}; a .keras file has one.", code="E_ZIP"
-            )
+            raise WeightsError(f"it is an archive without {MEMBER}.", code="E_ZIP")
         if "config.json" in members:
             if (size := members["config.json"].file_size) > _MAX_CONFIGURATION_BYTES:
-                raise WeightsError(
-                    f"its config.json is {size:,} bytes long, more than "
-                    f"{_MAX_CONFIGURATION_BYTES:,}.",
-                    code="E_BOMB",
-                )
+                raise WeightsError(f"its config.json has {size:,} bytes.", code="E_BOMB")
             refuse_code(archive.read("config.json"))
         contents, offset = _weights_member(disk, archive, members[MEMBER])
         try:
@@ -105,19 +98,16 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
 def _weights_member(
     disk: io.FileIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo
 ) -> tuple[_Window, int | None]:
-    """Return the member's contents, and their place in the archive: None if compressed.
-
-    Read the member to its end, which checks its checksum.
-    """
+    """Return the member's contents, and their position in the archive, None if compressed."""
     compressed = member.compress_type != zipfile.ZIP_STORED
     if compressed and member.file_size > _MAX_COMPRESSED_MEMBER_BYTES:
         raise WeightsError(
-            f"its {MEMBER} unpacks to {member.file_size:,} bytes, more than "
-            f"{_MAX_COMPRESSED_MEMBER_BYTES:,}. Pack it without compression.",
+            f"its {MEMBER} unpacks to {member.file_size:,} bytes; only up to "
+            f"{_MAX_COMPRESSED_MEMBER_BYTES:,} may be compressed.",
             code="E_BOMB",
         )
     memory, length = io.BytesIO(), 0
-    with archive.open(member) as source:
+    with archive.open(member) as source:  # reading to the end verifies the checksum
         while block := source.read(_BLOCK_BYTES):
             length += len(block)
             if compressed:
@@ -131,10 +121,10 @@ def _weights_member(
 
 
 def limit(cpu_s: int, file_bytes: int) -> None:
-    """Limit this process: memory, CPU time from now on, and no writing to files."""
+    """Limit this process's memory and its CPU time from now on, and forbid it to write files."""
     try:
         import resource
-    except ImportError:  # Windows has none; there the parent's timeout is the only limit
+    except ImportError:  # on Windows the parent's timeout is the only limit
         return
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -150,21 +140,18 @@ def limit(cpu_s: int, file_bytes: int) -> None:
 
 
 def parse(path: str, kind: str) -> dict[str, Any]:
-    """Return what is to be known about a file without reading its numbers, ready for JSON.
+    """Return what a file holds, without its numbers, ready for JSON.
 
     `layers` maps layer -> parameter -> the fields of a `Span` or a `ChunkedSpan`.
-
-    Raises:
-        WeightsError: damaged, of an unknown layout, or holding what cannot be weights.
     """
     try:
         with open_keras(path, kind) as (file, compressed):
-            layout, layers, notes = find_layers(file)
+            layout, layers, left_out = find_layers(file)
             return {
-                "layout": "archive" if kind == "zip" else layout,
+                "layout": "archive" if kind == "keras" else layout,
                 "metadata": read_metadata(file.root),
-                "contents_bytes": file.root.id.get_filesize() if compressed else None,
-                "notes": notes,
+                "packed_bytes": file.root.id.get_filesize() if compressed else None,
+                "left_out": left_out,
                 "layers": {
                     layer: {param: dataclasses.asdict(span) for param, span in params.items()}
                     for layer, params in layers.items()

@@ -22,17 +22,22 @@ import h5py
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.hdf5.read import CheckedFile, has_link, link_names, name_of, text, text_list
 from vggjax.weights.keras.write import METADATA
-from vggjax.weights.names import TABLE_NAME, Layer, named, order
+from vggjax.weights.names import (
+    BATCH_NORM,
+    PARAMS,
+    TABLE_NAME,
+    Layer,
+    layer_order,
+    with_table_names,
+)
 from vggjax.weights.tensor_spans import Span
 
-PARAMS = {
+KERAS_PARAMS = {
     "kernel": "kernel", "W": "kernel", "bias": "bias", "b": "bias",
     "gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var",
 }  # fmt: skip
 """Keras' names of parameters, old and new -> this package's."""
 
-_KERAS_ORDER = ("kernel", "scale", "bias", "mean", "var")  # in Keras' lists, and of `vars`
-_BATCH_NORM = _KERAS_ORDER[1:]
 _LEGACY_PARAM = re.compile(
     r"(?:.*_)?(kernel|W|bias|b|gamma|beta|moving_mean|moving_variance)(_\d+)?"
 )
@@ -43,33 +48,29 @@ _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|__lambda__)"')
 
 
 def find_layers(file: CheckedFile) -> tuple[str, dict[str, dict[str, Span]], list[str]]:
-    """Return the layout's name, the layers' arrays under the layer table's names, and notes.
-
-    Raises:
-        WeightsError: an unknown layout, or contents that cannot be the weights of a VGG.
-    """
+    """Return the layout's name, the arrays under the layer table's names, and what is left out."""
     root, layout = file.root, "weights.h5"
-    notes: list[str] = []
+    left_out: list[str] = []
     if has_link(root, "model_weights"):
         refuse_code(text(root, "model_config", default="", max_bytes=2**24).encode())
         root, layout = file.get(root, "model_weights"), "whole model"
     if any(attribute in root.attrs for attribute in ("layer_names", "layer_names0")):
         layout = layout if layout == "whole model" else "legacy"
-        layers = list(_legacy_layers(file, root, notes))
+        layers = list(_legacy_layers(file, root, left_out))
     else:
         layers = list(_v3_layers(file, root, depth=0))
     if not layers:
         raise WeightsError(
-            "it contains no layer with weights. Supported are Keras' published layout, "
-            "whole-model .h5, .weights.h5 and .keras, each with a VGG's layers.",
+            "it contains no layer with weights in any layout of Keras: published, whole-model .h5, "
+            ".weights.h5 or .keras.",
             code="E_FORMAT",
         )
     if not any(layer.kind == "conv" for layer in layers):
         listed = ", ".join(printable(layer.name) for layer in layers[:5])
         raise WeightsError(
-            f"it contains no convolution, only {listed}; a VGG is expected.", code="E_ARCH"
+            f"it contains no convolution, only {listed}; expected a VGG.", code="E_ARCH"
         )
-    return layout, named(layers), notes
+    return layout, with_table_names(layers), left_out
 
 
 def read_metadata(root: h5py.File) -> dict[str, str]:
@@ -83,11 +84,7 @@ def read_metadata(root: h5py.File) -> dict[str, str]:
 
 
 def refuse_code(configuration: bytes) -> None:
-    """Refuse a model's configuration that contains Python code; never interpret it.
-
-    Raises:
-        WeightsError: a Lambda layer.
-    """
+    """Refuse a model's configuration with a Lambda layer, which is Python code."""
     if _LAMBDA.search(configuration):
         raise WeightsError(
             "the model has a Lambda layer, which is Python code inside the file; it was not run. "
@@ -96,7 +93,7 @@ def refuse_code(configuration: bytes) -> None:
         )
 
 
-def _legacy_layers(file: CheckedFile, root: h5py.Group, notes: list[str]) -> Iterator[Layer]:
+def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> Iterator[Layer]:
     if text(root, "backend", default="tensorflow") == "theano":
         raise WeightsError(
             "its kernels are in Theano's order, rotated by 180 degrees. Save it with "
@@ -107,7 +104,7 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, notes: list[str]) -> Ite
     listed = {name.split("/")[0] for name in group_names} | {_EMPTY_GROUP}
     if unlisted := sorted(set(link_names(root)) - listed):
         first = ", ".join(map(printable, unlisted[:3]))
-        notes.append(f"{len(unlisted)} unlisted in layer_names and left out: {first}")
+        left_out.append(f"{len(unlisted)} unlisted in layer_names and left out: {first}")
     for group_name in group_names:
         group = file.get(root, group_name)
         paths = [path for path in text_list(group, "weight_names") if "seed_generator" not in path]
@@ -121,23 +118,23 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, notes: list[str]) -> Ite
             if not match:
                 raise WeightsError(
                     f"{printable(path)!r} of layer {printable(layer)!r} is not a parameter of a "
-                    f"convolution, a dense layer or a batch normalization ({', '.join(PARAMS)}).",
+                    f"convolution, a dense layer or a batch normalization ({', '.join(KERAS_PARAMS)}).",
                     code="E_UNEXPECTED",
                 )
             params = params_by_layer.setdefault(layer, {})
-            if (param := PARAMS[match[1]]) in params:
+            if (param := KERAS_PARAMS[match[1]]) in params:
                 raise WeightsError(
                     f"the layer {printable(layer)!r} has two parameters {param!r}.",
                     code="E_DUPLICATE",
                 )
             params[param] = file.span(file.get(group, path), layer=layer)
         for layer, params in params_by_layer.items():
-            expected = [param for param in _KERAS_ORDER if param in params]
+            expected = [param for param in PARAMS if param in params]
             # Keras itself goes by the order and ignores the names: both must agree.
             if list(params) != expected:
                 raise WeightsError(
                     f"the layer {printable(layer)!r} lists {', '.join(params)}; Keras' order is "
-                    f"{', '.join(expected)}.",
+                    f"{', '.join(expected)}. Save it again with Keras.",
                     code="E_ORDER",
                 )
             yield _checked(Layer(layer, params))
@@ -163,10 +160,10 @@ def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[
         for layer in _v3_layers(file, node, depth=depth + 1):
             # Keras itself goes by these numbers and ignores the names: both must agree.
             if re.fullmatch(r"conv2d(_\d+)?", key) and TABLE_NAME.fullmatch(layer.name):
-                if previous is not None and order(layer.name) < order(previous):
+                if previous is not None and layer_order(layer.name) < layer_order(previous):
                     raise WeightsError(
                         f"its numbering puts {printable(previous)!r} before "
-                        f"{printable(layer.name)!r}.",
+                        f"{printable(layer.name)!r}. Save it again with Keras.",
                         code="E_ORDER",
                     )
                 previous = layer.name
@@ -175,48 +172,46 @@ def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[
 
 def _v3_layer(file: CheckedFile, name: str, node: h5py.Group) -> Layer:
     numbers = sorted(link_names(node), key=_natural_order)
-    if len(numbers) > len(_BATCH_NORM) or numbers != [str(i) for i in range(len(numbers))]:
+    if len(numbers) > len(BATCH_NORM) or numbers != [str(i) for i in range(len(numbers))]:
         raise WeightsError(
             f"the layer {printable(name)!r} at {name_of(node)} has the arrays "
-            f"{', '.join(map(printable, numbers[:6]))}; expected are 0, 1 ..., at most four.",
+            f"{', '.join(map(printable, numbers[:6]))}; expected 0, 1 ..., at most four.",
             code="E_UNEXPECTED",
         )
     spans = [file.span(file.get(node, number), layer=name) for number in numbers]
     ranks = [span.ndim for span in spans]
     if ranks == [1, 1, 1, 1]:
-        params = dict(zip(_BATCH_NORM, spans, strict=True))
+        params = dict(zip(BATCH_NORM, spans, strict=True))
     elif ranks[0] > 1 and ranks[1:] in ([], [1]):
         params = dict(zip(("kernel", "bias"), spans, strict=False))
     else:
         raise WeightsError(
-            f"the layer {printable(name)!r} at {name_of(node)} has arrays of shapes "
-            f"{', '.join(str(span.shape) for span in spans)}: neither a convolution nor a dense "
-            f"layer nor a batch normalization.",
+            f"the layer {printable(name)!r} at {name_of(node)} has arrays of the shapes "
+            f"{', '.join(str(span.shape) for span in spans)}, which no layer of a VGG has.",
             code="E_SHAPE",
         )
     return _checked(Layer(name, params))
 
 
 def _checked(layer: Layer) -> Layer:
-    """Return the layer; refuse arrays that cannot belong together, whatever their names are."""
+    """Return the layer if its arrays can belong together, whatever their names are."""
     kernel, bias = layer.params.get("kernel"), layer.params.get("bias")
     where = f"the layer {printable(layer.name)!r}"
     if kernel is not None and layer.kind == "other":
         raise WeightsError(
-            f"{where} has a kernel of shape {kernel.shape}; expected are 4 axes of a convolution "
-            f"or 2 of a dense layer.",
+            f"{where} has a kernel of the shape {kernel.shape}; expected 4 axes (convolution) or 2 "
+            f"(dense).",
             code="E_SHAPE",
         )
     if kernel is not None and bias is not None and bias.shape != kernel.shape[-1:]:
         if bias.ndim == 1 and layer.kind == "conv" and bias.shape == kernel.shape[:1]:
             raise WeightsError(
                 f"{where} has a kernel {kernel.shape} in the order (out, in, height, width) of "
-                f"Theano and PyTorch under Keras' names; expected is (height, width, in, out).",
+                f"Theano and PyTorch under Keras' names; expected (height, width, in, out).",
                 code="E_ORDER",
             )
         raise WeightsError(
-            f"{where} has a kernel {kernel.shape} and a bias {bias.shape}; expected is a bias "
-            f"{kernel.shape[-1:]}.",
+            f"{where} has a kernel {kernel.shape} and a bias {bias.shape}, not {kernel.shape[-1:]}.",
             code="E_SHAPE",
         )
     if kernel is None and len({span.shape for span in layer.params.values()}) > 1:

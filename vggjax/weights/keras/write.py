@@ -24,7 +24,7 @@ import numpy as np
 from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import EPSILON
 from vggjax.weights.hdf5.write import create_hdf5
-from vggjax.weights.names import TABLE_NAME, Layer, in_base, order
+from vggjax.weights.names import BATCH_NORM, TABLE_NAME, Layer, in_base, layer_order
 
 if TYPE_CHECKING:
     import h5py
@@ -37,10 +37,9 @@ MEMBER = "model.weights.h5"
 METADATA = "vggjax"
 """The attribute of the root group that holds this package's metadata, as JSON."""
 
-MAX_METADATA_BYTES = 60_000
+_MAX_METADATA_BYTES = 60_000
 """An attribute holds at most 64 KiB; of longer metadata the longest texts are left out."""
 
-_BATCH_NORM = ("scale", "bias", "mean", "var")  # the order of Keras' lists, and of `vars`
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # a constant: the same weights give the same bytes
 
 
@@ -73,7 +72,7 @@ def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> 
     classes = {"conv": "conv2d", "dense": "dense"}
     with create_hdf5(path) as file:
         _write_metadata(file, metadata)
-        for layer in sorted(weights, key=order):
+        for layer in sorted(weights, key=layer_order):
             params = weights[layer]
             kind = classes.get(Layer(layer, params).kind, "batch_normalization")
             number = counts[kind] = counts.get(kind, -1) + 1
@@ -84,11 +83,7 @@ def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> 
 
 
 def write_keras(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
-    """Write a `.keras` archive: a configuration made from names and shapes, and the weights.
-
-    Raises:
-        WeightsError: the layers do not form a VGG.
-    """
+    """Write a `.keras` archive: a configuration made from names and shapes, and the weights."""
     config = json.dumps(_model_config(weights, metadata))
     unpacked = path.with_name(f"{path.name}.h5")
     try:
@@ -106,20 +101,20 @@ def write_keras(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
 
 def _write_metadata(file: h5py.File, metadata: dict[str, str]) -> None:
     metadata = dict(metadata)
-    while metadata and len(text := json.dumps(metadata, sort_keys=True)) > MAX_METADATA_BYTES:
+    while metadata and len(text := json.dumps(metadata, sort_keys=True)) > _MAX_METADATA_BYTES:
         metadata.pop(max(metadata, key=lambda key: len(metadata[key])))  # thousands of classes
     if metadata:
         file.attrs[METADATA] = np.bytes_(text.encode())
 
 
 def _keras_order(params: dict[str, np.ndarray]) -> list[str]:
-    names = ("kernel", "bias") if "kernel" in params else _BATCH_NORM
+    names = ("kernel", "bias") if "kernel" in params else BATCH_NORM
     return [name for name in names if name in params]
 
 
 def _with_plain_layers(weights: Weights) -> list[str]:
     """Return the layers in order, with the layers without weights that the published files list."""
-    layers = sorted(weights, key=order)
+    layers = sorted(weights, key=layer_order)
     if not all(map(TABLE_NAME.fullmatch, layers)):
         return layers
     listed = ["input_1"]
@@ -140,7 +135,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _model_config(weights: Weights, metadata: dict[str, str]) -> dict[str, Any]:
     """Return the configuration of a Keras `Sequential` with these weights."""
-    layers = sorted(weights, key=order)
+    layers = sorted(weights, key=layer_order)
     if unknown := [layer for layer in layers if not TABLE_NAME.fullmatch(layer)]:
         raise WeightsError(
             f"A .keras holds a VGG, and {printable(unknown[0])!r} is not one of its layers. "

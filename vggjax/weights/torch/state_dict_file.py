@@ -80,21 +80,17 @@ class TorchSpan(Span):
 
 
 def is_pickle(start: bytes) -> bool:
-    """Whether a file that starts like this is a pickle of protocol 2 to 5."""
-    return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    """Return whether a file that starts like this is a pickle of protocol 2 to 5."""
+    return start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def is_torch_archive(names: Iterable[str]) -> bool:
-    """Whether an archive with these members was written by torch."""
+    """Return whether an archive with these members was written by torch."""
     return any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
 
 
 def require_torch(name: str) -> None:
-    """Refuse the file called `name` if torch is not installed.
-
-    Raises:
-        WeightsError: with what to do instead.
-    """
+    """Refuse the file called `name` if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise WeightsError(
             f"{name} is a file of PyTorch, and torch is not installed. Install it (pip install "
@@ -105,11 +101,7 @@ def require_torch(name: str) -> None:
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Span], dict[str, str]]:
-    """Return a file's tensors, not copied yet, and the metadata that this package noted in it.
-
-    Raises:
-        WeightsError: code in the file, not a state dict, damaged, or torch is not installed.
-    """
+    """Return a file's tensors, not copied yet, and the metadata that this package noted in it."""
     with open_regular(path) as file:
         is_archive = not is_pickle(file.read(2))
         _refuse_code(file, is_archive)
@@ -145,8 +137,7 @@ def _refuse_code(file: IO[bytes], is_archive: bool) -> None:
             )
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
             raise WeightsError(
-                f"it has {len(pickles)} data.pkl, or one of more than {MAX_PICKLE_BYTES:,} bytes; "
-                f"a state dict has one.",
+                f"it has {len(pickles)} data.pkl, or one of more than {MAX_PICKLE_BYTES:,} bytes.",
                 code="E_ZIP",
             )
         if any(info.compress_type != zipfile.ZIP_STORED for info in members):
@@ -166,17 +157,13 @@ def _scan(text: bytes, *, num_pickles: int) -> None:
                 if opcode.name not in _OPCODES or opcode.name == "GLOBAL":
                     code = value if opcode.name == "GLOBAL" else opcode.name
                     raise WeightsError(
-                        f"its pickle holds code: {printable(code)!r}, which no state dict has; "
-                        f"none of it was run. If it is a whole model or a training checkpoint that "
-                        f"you trust, load it where it was created and save model.state_dict() "
-                        f"alone.",
+                        f"its pickle holds code, {printable(code)!r}; none of it was run. If you "
+                        f"trust it, load it where it was created and save model.state_dict() alone.",
                         code="E_CODE",
                     )
             if i == 0 and num_pickles > 1 and _LEGACY_MAGIC not in text[:16]:
                 raise WeightsError(
-                    "it is a pickle, but not a state dict of torch. Save weights with "
-                    "torch.save(model.state_dict(), FILE) or as safetensors.",
-                    code="E_FORMAT",
+                    "it is a pickle, but not a state dict of torch.", code="E_FORMAT"
                 )
     except WeightsError:
         raise
@@ -187,8 +174,7 @@ def _scan(text: bytes, *, num_pickles: int) -> None:
 def _damage_error(error: Exception) -> WeightsError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return WeightsError(
-        f"it is damaged or not a state dict, torch cannot read it ({printable(reason)[:200]}). "
-        f"Download or write it again.",
+        f"it is damaged or not a state dict: torch cannot read it ({printable(reason)[:200]}).",
         code="E_FORMAT",
     )
 
@@ -216,7 +202,7 @@ def _check_tensors(state: Any) -> None:
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
             raise WeightsError(
                 f"it holds {printable(repr(key))[:80]} of type {type(tensor).__name__} among its "
-                f"tensors; save model.state_dict() alone.",
+                f"tensors; expected model.state_dict() alone.",
                 code="E_FORMAT",
             )
 
@@ -228,8 +214,8 @@ def _check_storage(tensors: dict[str, Any]) -> None:
         extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         if tensor.numel() and extent != tensor.numel():
             raise WeightsError(
-                f"{printable(key)!r} has the shape {tuple(tensor.shape)}, but its numbers are not "
-                f"exactly those of its storage.",
+                f"the numbers of {printable(key)!r}, {tuple(tensor.shape)}, are not exactly those "
+                f"of its storage.",
                 code="E_ALIAS",
             )
         start = tensor.data_ptr()
@@ -253,7 +239,7 @@ def _span(key: str, tensor: Any, *, mapped: bool) -> TorchSpan:
 
 
 def _release_pages(part: np.ndarray) -> None:
-    """Release a mapped file's pages, which would otherwise count as memory until the end."""
+    """Release the pages of a mapped file, which would otherwise count as memory until the end."""
     madvise = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "madvise", None)
     advice = getattr(mmap, "MADV_DONTNEED", None)
     start = -(-part.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -268,9 +254,6 @@ def write_state_dict(
     """Write a state dict that torch's strict `load_state_dict` accepts.
 
     The metadata is in the dict's `_metadata`, where torch keeps the versions of modules.
-
-    Raises:
-        WeightsError: torch is not installed.
     """
     require_torch(printable(path.name))
     import torch

@@ -19,7 +19,7 @@ import numpy as np
 
 from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, flattened, stored_blocks, whole_map
-from vggjax.weights.names import TABLE_NAME, in_base, order
+from vggjax.weights.names import TABLE_NAME, in_base, layer_order
 from vggjax.weights.safetensors import TensorToWrite
 from vggjax.weights.tensor_spans import Span, check_span
 
@@ -45,7 +45,7 @@ Modules = dict[str, dict[str, Span]]
 
 
 def has_torch_names(names: Iterable[str]) -> bool:
-    """Whether any name is one of torchvision's or timm's VGG."""
+    """Return whether any name is one of torchvision's or timm's VGG."""
     return any(_NAME.fullmatch(_unwrapped(name)) for name in names)
 
 
@@ -84,11 +84,7 @@ def _layout(module: str, *, width: int, is_first_dense: bool, side: int = 1) -> 
 
 
 def plan_layers(spans: Mapping[str, Span]) -> dict[str, dict[str, tuple[Span, Layout]]]:
-    """Return each layer's arrays with their layouts, `{layer: {parameter: (span, layout)}}`.
-
-    Raises:
-        WeightsError: names or shapes that are not a VGG's, or types that weights cannot have.
-    """
+    """Return each layer's arrays with their layouts, `{layer: {parameter: (span, layout)}}`."""
     modules = _group_by_module(spans)
     for arrays in modules.values():
         for span in arrays.values():
@@ -122,7 +118,7 @@ def _group_by_module(spans: Mapping[str, Span]) -> Modules:
         match = _NAME.fullmatch(_unwrapped(name))
         if not match:
             raise WeightsError(
-                f"it holds {printable(name)!r}; a VGG of torchvision or timm has features.N, "
+                f"it holds {printable(name)!r}; torchvision's and timm's VGG have features.N, "
                 f"classifier.N, {', '.join(TIMM_TOP)}, each with .weight, .bias ...",
                 code="E_UNEXPECTED",
             )
@@ -212,15 +208,11 @@ def to_torch(weights: "Weights", style: str) -> list[TensorToWrite]:
 
     The top may be any head: its dense layers are `classifier.0`, `.3` ..., as if each were followed
     by a relu and a dropout. timm's top is two hidden layers and the last one.
-
-    Raises:
-        WeightsError: layers that are not a VGG's, or a top that timm cannot have.
     """
-    layers = sorted(weights, key=order)
+    layers = sorted(weights, key=layer_order)
     if strange := [layer for layer in layers if not TABLE_NAME.fullmatch(layer)]:
         raise WeightsError(
-            f"The layer {printable(strange[0])!r} is not part of a VGG; torchvision and timm have "
-            f"no name for it.",
+            f"torchvision and timm have no name for the layer {printable(strange[0])!r}.",
             code="E_NAME",
         )
     modules = _module_names(layer for layer in layers if in_base(layer))
@@ -261,8 +253,8 @@ def _check_top(weights: "Weights", top: list[str], width: int, style: str) -> in
     fits = top in (["fc1", "fc2"], ["fc1", "fc2", "predictions"]) and side**2 * width == inputs
     if style == "timm" and not fits:
         raise WeightsError(
-            f"timm's VGG has the top fc1, fc2, predictions on a square feature map; these weights "
-            f"have {', '.join(top)}. Write them with torchvision's names, which can have any top.",
+            f"timm's VGG has the top fc1, fc2, predictions on a square feature map; got "
+            f"{', '.join(top)}. Write them with torchvision's names, which can have any top.",
             code="E_TOP",
         )
     return side
