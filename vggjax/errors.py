@@ -89,10 +89,10 @@ def unknown_name(what: str, received: object, choices: Iterable[str], *, hint: s
     return f"Unknown {what} {str(received)!r}.{suggestion} Choices: {', '.join(choices)}.{hint}"
 
 
-def nearest_name(received: str, choices: Iterable[str]) -> str | None:
+def nearest_name(received: str, choices: Iterable[str], *, cutoff: float = 0.45) -> str | None:
     """Return the choice that is spelled most like `received`, ignoring case; None if none is."""
     folded = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(received.lower(), folded, n=1, cutoff=0.45)
+    near = difflib.get_close_matches(received.lower(), folded, n=1, cutoff=cutoff)
     return folded[near[0]] if near else None
 
 

@@ -73,7 +73,9 @@ def test_unusable_images_are_left_out_and_the_copy_is_clean(tmp_path):
     assert not (tmp_path / "out" / "test" / "b" / "link.png").is_symlink()
     assert examine(str(tmp_path / "out")).exit_code == 0
     assert state(root) == before
-    assert {change.id for change in copy.left_out} == left_out - {"train/a/notes.txt"}
+    assert {change.id for change in copy.changes if change.action == "left out"} == left_out - {
+        "train/a/notes.txt"
+    }
 
 
 def test_each_change_is_listed_in_the_table_next_to_the_copy(tmp_path):

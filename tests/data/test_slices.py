@@ -137,5 +137,5 @@ def test_invalid_slices_are_refused_by_the_parser(text, words):
 
 
 def test_slices_are_distinguished_from_fractions():
-    assert parse_split("train[:80%],test") == Slices(("train[:80%]", "test"))
+    assert parse_split("train[:80%],test") == Slices({"train": "train[:80%]", "test": "test"})
     assert parse_split("0.8,0.1,0.1") == (0.8, 0.1, 0.1)

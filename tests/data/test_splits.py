@@ -185,22 +185,17 @@ def test_fractions_are_parsed():
     ("text", "words"),
     [
         ("0.8,0.1", "three fractions"),
-        ("0.8,0.1,0.2", "add up to 1; got '0.8,0.1,0.2', which is 1.1"),
+        ("0.8,0.1,0.2", "add up to 1, .*got '0.8,0.1,0.2', which add up to 1.1"),
         ("0.9,0.1,0", "above 0"),
         ("1.2,-0.1,-0.1", "above 0"),
         ("nan,0.5,0.5", "above 0"),
-        ("80%", "three numbers"),
-        ("", "three numbers"),
+        ("80%", "three fractions such as"),
+        ("", "three fractions such as"),
     ],
 )
 def test_invalid_fractions_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
         parse_split(text)
-
-
-def test_a_negative_seed_is_refused():
-    with pytest.raises(ConfigError, match="`seed` must be 0 or more; got -1"):
-        make_splits(source([9, 9]), seed=-1)
 
 
 # splits.csv

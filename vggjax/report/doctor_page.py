@@ -123,7 +123,7 @@ def _case(kind: str, entry: Entry, findings: Findings, thumbnails: Thumbnails) -
         {
             "id": printable(source.ids[i]),
             "label": printable(source.class_names[source.labels[i]]),
-            "split": str(findings.split_of[i]),
+            "split": str(source.split_of[i]),
             "image": jpeg_uri(thumbnails.image(i)),
         }
         for i in entry.images[:MAX_MEMBERS]

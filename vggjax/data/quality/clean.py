@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vggjax.atomic import atomic_write
 from vggjax.data.images.formats import ending_of, format_named, format_of_file
 from vggjax.data.quality.findings import Findings
@@ -54,11 +56,6 @@ class CleanCopy:
     changes: tuple[Change, ...]
     table: Path
     """The CSV of the changes."""
-
-    @property
-    def left_out(self) -> list[Change]:
-        """Return the files that are not in the copy."""
-        return [change for change in self.changes if change.action == "left out"]
 
 
 def check_output(dataset: str, out: str | os.PathLike[str]) -> None:
@@ -100,7 +97,7 @@ def write_clean_copy(
     partial = out.with_name(f"{out.name}.partial")
     table = out.with_name(f"{out.name}.doctor.csv")
     _check_destination(findings.dataset, source, out, partial, table)
-    targets, changes = _plan(findings)
+    targets, changes = _plan(findings, source)
     if not targets:
         raise DataError(f"No image of {printable(findings.dataset)} is usable; nothing written.")
     try:
@@ -128,18 +125,16 @@ def write_clean_copy(
     return CleanCopy(out, len(targets), tuple(changes), table)
 
 
-def images_to_leave_out(findings: Findings) -> dict[int, str]:
+def _images_to_leave_out(findings: Findings, source: Source) -> dict[int, str]:
     """Return index -> reason of the images that a cleaned copy leaves out."""
-    source, duplicates = findings.source, findings.duplicates
-    assert source is not None and duplicates is not None
-    split_of = findings.split_of
+    duplicates, split_of = findings.duplicates, source.split_of
+    assert duplicates is not None
     reasons = dict(duplicates.unreadable)
     for entry in findings.of("damaged"):
         reasons |= dict.fromkeys(entry.images, entry.text)
     if source.splits:
-        for i in range(len(source)):
-            if not split_of[i]:
-                reasons.setdefault(i, "in none of the official splits")
+        for i in np.flatnonzero(split_of == "").tolist():
+            reasons.setdefault(i, "in none of the official splits")
     for group in duplicates.members(exact=True):
         labels = sorted({source.class_names[source.labels[i]] for i in group})
         kept = min(
@@ -161,10 +156,8 @@ def safe_name(name: str) -> str:
     A name that is safe already is unchanged.
     """
     text = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in name)
-    if text.startswith("."):
-        text = "_" + text[1:]
-    if text.endswith((".", " ")):
-        text = text.rstrip(". ") + "_"
+    text = re.sub(r"^\.", "_", text)
+    text = re.sub(r"[. ]+$", "_", text)
     if re.match(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", text, re.IGNORECASE):  # Windows
         text = "_" + text
     if text == "__MACOSX":  # a folder scan skips it
@@ -215,10 +208,9 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _plan(findings: Findings) -> tuple[dict[int, str], list[Change]]:
+def _plan(findings: Findings, source: Source) -> tuple[dict[int, str], list[Change]]:
     """Return index -> path below the copy, and the changes."""
-    source, reasons = findings.source, images_to_leave_out(findings)
-    assert source is not None
+    reasons = _images_to_leave_out(findings, source)
     names = SafeNames()
     targets: dict[int, str] = {}
     changes = []
@@ -226,7 +218,7 @@ def _plan(findings: Findings) -> tuple[dict[int, str], list[Change]]:
         if i in reasons:
             changes.append(Change(image_id, "left out", reasons[i]))
             continue
-        *folders, file = _path_parts(source, i, findings.split_of[i])
+        *folders, file = _path_parts(source, i)
         stem, ending = os.path.splitext(file)
         actual = format_of_file(_file(source, i))
         why = []
@@ -244,14 +236,14 @@ def _plan(findings: Findings) -> tuple[dict[int, str], list[Change]]:
     return targets, changes
 
 
-def _path_parts(source: Source, i: int, split: str) -> list[str]:
+def _path_parts(source: Source, i: int) -> list[str]:
     """Return the folders and the file name of an image in the copy, before they are made safe."""
     if source.root is not None:
         return source.ids[i].split("/")
     label = source.class_names[source.labels[i]]
     # A folder scan would take a class called `test` for a split.
     label = f"{label}_" if label.lower() in SPLIT_WORDS else label
-    return [*([split] if split else []), label, _file(source, i).name]
+    return [*filter(None, [str(source.split_of[i])]), label, _file(source, i).name]
 
 
 def _file(source: Source, i: int) -> Path:

@@ -4,7 +4,7 @@ What training would refuse with an error is a finding here. The table `KINDS` of
 which kinds of findings are problems. Cleaned copies are written by clean.py.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from vggjax.data.images.decode import FLAW
 from vggjax.data.images.formats import format_named, format_of_file
 from vggjax.data.quality.duplicates import Duplicates, find_duplicates
-from vggjax.data.quality.findings import FindingCollector, Findings
+from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.source import Scan, Source
 from vggjax.data.splits.splits import balanced_weights, make_splits, split_notes
@@ -40,6 +40,16 @@ _KIND_OF_REASON = {
 """Prefix of a decoder's reason -> the kind; the first match counts."""
 
 
+class _Entries(defaultdict[str, list[Entry]]):
+    """The entries collected so far, by kind."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+    def add(self, kind: str, text: str, *images: int, count: int = 1) -> None:
+        self[kind].append(Entry(images, text, count))
+
+
 def examine(
     dataset: str,
     *,
@@ -64,7 +74,7 @@ def examine(
         DataError: there is no such dataset.
     """
     scan = Scan(source) if source is not None else scan_source(dataset, data_dir=data_dir)
-    collector = FindingCollector()
+    entries = _Entries()
     for kind, texts in (
         ("refused", scan.faults),
         ("empty_class", scan.empty),
@@ -72,70 +82,63 @@ def examine(
         ("loose", scan.loose),
     ):
         for text in texts:
-            collector.add(kind, text)
+            entries.add(kind, text)
     source, weights = scan.source, None
     if source is not None:
         if duplicates is None:
             duplicates = find_duplicates(source, num_threads=num_threads, progress=progress)
-        _add_unreadable(collector, source, duplicates.unreadable)
-        _add_duplicates(collector, source, duplicates)
-        _add_sizes(collector, duplicates)
-        _add_formats(collector, source, duplicates)
-        weights = _add_classes(collector, scan, source, duplicates)
+        _add_unreadable(entries, source, duplicates.unreadable)
+        _add_duplicates(entries, source, duplicates)
+        _add_sizes(entries, duplicates)
+        _add_formats(entries, source, duplicates)
+        weights = _add_classes(entries, scan, source, duplicates)
         for note in source.notes:
-            collector.add("note", note)
-    return Findings(dataset, source, duplicates, collector.findings(), weights)
+            entries.add("note", note)
+    items = tuple(Finding(kind, tuple(entries[kind])) for kind in KINDS if kind in entries)
+    return Findings(dataset, source, duplicates, items, weights)
 
 
-def _add_unreadable(
-    collector: FindingCollector, source: Source, unreadable: dict[int, str]
-) -> None:
+def _add_unreadable(entries: _Entries, source: Source, unreadable: dict[int, str]) -> None:
     for i, reason in unreadable.items():
         kinds = (kind for prefix, kind in _KIND_OF_REASON.items() if reason.startswith(prefix))
-        collector.add(next(kinds, "unreadable"), reason, i)
-    indices = np.fromiter(unreadable, np.int64, len(unreadable))
-    num_classes = len(source.class_names)
-    sizes = np.bincount(source.labels, minlength=num_classes)
-    lost = np.bincount(source.labels[indices], minlength=num_classes)
-    for label in np.flatnonzero((sizes > 0) & (lost == sizes)):
+        entries.add(next(kinds, "unreadable"), reason, i)
+    sizes = Counter(source.labels.tolist())
+    lost = Counter(source.labels[list(unreadable)].tolist())
+    for label in sorted(label for label in lost if lost[label] == sizes[label]):
         name = source.class_names[label]
-        collector.add("refused", f"No image of class {name!r} is readable: 0 of {sizes[label]}.")
-    if len(indices) > max(1, MAX_UNREADABLE * len(source)):
-        collector.add(
+        entries.add("refused", f"No image of class {name!r} is readable: 0 of {sizes[label]}.")
+    if len(unreadable) > max(1, MAX_UNREADABLE * len(source)):
+        entries.add(
             "refused",
-            f"More than {MAX_UNREADABLE:.0%} of the images are unreadable: {len(indices):,} of "
+            f"More than {MAX_UNREADABLE:.0%} of the images are unreadable: {len(unreadable):,} of "
             f"{len(source):,}. Fix or delete them, or raise `max_unreadable`.",
         )
 
 
-def _add_duplicates(collector: FindingCollector, source: Source, duplicates: Duplicates) -> None:
-    split_of: dict[int, str] = {}
-    for name, indices in (source.splits or {}).items():
-        split_of |= dict.fromkeys(indices.tolist(), name)
-
+def _add_duplicates(entries: _Entries, source: Source, duplicates: Duplicates) -> None:
     def has_conflict(images: list[int]) -> bool:
-        return len({int(source.labels[i]) for i in images}) > 1
+        return len(set(source.labels[images])) > 1
 
     def has_leak(images: list[int]) -> bool:
-        return len({split_of[i] for i in images if i in split_of}) > 1
+        return len(set(source.split_of[images]) - {""}) > 1
 
     for group in duplicates.members(exact=True):
-        collector.add("exact_duplicate", "", *group, count=len(group) - 1)
+        entries.add("exact_duplicate", "", *group, count=len(group) - 1)
     for group in duplicates.members():
         by_pixels: dict[int, list[int]] = defaultdict(list)
         for i in group:
             by_pixels[int(duplicates.exact_groups[i])].append(i)
         if len(by_pixels) > 1:
-            collector.add("near_duplicate", "", *group, count=len(by_pixels) - 1)
+            entries.add("near_duplicate", "", *group, count=len(by_pixels) - 1)
         for kind, differs in (("label_conflict", has_conflict), ("leaked", has_leak)):
             exact = [images for images in by_pixels.values() if differs(images)]
             for images in exact:
-                collector.add(kind, "equal pixels", *images)
+                entries.add(kind, "equal pixels", *images)
             if not exact and differs(group):
-                collector.add(kind, "near-duplicates", *group)
+                entries.add(kind, "near-duplicates", *group)
 
 
-def _add_sizes(collector: FindingCollector, duplicates: Duplicates) -> None:
+def _add_sizes(entries: _Entries, duplicates: Duplicates) -> None:
     width, height = duplicates.sizes[:, 0], duplicates.sizes[:, 1]
     short, long = np.minimum(width, height), np.maximum(width, height)
     readable = width > 0
@@ -145,15 +148,15 @@ def _add_sizes(collector: FindingCollector, duplicates: Duplicates) -> None:
     extreme = readable & (long > MAX_ASPECT * short)
     for kind, mask in ((small_kind, tiny), ("extreme_aspect", extreme)):
         for i in np.flatnonzero(mask).tolist():
-            collector.add(kind, f"{width[i]}x{height[i]} px", i)
+            entries.add(kind, f"{width[i]}x{height[i]} px", i)
 
 
-def _add_formats(collector: FindingCollector, source: Source, duplicates: Duplicates) -> None:
+def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> None:
     converted: dict[str, list[int]] = defaultdict(list)
     for i, notes in enumerate(duplicates.notes):
         for note in notes:
             if note == FLAW:
-                collector.add("damaged", FLAW, i)
+                entries.add("damaged", FLAW, i)
             else:
                 converted[note].append(i)
         path = source.path(i)
@@ -161,37 +164,35 @@ def _add_formats(collector: FindingCollector, source: Source, duplicates: Duplic
             continue
         actual = format_of_file(path)
         if actual is not None and format_named(path.name) != actual:
-            collector.add("misnamed", f"is {actual}", i)
+            entries.add("misnamed", f"is {actual}", i)
     for note, images in sorted(converted.items()):
-        collector.add("adapted", note, *images, count=len(images))
+        entries.add("adapted", note, *images, count=len(images))
 
 
 def _add_classes(
-    collector: FindingCollector, scan: Scan, source: Source, duplicates: Duplicates
+    entries: _Entries, scan: Scan, source: Source, duplicates: Duplicates
 ) -> np.ndarray | None:
     """Add findings on the class sizes; return the balanced class weights."""
-    num_classes = len(source.class_names)
+    names = source.class_names
     train = (source.splits or {}).get("train", np.arange(len(source)))
     if not scan.faults:
         try:
             splits = make_splits(source, groups=duplicates.groups)
         except DataError as error:
-            collector.add("refused", str(error))
+            entries.add("refused", str(error))
         else:
             train = splits["train"]
             for note in split_notes(source, splits):
-                collector.add("note", note)
+                entries.add("note", note)
     readable = np.setdiff1d(np.arange(len(source)), list(duplicates.unreadable))
-    counts = np.bincount(source.labels[readable], minlength=num_classes)
-    present = np.flatnonzero(counts)
-    if len(present) > 1:
-        least = min(present, key=lambda label: counts[label])
-        most = max(present, key=lambda label: counts[label])
+    labels, counts = np.unique(source.labels[readable], return_counts=True)
+    if len(labels):
+        least, most = int(counts.argmin()), int(counts.argmax())
         ratio = counts[most] / counts[least]
         if ratio >= UNEVEN:
-            collector.add(
+            entries.add(
                 "imbalance" if ratio >= IMBALANCE else "uneven",
-                f"{counts[most]:,} of class {source.class_names[most]!r}, {counts[least]:,} of "
-                f"{source.class_names[least]!r}: {ratio:.1f} to 1",
+                f"{counts[most]:,} of class {names[labels[most]]!r}, {counts[least]:,} of "
+                f"{names[labels[least]]!r}: {ratio:.1f} to 1",
             )
-    return balanced_weights(source.labels[train], num_classes) if len(train) else None
+    return balanced_weights(source.labels[train], len(names)) if len(train) else None

@@ -9,6 +9,7 @@ its images leak between splits as copies do.
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from vggjax.data.quality.similarity import (
     is_near_duplicate,
 )
 from vggjax.data.sources.source import Source
-from vggjax.errors import ConfigError, DataError
+from vggjax.errors import DataError
 
 _READ_CHUNK = 32
 _ROWS, _COLUMNS = 16, 8192
@@ -42,10 +43,6 @@ class Duplicates:
     """int64 (N,): the smallest index of the same image; a unique image has its own."""
     exact_groups: np.ndarray
     """int64 (N,): the same for equal pixels only, a refinement of `groups`."""
-    exact: int
-    """Images with the pixels of an earlier one."""
-    near: int
-    """Images, beyond the first of their group, with the pixels of no earlier one."""
     unreadable: dict[int, str]
     """Index -> reason, in order; each is alone in its group."""
     sizes: np.ndarray
@@ -54,31 +51,26 @@ class Duplicates:
     """(N,): each image's `DecodedImage.notes`."""
 
     @property
+    def exact(self) -> int:
+        """Return the number of images with the pixels of an earlier one."""
+        return len(self.groups) - len(np.unique(self.exact_groups))
+
+    @property
+    def near(self) -> int:
+        """Return the number of other images beyond the first of their group."""
+        return len(np.unique(self.exact_groups)) - len(np.unique(self.groups))
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return the number of exact and of near duplicates."""
         return {"exact": self.exact, "near": self.near}
 
     def members(self, *, exact: bool = False) -> list[list[int]]:
         """Return the groups of two or more images, ordered by their first image."""
-        groups = self.exact_groups if exact else self.groups
-        members: dict[int, list[int]] = {}
-        for i in np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1):
-            members.setdefault(int(groups[i]), []).append(int(i))
-        return list(members.values())
-
-
-@dataclass(eq=False)
-class _Signatures:
-    """One row per image."""
-
-    digests: np.ndarray
-    """V16 (N,): of shape and pixels."""
-    hashes: np.ndarray
-    """uint64 (N,)."""
-    thumbs: np.ndarray
-    """uint8 (N, 256)."""
-    comparable: np.ndarray
-    """bool (N,): large enough for a perceptual hash."""
+        members = defaultdict(list)
+        for i, group in enumerate((self.exact_groups if exact else self.groups).tolist()):
+            members[group].append(i)
+        return [images for images in members.values() if len(images) > 1]
 
 
 def find_duplicates(
@@ -92,79 +84,68 @@ def find_duplicates(
 
     `near=False` compares pixels only. `progress` is called with (done, total) while images are
     decoded, from this thread.
-
-    Raises:
-        ConfigError: `num_threads` is below 1.
     """
-    if num_threads is not None and num_threads < 1:
-        raise ConfigError(f"`num_threads` must be 1 or more; got {num_threads}.")
-    count = len(source)
     with ThreadPoolExecutor(num_threads or os.cpu_count() or 1, "vggjax-duplicates") as threads:
         try:
-            signatures, unreadable, sizes, notes = _decode_all(source, near, threads, progress)
-            exact_groups = _group_equal(signatures.digests, unreadable)
-            groups = exact_groups
+            images = _Images(source, near=near)
+            images.decode(threads, progress)
+            exact_groups = groups = _group_equal(images.digests, images.unreadable)
             if near:
-                is_first = exact_groups == np.arange(count)
-                candidates = np.flatnonzero(is_first & signatures.comparable)
-                groups = _unite(exact_groups, _near_pairs(signatures, candidates, threads))
+                is_first = exact_groups == np.arange(len(source))
+                candidates = np.flatnonzero(is_first & images.comparable)
+                pairs = _near_pairs(images.hashes, images.thumbs, candidates, threads)
+                groups = _unite(exact_groups, pairs)
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
-    exact = count - len(np.unique(exact_groups))
-    return Duplicates(
-        groups=groups,
-        exact_groups=exact_groups,
-        exact=exact,
-        near=count - len(np.unique(groups)) - exact,
-        unreadable=unreadable,
-        sizes=sizes,
-        notes=notes,
-    )
+    return Duplicates(groups, exact_groups, images.unreadable, images.sizes, images.notes)
 
 
-def _decode_all(
-    source: Source,
-    near: bool,
-    threads: ThreadPoolExecutor,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[_Signatures, dict[int, str], np.ndarray, list[tuple[str, ...]]]:
-    count = len(source)
-    signatures = _Signatures(
-        np.zeros(count, "V16"),
-        np.zeros(count, np.uint64),
-        np.zeros((count if near else 0, THUMB_PX**2), np.uint8),
-        np.zeros(count, bool),
-    )
-    digests = signatures.digests.view(np.uint8).reshape(count, 16)
-    sizes = np.zeros((count, 2), np.int32)
-    notes: list[tuple[str, ...]] = [()] * count
-    unreadable: dict[int, str] = {}
-    known_notes: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object per distinct value
+class _Images:
+    """What is kept of each image when it is decoded; of an unreadable one, zeros."""
 
-    def decode(i: int) -> str | None:
+    def __init__(self, source: Source, *, near: bool) -> None:
+        count = len(source)
+        self._source, self._near = source, near
+        self.digests = np.zeros(count, "V16")  # of shape and pixels
+        self.hashes = np.zeros(count, np.uint64)
+        self.thumbs = np.zeros((count if near else 0, THUMB_PX**2), np.uint8)
+        self.comparable = np.zeros(count, bool)  # large enough for a perceptual hash
+        self.sizes = np.zeros((count, 2), np.int32)
+        self.notes: list[tuple[str, ...]] = [()] * count
+        self._known_notes: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object per value
+        self.unreadable: dict[int, str] = {}
+
+    def decode(
+        self, threads: ThreadPoolExecutor, progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Decode all images."""
+        count = len(self.notes)
+        chunks = [range(i, min(i + _READ_CHUNK, count)) for i in range(0, count, _READ_CHUNK)]
+        results = threads.map(lambda chunk: [self._decode(i) for i in chunk], chunks)
+        for chunk, reasons in zip(chunks, results, strict=True):
+            self.unreadable |= {
+                i: why for i, why in zip(chunk, reasons, strict=True) if why is not None
+            }
+            if progress is not None:
+                progress(chunk.stop, count)
+
+    def _decode(self, i: int) -> str | None:
+        """Decode an image; return the reason if it is unreadable."""
         try:
-            pixels, image_notes = source.read(i)
+            pixels, notes = self._source.read(i)
         except DataError as error:
             return str(error)
         height, width = pixels.shape[:2]
-        sizes[i] = width, height
-        notes[i] = known_notes.setdefault(image_notes, image_notes)
+        self.sizes[i] = width, height
+        self.notes[i] = self._known_notes.setdefault(notes, notes)
         digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=16)
         digest.update(np.ascontiguousarray(pixels).data)
-        digests[i] = np.frombuffer(digest.digest(), np.uint8)
-        signature = image_signature(pixels) if near else None
+        self.digests[i] = np.void(digest.digest())
+        signature = image_signature(pixels) if self._near else None
         if signature is not None:
-            signatures.hashes[i], signatures.thumbs[i] = signature[0], signature[1].ravel()
-            signatures.comparable[i] = True
+            self.hashes[i], self.thumbs[i] = signature[0], signature[1].ravel()
+            self.comparable[i] = True
         return None
-
-    chunks = [range(i, min(i + _READ_CHUNK, count)) for i in range(0, count, _READ_CHUNK)]
-    results = threads.map(lambda chunk: [decode(i) for i in chunk], chunks)
-    for chunk, reasons in zip(chunks, results, strict=True):
-        unreadable |= {i: why for i, why in zip(chunk, reasons, strict=True) if why is not None}
-        if progress is not None:
-            progress(chunk.stop, count)
-    return signatures, unreadable, sizes, notes
 
 
 def _group_equal(digests: np.ndarray, unreadable: dict[int, str]) -> np.ndarray:
@@ -176,23 +157,21 @@ def _group_equal(digests: np.ndarray, unreadable: dict[int, str]) -> np.ndarray:
 
 
 def _near_pairs(
-    signatures: _Signatures, indices: np.ndarray, threads: ThreadPoolExecutor
+    hashes: np.ndarray, thumbs: np.ndarray, indices: np.ndarray, threads: ThreadPoolExecutor
 ) -> np.ndarray:
     """Return the pairs among `indices` that are near-duplicates, int64 (K, 2).
 
     All pairs of hashes are compared block by block: 200,000 images are 20 billion pairs, 16 s of
     one core.
     """
-    hashes = signatures.hashes[indices]
+    hashes = hashes[indices]
 
     def search(starts: range) -> np.ndarray:
-        different = np.empty((_ROWS, _COLUMNS), np.uint64)
-        distances = np.empty((_ROWS, _COLUMNS), np.uint8)
         matches = []
         for start in starts:
             rows = hashes[start : start + _ROWS, None]
             blocks = [
-                _close(rows, hashes[None, i : i + _COLUMNS], different, distances, i - start)
+                _close(rows, hashes[None, i : i + _COLUMNS], i - start)
                 for i in range(start, len(hashes), _COLUMNS)
             ]
             row, column, distance = np.concatenate(blocks, 1)
@@ -200,8 +179,7 @@ def _near_pairs(
             rank = np.arange(len(row)) - np.searchsorted(row[order], row[order])
             nearest = order[rank < _MAX_CANDIDATES]
             pairs = indices[start + np.stack([row[nearest], column[nearest]], 1)]
-            one, other = signatures.thumbs[pairs[:, 0]], signatures.thumbs[pairs[:, 1]]
-            matches.append(pairs[is_near_duplicate(one, other)])
+            matches.append(pairs[is_near_duplicate(thumbs[pairs[:, 0]], thumbs[pairs[:, 1]])])
         return np.concatenate(matches)
 
     starts = range(0, len(indices), _ROWS)
@@ -209,33 +187,24 @@ def _near_pairs(
     return np.concatenate([np.zeros((0, 2), np.int64), *threads.map(search, tasks)])
 
 
-def _close(
-    rows: np.ndarray, columns: np.ndarray, different: np.ndarray, distances: np.ndarray, offset: int
-) -> np.ndarray:
+def _close(rows: np.ndarray, columns: np.ndarray, offset: int) -> np.ndarray:
     """Return (row, column, distance) of close hashes, int64 (3, K), each column after its row."""
-    shape = len(rows), columns.shape[1]
-    if shape != distances.shape:
-        different, distances = np.empty(shape, np.uint64), np.empty(shape, np.uint8)
-    np.bitwise_xor(rows, columns, out=different)
-    np.bitwise_count(different, out=distances)
+    distances = np.bitwise_count(rows ^ columns)
     # Flat: a two-dimensional np.nonzero would take longer than everything else.
-    row, column = np.divmod(np.flatnonzero(distances <= MAX_DISTANCE), shape[1])
+    row, column = np.divmod(np.flatnonzero(distances <= MAX_DISTANCE), distances.shape[1])
     later = column + offset > row
     row, column = row[later], column[later]
     return np.stack([row, column + offset, distances[row, column].astype(np.int64)])
 
 
 def _unite(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Merge the groups of each pair; a group's number is its smallest index (union-find)."""
-    parent = groups.tolist()
+    """Merge the groups of each pair; a group's number is its smallest index."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j in pairs.tolist():
-        first, second = sorted((root(i), root(j)))
-        parent[second] = first
-    return np.array([root(i) for i in range(len(parent))], np.int64).reshape(len(parent))
+    count = len(groups)
+    one, other = np.concatenate([np.stack([np.arange(count), groups], 1), pairs]).T
+    graph = coo_array((np.ones(len(one), bool), (one, other)), (count, count))
+    _, labels = connected_components(graph, directed=False)
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return first[inverse]

@@ -4,10 +4,8 @@ A problem harms training or evaluation: the command exits with 2. A remark is go
 lists every kind in the order of the output.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,13 +59,16 @@ KINDS = {
 }
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """One case of a finding: an image, images that belong together, or only a text."""
 
     images: tuple[int, ...] = ()
     """Indices into the source."""
     text: str = ""
     """The reason, the name or the sentence."""
+    count: int = 1
+    """What it adds to the finding's count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +76,12 @@ class Finding:
     """All cases of one kind."""
 
     kind: str
-    count: int
-    """Images, pairs, classes or sentences, depending on the kind."""
     entries: tuple[Entry, ...]
+
+    @property
+    def count(self) -> int:
+        """Return the number of images, pairs, classes or sentences, depending on the kind."""
+        return sum(entry.count for entry in self.entries)
 
     @property
     def is_problem(self) -> bool:
@@ -117,15 +121,6 @@ class Findings:
     def of(self, kind: str) -> tuple[Entry, ...]:
         """Return the entries of one kind."""
         return next((item.entries for item in self.items if item.kind == kind), ())
-
-    @cached_property
-    def split_of(self) -> np.ndarray:
-        """Return each image's official split, str (N,); "" without one."""
-        assert self.source is not None
-        names = np.full(len(self.source), "", "<U5")
-        for name, indices in (self.source.splits or {}).items():
-            names[indices] = name
-        return names
 
     def counts(self) -> dict[str, np.ndarray]:
         """Return the class sizes, split -> int64 (C,); the key is "" without official splits."""
@@ -188,27 +183,5 @@ class Findings:
             "id": source.ids[i],
             "path": None if path is None else str(path),
             "label": source.class_names[source.labels[i]],
-            "split": str(self.split_of[i]) or None,
+            "split": str(source.split_of[i]) or None,
         }
-
-
-class FindingCollector:
-    """Collects entries by kind."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, list[Entry]] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, kind: str, text: str = "", *images: int, count: int = 1) -> None:
-        """Add one entry; `count` is what it adds to the finding's count."""
-        assert kind in KINDS, kind
-        self._entries.setdefault(kind, []).append(Entry(images, text))
-        self._counts[kind] += count
-
-    def findings(self) -> tuple[Finding, ...]:
-        """Return the findings in the order of `KINDS`."""
-        return tuple(
-            Finding(kind, self._counts[kind], tuple(self._entries[kind]))
-            for kind in KINDS
-            if kind in self._entries
-        )

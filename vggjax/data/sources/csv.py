@@ -11,7 +11,6 @@ which the `config.json` next to it names.
 """
 
 import csv
-import difflib
 import io
 import json
 import os
@@ -20,13 +19,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from vggjax.data.sources.source import SPLIT_WORDS, ImageFile, Scan, make_file_source
-from vggjax.errors import DataError, join_names, printable, unknown_name
+from vggjax.data.sources.source import SPLIT_WORDS, ImageFile, Scan, make_file_source, nearest_path
+from vggjax.errors import DataError, join_names, nearest_name, printable, unknown_name
 
 EXTENSIONS = (".csv", ".tsv")
 """Extensions, in lower case, of datasets that are a CSV."""
-
-MAX_BYTES = 2**30
 
 COLUMNS = ("path", "label", "split")
 
@@ -38,9 +35,7 @@ _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _EXPECTED = "Expected a first line path,label or path,label,split."
 
 
-class Row(NamedTuple):
-    """One row of a CSV."""
-
+class _Row(NamedTuple):
     line: int
     """The line that it ends on, from 1."""
     path: str
@@ -61,14 +56,12 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
         DataError: it does not exist, is not text, or has no columns `path` and `label`, or no rows.
     """
     path = Path(path).expanduser()
-    root, is_of_run = _find_root(path)
-    columns, rows = read_rows(path, exact=is_of_run)
     name = printable(path)
-    if not rows:
-        raise DataError(f"{name} has no rows after its first line.")
-    faults = _check_cells(name, rows)
-    rows = [row for row in rows if row.path and row.label]
-    rows, num_repeated, conflicts = _merge(name, root, rows)
+    root, is_of_run = _find_root(path)
+    columns, all_rows = _read_rows(path, exact=is_of_run)
+    faults = _check_cells(name, all_rows)
+    complete = [row for row in all_rows if row.path and row.label]
+    rows, conflicts = _merge(name, root, complete)
     faults += conflicts
     sizes = [_size(root, row.path) for row in rows]
     missing = [row for row, size in zip(rows, sizes, strict=True) if size is None]
@@ -85,11 +78,11 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
     notes = []
     if unused := [column for column in columns if column not in COLUMNS]:
         notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
-    if num_repeated:
+    if num_repeated := len(complete) - len(rows):
         plural = "s" if num_repeated > 1 else ""
         notes.append(f"Ignored {num_repeated:,} row{plural} with an image of an earlier row.")
     source = make_file_source(
-        path.name, class_names, files, locate=lambda x: Path(_locate(root, x)), notes=notes
+        path.name, class_names, files, locate=lambda x: _locate(root, x), notes=notes
     )
     return Scan(
         source=source if files else None,
@@ -98,15 +91,8 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
     )
 
 
-def read_rows(path: Path, *, exact: bool = False) -> tuple[list[str], list[Row]]:
-    """Return the column names, in lower case, and the non-empty rows.
-
-    Spaces after a delimiter are dropped and the text must be UTF-8. With `exact`, cells are taken
-    as written, whatever their bytes.
-
-    Raises:
-        DataError: the file does not exist, or is not a table with the columns path and label.
-    """
+def _read_rows(path: Path, *, exact: bool) -> tuple[list[str], list[_Row]]:
+    """Return the column names, in lower case, and the rows; with `exact`, the cells as written."""
     name = printable(path)
     lines = enumerate(io.StringIO(_read_text(path, exact=exact), newline=""), 1)
     header_line, header = next(((i, text) for i, text in lines if text.strip()), (1, ""))
@@ -114,12 +100,9 @@ def read_rows(path: Path, *, exact: bool = False) -> tuple[list[str], list[Row]]
         raise DataError(f"{name} is empty. {_EXPECTED}")
     columns, delimiter = _read_header(header, name)
     reader = csv.reader(
-        (text for _, text in lines),
-        delimiter=delimiter,
-        strict=True,
-        skipinitialspace=not exact,
+        (text for _, text in lines), delimiter=delimiter, strict=True, skipinitialspace=not exact
     )
-    rows: list[Row] = []
+    rows: list[_Row] = []
     line = header_line
     try:
         for cells in reader:
@@ -131,28 +114,28 @@ def read_rows(path: Path, *, exact: bool = False) -> tuple[list[str], list[Row]]
                     f"Line {line} of {name} has {len(cells)} cells, the first line has "
                     f"{len(columns)}. Quote names that contain a {_DELIMITERS[delimiter]}."
                 )
-            values = dict(zip(columns, cells, strict=False))
-            split = values.get("split", "").strip().lower()
-            split = SPLIT_WORDS.get(split, split)
-            rows.append(Row(line, values.get("path", ""), values.get("label", ""), split))
+            values = defaultdict(str, zip(columns, cells, strict=False))
+            split = values["split"].strip().lower()
+            rows.append(_Row(line, values["path"], values["label"], SPLIT_WORDS.get(split, split)))
     except csv.Error as error:
         raise DataError(
             f"{name} is not a valid CSV after line {line}: {error}. Is a quote left open?"
         ) from None
+    if not rows:
+        raise DataError(f"{name} has no rows after its first line.")
     return columns, rows
 
 
 def _read_text(path: Path, *, exact: bool) -> str:
     name = printable(path)
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{name} is not a regular file. {_EXPECTED}")
-        if status.st_size > MAX_BYTES:
-            raise DataError(f"{name} is too large: {status.st_size:,} of {MAX_BYTES:,} bytes.")
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"There is no file '{name}'.{_suggest_csv(path)} {_EXPECTED}") from None
+        near = nearest_path(path, lambda sibling: sibling.name.lower().endswith(EXTENSIONS))
+        suggestion = f" Did you mean {near!r}?" if near else ""
+        raise DataError(f"There is no file '{name}'.{suggestion} {_EXPECTED}") from None
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -192,9 +175,9 @@ def _read_header(line: str, name: str) -> tuple[list[str], str]:
     if missing:
         suggestions = ""
         for column in missing:
-            near = [given for given in columns if given in _SYNONYMS[column]]
-            near += difflib.get_close_matches(column, columns, n=1, cutoff=0.6)
-            suggestions += f" Rename {near[0]!r} to {column!r}." if near else ""
+            synonym = next((given for given in columns if given in _SYNONYMS[column]), None)
+            near = synonym or nearest_name(column, columns, cutoff=0.6)
+            suggestions += f" Rename {near!r} to {column!r}." if near else ""
         given = join_names((repr(column[:80]) for column in columns), most=10)
         raise DataError(
             f"{name} has no column {' and no column '.join(map(repr, missing))}; its columns are "
@@ -203,28 +186,19 @@ def _read_header(line: str, name: str) -> tuple[list[str], str]:
     return columns, delimiter
 
 
-def _suggest_csv(path: Path) -> str:
-    try:
-        names = [name for name in os.listdir(path.parent) if name.lower().endswith(EXTENSIONS)]
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
-
-
-def _check_cells(name: str, rows: list[Row]) -> list[str]:
+def _check_cells(name: str, rows: list[_Row]) -> list[str]:
     faults = []
     for column in ("path", "label"):
-        if empty := [row.line for row in rows if not getattr(row, column)]:
+        if empty := [row for row in rows if not getattr(row, column)]:
             faults.append(f"{name} has no {column} in {_lines(empty)}. Fill it in.")
     with_split = [row for row in rows if row.split]
     if not with_split:
         return faults
-    if empty := [row.line for row in rows if not row.split]:
+    if empty := [row for row in rows if not row.split]:
         faults.append(f"{name} has no split in {_lines(empty)}. Give every image a split, or none.")
     if wrong := [row for row in with_split if row.split not in SPLIT_WORDS.values()]:
         message = unknown_name("split", wrong[0].split, SPLIT_WORDS)
-        faults.append(f"{name}, {_lines([row.line for row in wrong])}: {message}")
+        faults.append(f"{name}, {_lines(wrong)}: {message}")
     elif "train" not in (row.split for row in with_split):
         faults.append(
             f"{name} has no image in the split train. Add some, or drop the column split and use "
@@ -233,10 +207,10 @@ def _check_cells(name: str, rows: list[Row]) -> list[str]:
     return faults
 
 
-def _merge(name: str, root: Path, rows: list[Row]) -> tuple[list[Row], int, list[str]]:
-    """Return the first row of each file, the number of other rows, and contradictions."""
-    first_rows: dict[str, Row] = {}
-    conflicts: dict[str, list[tuple[Row, Row]]] = defaultdict(list)
+def _merge(name: str, root: Path, rows: list[_Row]) -> tuple[list[_Row], list[str]]:
+    """Return the first row of each file, and the contradictions between rows."""
+    first_rows: dict[str, _Row] = {}
+    conflicts: dict[str, list[tuple[_Row, _Row]]] = defaultdict(list)
     for row in rows:
         first = first_rows.setdefault(os.path.normpath(_locate(root, row.path)), row)
         for column in ("label", "split"):
@@ -250,7 +224,7 @@ def _merge(name: str, root: Path, rows: list[Row]) -> tuple[list[Row], int, list
             f"{name} lists {row.path!r} twice with different {column}s: {getattr(first, column)!r} "
             f"in line {first.line}, {getattr(row, column)!r} in line {row.line}.{more} Keep one."
         )
-    return list(first_rows.values()), len(rows) - len(first_rows), faults
+    return list(first_rows.values()), faults
 
 
 def _find_root(path: Path) -> tuple[Path, bool]:
@@ -258,31 +232,31 @@ def _find_root(path: Path) -> tuple[Path, bool]:
     if path.name != "splits.csv":
         return path.parent, False
     try:
-        dataset = json.loads(path.with_name("config.json").read_text("utf-8"))["dataset"]
-        is_folder, exists = os.path.isdir(dataset), os.path.exists(dataset)
+        dataset = Path(json.loads(path.with_name("config.json").read_text("utf-8"))["dataset"])
+        is_folder, exists = dataset.is_dir(), dataset.exists()
     except (OSError, ValueError, KeyError, TypeError):
         return path.parent, False
     if not exists:
         raise DataError(
-            f"{printable(path)} belongs to a run on {dataset!r}, which is not an existing folder "
-            f"or CSV. Give that dataset instead."
+            f"{printable(path)} belongs to a run on {str(dataset)!r}, which is not an existing "
+            f"folder or CSV. Give that dataset instead."
         )
-    return Path(dataset) if is_folder else Path(dataset).parent, True
+    return dataset if is_folder else dataset.parent, True
 
 
-def _locate(root: Path, path: str) -> str:
-    return os.path.join(root, os.path.expanduser(path))
+def _locate(root: Path, path: str) -> Path:
+    return root / os.path.expanduser(path)
 
 
 def _size(root: Path, path: str) -> int | None:
     try:
-        status = os.stat(_locate(root, path))
+        status = _locate(root, path).stat()
     except (OSError, ValueError):
         return None
     return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
 
-def _describe_missing(name: str, root: Path, missing: list[Row], total: int) -> str:
+def _describe_missing(name: str, root: Path, missing: list[_Row], total: int) -> str:
     some = join_names((f"{row.path!r} (line {row.line})" for row in missing), most=3)
     backslash = " Use / instead of the backslash." if any("\\" in r.path for r in missing) else ""
     return (
@@ -291,5 +265,5 @@ def _describe_missing(name: str, root: Path, missing: list[Row], total: int) -> 
     )
 
 
-def _lines(numbers: list[int]) -> str:
-    return f"line{'s' if len(numbers) > 1 else ''} {join_names(numbers, most=3)}"
+def _lines(rows: list[_Row]) -> str:
+    return f"line{'s' * (len(rows) > 1)} {join_names((row.line for row in rows), most=3)}"

@@ -7,12 +7,10 @@ into the same folder. Hidden files, `__MACOSX`, files that are not images and im
 class folders are skipped; `Source.notes` mentions those that a user might miss.
 """
 
-import difflib
-import heapq
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vggjax.data.images.formats import ENDINGS
 from vggjax.data.sources.source import (
@@ -20,31 +18,13 @@ from vggjax.data.sources.source import (
     ImageFile,
     Scan,
     Source,
-    file_notes,
     make_file_source,
+    nearest_path,
 )
 from vggjax.errors import DataError, join_names, printable
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
-
-_Files = list[tuple[str, int]]
-"""Paths below the root, with `/`, and sizes in bytes."""
-
-
-def looks_like_path(dataset: str) -> bool:
-    """Return whether a name is a path, existing or not, rather than a tfds name."""
-    return dataset.startswith((".", "~", "/", os.sep)) or "\\" in dataset
-
-
-def nearest_folder(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the sibling of a missing folder with the most similar name; none or one."""
-    path = Path(folder)
-    try:
-        siblings = _list_folder(path.parent)[0]
-    except DataError:
-        return []
-    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.6)
-    return [str(path.with_name(name)) for name in near]
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def scan_folder(folder: str | os.PathLike[str]) -> Scan:
@@ -61,16 +41,17 @@ def scan_folder(folder: str | os.PathLike[str]) -> Scan:
             f"{printable(root)} is a file, not a folder. If it is an archive, unpack it and give "
             f"the folder. {_LAYOUT}"
         )
-    near = nearest_folder(root)
-    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest_path(root, Path.is_dir)
+    suggestion = f" Did you mean {near!r}?" if near else ""
     raise DataError(f"There is no folder '{printable(root)}'.{suggestion} {_LAYOUT}")
 
 
 class _Scanner:
-    """One scan of a folder; collects errors and skipped files."""
+    """One scan of a folder; collects images, errors and skipped files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.files: list[ImageFile] = []
         self.faults: list[str] = []
         self.empty: list[str] = []
         self.loose: list[str] = []
@@ -78,27 +59,30 @@ class _Scanner:
         self.hidden: list[str] = []
 
     def scan(self) -> Scan:
-        split_folders = self._find_splits(_list_folder(self.root)[0])
-        if not split_folders:
-            parts = [("", self._scan_classes(""))]
-        else:
+        split_folders = self._find_splits()
+        if split_folders:
             self._list_top("")
-            parts = [(split, self._scan_classes(name)) for name, split in split_folders]
-            self._compare_splits(parts)
+        parts = [
+            (split, self._scan_classes(folder, split))
+            for folder, split in split_folders or [("", "")]
+        ]
+        self._compare_splits(parts)
         for paths in (self.hidden, self.loose, self.others):
             paths.sort()  # the disk's order is arbitrary
-        filled = sorted({name for _, classes in parts for name, files in classes.items() if files})
+        filled = {file.label for file in self.files}
         if len(filled) == 1 and not self.faults:
-            self._add_single_class(filled[0])
+            self._add_single_class(*filled)
+        class_names = tuple(sorted({name for _, names in parts for name in names}))
         return Scan(
-            source=self._make_source(parts) if filled else None,
+            source=self._make_source(class_names) if filled else None,
             faults=tuple(self.faults),
             empty=tuple(self.empty),
             loose=tuple(self.loose),
         )
 
-    def _find_splits(self, names: list[str]) -> list[tuple[str, str]]:
+    def _find_splits(self) -> list[tuple[str, str]]:
         """Return (folder, split) of the split folders, train first; none if all are classes."""
+        names = _visible(_list_folder(self.root)[0])
         splits = {name: SPLIT_WORDS[name.lower()] for name in names if name.lower() in SPLIT_WORDS}
         words = list(splits.values())
         root = printable(self.root)
@@ -120,11 +104,11 @@ class _Scanner:
         order = ("train", "val", "test")
         return sorted(splits.items(), key=lambda item: order.index(item[1]))
 
-    def _compare_splits(self, parts: list[tuple[str, dict[str, _Files]]]) -> None:
-        train = [name for split, classes in parts for name in classes if split == "train"]
-        for split, classes in parts:
-            extra = [name for name in classes if name not in train]
-            if extra and train and split != "train":
+    def _compare_splits(self, parts: list[tuple[str, list[str]]]) -> None:
+        train = [name for split, names in parts for name in names if split == "train"]
+        for split, names in parts:
+            extra = [name for name in names if name not in train]
+            if extra and train:
                 self.faults.append(
                     f"The {split} folder of {printable(self.root)} has classes that train lacks: "
                     f"{_quoted(extra)}. Train has {_quoted(train)}."
@@ -132,130 +116,124 @@ class _Scanner:
 
     def _add_single_class(self, name: str) -> None:
         inside = self.root / name
-        is_wrapper = inside.is_dir() and len(_list_folder(inside)[0]) > 1  # an archive's top folder
+        # The top folder of an unpacked archive?
+        is_wrapper = inside.is_dir() and len(_visible(_list_folder(inside)[0])) > 1
         suggestion = f" Did you mean {printable(inside)!r}?" if is_wrapper else ""
         self.faults.append(
             f"{printable(self.root)} has only one class, {name!r}; training needs at least 2."
             f"{suggestion} {_LAYOUT}"
         )
 
-    def _scan_classes(self, below: str) -> dict[str, _Files]:
-        top = self.root / below
-        names, images = self._list_top(below)
+    def _scan_classes(self, below: str, split: str) -> list[str]:
+        """Collect the images of all class folders directly below; return the classes' names."""
+        top = printable(self.root / below)
+        names, has_images = self._list_top(below)
         if not names:
-            content = "images but no class folders" if images else "no class folders"
-            self.faults.append(f"{printable(top)} has {content}. {_LAYOUT}")
-        classes = {name: self._scan_files(top, name, _join(below, name)) for name in names}
-        if empty := [name for name, files in classes.items() if not files]:
+            content = "images but no class folders" if has_images else "no class folders"
+            self.faults.append(f"{top} has {content}. {_LAYOUT}")
+        if empty := [name for name in names if not self._scan_class(below, name, split)]:
             self.empty += [_join(below, name) for name in empty]
             self.faults.append(
-                f"{printable(top)} has class folders without images: {_quoted(empty)}. Fill or "
-                f"delete them. Images are {' '.join(ENDINGS)}."
+                f"{top} has class folders without images: {_quoted(empty)}. Fill or delete them. "
+                f"Images are {' '.join(ENDINGS)}."
             )
-        return classes
+        return names
 
-    def _list_top(self, below: str) -> tuple[list[str], list[str]]:
-        """Return the folders and images directly below; record what is skipped there."""
-        folders, files, hidden = _list_folder(self.root / below)
-        images = [name for name in files if _is_image(name)]
-        others = [name for name in files if not _is_image(name) and not _is_clutter(name)]
-        for paths, names in ((self.hidden, hidden), (self.loose, images), (self.others, others)):
-            paths += [_join(below, name) for name in names]
-        return folders, images
+    def _list_top(self, below: str) -> tuple[list[str], bool]:
+        """Return the folders directly below, and whether images are next to them."""
+        folders, files = _list_folder(self.root / below)
+        self.hidden += [_join(below, name) for name in folders if name.startswith(".")]
+        images, others = _sorted_out(files)
+        self.loose += [_join(below, name) for name in images]
+        self.others += [_join(below, name) for name in others]
+        return _visible(folders), bool(images)
 
-    def _scan_files(self, top: Path, class_name: str, prefix: str) -> _Files:
-        """Return a class's images, sorted by path; no folder is entered twice."""
-        files: _Files = []
-        entered = {_identity(folder) for folder in (top.resolve(), *top.resolve().parents)}
-        pending = [(str(top / class_name), prefix)]
-        while pending:
-            folder, path = heapq.heappop(pending)  # independent of the disk's order
-            if (identity := _identity(folder)) in entered:
+    def _scan_class(self, below: str, class_name: str, split: str) -> bool:
+        """Collect a class's images, sorted by path, and return whether there are any."""
+        top = self.root / below
+        files: list[ImageFile] = []
+        entered = {str(folder) for folder in (top.resolve(), *top.resolve().parents)}
+        for folder, folders, names in _walk(top / class_name):
+            real = os.path.realpath(folder)
+            if real in entered:
+                folders.clear()
                 continue
-            entered.add(identity)
-            with _scandir(folder) as entries:
-                for entry in entries:
-                    if _is_ignored(entry.name):
-                        continue
-                    if _is_folder(entry):
-                        heapq.heappush(pending, (entry.path, f"{path}/{entry.name}"))
-                    elif _is_image(entry.name):
-                        files.append((f"{path}/{entry.name}", _size(entry)))
-                    elif not _is_clutter(entry.name):
-                        self.others.append(f"{path}/{entry.name}")
-        return sorted(files)
+            entered.add(real)
+            folders[:] = _visible(sorted(folders))  # os.walk enters these, in this order
+            path = Path(folder).relative_to(self.root).as_posix()
+            images, others = _sorted_out(names)
+            self.others += [f"{path}/{name}" for name in others]
+            files += [
+                ImageFile(f"{path}/{name}", class_name, split, _size(os.path.join(folder, name)))
+                for name in images
+            ]
+        self.files += sorted(files)
+        return bool(files)
 
-    def _make_source(self, parts: list[tuple[str, dict[str, _Files]]]) -> Source:
-        class_names = tuple(sorted({name for _, classes in parts for name in classes}))
-        files = [
-            ImageFile(path, label, split, size)
-            for split, classes in parts
-            for label, paths in classes.items()
-            for path, size in paths
-        ]
+    def _make_source(self, class_names: tuple[str, ...]) -> Source:
         return make_file_source(
             self.root.resolve().name,
             class_names,
-            files,
+            self.files,
             locate=lambda image_id: self.root / image_id,
             root=self.root,
-            notes=file_notes(self.hidden, self.loose, self.others),
+            notes=self._notes(),
         )
 
+    def _notes(self) -> list[str]:
+        archives = [name for name in self.others if name.lower().endswith(_ARCHIVES)]
+        notes = [
+            f"Skipped {len(names):,} {noun}{'s' * (len(names) > 1)}{remark}: "
+            f"{join_names(map(repr, names), most=3)}."
+            for names, noun, remark in (
+                (self.hidden, "hidden folder", ""),
+                (self.loose, "image", " next to the class folders, without a label"),
+                (archives, "archive", ", unpack first"),
+            )
+            if names
+        ]
+        extensions = Counter(
+            PurePosixPath(name).suffix.lower() or "without an extension"
+            for name in self.others
+            if not name.lower().endswith(_ARCHIVES)
+        )
+        if extensions:
+            most = sorted(extensions.items(), key=lambda item: (-item[1], item[0]))[:5]
+            text = ", ".join(f"{count:,} {printable(extension)}" for extension, count in most)
+            notes.append(f"Skipped files without an image's extension: {text}.")
+        return notes
 
-def _list_folder(top: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return the folders, files and hidden folders, each sorted; `__MACOSX` is left out."""
-    folders: list[str] = []
-    files: list[str] = []
-    hidden: list[str] = []
-    with _scandir(top) as entries:
-        for entry in entries:
-            is_folder = _is_folder(entry)
-            if not _is_ignored(entry.name):
-                (folders if is_folder else files).append(entry.name)
-            elif is_folder and entry.name.startswith("."):
-                hidden.append(entry.name)
-    return sorted(folders), sorted(files), sorted(hidden)
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as os.walk does, links included; a folder that cannot be listed is an error."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from None
+
+    return os.walk(top, onerror=refuse, followlinks=True)
 
 
-@contextmanager
-def _scandir(folder: str | os.PathLike[str]) -> Iterator[Iterable[os.DirEntry[str]]]:
+def _list_folder(top: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the files directly below, each sorted."""
+    _, folders, files = next(_walk(top))
+    return sorted(folders), sorted(files)
+
+
+def _visible(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(".") and name != "__MACOSX"]
+
+
+def _sorted_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the images and the other files, without hidden ones and those of file browsers."""
+    names = _visible(names)
+    images = [name for name in names if name.lower().endswith(ENDINGS)]
+    skipped = (*ENDINGS, "/thumbs.db", "/desktop.ini", "/icon\r")
+    return images, [name for name in names if not f"/{name.lower()}".endswith(skipped)]
+
+
+def _size(path: str) -> int:
     try:
-        entries = os.scandir(folder)
-    except OSError as error:
-        raise DataError(f"{printable(folder)} cannot be read: {error.strerror}.") from None
-    with entries:
-        yield entries
-
-
-def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # e.g. a link to itself: reading it as an image gives the reason
-        return False
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(ENDINGS)
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_clutter(name: str) -> bool:
-    """Return whether a file browser created the file."""
-    return name.lower() in ("thumbs.db", "desktop.ini", "icon\r")
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
+        return os.stat(path).st_size
     except OSError:  # a dangling link: reading it as an image gives the reason
         return -1
 

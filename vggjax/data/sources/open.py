@@ -1,16 +1,16 @@
 """Open a dataset by its name: `digits`, a folder of images, a CSV, or a tfds name."""
 
-import difflib
 import os
+from pathlib import Path
 
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.sources.csv import is_csv, scan_csv
-from vggjax.data.sources.folder import looks_like_path, nearest_folder, scan_folder
-from vggjax.data.sources.source import Scan, Source, fingerprint
+from vggjax.data.sources.folder import scan_folder
+from vggjax.data.sources.source import Scan, Source, fingerprint, nearest_path
 from vggjax.data.sources.tfds import is_tfds_name, open_tfds, tfds_names
-from vggjax.errors import DataError
+from vggjax.errors import DataError, nearest_name
 
 
 def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
@@ -36,13 +36,15 @@ def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:
         return Scan(open_digits())
     if is_csv(dataset):
         return scan_csv(dataset)
-    if os.path.exists(dataset) or looks_like_path(dataset):
+    is_path = dataset.startswith((".", "~", "/", os.sep)) or "\\" in dataset
+    if is_path or os.path.exists(dataset):
         return scan_folder(dataset)
     if is_tfds_name(dataset):
         return Scan(open_tfds(dataset, data_dir=data_dir))
-    known = [*nearest_folder(dataset), "digits", *tfds_names()]
-    near = difflib.get_close_matches(dataset, known, n=1, cutoff=0.6)
-    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    folder = nearest_path(Path(dataset), Path.is_dir)
+    known = [*([folder] if folder else []), "digits", *tfds_names()]
+    near = nearest_name(dataset, known, cutoff=0.6)
+    suggestion = f" Did you mean {near!r}?" if near else ""
     raise DataError(
         f"Unknown dataset {dataset!r}: no such folder and no tfds dataset of that name."
         f"{suggestion} `dataset` takes digits, a folder (FOLDER/<class>/*.jpg), a CSV (photos.csv) "

@@ -6,27 +6,20 @@ thread. Opening a dataset by its name is in open.py.
 
 import hashlib
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage, read_image
-from vggjax.errors import DataError, join_names, printable
+from vggjax.errors import DataError, join_names, nearest_name
 
-SPLIT_WORDS = {
-    "train": "train",
-    "validation": "val",
-    "val": "val",
-    "valid": "val",
-    "test": "test",
-}
+SPLIT_WORDS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
 """Accepted split names, in lower case -> `train`, `val` or `test`."""
-
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +41,7 @@ class Source:
     """SHA-256 of class names, ids, labels, splits and sizes; identifies the dataset."""
     root: Path | None = None
     """The folder that holds exactly these images, if there is one."""
-    locate: Callable[[int], Path] | None = None
+    path: Callable[[int], Path | None] = lambda i: None
     """Index -> its file; None if examples have no file each."""
     notes: tuple[str, ...] = ()
     """What the user should know before training, one sentence each; none is an error."""
@@ -56,9 +49,13 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def path(self, i: int) -> Path | None:
-        """Return the file of an example; None if examples have no file each."""
-        return None if self.locate is None else self.locate(i)
+    @cached_property
+    def split_of(self) -> np.ndarray:
+        """Return each image's official split, str (N,); "" without one."""
+        names = np.full(len(self), "", "<U5")
+        for name, indices in (self.splits or {}).items():
+            names[indices] = name
+        return names
 
 
 class ImageFile(NamedTuple):
@@ -109,12 +106,10 @@ def fingerprint(
     """Return the SHA-256 of a dataset's contents, independent of its location."""
     digest = hashlib.sha256()
     for part in (class_names, ids, map(str, sizes)):
-        text = "\0".join(part)
-        digest.update(text.encode("utf-8", "surrogateescape") + b"\0\0")
+        digest.update("\0".join(part).encode("utf-8", "surrogateescape") + b"\0\0")
     digest.update(np.asarray(labels, "<i4").tobytes())
-    splits = splits or {}
-    for name in sorted(splits):
-        digest.update(name.encode() + np.asarray(splits[name], "<i8").tobytes())
+    for name, indices in sorted((splits or {}).items()):
+        digest.update(name.encode() + np.asarray(indices, "<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -143,12 +138,22 @@ def make_file_source(
         read=lambda i: read_image(locate(ids[i])),
         fingerprint=fingerprint(class_names, ids, labels, splits, [file.size for file in files]),
         root=root,
-        locate=lambda i: locate(ids[i]),
-        notes=(*class_notes(class_names), *notes),
+        path=lambda i: locate(ids[i]),
+        notes=(*_class_notes(class_names), *notes),
     )
 
 
-def class_notes(class_names: Sequence[str]) -> list[str]:
+def nearest_path(path: Path, is_candidate: Callable[[Path], bool]) -> str | None:
+    """Return the sibling of a missing path with the most similar name; None without one."""
+    try:
+        names = [sibling.name for sibling in path.parent.iterdir() if is_candidate(sibling)]
+    except OSError:
+        return None
+    near = nearest_name(path.name, names, cutoff=0.6)
+    return str(path.with_name(near)) if near else None
+
+
+def _class_notes(class_names: Sequence[str]) -> list[str]:
     """Describe numbers sorted as text, and class names that are easily confused."""
     notes = []
     if all(name.isdecimal() for name in class_names):
@@ -165,38 +170,3 @@ def class_notes(class_names: Sequence[str]) -> list[str]:
                 f"or Unicode normalization; each is a class. Merge them if that is not intended."
             )
     return notes
-
-
-def file_notes(hidden: Sequence[str], loose: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Describe what a scan skipped: hidden folders, images without a class, other files."""
-    notes = []
-    if hidden:
-        notes.append(f"Skipped {_count(hidden, 'hidden folder')}: {_first_three(hidden)}.")
-    if loose:
-        notes.append(
-            f"Skipped {_count(loose, 'image')} next to the class folders, without a label: "
-            f"{_first_three(loose)}."
-        )
-    archives = [name for name in others if name.lower().endswith(_ARCHIVES)]
-    if archives:
-        notes.append(
-            f"Skipped {_count(archives, 'archive')}, unpack first: {_first_three(archives)}."
-        )
-    extensions = Counter(
-        PurePosixPath(name).suffix.lower() or "without an extension"
-        for name in others
-        if not name.lower().endswith(_ARCHIVES)
-    )
-    if extensions:
-        most = sorted(extensions.items(), key=lambda item: (-item[1], item[0]))[:5]
-        text = ", ".join(f"{count:,} {printable(extension)}" for extension, count in most)
-        notes.append(f"Skipped files without an image's extension: {text}.")
-    return notes
-
-
-def _count(names: Sequence[str], noun: str) -> str:
-    return f"{len(names):,} {noun}{'s' * (len(names) != 1)}"
-
-
-def _first_three(names: Sequence[str]) -> str:
-    return join_names(map(repr, names), most=3)

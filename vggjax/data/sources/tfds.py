@@ -32,7 +32,7 @@ import numpy as np
 from vggjax.atomic import atomic_write
 from vggjax.data.images.decode import DecodedImage, read_image
 from vggjax.data.sources.source import Source, fingerprint
-from vggjax.errors import DataError, join_names, printable, unknown_name
+from vggjax.errors import DataError, join_names, printable
 
 SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 """tfds split -> split here; others (`extra`, `unsupervised`) are ignored."""
@@ -42,9 +42,6 @@ FILE_FORMAT = "array_record"
 
 PROBE_S = 5.0
 """Seconds without an answer until a server counts as unreachable."""
-
-MAX_FILES = 8
-"""Archives listed in a message; some datasets have hundreds."""
 
 _GATEWAY_ERRORS = (407, 502, 503, 504)
 """Status codes of a proxy that cannot reach the server."""
@@ -71,9 +68,12 @@ def open_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> S
     """
     import tensorflow_datasets as tfds
 
-    builder = _find_builder(name, data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # an unknown version or configuration, among others
+        raise DataError(f"tfds cannot open {name!r}: {_reason(error)}") from None
     image_key, label_key = _find_keys(name, builder.info)
-    prepare(builder)
+    _prepare(builder)
     feature = builder.info.features[label_key]
     class_names = tuple(feature.names or map(str, range(feature.num_classes)))
     decoders = {image_key: tfds.decode.SkipDecoding()}
@@ -117,17 +117,6 @@ def open_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> S
     )
 
 
-def _find_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    import tensorflow_datasets as tfds
-
-    if not is_tfds_name(name):
-        raise DataError(unknown_name("tfds dataset", name, tfds_names()))
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # an unknown version or configuration, among others
-        raise DataError(f"tfds cannot open {name!r}: {_reason(error)}") from None
-
-
 def _find_keys(name: str, info: Any) -> tuple[str, str]:
     import tensorflow_datasets as tfds
 
@@ -160,15 +149,8 @@ def _read_labels(folder: Path, split: str, data: Any, label_key: str) -> np.ndar
     return labels
 
 
-# Preparing
-
-
-def prepare(builder: Any) -> None:
-    """Download and prepare the builder's dataset, unless it is prepared already.
-
-    Raises:
-        DataError: TensorFlow, the network or an archive is missing, or tfds failed.
-    """
+def _prepare(builder: Any) -> None:
+    """Download and prepare the builder's dataset, unless it is prepared already."""
     folder = Path(builder.data_path)
     if (folder / "dataset_info.json").exists():
         formats = {form.value for form in builder.info.available_file_formats()}
@@ -187,24 +169,20 @@ def prepare(builder: Any) -> None:
         _check_manual_files(builder)
     else:
         _check_reachable(builder)
-    try:
-        _download_and_prepare(builder)
-    except Exception as error:  # the builder, the network or the disk may raise anything
-        raise DataError(f"tfds cannot prepare {builder.name}: {_reason(error)}") from error
-
-
-def _download_and_prepare(builder: Any) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
+        try:
+            import tensorflow as tf
+            import tensorflow_datasets as tfds
 
-        for kind in ("GPU", "TPU"):  # accelerator memory is reserved for jax
-            tf.config.set_visible_devices([], kind)
-        # Google's bucket has prepared datasets too, but as tfrecord.
-        config = tfds.download.DownloadConfig(try_download_gcs=False)
-        builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
+            for kind in ("GPU", "TPU"):  # accelerator memory is reserved for jax
+                tf.config.set_visible_devices([], kind)
+            # Google's bucket has prepared datasets too, but as tfrecord.
+            config = tfds.download.DownloadConfig(try_download_gcs=False)
+            builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
+        except Exception as error:  # the builder, the network or the disk may raise anything
+            raise DataError(f"tfds cannot prepare {builder.name}: {_reason(error)}") from error
 
 
 def _check_manual_files(builder: Any) -> None:
@@ -222,7 +200,7 @@ def _check_reachable(builder: Any) -> None:
     if not archives:  # its source may also name the paper's server: one that answers is enough
         module = inspect.getmodule(type(builder))
         source = inspect.getsource(module) if module is not None else ""
-        urls = re.findall(r"\b(?:https?|ftp|gs)://[^\s\"'<>{}()]+", source)
+        urls = re.findall(r"\b(?:https?|ftp)://[^\s\"'<>{}()]+", source)
         if urls and not _reachable_servers(urls):
             raise DataError(_describe_unreachable(builder, "none of its servers is", urls))
         return
@@ -245,7 +223,7 @@ def _describe_unreachable(builder: Any, what: str, missing: list[str]) -> str:
             f"{problem} Prepare it on a machine with a network and give its folder as `data_dir`, "
             f"or give a folder of images as `dataset`."
         )
-    files = join_names(dict.fromkeys(names), most=MAX_FILES)
+    files = join_names(dict.fromkeys(names))
     some = " (what its configuration needs)" if len(builder.BUILDER_CONFIGS) > 1 else ""
     return (
         f"{problem} Download {files}{some} elsewhere into {printable(_manual_folder(builder))}, "
@@ -285,7 +263,7 @@ def _reachable_servers(urls: Iterable[str]) -> set[str]:
     deadline = time.monotonic() + PROBE_S
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    return set(reachable)
+    return set(reachable)  # a copy: threads may still run
 
 
 def _server(url: str) -> str:
@@ -295,16 +273,14 @@ def _server(url: str) -> str:
 
 def _probe(url: str, reachable: set[str]) -> None:
     """Add the URL's server to `reachable` if it answers, through a proxy if one is configured."""
-    scheme, _, rest = url.partition("://")
+    parts = urllib.parse.urlsplit(url)
     try:
-        if scheme in ("gs", "http", "https"):
-            http_url = f"https://storage.googleapis.com/{rest}" if scheme == "gs" else url
-            request = urllib.request.Request(http_url, method="HEAD")
+        if parts.scheme in ("http", "https"):
+            request = urllib.request.Request(url, method="HEAD")
             # urlopen would cache the proxies of its first call.
             urllib.request.build_opener().open(request, timeout=PROBE_S).close()
-        elif scheme == "ftp":
-            host = urllib.parse.urlsplit(url).hostname or ""
-            socket.create_connection((host, 21), timeout=PROBE_S).close()
+        elif parts.scheme == "ftp":
+            socket.create_connection((parts.hostname or "", 21), timeout=PROBE_S).close()
     except urllib.error.HTTPError as error:  # an answer, though not to HEAD
         error.close()
         if error.code in _GATEWAY_ERRORS:

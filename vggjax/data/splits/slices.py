@@ -21,10 +21,10 @@ _HINT = "Write slices such as 'train[:70%],train[70%:85%],train[85%:]'."
 
 @dataclass(frozen=True)
 class Slices:
-    """The slices of a dataset that make up its splits, in tfds' syntax."""
+    """The slices of a dataset that make up its splits."""
 
-    parts: tuple[str, ...]
-    """Of train and test, or of train, val and test."""
+    by_split: dict[str, str]
+    """train, test and possibly val -> the slice, in tfds' syntax."""
 
     @classmethod
     def parse(cls, text: str) -> "Slices":
@@ -33,7 +33,7 @@ class Slices:
         Raises:
             ConfigError: another number of slices, or one that tfds cannot parse.
         """
-        parts = tuple(part.strip() for part in text.split(","))
+        parts = [part.strip() for part in text.split(",")]
         if len(parts) not in (2, 3):
             raise ConfigError(
                 f"`split` takes two slices (train, test) or three (train, val, test); got "
@@ -41,13 +41,8 @@ class Slices:
             )
         for part in parts:
             _parse_slice(part)
-        return cls(parts)
-
-    @property
-    def by_split(self) -> dict[str, str]:
-        """Split -> its slice."""
-        names = ("train", "test") if len(self.parts) == 2 else ("train", "val", "test")
-        return dict(zip(names, self.parts, strict=True))
+        names = ("train", "test") if len(parts) == 2 else ("train", "val", "test")
+        return cls(dict(zip(names, parts, strict=True)))
 
 
 def looks_like_slices(text: str) -> bool:
@@ -65,7 +60,7 @@ def resolve_slices(source: Source, slices: Slices) -> dict[str, np.ndarray]:
     """
     official = source.splits or {"train": np.arange(len(source))}
     texts = slices.by_split
-    splits = {name: _resolve_slice(source, official, text) for name, text in texts.items()}
+    splits = {name: _resolve_slice(source.name, official, text) for name, text in texts.items()}
     for (one, first), (other, second) in combinations(splits.items(), 2):
         if num_shared := len(np.intersect1d(first, second)):
             raise DataError(
@@ -75,7 +70,7 @@ def resolve_slices(source: Source, slices: Slices) -> dict[str, np.ndarray]:
     return splits
 
 
-def _resolve_slice(source: Source, official: dict[str, np.ndarray], text: str) -> np.ndarray:
+def _resolve_slice(dataset: str, official: dict[str, np.ndarray], text: str) -> np.ndarray:
     import tensorflow_datasets as tfds
 
     infos = {
@@ -93,7 +88,7 @@ def _resolve_slice(source: Source, official: dict[str, np.ndarray], text: str) -
         ranges = _parse_slice(text).to_absolute(infos)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"`split` {text!r} does not fit {source.name}: {reason}") from None
+        raise DataError(f"`split` {text!r} does not fit {dataset}: {reason}") from None
     indices = np.concatenate(
         [np.asarray(official[SPLIT_WORDS[r.splitname]], np.int64)[r.from_ : r.to] for r in ranges]
     )

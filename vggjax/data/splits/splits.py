@@ -45,13 +45,19 @@ def parse_split(text: str) -> Fractions | Slices:
     if looks_like_slices(text):
         return Slices.parse(text)
     try:
-        fractions = tuple(float(part) for part in text.split(","))
+        train, val, test = (float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"`split` takes three numbers such as 0.8,0.1,0.1, or slices such as "
+            f"`split` takes three fractions such as 0.8,0.1,0.1, or slices such as "
             f"'train[:80%],train[80%:90%],train[90%:]'; got {text!r}."
         ) from None
-    return _check_fractions(fractions)
+    total = train + val + test
+    if not all(share > 0 for share in (train, val, test)) or abs(total - 1) > 1e-6:
+        raise ConfigError(
+            f"`split` must be three fractions above 0 that add up to 1, as val selects the best "
+            f"weights and test evaluates them; got {text!r}, which add up to {total:g}."
+        )
+    return train, val, test
 
 
 def make_splits(
@@ -70,12 +76,10 @@ def make_splits(
     Raises:
         DataError: a split without images, or without one of the classes; with the counts.
     """
-    _check_seed(seed)
     if isinstance(split, Slices):
         splits, fractions = resolve_slices(source, split), FRACTIONS
     else:
-        splits = dict(source.splits or {"train": np.arange(len(source))})
-        fractions = _check_fractions(split)
+        splits, fractions = dict(source.splits or {"train": np.arange(len(source))}), split
     fixed = set(splits) | {"train"}
     missing = [name for name in SPLITS if name not in splits]
     if missing:
@@ -92,21 +96,17 @@ def make_splits(
 def make_folds(
     source: Source, k: int, seed: int, groups: np.ndarray | None = None
 ) -> list[dict[str, np.ndarray]]:
-    """Return the splits of each of the `k` runs of a cross-validation.
+    """Return the splits of each of the `k` runs of a cross-validation, two or more.
 
     All examples, including those of the official splits, are split into k parts as `make_splits`
     would. Part i is the test split of run i, so each example is tested once. Its val split is
     split off the rest with the default fraction, a ninth.
 
     Raises:
-        ConfigError: fewer than two folds.
         DataError: a class with fewer distinct images than folds.
     """
-    _check_seed(seed)
-    if k < 2:
-        raise ConfigError(f"`cross_validate` must be 2 folds or more; got {k}.")
     everything = np.arange(len(source))
-    distinct = count_distinct(source.labels, everything, groups, len(source.class_names))
+    distinct = count_distinct(source.labels, groups, len(source.class_names))
     if few := [(n, int(c)) for n, c in zip(source.class_names, distinct, strict=True) if c < k]:
         least = min(count for _, count in few)
         fewer = f"Set `cross_validate` to at most {least}, or add" if least > 1 else "Add"
@@ -115,10 +115,10 @@ def make_folds(
             f"remove these classes."
         )
     shares = {f"part {i}": 1 / k for i in range(k)}
+    train_and_val = _renormalized(FRACTIONS, ("train", "val"))
     folds = []
     for test in stratified_split(source.labels, everything, shares, seed, groups).values():
         rest = np.setdiff1d(everything, test)
-        train_and_val = _renormalized(FRACTIONS, ("train", "val"))
         fold = stratified_split(source.labels, rest, train_and_val, seed, groups) | {"test": test}
         fold = {name: np.sort(fold[name]) for name in SPLITS}
         _check_not_empty(source, fold)
@@ -198,28 +198,6 @@ def _renormalized(fractions: Fractions, names: tuple[str, ...]) -> dict[str, flo
     share = dict(zip(SPLITS, fractions, strict=True))
     total = sum(share[name] for name in names)
     return {name: share[name] / total for name in names}
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ConfigError(f"`seed` must be 0 or more; got {seed}.")
-
-
-def _check_fractions(fractions: tuple[float, ...]) -> Fractions:
-    received = ",".join(f"{value:g}" for value in fractions)
-    if len(fractions) != 3:
-        raise ConfigError(f"`split` takes three fractions, train,val,test; got {received!r}.")
-    if not all(value > 0 for value in fractions):
-        raise ConfigError(
-            f"`split` must be three fractions above 0, as val selects the best weights and test "
-            f"evaluates them; got {received!r}. Try 0.8,0.1,0.1."
-        )
-    if abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(
-            f"`split` must add up to 1; got {received!r}, which is {sum(fractions):g}."
-        )
-    train, val, test = fractions
-    return train, val, test
 
 
 def _count_classes(source: Source, splits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

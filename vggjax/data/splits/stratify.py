@@ -27,10 +27,9 @@ def stratified_split(
     """
     parts: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int64)] for name in shares}
     members = {
-        int(label): indices[labels[indices] == label] for label in np.unique(labels[indices])
+        label: np.random.default_rng((seed, label)).permutation(indices[labels[indices] == label])
+        for label in np.unique(labels[indices]).tolist()
     }
-    for label in members:
-        members[label] = np.random.default_rng((seed, label)).permutation(members[label])
     targets = _target_counts(members, shares)
     units = _find_units(labels, indices, groups, seed)
     assigner = _Assigner(shares, targets, members, units, labels)
@@ -38,7 +37,7 @@ def stratified_split(
         parts[assigner.assign(unit)].append(unit)
     grouped = np.concatenate([np.empty(0, np.int64), *units])
     for label, images in members.items():
-        if assigner.is_untouched(label) and len(images) >= len(shares):
+        if label not in assigner.assigned and len(images) >= len(shares):
             ends = np.cumsum([targets[label][name] for name in shares])
             for name, part in zip(shares, np.split(images, ends[:-1]), strict=True):
                 parts[name].append(part)
@@ -48,14 +47,11 @@ def stratified_split(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def count_distinct(
-    labels: np.ndarray, indices: np.ndarray, groups: np.ndarray | None, num_classes: int
-) -> np.ndarray:
+def count_distinct(labels: np.ndarray, groups: np.ndarray | None, num_classes: int) -> np.ndarray:
     """Count the distinct images of each class, int64 (C,): a group counts once."""
-    if groups is None:
-        return np.bincount(labels[indices], minlength=num_classes)
-    pairs = np.unique(np.stack([labels[indices], groups[indices]]), axis=1)
-    return np.bincount(pairs[0], minlength=num_classes)
+    if groups is not None:
+        labels = np.unique(np.stack([labels, groups]), axis=1)[0]
+    return np.bincount(labels, minlength=num_classes)
 
 
 class _Assigner:
@@ -78,18 +74,14 @@ class _Assigner:
         for unit in units:
             for label, count in self._count(unit).items():
                 self._num_pending[label] -= count - 1
-        self._touched: set[int] = set()
-
-    def is_untouched(self, label: int) -> bool:
-        """Return whether no image of a class was assigned yet."""
-        return label not in self._touched
+        self.assigned: set[int] = set()  # labels with an image that was assigned already
 
     def assign(self, unit: np.ndarray) -> str:
         """Return the part of a unit: the one that is furthest below its target."""
         counts = self._count(unit)
         part = self._choose(counts)
         for label, count in counts.items():
-            self._touched.add(label)
+            self.assigned.add(label)
             self._remaining[label][part] -= count
             self._num_pending[label] -= 1
             if part in self._empty_parts[label]:
@@ -127,16 +119,13 @@ def _target_counts(
     members: dict[int, np.ndarray], shares: dict[str, float]
 ) -> dict[int, dict[str, int]]:
     """Return label -> part -> number of examples; zeros for a class with too few."""
-    counts = {}
+    counts = {label: dict.fromkeys(shares, 0) for label in members}
     owed = dict.fromkeys(shares, 0.0)
     for label, images in members.items():
-        total = len(images)
-        if total < len(shares):
-            counts[label] = dict.fromkeys(shares, 0)
-            continue
-        counts[label] = _apportion(total, shares, owed)
-        for name, count in counts[label].items():
-            owed[name] += total * shares[name] - count
+        if (total := len(images)) >= len(shares):
+            counts[label] = _apportion(total, shares, owed)
+            for name, count in counts[label].items():
+                owed[name] += total * shares[name] - count
     return counts
 
 
