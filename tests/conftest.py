@@ -1,4 +1,4 @@
-"""What every test shares: four simulated CPU devices, strict shapes, no GPU, no window.
+"""Settings of every test: four simulated CPU devices, strict shapes, no GPU, no window.
 
 The environment is set before jax, Keras or matplotlib is imported anywhere.
 """
@@ -11,24 +11,29 @@ import warnings
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["KERAS_BACKEND"] = "tensorflow"  # arithmetic of another library than ours
+os.environ["KERAS_BACKEND"] = "tensorflow"  # computes the reference, so not with jax
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["MPLBACKEND"] = "Agg"
-# The tests compile the same few tiny programs again and again: once a session is enough.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vggjax-tests-")
+# Compiling takes most of the tests' time and their programs run for milliseconds: optimize little.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+# The tests compile the same small programs again and again; all test processes share one cache.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vggjax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
 
 from vggjax.models.arch import Arch, register_arch
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-# The convolution's partitioning over devices is a Python callback: its address is no part of a key.
+# The convolution's partitioning over devices is a Python callback; its address is not in the key.
 jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 # VGG11's layers: "tiny" runs in milliseconds, "narrow" is just wide enough to learn the digits.
@@ -45,10 +50,10 @@ def tiny_arch() -> Arch:
 
 @pytest.fixture(scope="session")
 def keras():
-    """Keras with TensorFlow's arithmetic; a plain import, so that where it lacks the tests fail."""
+    """Return Keras on TensorFlow; a plain import, so that the tests fail without it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # their own imports warn of numpy's and protobuf's plans
+        warnings.simplefilter("ignore")  # of numpy and protobuf, in their imports
         import keras
-        import tensorflow  # noqa: F401 - all its warnings come now
+        import tensorflow  # noqa: F401 - its warnings come now
     assert keras.backend.backend() == "tensorflow"
     return keras

@@ -14,7 +14,6 @@ import pytest
 import vggjax
 from vggjax.cli.commands import COMMANDS
 from vggjax.cli.main import main
-from vggjax.data.augment import augment
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted((ROOT / "vggjax").rglob("*.py"))
@@ -64,12 +63,6 @@ def test_a_key_is_the_first_argument_and_is_called_key():
         keys = {"key", "keys"} & set(names)
         assert not keys or names[int(is_method)] in keys, f"{where}: the key comes first"
         assert "rng" not in names, f"{where}: it is called key (rngs is for nnx.Rngs alone)"
-
-
-def test_every_function_of_augment_takes_the_key_first():
-    for name, function in inspect.getmembers(augment, inspect.isfunction):
-        if function.__module__ == augment.__name__ and not name.startswith("_"):
-            assert next(iter(inspect.signature(function).parameters)) == "key", name
 
 
 def test_options_are_keyword_only():

@@ -5,7 +5,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,12 +12,8 @@ from rich.table import Table
 
 from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.head import Head
-from vggjax.models.network import Network
 from vggjax.models.registry import find_arch
 from vggjax.training.recipes import RECIPES, command_of
-
-if TYPE_CHECKING:
-    from vggjax.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,7 @@ def summarize_model(
     import jax.numpy as jnp
     from flax import nnx
 
+    from vggjax.models.network import Network
     from vggjax.models.params import shapes
     from vggjax.training.freezing import label_layers
 
@@ -82,11 +78,7 @@ def summarize_model(
         raise ConfigError(f"`batch_size` must be 1 or more; got {batch_size}.")
     size = find_arch(arch).image_size if image_size is None else image_size
     top = include_top and head is None
-
-    def build() -> "Network":
-        return Network(arch, include_top=top, head=head, image_size=size)
-
-    model = nnx.eval_shape(build)
+    model = nnx.eval_shape(lambda: Network(arch, include_top=top, head=head, image_size=size))
     labels = label_layers(model, unfreeze)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     outputs = nnx.eval_shape(lambda m, x: m(x, taps=m.layers), model, images)
@@ -98,20 +90,24 @@ def summarize_model(
         label = labels.get(layer, "")
         rows.append(Row(layer, outputs[layer].shape[1:], sum(sizes.values()), statistics, label))
 
+    return Summary(size, tuple(rows), _training_memory(rows, size, batch_size))
+
+
+def _training_memory(rows: list[Row], image_size: int, batch_size: int) -> dict[str, int]:
+    """Return the bytes of a training step with Adam in float32, by kind."""
     trained = sum(row.params for row in rows if row.label in ("head", "backbone"))
     first = next((i for i, row in enumerate(rows) if row.label in ("head", "backbone")), len(rows))
     # The input of the first layer that trains is needed for its weights' gradient.
     kept = sum(math.prod(row.output) for row in rows[max(first - 1, 0) :])
     # A forward pass holds a layer's input and output at once, frozen or not.
-    activations = [3 * size**2, *(math.prod(row.output) for row in rows)]
+    activations = [3 * image_size**2, *(math.prod(row.output) for row in rows)]
     widest = max(a + b for a, b in zip(activations, activations[1:], strict=False))
-    memory = {
+    return {
         "parameters": 4 * sum(row.params + row.statistics for row in rows),
         "gradients": 4 * trained,
         "moments (Adam)": 8 * trained,
         f"activations, batch of {batch_size}": 4 * max(kept, widest) * batch_size,
     }
-    return Summary(size, tuple(rows), memory)
 
 
 def print_summary(summary: Summary, *, title: str, console: Console | None = None) -> None:
