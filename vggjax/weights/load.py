@@ -123,17 +123,13 @@ def open_weights(
 def _open_path(path: Path) -> WeightFile:
     if path.exists():
         return WeightFile(path)
+    message = (
+        f"There is no weight file {printable(path)}. Set `weights` to imagenet, none or a path."
+    )
     if len(path.parts) == 1 and not path.suffix:
         choices = ("imagenet", "none", "a file's path")
-        hint = " (There is no such file here.)"
-        raise WeightsError(
-            unknown_name("weights", printable(path), choices, hint=hint), code="E_FILE"
-        )
-    raise WeightsError(
-        f"There is no weight file {printable(path)}. Set `weights` to imagenet, none or the path "
-        f"of a file.",
-        code="E_FILE",
-    )
+        message = unknown_name("weights", printable(path), choices)
+    raise WeightsError(message, code="E_FILE")
 
 
 def load_base(model: Network, file: WeightFile) -> None:

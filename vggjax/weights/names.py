@@ -20,7 +20,7 @@ from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import CONVS, Arch
 
 PARAMS = ("kernel", "scale", "bias", "mean", "var")
-"""The parameters of layers, in the order in which they are returned and in which Keras lists them."""
+"""The parameters of layers, in the order in which Keras lists them."""
 
 BATCH_NORM = PARAMS[1:]
 """The parameters of a batch normalization."""

@@ -18,7 +18,7 @@ from vggjax.weights.digests import PUBLISHED, Published
 from vggjax.weights.weight_file import WeightFile
 
 PROBE_S = 5.0
-"""The longest wait for the server's first answer: without a network the error comes after it."""
+"""Seconds to wait for the server's first answer before giving up on the network."""
 
 _READ_TIMEOUT_S = 30.0
 
@@ -100,7 +100,7 @@ def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFil
     target = cache_dir() / entry.file_name
     reason = _probe(entry.url, probe_s)
     if reason is None:
-        # Not a name of this process: the next one resumes where this one was interrupted.
+        # The same name in every process, so that the next one resumes an interrupted download.
         part = target.with_name(f".{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,7 @@ def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFil
 
 
 def _fetch(entry: Published, part: Path) -> None:
-    """Download to `part`, resuming what an earlier attempt left there.
-
-    Raises:
-        OSError: the connection, the server or the disk failed; `part` is kept for the next attempt.
-    """
+    """Download to `part`, resuming an earlier attempt; an `OSError` keeps it for the next one."""
     import requests
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
@@ -135,7 +131,7 @@ def _fetch(entry: Published, part: Path) -> None:
     start = part.stat().st_size if part.is_file() else 0
     headers = {"Range": f"bytes={start}-"} if start else {}
     with requests.get(entry.url, headers=headers, stream=True, timeout=_READ_TIMEOUT_S) as response:
-        if response.status_code == 416:  # nothing follows, so what is here is not a part of it
+        if response.status_code == 416:  # no byte follows, so this is not a part of the file
             part.unlink()
             raise OSError("an earlier download was longer than the file and was removed")
         response.raise_for_status()
@@ -156,10 +152,7 @@ def _fetch(entry: Published, part: Path) -> None:
 
 
 def _probe(url: str, timeout_s: float) -> str | None:
-    """Ask the server for the file's header; return why it cannot be downloaded, or None.
-
-    A thread bounds the whole: name resolution takes no timeout and may hang for minutes.
-    """
+    """Ask the server for the file's header; return why it cannot be downloaded, or None."""
     import requests
 
     answer: list[str | None] = [f"no answer within {timeout_s:g} s"]
@@ -172,6 +165,7 @@ def _probe(url: str, timeout_s: float) -> str | None:
         except requests.RequestException as error:
             answer[0] = f"no connection: {type(error).__name__}"
 
+    # A thread, because name resolution takes no timeout and may hang for minutes.
     thread = threading.Thread(target=ask, daemon=True, name="vggjax-probe")
     thread.start()
     thread.join(timeout_s)

@@ -25,7 +25,7 @@ BLOCK_BYTES = 2**24
 """The size of the blocks in which arrays are read, transposed and written, so that a large array
 is never in memory twice."""
 
-Readable = io.FileIO | io.BytesIO
+Readable = io.RawIOBase | io.BytesIO
 """An open file, or a member of an archive in memory."""
 
 _FLOAT32 = np.dtype(np.float32).str
@@ -95,7 +95,7 @@ def open_regular(path: str | os.PathLike) -> io.FileIO:
     """Open a regular file for reading: a pipe would block, and a device has no end."""
     name = printable(path)
     try:
-        # Does not wait for a writer. The type is checked on the open file, not before.
+        # Without waiting for the writer of a pipe. The type is checked on the open file.
         descriptor = os.open(
             path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         )

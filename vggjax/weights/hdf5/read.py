@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.hdf5.unpack import FLETCHER32, GZIP, SHUFFLE, SIGNATURE, ChunkedSpan
+from vggjax.weights.hdf5.unpack import FLETCHER32, GZIP, SHUFFLE, ChunkedSpan
 from vggjax.weights.tensor_spans import Span, check_span
 
 MAX_NAMES = 10_000
@@ -35,7 +35,6 @@ _FLOATS = {
     "<f4": h5py.h5t.IEEE_F32LE, ">f4": h5py.h5t.IEEE_F32BE, "<f2": h5py.h5t.IEEE_F16LE,
     ">f2": h5py.h5t.IEEE_F16BE, "<f8": h5py.h5t.IEEE_F64LE, ">f8": h5py.h5t.IEEE_F64BE,
 }  # fmt: skip
-
 _TYPES = {
     h5py.h5t.FLOAT: "floats of an unknown format", h5py.h5t.INTEGER: "integers",
     h5py.h5t.STRING: "text", h5py.h5t.VLEN: "text",
@@ -176,8 +175,6 @@ def _unwritten(where: str) -> WeightsError:
 def open_hdf5(file: str | io.RawIOBase, *, offset: int = 0) -> Iterator[CheckedFile]:
     """Open a path or a file object for reading; turn HDF5's exceptions into WeightsError."""
     try:
-        if not isinstance(file, str) and not _has_signature(file):
-            raise WeightsError("it is not an HDF5 file.", code="E_FORMAT")
         with h5py.File(file, "r") as root:
             yield CheckedFile(root, offset=offset)
     except WeightsError:
@@ -198,14 +195,6 @@ def open_hdf5(file: str | io.RawIOBase, *, offset: int = 0) -> Iterator[CheckedF
             f"it is damaged or truncated: HDF5 cannot read it ({printable(reason)}).",
             code="E_TRUNCATED" if truncated else "E_FORMAT",
         ) from None
-
-
-def _has_signature(file: io.RawIOBase) -> bool:
-    try:
-        file.seek(0)
-        return file.read(len(SIGNATURE)) == SIGNATURE
-    except OSError:
-        return False
 
 
 def name_of(node: h5py.Group | h5py.Dataset) -> str:

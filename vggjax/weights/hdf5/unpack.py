@@ -1,6 +1,7 @@
 """Recognize an HDF5 file, and read the arrays that it stores in chunks, without the HDF5 library.
 
-The process that parses a file (keras/child.py) finds and checks the chunks. What gzip, shuffle and fletcher32 do is in HDF5's specification, IV.A.2.l
+The process that parses a file (keras/child.py) finds and checks the chunks. gzip, shuffle and
+fletcher32 are in HDF5's specification, IV.A.2.l
 (https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html).
 """
 

@@ -12,32 +12,14 @@ if TYPE_CHECKING:
     import h5py
 
 
-class _Sink(io.RawIOBase):
+class _Sink(io.FileIO):
     """A file that accepts whatever HDF5 writes, and keeps the first failure in `error`."""
 
-    def __init__(self, file: io.FileIO):
-        super().__init__()
-        self._file = file
-        self.error: OSError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
+    error: OSError | None = None
 
     def readinto(self, buffer: Any) -> int:
         """Fill the whole buffer, with zeros where a failure has left a hole."""
-        count = self._file.readinto(buffer) or 0
+        count = super().readinto(buffer) or 0
         buffer[count:] = bytes(len(buffer) - count)
         return len(buffer)
 
@@ -46,16 +28,17 @@ class _Sink(io.RawIOBase):
         rest = memoryview(buffer)
         try:
             while rest and self.error is None:
-                rest = rest[self._file.write(rest) :]
+                rest = rest[super().write(rest) :]
         except OSError as error:
             self.error = error
         return len(buffer)
 
     def truncate(self, size: int | None = None) -> int:
+        """Set the file's length, or do nothing once something has failed."""
         size = self.tell() if size is None else size
         try:
             if self.error is None:
-                self._file.truncate(size)
+                super().truncate(size)
         except OSError as error:
             self.error = error
         return size
@@ -70,8 +53,7 @@ def create_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     import h5py
 
-    with open(path, "w+b", buffering=0) as file:
-        sink = _Sink(file)
+    with _Sink(path, "w+") as sink:
         try:
             with h5py.File(sink, "w") as root:
                 yield root

@@ -1,7 +1,7 @@
 """Parse one Keras file in a process of its own: read a request from stdin, write a JSON answer.
 
-keras/read.py starts the process. It imports only numpy and h5py beside the standard library, may
-take little memory and time, and may not write to any file.
+keras/read.py starts the process. It imports only numpy and h5py beside the standard library, has
+little memory and time, and cannot write to any file.
 """
 
 import contextlib
@@ -39,18 +39,9 @@ class _Window(io.RawIOBase):
         super().__init__()
         self._file, self._start, self._size, self._position = file, start, size, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = origins[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -89,6 +80,8 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
             refuse_code(archive.read("config.json"))
         contents, offset = _weights_member(disk, archive, members[MEMBER])
         try:
+            if signature_start(contents) != 0:
+                raise WeightsError("it is not an HDF5 file.", code="E_FORMAT")
             with open_hdf5(contents, offset=offset or 0) as file:
                 yield file, offset is None
         except WeightsError as error:

@@ -5,7 +5,7 @@ The content decides which layout it is:
   (the published files) or `/block1_conv1/block1_conv1/kernel:0`; a whole-model `.h5` keeps the
   same tree under `/model_weights`, with the layers of a nested model together under its name;
 - `.weights.h5` (Keras 3): `/layers/conv2d/vars/0`, nested models inside `/layers/functional`, the
-  layer's name in the attribute `name` of `vars`; names.py finds the names where that is missing.
+  layer's name in the attribute `name` of `vars`; without it, names.py derives the name.
 
 The optimizer's state and the counters of random layers are left out. No number is read, and no
 Keras model is rebuilt. This module runs in the process that keras/read.py starts.
@@ -118,7 +118,7 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> 
             if not match:
                 raise WeightsError(
                     f"{printable(path)!r} of layer {printable(layer)!r} is not a parameter of a "
-                    f"convolution, a dense layer or a batch normalization ({', '.join(KERAS_PARAMS)}).",
+                    f"VGG's layer ({', '.join(KERAS_PARAMS)}).",
                     code="E_UNEXPECTED",
                 )
             params = params_by_layer.setdefault(layer, {})
@@ -211,7 +211,7 @@ def _checked(layer: Layer) -> Layer:
                 code="E_ORDER",
             )
         raise WeightsError(
-            f"{where} has a kernel {kernel.shape} and a bias {bias.shape}, not {kernel.shape[-1:]}.",
+            f"{where} has a kernel {kernel.shape} but a bias {bias.shape}.",
             code="E_SHAPE",
         )
     if kernel is None and len({span.shape for span in layer.params.values()}) > 1:

@@ -95,8 +95,7 @@ def run_child(path: str | os.PathLike, kind: Kind, *, timeout_s: float = TIMEOUT
 
 def _too_slow(seconds: float) -> WeightsError:
     return WeightsError(
-        f"it is damaged or malicious: reading it took longer than {seconds:,.0f} s and was stopped.",
-        code="E_TIMEOUT",
+        f"reading it took longer than {seconds:,.0f} s and was stopped.", code="E_TIMEOUT"
     )
 
 

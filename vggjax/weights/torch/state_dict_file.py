@@ -1,9 +1,9 @@
 """State dicts in PyTorch's own files, `.pth` and `.pt`, read without running any code.
 
-Such a file is a pickle, which can call any function. Its opcodes are therefore scanned first, and
-whatever names more than tensors and dicts is refused. Then torch, if it is installed, loads the
-file with `weights_only=True`. Two formats are read, today's zip archive and the sequence of pickles
-from before 2020; the zip archive is written.
+Such a file is a pickle, which can call any function. So its opcodes are scanned first, and a pickle
+that names anything but tensors and dicts is refused. Then torch, if it is installed, loads the file
+with `weights_only=True`. The zip archive of today and the sequence of pickles from before 2020 are
+read; the zip archive is written.
 """
 
 import ctypes
@@ -158,7 +158,7 @@ def _scan(text: bytes, *, num_pickles: int) -> None:
                     code = value if opcode.name == "GLOBAL" else opcode.name
                     raise WeightsError(
                         f"its pickle holds code, {printable(code)!r}; none of it was run. If you "
-                        f"trust it, load it where it was created and save model.state_dict() alone.",
+                        f"trust it, load it where it was created and save its state_dict().",
                         code="E_CODE",
                     )
             if i == 0 and num_pickles > 1 and _LEGACY_MAGIC not in text[:16]:
@@ -255,7 +255,6 @@ def write_state_dict(
 
     The metadata is in the dict's `_metadata`, where torch keeps the versions of modules.
     """
-    require_torch(printable(path.name))
     import torch
 
     state = OrderedDict()

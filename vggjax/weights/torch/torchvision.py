@@ -50,7 +50,7 @@ def has_torch_names(names: Iterable[str]) -> bool:
 
 
 def naming_style(names: Iterable[str]) -> Style:
-    """Return whose names they are; both call a base without a top alike."""
+    """Return the library whose names these are; a base without a top has the same in both."""
     tops = tuple(f"{module}." for module in TIMM_TOP)
     return "timm" if any(_unwrapped(name).startswith(tops) for name in names) else "torchvision"
 
