@@ -12,10 +12,11 @@ import csv
 import os
 import re
 import shutil
-import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -58,8 +59,18 @@ class CleanCopy:
     """The CSV of the changes."""
 
 
-def check_output(dataset: str, out: str | os.PathLike[str]) -> None:
-    """Check what can be checked before any image is decoded.
+def check_output(
+    dataset: str, out: str | os.PathLike[str], files: Iterable[Path] = ()
+) -> tuple[Path, Path, Path]:
+    """Check the destination of a copy, before any image is decoded.
+
+    Args:
+        dataset: the name of the dataset.
+        out: the new folder.
+        files: the dataset's images, if they are known, wherever its links lead.
+
+    Returns:
+        The full paths of the copy, of the incomplete copy, and of the table of changes.
 
     Raises:
         DataError: the dataset has no files to copy, or `out` is unsuitable.
@@ -67,11 +78,24 @@ def check_output(dataset: str, out: str | os.PathLike[str]) -> None:
     folder = os.path.expanduser(dataset)
     if not os.path.exists(folder) and (dataset == "digits" or is_tfds_name(dataset)):
         raise DataError(_describe_without_files(dataset))
-    out = _absolute(out)
+    out = Path(os.path.abspath(os.path.expanduser(out)))
+    partial, table = (out.with_name(out.name + ending) for ending in (".partial", ".doctor.csv"))
     if os.path.isdir(folder):
-        _check_apart(out, [os.path.realpath(folder)])
+        destination = Path(os.path.realpath(out))
+        for inside in map(os.path.realpath, {Path(folder), *(file.parent for file in files)}):
+            if destination.is_relative_to(inside):
+                raise DataError(
+                    f"{printable(out)} is inside the dataset. Give a folder outside of it."
+                )
+            if Path(inside).is_relative_to(destination):
+                raise DataError(f"{printable(out)} contains the dataset. Give a new folder.")
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{printable(out)} exists and is not an empty folder. Give a new folder.")
+    if os.path.lexists(table) and os.path.realpath(table) == os.path.realpath(folder):
+        raise DataError(f"{printable(table)}, the dataset, would be overwritten. Rename `fix`.")
+    if os.path.lexists(partial) and not (partial / _MARKER).exists():
+        raise DataError(f"{printable(partial)} is in the way. Move it, or rename `fix`.")
+    return out, partial, table
 
 
 def write_clean_copy(
@@ -91,22 +115,21 @@ def write_clean_copy(
     source = findings.source
     if source is None or not len(source):
         raise DataError(f"{printable(findings.dataset)} has no labeled images to copy.")
-    if source.path(0) is None:
+    files = [path for path in map(source.path, range(len(source))) if path is not None]
+    if not files:
         raise DataError(_describe_without_files(findings.dataset))
-    out = _absolute(out)
-    partial = out.with_name(f"{out.name}.partial")
-    table = out.with_name(f"{out.name}.doctor.csv")
-    _check_destination(findings.dataset, source, out, partial, table)
-    targets, changes = _plan(findings, source)
+    out, partial, table = check_output(findings.dataset, out, files)
+    targets, changes = _plan(findings, source, files)
     if not targets:
         raise DataError(f"No image of {printable(findings.dataset)} is usable; nothing written.")
+    shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed call
     try:
         with atomic_write(table) as partial_table:
             partial.mkdir(parents=True)
             (partial / _MARKER).touch()
             for done, (i, target) in enumerate(targets.items(), 1):
                 (partial / target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(_file(source, i), partial / target)  # the file behind a link
+                shutil.copy2(files[i], partial / target)  # the file behind a link
                 if progress is not None:
                     progress(done, len(targets))
             _write_table(partial_table, changes)
@@ -114,14 +137,11 @@ def write_clean_copy(
                 out.rmdir()  # empty, see check_output
             partial.rename(out)
             (out / _MARKER).unlink()
-    except BaseException as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"The copy to {printable(out)} failed and was removed: {reason}.") from None
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise DataError(
-                f"The copy to {printable(out)} failed and was removed: {reason}."
-            ) from None
-        raise
     return CleanCopy(out, len(targets), tuple(changes), table)
 
 
@@ -189,26 +209,21 @@ class SafeNames:
         return (*parent, self._assign(parent, safe_stem, ending))
 
     def _assign(self, parent: tuple[str, ...], stem: str, ending: str) -> str:
-        name, number = _truncated(stem, ending), 2
-        while (key := (*parent, _folded(name))) in self._taken:
-            name = _truncated(stem, f"_{number}{ending}")
-            number += 1
-        self._taken.add(key)
+        """Return the stem, truncated to `MAX_NAME_BYTES`, with a number if the name is taken."""
+        for number in count(1):
+            end = ending if number == 1 else f"_{number}{ending}"
+            name = stem.encode()[: MAX_NAME_BYTES - len(end.encode())].decode(errors="ignore") + end
+            # What a file system compares that ignores case and Unicode normalization.
+            folded = normalize("NFC", normalize("NFC", name).casefold())
+            if (*parent, folded) not in self._taken:
+                break
+        self._taken.add((*parent, folded))
         return name
 
 
-def _truncated(stem: str, ending: str) -> str:
-    """Return stem and ending, with the stem truncated to fit `MAX_NAME_BYTES`."""
-    room = MAX_NAME_BYTES - len(ending.encode())
-    return stem.encode()[:room].decode(errors="ignore") + ending
-
-
-def _folded(name: str) -> str:
-    """Return what a file system compares that ignores case and Unicode normalization."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _plan(findings: Findings, source: Source) -> tuple[dict[int, str], list[Change]]:
+def _plan(
+    findings: Findings, source: Source, files: list[Path]
+) -> tuple[dict[int, str], list[Change]]:
     """Return index -> path below the copy, and the changes."""
     reasons = _images_to_leave_out(findings, source)
     names = SafeNames()
@@ -218,9 +233,9 @@ def _plan(findings: Findings, source: Source) -> tuple[dict[int, str], list[Chan
         if i in reasons:
             changes.append(Change(image_id, "left out", reasons[i]))
             continue
-        *folders, file = _path_parts(source, i)
+        *folders, file = _path_parts(source, i, files[i].name)
         stem, ending = os.path.splitext(file)
-        actual = format_of_file(_file(source, i))
+        actual = format_of_file(files[i])
         why = []
         if actual is not None and format_named(file) != actual:
             # An extension that is not an image's is part of the name: photo.2020
@@ -236,20 +251,14 @@ def _plan(findings: Findings, source: Source) -> tuple[dict[int, str], list[Chan
     return targets, changes
 
 
-def _path_parts(source: Source, i: int) -> list[str]:
+def _path_parts(source: Source, i: int, name: str) -> list[str]:
     """Return the folders and the file name of an image in the copy, before they are made safe."""
     if source.root is not None:
         return source.ids[i].split("/")
     label = source.class_names[source.labels[i]]
     # A folder scan would take a class called `test` for a split.
     label = f"{label}_" if label.lower() in SPLIT_WORDS else label
-    return [*filter(None, [str(source.split_of[i])]), label, _file(source, i).name]
-
-
-def _file(source: Source, i: int) -> Path:
-    path = source.path(i)
-    assert path is not None  # write_clean_copy refuses other datasets
-    return path
+    return [*filter(None, [str(source.split_of[i])]), label, name]
 
 
 def _describe_without_files(dataset: str) -> str:
@@ -257,32 +266,6 @@ def _describe_without_files(dataset: str) -> str:
         f"`fix` copies files, and {printable(dataset)} has none of its own. Give a folder of "
         f"images or a CSV."
     )
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(path)))
-
-
-def _check_destination(dataset: str, source: Source, out: Path, partial: Path, table: Path) -> None:
-    check_output(dataset, out)
-    if source.root is not None:
-        parents = {_file(source, i).parent for i in range(len(source))}
-        _check_apart(out, {os.path.realpath(folder) for folder in (source.root, *parents)})
-    if os.path.lexists(table) and os.path.realpath(table) == os.path.realpath(dataset):
-        raise DataError(f"{printable(table)}, the dataset, would be overwritten. Rename `fix`.")
-    if os.path.lexists(partial):
-        if not (partial / _MARKER).exists():
-            raise DataError(f"{printable(partial)} is in the way. Move it, or rename `fix`.")
-        shutil.rmtree(partial)  # left behind by a killed call
-
-
-def _check_apart(out: Path, folders: Iterable[str]) -> None:
-    destination = Path(os.path.realpath(out))
-    for folder in folders:
-        if destination.is_relative_to(folder):
-            raise DataError(f"{printable(out)} is inside the dataset. Give a folder outside of it.")
-        if Path(folder).is_relative_to(destination):
-            raise DataError(f"{printable(out)} contains the dataset. Give a new folder.")
 
 
 def _write_table(path: Path, changes: list[Change]) -> None:
