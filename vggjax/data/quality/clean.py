@@ -81,14 +81,12 @@ def check_output(
     out = Path(os.path.abspath(os.path.expanduser(out)))
     partial, table = (out.with_name(out.name + ending) for ending in (".partial", ".doctor.csv"))
     if os.path.isdir(folder):
-        destination = Path(os.path.realpath(out))
-        for inside in map(os.path.realpath, {Path(folder), *(file.parent for file in files)}):
-            if destination.is_relative_to(inside):
-                raise DataError(
-                    f"{printable(out)} is inside the dataset. Give a folder outside of it."
-                )
-            if Path(inside).is_relative_to(destination):
-                raise DataError(f"{printable(out)} contains the dataset. Give a new folder.")
+        folders = {path.resolve() for path in {Path(folder), *(file.parent for file in files)}}
+        destination = out.resolve()
+        if any(destination.is_relative_to(path) for path in folders):
+            raise DataError(f"{printable(out)} is inside the dataset. Give a folder outside of it.")
+        if any(path.is_relative_to(destination) for path in folders):
+            raise DataError(f"{printable(out)} contains the dataset. Give a new folder.")
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{printable(out)} exists and is not an empty folder. Give a new folder.")
     if os.path.lexists(table) and os.path.realpath(table) == os.path.realpath(folder):

@@ -40,14 +40,8 @@ _KIND_OF_REASON = {
 """Prefix of a decoder's reason -> the kind; the first match counts."""
 
 
-class _Entries(defaultdict[str, list[Entry]]):
-    """The entries collected so far, by kind."""
-
-    def __init__(self) -> None:
-        super().__init__(list)
-
-    def add(self, kind: str, text: str, *images: int, count: int = 1) -> None:
-        self[kind].append(Entry(images, text, count))
+_Entries = defaultdict[str, list[Entry]]
+"""Kind -> its entries."""
 
 
 def examine(
@@ -74,15 +68,14 @@ def examine(
         DataError: there is no such dataset.
     """
     scan = Scan(source) if source is not None else scan_source(dataset, data_dir=data_dir)
-    entries = _Entries()
+    entries: _Entries = defaultdict(list)
     for kind, texts in (
         ("refused", scan.faults),
         ("empty_class", scan.empty),
         ("missing", scan.missing),
         ("loose", scan.loose),
     ):
-        for text in texts:
-            entries.add(kind, text)
+        entries[kind] += [Entry(text=text) for text in texts]
     source, weights = scan.source, None
     if source is not None:
         if duplicates is None:
@@ -92,27 +85,27 @@ def examine(
         _add_sizes(entries, duplicates)
         _add_formats(entries, source, duplicates)
         weights = _add_classes(entries, scan, source, duplicates)
-        for note in source.notes:
-            entries.add("note", note)
-    items = tuple(Finding(kind, tuple(entries[kind])) for kind in KINDS if kind in entries)
+        entries["note"] += [Entry(text=note) for note in source.notes]
+    items = tuple(Finding(kind, tuple(entries[kind])) for kind in KINDS if entries[kind])
     return Findings(dataset, source, duplicates, items, weights)
 
 
 def _add_unreadable(entries: _Entries, source: Source, unreadable: dict[int, str]) -> None:
     for i, reason in unreadable.items():
         kinds = (kind for prefix, kind in _KIND_OF_REASON.items() if reason.startswith(prefix))
-        entries.add(next(kinds, "unreadable"), reason, i)
+        entries[next(kinds, "unreadable")].append(Entry((i,), reason))
     sizes = Counter(source.labels.tolist())
     lost = Counter(source.labels[list(unreadable)].tolist())
     for label in sorted(label for label in lost if lost[label] == sizes[label]):
         name = source.class_names[label]
-        entries.add("refused", f"No image of class {name!r} is readable: 0 of {sizes[label]}.")
+        text = f"No image of class {name!r} is readable: 0 of {sizes[label]}."
+        entries["refused"].append(Entry(text=text))
     if len(unreadable) > max(1, MAX_UNREADABLE * len(source)):
-        entries.add(
-            "refused",
+        text = (
             f"More than {MAX_UNREADABLE:.0%} of the images are unreadable: {len(unreadable):,} of "
-            f"{len(source):,}. Fix or delete them, or raise `max_unreadable`.",
+            f"{len(source):,}. Fix or delete them, or raise `max_unreadable`."
         )
+        entries["refused"].append(Entry(text=text))
 
 
 def _add_duplicates(entries: _Entries, source: Source, duplicates: Duplicates) -> None:
@@ -123,19 +116,18 @@ def _add_duplicates(entries: _Entries, source: Source, duplicates: Duplicates) -
         return len(set(source.split_of[images]) - {""}) > 1
 
     for group in duplicates.members(exact=True):
-        entries.add("exact_duplicate", "", *group, count=len(group) - 1)
+        entries["exact_duplicate"].append(Entry(tuple(group), count=len(group) - 1))
     for group in duplicates.members():
         by_pixels: dict[int, list[int]] = defaultdict(list)
         for i in group:
             by_pixels[int(duplicates.exact_groups[i])].append(i)
         if len(by_pixels) > 1:
-            entries.add("near_duplicate", "", *group, count=len(by_pixels) - 1)
+            entries["near_duplicate"].append(Entry(tuple(group), count=len(by_pixels) - 1))
         for kind, differs in (("label_conflict", has_conflict), ("leaked", has_leak)):
             exact = [images for images in by_pixels.values() if differs(images)]
-            for images in exact:
-                entries.add(kind, "equal pixels", *images)
+            entries[kind] += [Entry(tuple(images), "equal pixels") for images in exact]
             if not exact and differs(group):
-                entries.add(kind, "near-duplicates", *group)
+                entries[kind].append(Entry(tuple(group), "near-duplicates"))
 
 
 def _add_sizes(entries: _Entries, duplicates: Duplicates) -> None:
@@ -147,8 +139,8 @@ def _add_sizes(entries: _Entries, duplicates: Duplicates) -> None:
     small_kind = "tiny" if 2 * tiny.sum() < readable.sum() else "small_pictures"
     extreme = readable & (long > MAX_ASPECT * short)
     for kind, mask in ((small_kind, tiny), ("extreme_aspect", extreme)):
-        for i in np.flatnonzero(mask).tolist():
-            entries.add(kind, f"{width[i]}x{height[i]} px", i)
+        images = np.flatnonzero(mask).tolist()
+        entries[kind] += [Entry((i,), f"{width[i]}x{height[i]} px") for i in images]
 
 
 def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> None:
@@ -156,7 +148,7 @@ def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> N
     for i, notes in enumerate(duplicates.notes):
         for note in notes:
             if note == FLAW:
-                entries.add("damaged", FLAW, i)
+                entries["damaged"].append(Entry((i,), FLAW))
             else:
                 converted[note].append(i)
         path = source.path(i)
@@ -164,9 +156,9 @@ def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> N
             continue
         actual = format_of_file(path)
         if actual is not None and format_named(path.name) != actual:
-            entries.add("misnamed", f"is {actual}", i)
+            entries["misnamed"].append(Entry((i,), f"is {actual}"))
     for note, images in sorted(converted.items()):
-        entries.add("adapted", note, *images, count=len(images))
+        entries["adapted"].append(Entry(tuple(images), note, len(images)))
 
 
 def _add_classes(
@@ -179,20 +171,19 @@ def _add_classes(
         try:
             splits = make_splits(source, groups=duplicates.groups)
         except DataError as error:
-            entries.add("refused", str(error))
+            entries["refused"].append(Entry(text=str(error)))
         else:
             train = splits["train"]
-            for note in split_notes(source, splits):
-                entries.add("note", note)
+            entries["note"] += [Entry(text=note) for note in split_notes(source, splits)]
     readable = np.setdiff1d(np.arange(len(source)), list(duplicates.unreadable))
     labels, counts = np.unique(source.labels[readable], return_counts=True)
     if len(labels):
         least, most = int(counts.argmin()), int(counts.argmax())
         ratio = counts[most] / counts[least]
         if ratio >= UNEVEN:
-            entries.add(
-                "imbalance" if ratio >= IMBALANCE else "uneven",
+            text = (
                 f"{counts[most]:,} of class {names[labels[most]]!r}, {counts[least]:,} of "
-                f"{names[labels[least]]!r}: {ratio:.1f} to 1",
+                f"{names[labels[least]]!r}: {ratio:.1f} to 1"
             )
+            entries["imbalance" if ratio >= IMBALANCE else "uneven"].append(Entry(text=text))
     return balanced_weights(source.labels[train], len(names)) if len(train) else None

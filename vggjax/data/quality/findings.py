@@ -41,19 +41,15 @@ KINDS = {
     "leaked": Kind("problem", "Leaked images", "one image in two of the official splits"),
     "exact_duplicate": Kind("problem", "Exact duplicates", "the pixels of an earlier image"),
     "near_duplicate": Kind(
-        "problem", "Near-duplicates", "re-encoded, resized, cropped, or of one burst"
+        "problem", "Near-duplicates", "re-encoded, resized, cropped, or a burst"
     ),
     "tiny": Kind("problem", "Tiny images", "a side below 32 px, unlike most images here"),
     "extreme_aspect": Kind("problem", "Extreme aspect ratios", "more than 4 to 1"),
-    "imbalance": Kind(
-        "problem",
-        "Class imbalance",
-        "one class is 10 times as large as another: use balanced class weights",
-    ),
+    "imbalance": Kind("problem", "Class imbalance", "10 to 1 or more: use balanced class weights"),
     "misnamed": Kind("remark", "Misnamed files", "the content has another format than the name"),
     "loose": Kind("remark", "Without a class", "images next to the class folders, skipped"),
     "small_pictures": Kind("remark", "Small images", "a side below 32 px, as most images here"),
-    "uneven": Kind("remark", "Uneven classes", "one class is 3 times as large as another"),
+    "uneven": Kind("remark", "Uneven classes", "the largest class is 3 times the smallest"),
     "adapted": Kind("remark", "Converted images", "converted to 8-bit RGB when decoded"),
     "note": Kind("remark", "Notes", "what else to know"),
 }

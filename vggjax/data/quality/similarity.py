@@ -51,13 +51,9 @@ _MAX_SHIFT = 1.5
 _CHUNK = 1024
 
 
-def _dct_basis() -> np.ndarray:
-    """Return the 8 lowest frequencies of the DCT-II, (8, 32)."""
-    frequency, x = np.arange(8)[:, None], np.arange(_HASH_PX)
-    return np.cos(np.pi * frequency * (2 * x + 1) / (2 * _HASH_PX))
+_DCT = np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(_HASH_PX) + 1) / (2 * _HASH_PX))
+"""The 8 lowest frequencies of the DCT-II, (8, 32)."""
 
-
-_DCT = _dct_basis()
 _PAIRS = np.kron(np.eye(THUMB_PX), np.ones((1, _HASH_PX // THUMB_PX)))  # (16, 32), sums neighbors
 
 

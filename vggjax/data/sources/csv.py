@@ -66,7 +66,12 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
     sizes = [_size(root, row.path) for row in rows]
     missing = [row for row, size in zip(rows, sizes, strict=True) if size is None]
     if missing:
-        faults.append(_describe_missing(name, root, missing, len(rows)))
+        some = join_names((f"{row.path!r} (line {row.line})" for row in missing), most=3)
+        hint = " Use / instead of the backslash." if any("\\" in r.path for r in missing) else ""
+        faults.append(
+            f"{len(missing):,} of {len(rows):,} images in {name} do not exist: {some}. Paths are "
+            f"absolute or relative to {printable(root)}.{hint}"
+        )
     files = [
         ImageFile(row.path, row.label, row.split, size)
         for row, size in zip(rows, sizes, strict=True)
@@ -254,15 +259,6 @@ def _size(root: Path, path: str) -> int | None:
     except (OSError, ValueError):
         return None
     return None if stat.S_ISDIR(status.st_mode) else status.st_size
-
-
-def _describe_missing(name: str, root: Path, missing: list[_Row], total: int) -> str:
-    some = join_names((f"{row.path!r} (line {row.line})" for row in missing), most=3)
-    backslash = " Use / instead of the backslash." if any("\\" in r.path for r in missing) else ""
-    return (
-        f"{len(missing):,} of {total:,} images in {name} do not exist: {some}. Paths are absolute "
-        f"or relative to {printable(root)}.{backslash}"
-    )
 
 
 def _lines(rows: list[_Row]) -> str:

@@ -17,7 +17,6 @@ from vggjax.data.sources.source import (
     SPLIT_WORDS,
     ImageFile,
     Scan,
-    Source,
     make_file_source,
     nearest_path,
 )
@@ -74,7 +73,16 @@ class _Scanner:
             self._add_single_class(*filled)
         class_names = tuple(sorted({name for _, names in parts for name in names}))
         return Scan(
-            source=self._make_source(class_names) if filled else None,
+            source=make_file_source(
+                self.root.resolve().name,
+                class_names,
+                self.files,
+                locate=lambda image_id: self.root / image_id,
+                root=self.root,
+                notes=self._notes(),
+            )
+            if filled
+            else None,
             faults=tuple(self.faults),
             empty=tuple(self.empty),
             loose=tuple(self.loose),
@@ -169,16 +177,6 @@ class _Scanner:
             ]
         self.files += sorted(files)
         return bool(files)
-
-    def _make_source(self, class_names: tuple[str, ...]) -> Source:
-        return make_file_source(
-            self.root.resolve().name,
-            class_names,
-            self.files,
-            locate=lambda image_id: self.root / image_id,
-            root=self.root,
-            notes=self._notes(),
-        )
 
     def _notes(self) -> list[str]:
         archives = [name for name in self.others if name.lower().endswith(_ARCHIVES)]

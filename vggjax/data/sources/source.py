@@ -156,10 +156,10 @@ def nearest_path(path: Path, is_candidate: Callable[[Path], bool]) -> str | None
 def _class_notes(class_names: Sequence[str]) -> list[str]:
     """Describe numbers sorted as text, and class names that are easily confused."""
     notes = []
-    if all(name.isdecimal() for name in class_names):
-        if list(class_names) != sorted(class_names, key=int):
-            first = join_names(class_names, most=12)
-            notes.append(f"Class names are sorted as text, not as numbers: {first}.")
+    are_numbers = all(name.isdecimal() for name in class_names)
+    if are_numbers and list(class_names) != sorted(class_names, key=int):
+        first = join_names(class_names, most=12)
+        notes.append(f"Class names are sorted as text, not as numbers: {first}.")
     variants = defaultdict(list)
     for name in class_names:
         variants[unicodedata.normalize("NFKC", name.casefold()).strip()].append(name)

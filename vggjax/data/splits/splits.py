@@ -228,8 +228,7 @@ def _check_not_empty(source: Source, splits: dict[str, np.ndarray]) -> None:
     empty = [name for name in SPLITS if not len(splits[name])]
     if not empty:
         return
-    together = np.concatenate(list(splits.values()))
-    counts = np.bincount(source.labels[together], minlength=len(source.class_names)).tolist()
+    counts = np.sum(list(_count_classes(source, splits).values()), axis=0).tolist()
     raise DataError(
         f"Too few images, {' and '.join(empty)} would be empty: "
         f"{_list_classes(list(zip(source.class_names, counts, strict=True)))}. A class needs three "

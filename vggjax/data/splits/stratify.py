@@ -5,7 +5,7 @@ largest remainder, at least one example per part. A class with fewer distinct im
 fills train first, then test, then val.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -102,17 +102,15 @@ def _find_units(
     labels: np.ndarray, indices: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> list[np.ndarray]:
     """Return the examples of each group that has two or more in `indices`, largest first."""
-    if groups is None or not len(indices):
+    if groups is None:
         return []
-    order = np.sort(indices)
-    order = order[np.argsort(groups[order], kind="stable")]
-    starts = np.flatnonzero(np.diff(groups[order])) + 1
-    units = [unit for unit in np.split(order, starts) if len(unit) > 1]
-    units.sort(key=lambda unit: unit[0])  # independent of how the groups are numbered
+    members = defaultdict(list)  # ordered by the first example, however the groups are numbered
+    for i in np.sort(indices).tolist():
+        members[int(groups[i])].append(i)
+    units = [np.array(images) for images in members.values() if len(images) > 1]
     # Labels are below len(labels), so no class uses the same random numbers.
     shuffled = np.random.default_rng((seed, len(labels))).permutation(len(units))
-    units = [units[i] for i in shuffled]
-    return sorted(units, key=lambda unit: -len(unit))
+    return sorted((units[i] for i in shuffled), key=len, reverse=True)
 
 
 def _target_counts(
