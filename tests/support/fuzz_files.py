@@ -19,15 +19,6 @@ THREE = Arch("three", (1, 1, 1), (1, 1, 2))
 EIGHT = Arch("vgg11", (1, 1, 2, 2, 2), (1, 1, 2, 2, 2))  # torchvision's names want VGG11's layers
 
 
-def made_weights(arch):
-    rng = np.random.default_rng(0)
-    return {
-        layer: {"kernel": rng.uniform(0.1, 1, (3, 3, *io)).astype(np.float32),
-                "bias": rng.uniform(0.1, 1, io[1]).astype(np.float32)}
-        for layer, io in arch.conv_channels().items()
-    }  # fmt: skip
-
-
 def damaged(content, rng):
     """Return the damaged contents, and the positions of the bytes that changed."""
     if rng.random() < 0.1:

@@ -11,7 +11,8 @@ import zipfile
 import h5py
 import numpy as np
 
-from support.hostile_layers import CASES, TINY, Case, L, made_weights
+from support.hostile_layers import CASES, TINY, Case, L, tiny_weights
+from support.networks import random_weights
 from vggjax.models.arch import Arch
 from vggjax.weights.weight_file import write_weights
 
@@ -52,14 +53,14 @@ case("device", ".h5", "E_FILE")(lambda path: path.symlink_to("/dev/zero"))
 
 @case("wrong magic", ".h5", "E_FORMAT")
 def _(path):
-    write_weights(path, made_weights())
+    write_weights(path, tiny_weights())
     path.write_bytes(b"\x88" + path.read_bytes()[1:])
 
 
 def cut(name, ending, share, code):
     @case(name, ending, code)
     def _(path):
-        write_weights(path, made_weights())
+        write_weights(path, tiny_weights())
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * share) if share else -1])
 
@@ -106,13 +107,13 @@ def of_model(name, code, mention, weights, model):
         )
 
 
-WIDER = {k: dict(v) for k, v in made_weights(top=True).items()}
+WIDER = {k: dict(v) for k, v in tiny_weights(top=True).items()}
 WIDER["predictions"] = {"kernel": np.ones((6, 1000), "f4"), "bias": np.ones(1000, "f4")}
 LONGER = Arch("longer", (1, 1, 2, 2, 1), TINY.widths)
-of_model("no top where one is wanted", "E_TOP", "fc1", made_weights(), "top")
-of_model("a top where none is wanted", "E_TOP", "fc1", made_weights(top=True), "base")
+of_model("no top where one is wanted", "E_TOP", "fc1", tiny_weights(), "top")
+of_model("a top where none is wanted", "E_TOP", "fc1", tiny_weights(top=True), "base")
 of_model("a thousand classes into three", "E_TOP", "predictions", WIDER, "top")
-of_model("a deeper network", "E_UNEXPECTED", "block4_conv2", made_weights(LONGER), "base")
+of_model("a deeper network", "E_UNEXPECTED", "block4_conv2", random_weights(LONGER), "base")
 
 
 # Archives
@@ -121,10 +122,10 @@ of_model("a deeper network", "E_UNEXPECTED", "block4_conv2", made_weights(LONGER
 def h5_bytes(seed=0):
     memory = io.BytesIO()
     with h5py.File(memory, "w") as file:
-        for i, params in enumerate(made_weights(seed=seed).values()):
+        for i, params in enumerate(tiny_weights(seed=seed).values()):
             group = file.create_group(f"layers/conv2d{f'_{i}' if i else ''}/vars")
             group["0"], group["1"] = params.values()
-            group.attrs["name"] = list(made_weights())[i]
+            group.attrs["name"] = list(tiny_weights())[i]
     return memory.getvalue()
 
 
@@ -150,7 +151,7 @@ def archive(name, code, mention="", *, config="{}", weights=True, packed=False):
 @archive("a wrong checksum", "E_ZIP", "CRC")
 def _(members, path):
     members.fp.flush()
-    at = path.read_bytes().index(made_weights()[L]["kernel"].tobytes())
+    at = path.read_bytes().index(tiny_weights()[L]["kernel"].tobytes())
     with open(path, "r+b") as file:
         file.seek(at + 3)
         file.write(b"\x41")

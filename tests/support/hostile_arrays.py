@@ -6,14 +6,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from support.hostile_layers import BIAS, GROUP, KERNEL, L, M, h5, made_weights, put, reweigh
+from support.hostile_layers import BIAS, GROUP, KERNEL, L, M, h5, put, reweigh, tiny_weights
 from vggjax.weights.weight_file import write_weights
 
 
 def other_file(file):
     """Write a second file beside the first, which must not be read."""
     path = Path(file.filename).with_name("other.h5")
-    write_weights(path, made_weights(seed=1))
+    write_weights(path, tiny_weights(seed=1))
     return str(path)
 
 

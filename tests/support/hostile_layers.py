@@ -11,11 +11,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from support.networks import random_weights
 from vggjax.models.arch import Arch
+from vggjax.models.head import Head
 from vggjax.weights.weight_file import write_weights
 
 TINY = Arch("tiny", (1, 1, 2, 1, 1), (2, 2, 4, 4, 4))
-FC = {"fc1": (4, 6), "predictions": (6, 3)}  # at 32 px
+TOP = Head("flatten", (6,), outputs=3)
 L, M = "block3_conv2", "block4_conv1"  # two layers of one shape
 KERNEL, BIAS = f"{L}_W_1:0", f"{L}_b_1:0"
 GROUP = "layers/conv2d_3"  # L in Keras 3's numbering
@@ -33,20 +35,8 @@ class Case:
     model: str = ""
 
 
-def made_weights(arch=TINY, *, top=False, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = {n: {"kernel": (3, 3, *io), "bias": io[1:]} for n, io in arch.conv_channels().items()}
-    if top:
-        shapes |= {name: {"kernel": io, "bias": io[1:]} for name, io in FC.items()}
-    return {
-        layer: {n: rng.uniform(0.1, 1, shape).astype(np.float32) for n, shape in params.items()}
-        for layer, params in shapes.items()
-    }
-
-
-def same(got, want):
-    """Return whether all of the wanted arrays are there, bit for bit."""
-    return all(np.array_equal(got[k][n], a) for k, v in want.items() for n, a in v.items())
+def tiny_weights(*, top=False, seed=0):
+    return random_weights(TINY, TOP if top else None, seed=seed)
 
 
 CASES: list[Case] = []
@@ -57,7 +47,7 @@ def h5(name, code, mention="", *, ending=".h5", model=""):
 
     def register(change):
         def make(path):
-            write_weights(path, made_weights())
+            write_weights(path, tiny_weights())
             with h5py.File(path, "r+") as file:
                 change(file)
 

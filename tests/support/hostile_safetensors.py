@@ -6,7 +6,7 @@ import struct
 import numpy as np
 
 from support.hostile_archives import case
-from support.hostile_layers import L, made_weights
+from support.hostile_layers import L, tiny_weights
 
 K = f"{L}.kernel"
 
@@ -14,7 +14,7 @@ K = f"{L}.kernel"
 def header_and_data():
     """Return the header and the data of a good file."""
     header, data = {}, b""
-    for layer, params in made_weights(top=True).items():
+    for layer, params in tiny_weights(top=True).items():
         for param, array in params.items():
             span = [len(data), len(data) + array.nbytes]
             header[f"{layer}.{param}"] = {"dtype": "F32", "shape": list(array.shape),

@@ -1,20 +1,37 @@
 """Networks and weights of random numbers that numpy draws: jax would compile each shape."""
 
+import functools
+
 import numpy as np
 from flax import nnx
 
 from vggjax.models.network import Network
 from vggjax.models.params import assign, shapes
+from vggjax.weights.names import PARAMS
 
 
 def random_weights(arch, head=None, *, image_size=32, seed=0):
     """Return weights from 0.1 to 1 for every parameter of a network, `{layer: {name: array}}`."""
     rng = np.random.default_rng(seed)
-    model = nnx.eval_shape(lambda: Network(arch, head=head, image_size=image_size))
     return {
-        layer: {n: rng.uniform(0.1, 1, shape).astype(np.float32) for n, shape in sizes.items()}
-        for layer, sizes in shapes(model).items()
+        layer: {n: rng.uniform(0.1, 1, sizes[n]).astype(np.float32) for n in PARAMS if n in sizes}
+        for layer, sizes in _shapes(arch, head, image_size).items()
     }
+
+
+@functools.cache
+def _shapes(arch, head, image_size):
+    return shapes(nnx.eval_shape(lambda: Network(arch, head=head, image_size=image_size)))
+
+
+def assert_same_weights(got, want):
+    """Assert that both have the same layers in the same order, float32 and bit for bit."""
+    assert list(got) == list(want)
+    for layer, params in want.items():
+        assert got[layer].keys() == params.keys()
+        for name, array in params.items():
+            assert got[layer][name].dtype == np.float32
+            np.testing.assert_array_equal(got[layer][name], array, err_msg=f"{layer}/{name}")
 
 
 def random_network(arch, **settings):

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.hostile_layers import made_weights
+from support.hostile_layers import tiny_weights
 
 import vggjax
 from vggjax.atomic import atomic_write, write_text
@@ -103,8 +103,8 @@ def convert(src, dst, *, length, killed):
 @pytest.mark.parametrize("ending", [".safetensors", ".h5", ".keras"])
 def test_a_conversion_that_is_killed_or_finds_the_disk_full_leaves_the_old_file(tmp_path, ending):
     src, dst = tmp_path / "src.h5", tmp_path / f"dst{ending}"
-    write_weights(src, made_weights())
-    write_weights(dst, made_weights(seed=1))
+    write_weights(src, tiny_weights())
+    write_weights(dst, tiny_weights(seed=1))
     before = dst.read_bytes()
     full = convert(src, dst, length=1500, killed=False)
     assert full.returncode == 1 and full.stderr.count("\n") == 1

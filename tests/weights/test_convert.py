@@ -5,14 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from flax import nnx
-from support.torch_models import ENDINGS
+from support.networks import random_weights
 
 from vggjax.errors import WeightsError
-from vggjax.models.network import VGG
-from vggjax.models.params import shapes
 from vggjax.weights.convert import convert_file, print_table
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
@@ -21,26 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "weights" / "convert.py"
 
 @pytest.fixture
 def weights(tiny_arch):
-    rng = np.random.default_rng(0)
-    model = nnx.eval_shape(lambda: VGG(tiny_arch))
-    return {
-        layer: {n: rng.uniform(0.1, 1, shape).astype(np.float32) for n, shape in params.items()}
-        for layer, params in shapes(model).items()
-    }
-
-
-@pytest.mark.parametrize("src", ENDINGS)
-def test_conversion_to_every_format_keeps_every_bit(tmp_path, weights, src):
-    write_weights(tmp_path / f"src{src}", weights)
-    for dst in [getattr(ending, "values", [ending])[0] for ending in ENDINGS]:
-        if dst in (".pth", ".pt"):
-            continue  # test_torch.py
-        convert_file(tmp_path / f"src{src}", tmp_path / f"dst{dst}")
-        converted = read_weights(tmp_path / f"dst{dst}")
-        assert list(converted) == list(weights)
-        for layer in weights:
-            for name, array in weights[layer].items():
-                np.testing.assert_array_equal(converted[layer][name], array)
+    return random_weights(tiny_arch)
 
 
 def test_the_metadata_describes_the_first_source_of_a_chain_of_conversions(tmp_path, weights):

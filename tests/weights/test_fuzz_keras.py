@@ -3,7 +3,8 @@ numbers."""
 
 import h5py
 import pytest
-from support.fuzz_files import THREE, fuzz, made_weights, places
+from support.fuzz_files import THREE, fuzz, places
+from support.networks import random_weights
 
 from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.weight_file import read_weights, write_weights
@@ -11,7 +12,7 @@ from vggjax.weights.weight_file import read_weights, write_weights
 pytestmark = pytest.mark.usefixtures("fast_parser")
 counts = pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 
-WEIGHTS = made_weights(THREE)
+WEIGHTS = random_weights(THREE)
 
 
 def read(path, check):

@@ -1,13 +1,14 @@
 """Damaged copies of files of named tensors: none crashes the reader or gives other values."""
 
 import pytest
-from support.fuzz_files import EIGHT, fuzz, made_weights
+from support.fuzz_files import EIGHT, fuzz
+from support.networks import random_weights
 
 from vggjax.weights.weight_file import read_weights, write_weights
 
 counts = pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 
-WEIGHTS = made_weights(EIGHT)
+WEIGHTS = random_weights(EIGHT)
 
 
 def read(path, check):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from support import hostile_archives, hostile_arrays, hostile_safetensors
-from support.hostile_layers import CASES, TINY, Case, made_weights, same
+from support.hostile_layers import CASES, TINY, TOP, Case, tiny_weights
+from support.networks import assert_same_weights
 
 from vggjax.cli.main import main
 from vggjax.errors import CODES, WeightsError
-from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.models.params import extract
 from vggjax.weights.load import load_base, load_pretrained
@@ -21,7 +21,7 @@ from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 assert hostile_archives and hostile_arrays and hostile_safetensors  # they register their cases
 pytestmark = pytest.mark.usefixtures("fast_parser")
 
-HEADS = {"base": None, "top": Head("flatten", (6,), outputs=3)}
+HEADS = {"base": None, "top": TOP}
 
 
 def tree(folder):
@@ -40,10 +40,9 @@ def load(path, head):
 def test_the_good_files_behind_the_cases_load(tmp_path):
     for ending in (".h5", ".weights.h5", ".keras", ".safetensors"):
         for top, head in ((False, "base"), (True, "top")):
-            weights = made_weights(top=top)
+            weights = tiny_weights(top=top)
             write_weights(tmp_path / f"w{ending}", weights)
-            got = extract(load(tmp_path / f"w{ending}", head))
-            assert got.keys() == weights.keys() and same(got, weights)
+            assert_same_weights(extract(load(tmp_path / f"w{ending}", head)), weights)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -82,11 +81,11 @@ def test_a_refused_file_leaves_the_model_unchanged(tmp_path):
             case.make(tmp_path / f"bad{case.ending}")
             with pytest.raises(WeightsError):
                 load_base(model, WeightFile(tmp_path / f"bad{case.ending}"))
-    assert same(extract(model), before)
+    assert_same_weights(extract(model), before)
 
 
 def test_the_notes_list_what_was_cast_and_what_was_left_out(tmp_path):
-    write_weights(tmp_path / "w.h5", made_weights())
+    write_weights(tmp_path / "w.h5", tiny_weights())
     with h5py.File(tmp_path / "w.h5", "r+") as file:
         kernel = file["block1_conv1/block1_conv1_W_1:0"][()]
         del file["block1_conv1/block1_conv1_W_1:0"]
@@ -102,7 +101,7 @@ def test_the_notes_list_what_was_cast_and_what_was_left_out(tmp_path):
 
 
 def test_mixed_byte_orders_are_refused_and_a_foreign_one_is_read(tmp_path):
-    weights = made_weights()
+    weights = tiny_weights()
     for name, layers in {"both": ["block3_conv1"], "one": list(weights)}.items():
         path = tmp_path / f"{name}.h5"
         write_weights(path, weights)
@@ -115,11 +114,11 @@ def test_mixed_byte_orders_are_refused_and_a_foreign_one_is_read(tmp_path):
     with pytest.raises(WeightsError, match=r"block3_conv1.*another byte order") as caught:
         read_weights(tmp_path / "both.h5")
     assert caught.value.code == "E_DTYPE"
-    assert same(read_weights(tmp_path / "one.h5"), weights)
+    assert_same_weights(read_weights(tmp_path / "one.h5"), weights)
 
 
 def test_a_file_that_is_being_written_is_distinguished_from_a_damaged_one(tmp_path):
-    write_weights(tmp_path / "w.h5", made_weights())
+    write_weights(tmp_path / "w.h5", tiny_weights())
     with h5py.File(tmp_path / "w.h5", "r+"):
         with pytest.raises(WeightsError, match="another program is writing it") as caught:
             read_weights(tmp_path / "w.h5")

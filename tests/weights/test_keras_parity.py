@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from support.networks import assert_same_weights
 
 from vggjax.data.images.preprocess import (
     INTERPOLATIONS,
@@ -31,7 +32,6 @@ from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract
 from vggjax.weights.digests import PUBLISHED
 from vggjax.weights.load import load_pretrained
-from vggjax.weights.names import layer_order
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
 # Keras turns TensorFlow's variables into NumPy's in a way that NumPy 2 deprecates.
@@ -90,14 +90,6 @@ def weights_of(model):
     }
 
 
-def assert_equal(got, want):
-    assert list(got) == sorted(want, key=layer_order)
-    for layer, params in want.items():
-        assert set(got[layer]) == set(params)
-        for name, array in params.items():
-            np.testing.assert_array_equal(got[layer][name], array, err_msg=f"{layer}/{name}")
-
-
 def assert_close(got, want, message=""):
     want = np.asarray(want)
     largest = float(np.abs(want).max())
@@ -119,7 +111,7 @@ def assert_layouts_and_taps_agree(keras, model, ours, folder):
     want = weights_of(model)
     for ending in KERAS_LAYOUTS:
         save(model, folder / f"keras{ending}")
-        assert_equal(read_weights(folder / f"keras{ending}"), want)
+        assert_same_weights(read_weights(folder / f"keras{ending}"), want)
     before = model.get_weights()
     for ending in (".h5", ".weights.h5"):
         write_weights(folder / f"ours{ending}", want)
@@ -279,7 +271,7 @@ def test_keras_saves_our_archive_again_with_the_same_bits(keras, tmp_path):
     want = extract(our_model("flatten-6-3", arch="tiny_bn"))
     write_weights(tmp_path / "ours.keras", want)
     keras.models.load_model(tmp_path / "ours.keras").save(tmp_path / "keras.keras")
-    assert_equal(read_weights(tmp_path / "keras.keras"), want)
+    assert_same_weights(read_weights(tmp_path / "keras.keras"), want)
 
 
 def test_keras_loads_the_legacy_file_by_name_into_a_model_with_another_top(keras, tmp_path):

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 from support.apart import run_apart
-from support.hostile_layers import made_weights
+from support.hostile_layers import tiny_weights
 
 from vggjax.weights.weight_file import write_weights
 
@@ -81,7 +81,7 @@ def check(events, path):
 def files(tmp_path):
     """Good files by ending, and an archive with a Lambda that would leave a mark."""
     for ending in ENDINGS:
-        write_weights(tmp_path / f"good{ending}", made_weights())
+        write_weights(tmp_path / f"good{ending}", tiny_weights())
     config = {"class_name": "Lambda", "config": {"function": f"open({str(tmp_path / 'mark')!r})"}}
     with zipfile.ZipFile(tmp_path / "bad.keras", "w") as archive:
         archive.write(tmp_path / "good.weights.h5", "model.weights.h5")

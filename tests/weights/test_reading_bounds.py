@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import hostile_archives, hostile_arrays, hostile_safetensors
 from support.apart import run_apart
-from support.hostile_layers import CASES, made_weights
+from support.hostile_layers import CASES, tiny_weights
 
 from vggjax.weights.weight_file import write_weights
 
@@ -70,11 +70,11 @@ def test_a_bomb_costs_neither_memory_nor_time(tmp_path):
 
 @pytest.mark.parametrize("ending", [".h5", ".keras", ".safetensors"])
 def test_reading_allocates_as_much_as_the_file_is_long(tmp_path, ending):
-    weights, path, good = made_weights(), tmp_path / f"w{ending}", tmp_path / f"good{ending}"
+    weights, path, good = tiny_weights(), tmp_path / f"w{ending}", tmp_path / f"good{ending}"
     weights["fc1"] = {"kernel": np.ones((4, 2**21), "f4"), "bias": np.ones(2**21, "f4")}
     weights["predictions"] = {"kernel": np.ones((2**21, 3), "f4"), "bias": np.ones(3, "f4")}
     write_weights(path, weights)
-    write_weights(good, made_weights())  # brings in whatever every file needs
+    write_weights(good, tiny_weights())  # brings in whatever every file needs
     _, (outcome, raised) = read_apart(good, path)
     size_bytes = path.stat().st_size
     assert outcome == "read" and size_bytes > 2**26
@@ -85,8 +85,8 @@ def test_reading_allocates_as_much_as_the_file_is_long(tmp_path, ending):
 
 def test_a_packed_array_is_read_chunk_by_chunk(tmp_path):
     path, good = tmp_path / "w.h5", tmp_path / "good.h5"
-    write_weights(good, made_weights())
-    write_weights(path, made_weights())
+    write_weights(good, tiny_weights())
+    write_weights(path, tiny_weights())
     numbers = np.tile(np.random.default_rng(0).standard_normal(2**12, np.float32), (2**11, 2))
     with h5py.File(path, "r+") as file:
         group = file.create_group("fc1")

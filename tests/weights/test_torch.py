@@ -4,6 +4,7 @@ bit for bit.
 
 import numpy as np
 import pytest
+from support.networks import assert_same_weights
 from support.torch_models import make_images, needs_torch, run, timm_vgg, torchvision_vgg
 
 from vggjax.errors import WeightsError
@@ -42,13 +43,6 @@ def load_state(path):
 
 def make_tiny(style, norm):
     return MODELS[style](CONVS_TINY, norm=norm, **TINY)
-
-
-def assert_equal(first, second):
-    assert {k: list(v) for k, v in first.items()} == {k: list(v) for k, v in second.items()}
-    for layer, params in second.items():
-        for name, array in params.items():
-            np.testing.assert_array_equal(first[layer][name], array, err_msg=f"{layer}/{name}")
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
@@ -142,7 +136,7 @@ def test_batch_counters_may_be_missing_and_a_wrapper_may_prefix_the_names(tmp_pa
     state = {f"module.{k}": v for k, v in model.state_dict().items() if "num_batches" not in k}
     torch.save({"state_dict": state}, tmp_path / "w.pth")
     save(model, tmp_path / "plain.pth")
-    assert_equal(read_weights(tmp_path / "w.pth"), read_weights(tmp_path / "plain.pth"))
+    assert_same_weights(read_weights(tmp_path / "w.pth"), read_weights(tmp_path / "plain.pth"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
@@ -154,7 +148,7 @@ def test_other_float_types_and_the_format_before_2020_are_read(tmp_path, dtype, 
     torch.save(model.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=not is_legacy)
     save(model.to(torch.float32), tmp_path / "w.safetensors")
     notes = []
-    assert_equal(
+    assert_same_weights(
         read_weights(tmp_path / "w.pth", notes=notes), read_weights(tmp_path / "w.safetensors")
     )
     assert notes == [f"22 arrays stored as {dtype} became float32"]
@@ -233,4 +227,4 @@ def test_torchvision_can_have_any_top_and_timm_only_its_own(tmp_path):
     state = torch.load(tmp_path / "w.pth", weights_only=True)
     top = [key for key in state if "classifier" in key]
     assert top == ["classifier.0.weight", "classifier.0.bias"]
-    assert_equal(read_weights(tmp_path / "w.pth"), weights)
+    assert_same_weights(read_weights(tmp_path / "w.pth"), weights)
