@@ -1,9 +1,8 @@
-"""Small bad weight files: no weight files, truncated ones, pickles, archives, other models'."""
+"""Small bad weight files: no weight files, truncated ones, archives, other models'."""
 
 import io
 import json
 import os
-import pickle
 import stat
 import warnings
 import zipfile
@@ -15,9 +14,6 @@ from support.hostile_layers import CASES, TINY, Case, L, tiny_weights
 from support.networks import random_weights
 from vggjax.models.arch import Arch
 from vggjax.weights.weight_file import write_weights
-
-MARKER = "marker"
-"""Code inside a file, if it were run, would create a file of this name beside it."""
 
 
 def case(name, ending, code, mention="", *, model=""):
@@ -71,30 +67,6 @@ for _ending, _code in {".h5": "E_TRUNCATED", ".weights.h5": "E_TRUNCATED", ".ker
                        ".safetensors": "E_TRUNCATED"}.items():  # fmt: skip
     cut(f"half of {_ending}", _ending, 0.5, _code)
     cut(f"all but a byte of {_ending}", _ending, 0, _code)
-
-
-class Evil:
-    """An object that creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
-for _ending in (".pth", ".h5", ".safetensors"):
-
-    @case(f"pickle with code as {_ending}", _ending, "E_CODE")
-    def _(path):
-        path.write_bytes(pickle.dumps(Evil(str(path.with_name(MARKER))), 2))
-
-
-@case("torch's archive with code", ".pth", "E_CODE")
-def _(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/data.pkl", pickle.dumps(Evil(str(path.with_name(MARKER))), 2))
-        archive.writestr("a/version", "3\n")
 
 
 # Another model's weights
@@ -151,9 +123,9 @@ def archive(name, code, mention="", *, config="{}", weights=True, packed=False):
 @archive("a wrong checksum", "E_ZIP", "CRC")
 def _(members, path):
     members.fp.flush()
-    at = path.read_bytes().index(tiny_weights()[L]["kernel"].tobytes())
+    start = path.read_bytes().index(tiny_weights()[L]["kernel"].tobytes())
     with open(path, "r+b") as file:
-        file.seek(at + 3)
+        file.seek(start + 3)
         file.write(b"\x41")
 
 

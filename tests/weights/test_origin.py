@@ -63,6 +63,7 @@ def test_the_source_is_passed_on_from_file_to_file_and_into_model_json(start, tm
     first = sha256(start)
     convert_file(start, tmp_path / "a.keras")
     convert_file(tmp_path / "a.keras", tmp_path / "b.safetensors")
+    assert WeightFile(tmp_path / "b.safetensors").info.metadata["arch"] == "tiny"
     run = prepare_run(make_config(tmp_path / "b.safetensors", tmp_path / "run"))
     provenance = run.info.provenance
     expected = {
