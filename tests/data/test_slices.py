@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from support.made_source import source
 
-from vggjax.data.splits.slices import Slices
 from vggjax.data.splits.splits import SPLITS, make_splits, parse_split
 from vggjax.errors import ConfigError, DataError
 
@@ -137,5 +136,5 @@ def test_invalid_slices_are_refused_by_the_parser(text, words):
 
 
 def test_slices_are_distinguished_from_fractions():
-    assert parse_split("train[:80%],test") == Slices({"train": "train[:80%]", "test": "test"})
+    assert parse_split("train[:80%],test") == {"train": "train[:80%]", "test": "test"}
     assert parse_split("0.8,0.1,0.1") == (0.8, 0.1, 0.1)

@@ -17,7 +17,7 @@ from support.tfds_archives import CIFAR, FLOWERS, HIDE_TENSORFLOW, jpeg, prepare
 from vggjax.data.images.decode import load_image
 from vggjax.data.sources import tfds
 from vggjax.data.sources.open import open_source
-from vggjax.data.splits.slices import Slices, resolve_slices
+from vggjax.data.splits.slices import parse_slices, resolve_slices
 from vggjax.data.splits.splits import make_splits
 from vggjax.errors import DataError
 
@@ -140,7 +140,7 @@ def test_a_slice_has_the_images_that_tfds_reads(cifar10, part, rest):
     builder = tfds.builder_from_directory(info.parent)
     expected = [row["image"].tobytes() for row in builder.as_data_source(part)]
     # Not by make_splits: with so few images a slice lacks some classes.
-    indices = resolve_slices(source, Slices.parse(f"{part},{rest}"))["train"]
+    indices = resolve_slices(source, parse_slices(f"{part},{rest}"))["train"]
     assert [source.read(i).pixels.tobytes() for i in indices] == expected
 
 

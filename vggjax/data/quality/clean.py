@@ -62,15 +62,9 @@ class CleanCopy:
 def check_output(
     dataset: str, out: str | os.PathLike[str], files: Iterable[Path] = ()
 ) -> tuple[Path, Path, Path]:
-    """Check the destination of a copy, before any image is decoded.
+    """Return the full paths of the copy, of the incomplete copy and of the table of changes.
 
-    Args:
-        dataset: the name of the dataset.
-        out: the new folder.
-        files: the dataset's images, if they are known, wherever its links lead.
-
-    Returns:
-        The full paths of the copy, of the incomplete copy, and of the table of changes.
+    Without `files`, the dataset's images, this checks what it can before any image is decoded.
 
     Raises:
         DataError: the dataset has no files to copy, or `out` is unsuitable.

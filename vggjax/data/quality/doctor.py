@@ -109,11 +109,8 @@ def _add_unreadable(entries: _Entries, source: Source, unreadable: dict[int, str
 
 
 def _add_duplicates(entries: _Entries, source: Source, duplicates: Duplicates) -> None:
-    def has_conflict(images: list[int]) -> bool:
-        return len(set(source.labels[images])) > 1
-
-    def has_leak(images: list[int]) -> bool:
-        return len(set(source.split_of[images]) - {""}) > 1
+    def differ(values: np.ndarray, images: list[int]) -> bool:
+        return len(set(values[images].tolist()) - {""}) > 1
 
     for group in duplicates.members(exact=True):
         entries["exact_duplicate"].append(Entry(tuple(group), count=len(group) - 1))
@@ -123,10 +120,10 @@ def _add_duplicates(entries: _Entries, source: Source, duplicates: Duplicates) -
             by_pixels[int(duplicates.exact_groups[i])].append(i)
         if len(by_pixels) > 1:
             entries["near_duplicate"].append(Entry(tuple(group), count=len(by_pixels) - 1))
-        for kind, differs in (("label_conflict", has_conflict), ("leaked", has_leak)):
-            exact = [images for images in by_pixels.values() if differs(images)]
+        for kind, values in (("label_conflict", source.labels), ("leaked", source.split_of)):
+            exact = [images for images in by_pixels.values() if differ(values, images)]
             entries[kind] += [Entry(tuple(images), "equal pixels") for images in exact]
-            if not exact and differs(group):
+            if not exact and differ(values, group):
                 entries[kind].append(Entry(tuple(group), "near-duplicates"))
 
 

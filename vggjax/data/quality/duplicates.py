@@ -112,7 +112,6 @@ class _Images:
         self.comparable = np.zeros(count, bool)  # large enough for a perceptual hash
         self.sizes = np.zeros((count, 2), np.int32)
         self.notes: list[tuple[str, ...]] = [()] * count
-        self._known_notes: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object per value
         self.unreadable: dict[int, str] = {}
 
     def decode(
@@ -137,7 +136,7 @@ class _Images:
             return str(error)
         height, width = pixels.shape[:2]
         self.sizes[i] = width, height
-        self.notes[i] = self._known_notes.setdefault(notes, notes)
+        self.notes[i] = notes
         digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=16)
         digest.update(np.ascontiguousarray(pixels).data)
         self.digests[i] = np.void(digest.digest())
@@ -159,11 +158,8 @@ def _group_equal(digests: np.ndarray, unreadable: dict[int, str]) -> np.ndarray:
 def _near_pairs(
     hashes: np.ndarray, thumbs: np.ndarray, indices: np.ndarray, threads: ThreadPoolExecutor
 ) -> np.ndarray:
-    """Return the pairs among `indices` that are near-duplicates, int64 (K, 2).
-
-    All pairs of hashes are compared block by block: 200,000 images are 20 billion pairs, 16 s of
-    one core.
-    """
+    """Return the pairs among `indices` that are near-duplicates, int64 (K, 2)."""
+    # Block by block: 200,000 images are 20 billion pairs of hashes, 16 s of one core.
     hashes = hashes[indices]
 
     def search(starts: range) -> np.ndarray:

@@ -48,8 +48,6 @@ _MAX_FIRST_RESIDUAL = 0.25
 _MAX_SHIFT = 1.5
 """Thumbnail pixels: 9 % of the side."""
 
-_CHUNK = 1024
-
 
 _DCT = np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(_HASH_PX) + 1) / (2 * _HASH_PX))
 """The 8 lowest frequencies of the DCT-II, (8, 32)."""
@@ -104,15 +102,8 @@ def is_near_duplicate(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
     Each pair is decided independently of the others, in about 0.1 ms.
     """
-    is_same = np.zeros(len(one), bool)
-    for start in range(0, len(one), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        contrast = np.minimum(one[part].std(1), other[part].std(1))
-        is_same[part] = _match(_normalized(one[part]), _normalized(other[part]), contrast)
-    return is_same
-
-
-def _match(one: np.ndarray, other: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    contrast = np.minimum(one.std(1), other.std(1))
+    one, other = _normalized(one), _normalized(other)
     correlation = np.einsum("kij,kij->k", one, other) / THUMB_PX**2
     pairs = np.flatnonzero(correlation >= _MIN_CORRELATION)
     residual, moves = _fit(one[pairs], other[pairs])
@@ -159,18 +150,16 @@ _AXIS = (np.arange(THUMB_PX, dtype=np.float32) - (THUMB_PX - 1) / 2) / (THUMB_PX
 
 def _normalized(thumbs: np.ndarray) -> np.ndarray:
     """Normalize brightness and contrast; float32 (K, 16, 16)."""
-    flat = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    flat = thumbs.astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
     flat /= np.maximum(flat.std(1, keepdims=True), 1e-3)
-    return flat.reshape(-1, THUMB_PX, THUMB_PX)
+    return flat.reshape(len(flat), THUMB_PX, THUMB_PX)
 
 
 def _fit(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit `other` by `one` and its motion; return the residuals (K,) and the motion (K, 4).
-
-    One step of Lucas and Kanade (1981): a small motion changes an image along its gradient. The
-    motion is the shift in x and y, then the stretch in x and y, in pixels at the border.
-    """
+    """Fit `other` by `one` and its motion; return the residuals (K,) and the motion (K, 4)."""
+    # One step of Lucas and Kanade (1981): a small motion changes an image along its gradient. The
+    # motion is the shift in x and y, then the stretch in x and y, in pixels at the border.
     middle = (one + other) / 2
     inner = (slice(None), slice(1, -1), slice(1, -1))
     dx = (middle[:, 1:-1, 2:] - middle[:, 1:-1, :-2]) / 2
@@ -179,10 +168,8 @@ def _fit(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parts = [np.ones_like(dx), one[inner], dx, dy, dx * x, dy * y]
     terms = np.stack([part.reshape(len(one), (THUMB_PX - 2) ** 2) for part in parts], 1)
     target = other[inner].reshape(len(one), (THUMB_PX - 2) ** 2, 1)
-    ridge = 1e-3 * np.eye(len(parts), dtype=np.float32)
-    solution = np.linalg.solve(
-        terms @ terms.transpose(0, 2, 1) + ridge, terms @ target
-    )  # (K, 6, 1)
+    squares = terms @ terms.transpose(0, 2, 1) + 1e-3 * np.eye(len(parts), dtype=np.float32)
+    solution = np.linalg.solve(squares, terms @ target)  # (K, 6, 1)
     unexplained = target - terms.transpose(0, 2, 1) @ solution
     residual = np.square(unexplained).mean((1, 2)) / np.maximum(target.var((1, 2)), 1e-6)
     return residual, solution[:, 2:, 0]

@@ -23,7 +23,11 @@ def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
     Raises:
         DataError: there is no such dataset (the nearest name is given), or it is unusable.
     """
-    return scan_source(dataset, data_dir=data_dir).checked()
+    scan = scan_source(dataset, data_dir=data_dir)
+    if scan.faults:
+        raise DataError(scan.faults[0])
+    assert scan.source is not None
+    return scan.source
 
 
 def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:

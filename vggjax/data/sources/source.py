@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage, read_image
-from vggjax.errors import DataError, join_names, nearest_name
+from vggjax.errors import join_names, nearest_name
 
 SPLIT_WORDS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
 """Accepted split names, in lower case -> `train`, `val` or `test`."""
@@ -83,17 +83,6 @@ class Scan:
     """Images next to the class folders, below the root: they have no label."""
     missing: tuple[str, ...] = ()
     """Paths in a CSV that do not exist, as written there."""
-
-    def checked(self) -> Source:
-        """Return the dataset.
-
-        Raises:
-            DataError: the first of `faults`.
-        """
-        if self.faults:
-            raise DataError(self.faults[0])
-        assert self.source is not None
-        return self.source
 
 
 def fingerprint(

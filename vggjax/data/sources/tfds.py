@@ -16,11 +16,9 @@ import importlib.util
 import inspect
 import os
 import re
-import socket
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterable
@@ -165,10 +163,14 @@ def _prepare(builder: Any) -> None:
             f"Preparing {builder.name} for the first time needs TensorFlow (reading it later does "
             f'not): pip install "tensorflow-cpu>=2.21"'
         )
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        _check_manual_files(builder)
-    else:
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         _check_reachable(builder)
+    elif not (manual := _manual_folder(builder)).is_dir() or not any(manual.iterdir()):
+        instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise DataError(
+            f"{builder.name} must be downloaded by hand. Put its files into {printable(manual)} as "
+            f"tfds describes: {instructions[:600]}"
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -183,16 +185,6 @@ def _prepare(builder: Any) -> None:
             builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
         except Exception as error:  # the builder, the network or the disk may raise anything
             raise DataError(f"tfds cannot prepare {builder.name}: {_reason(error)}") from error
-
-
-def _check_manual_files(builder: Any) -> None:
-    folder = _manual_folder(builder)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-        raise DataError(
-            f"{builder.name} must be downloaded by hand. Put its files into {printable(folder)} as "
-            f"tfds describes: {instructions[:600]}"
-        )
 
 
 def _check_reachable(builder: Any) -> None:
@@ -273,14 +265,10 @@ def _server(url: str) -> str:
 
 def _probe(url: str, reachable: set[str]) -> None:
     """Add the URL's server to `reachable` if it answers, through a proxy if one is configured."""
-    parts = urllib.parse.urlsplit(url)
     try:
-        if parts.scheme in ("http", "https"):
+        if "://" in url:  # not by urlopen, which would cache the proxies of its first call
             request = urllib.request.Request(url, method="HEAD")
-            # urlopen would cache the proxies of its first call.
             urllib.request.build_opener().open(request, timeout=PROBE_S).close()
-        elif parts.scheme == "ftp":
-            socket.create_connection((parts.hostname or "", 21), timeout=PROBE_S).close()
     except urllib.error.HTTPError as error:  # an answer, though not to HEAD
         error.close()
         if error.code in _GATEWAY_ERRORS:

@@ -7,7 +7,6 @@ slices are refused: training images would be tested.
 """
 
 import re
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -19,30 +18,22 @@ from vggjax.errors import ConfigError, DataError, unknown_name
 _HINT = "Write slices such as 'train[:70%],train[70%:85%],train[85%:]'."
 
 
-@dataclass(frozen=True)
-class Slices:
-    """The slices of a dataset that make up its splits."""
+def parse_slices(text: str) -> dict[str, str]:
+    """Return split -> its slice, in tfds' syntax, of two or three slices separated by commas.
 
-    by_split: dict[str, str]
-    """train, test and possibly val -> the slice, in tfds' syntax."""
-
-    @classmethod
-    def parse(cls, text: str) -> "Slices":
-        """Parse two or three slices, separated by commas.
-
-        Raises:
-            ConfigError: another number of slices, or one that tfds cannot parse.
-        """
-        parts = [part.strip() for part in text.split(",")]
-        if len(parts) not in (2, 3):
-            raise ConfigError(
-                f"`split` takes two slices (train, test) or three (train, val, test); got "
-                f"{len(parts)} in {text!r}. {_HINT}"
-            )
-        for part in parts:
-            _parse_slice(part)
-        names = ("train", "test") if len(parts) == 2 else ("train", "val", "test")
-        return cls(dict(zip(names, parts, strict=True)))
+    Raises:
+        ConfigError: another number of slices, or one that tfds cannot parse.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (2, 3):
+        raise ConfigError(
+            f"`split` takes two slices (train, test) or three (train, val, test); got "
+            f"{len(parts)} in {text!r}. {_HINT}"
+        )
+    for part in parts:
+        _parse_slice(part)
+    names = ("train", "test") if len(parts) == 2 else ("train", "val", "test")
+    return dict(zip(names, parts, strict=True))
 
 
 def looks_like_slices(text: str) -> bool:
@@ -51,7 +42,7 @@ def looks_like_slices(text: str) -> bool:
     return any(re.match(r"(?!nan|inf)[a-z_]", part) or "[" in part for part in parts)
 
 
-def resolve_slices(source: Source, slices: Slices) -> dict[str, np.ndarray]:
+def resolve_slices(source: Source, slices: dict[str, str]) -> dict[str, np.ndarray]:
     """Return split -> indices into the source, int64.
 
     Raises:
@@ -59,12 +50,11 @@ def resolve_slices(source: Source, slices: Slices) -> dict[str, np.ndarray]:
             overlap.
     """
     official = source.splits or {"train": np.arange(len(source))}
-    texts = slices.by_split
-    splits = {name: _resolve_slice(source.name, official, text) for name, text in texts.items()}
+    splits = {name: _resolve_slice(source.name, official, text) for name, text in slices.items()}
     for (one, first), (other, second) in combinations(splits.items(), 2):
         if num_shared := len(np.intersect1d(first, second)):
             raise DataError(
-                f"`split`: {texts[one]} ({one}) and {texts[other]} ({other}) overlap; images in "
+                f"`split`: {slices[one]} ({one}) and {slices[other]} ({other}) overlap; images in "
                 f"both: {num_shared:,}. {_HINT}"
             )
     return splits

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vggjax.data.sources.source import Source
-from vggjax.data.splits.slices import Slices, looks_like_slices, resolve_slices
+from vggjax.data.splits.slices import looks_like_slices, parse_slices, resolve_slices
 from vggjax.data.splits.stratify import count_distinct, stratified_split
 from vggjax.errors import ConfigError, DataError, join_names, printable
 
@@ -36,14 +36,14 @@ _SLICES_HINT = (
 )
 
 
-def parse_split(text: str) -> Fractions | Slices:
+def parse_split(text: str) -> Fractions | dict[str, str]:
     """Parse fractions of train, val and test, `0.8,0.1,0.1`, or slices, `train[:80%],test`.
 
     Raises:
         ConfigError: fractions that are not three, positive and with the sum 1, or bad slices.
     """
     if looks_like_slices(text):
-        return Slices.parse(text)
+        return parse_slices(text)
     try:
         train, val, test = (float(part) for part in text.split(","))
     except ValueError:
@@ -62,7 +62,7 @@ def parse_split(text: str) -> Fractions | Slices:
 
 def make_splits(
     source: Source,
-    split: Fractions | Slices = FRACTIONS,
+    split: Fractions | dict[str, str] = FRACTIONS,
     seed: int = 0,
     groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ def make_splits(
     Raises:
         DataError: a split without images, or without one of the classes; with the counts.
     """
-    if isinstance(split, Slices):
+    if isinstance(split, dict):
         splits, fractions = resolve_slices(source, split), FRACTIONS
     else:
         splits, fractions = dict(source.splits or {"train": np.arange(len(source))}), split
@@ -87,7 +87,7 @@ def make_splits(
         train = np.asarray(splits.get("train", ()), np.int64)
         splits.update(stratified_split(source.labels, train, shares, seed, groups))
     splits = {name: np.sort(np.asarray(splits[name], np.int64)) for name in SPLITS}
-    hint = _SLICES_HINT if isinstance(split, Slices) else ""
+    hint = _SLICES_HINT if isinstance(split, dict) else ""
     _check_classes(source, splits, fixed=fixed, hint=hint)
     _check_not_empty(source, splits)
     return splits

@@ -128,14 +128,12 @@ def _target_counts(
 
 
 def _apportion(total: int, shares: dict[str, float], owed: dict[str, float]) -> dict[str, int]:
-    """Distribute `total` by the largest remainder, at least one to each part.
-
-    Ties go to the part that earlier classes shortchanged the most: otherwise, with many classes of
-    fifteen examples each, val would be twice as large as test.
-    """
+    """Distribute `total` by the largest remainder, at least one to each part."""
     exact = {name: total * share for name, share in shares.items()}
     counts = {name: max(1, int(value + 1e-9)) for name, value in exact.items()}
 
+    # Ties go to the part that earlier classes shortchanged the most: otherwise, with many classes
+    # of fifteen examples each, val would be twice as large as test.
     def remainder(name: str) -> tuple[float, float]:
         return round(exact[name] - counts[name], 6), round(owed[name], 6)
 
