@@ -7,6 +7,8 @@ layer `gap` run the head alone and compile in a fraction of a second.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -50,9 +52,12 @@ class Step(NamedTuple):
     state: TrainState
     model: VGG
     placement: Placement
+    is_stacked: bool
 
     def __call__(self, state, batch):
-        return self.run(state, self.placement.put_batch(batch))
+        """Run the step on a copy of the state, which can be used again."""
+        state = jax.tree.map(jnp.copy, state)  # the step reuses its memory
+        return self.run(state, self.placement.put_batch(batch, stack_batches=self.is_stacked))
 
 
 def make_step(
@@ -66,7 +71,7 @@ def make_step(
     stack_batches: bool = False,
     **settings,
 ) -> Step:
-    """Return the step of a run's last stage, at a constant rate; its states can be used again."""
+    """Return the step of a run's last stage, at a constant rate."""
     placement = placement or Placement(num_devices=1)
     model = VGG(arch, head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
     settings = {"weights": "none", "unfreeze": "all", "warmup_epochs": 0} | settings
@@ -86,7 +91,6 @@ def make_step(
         seed=5,
         after=after,
         stack_batches=stack_batches,
-        donate=False,
     )
     state = placement.put_state(make_state(model, tx, labels, ema=config.ema))
-    return Step(run, state, model, placement)
+    return Step(run, state, model, placement, stack_batches)

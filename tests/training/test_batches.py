@@ -96,7 +96,7 @@ def test_a_stack_holds_the_rows_of_its_batches():
 def test_a_stack_learns_what_its_batches_learn_one_by_one(kind, devices):
     # The last batch has six rows of padding: of four devices three see none of its images.
     batches = make_batches(5, masked=6)
-    placement = Placement(kind, devices)
+    placement = Placement(kind, num_devices=devices)
     settings = dict(placement=placement, after="gap", unfreeze="none", optimizer="nadam")
     step = make_step(**settings)
     expected, metrics = step.state, {}
@@ -107,7 +107,7 @@ def test_a_stack_learns_what_its_batches_learn_one_by_one(kind, devices):
     for every in (5, 2, 1):
         state, sums = step.state, MetricAccumulator(placement)
         for steps, stack in stack_batches(iter(batches), 5, step=0, every=every):
-            state, metrics = step.run(state, placement.put_batch(stack, stack_batches=True))
+            state, metrics = step(state, stack)
             sums.add(steps, metrics)
         assert sums.fetch() == pytest.approx(last, rel=1e-5)
         assert sums.sums["count"] == 34

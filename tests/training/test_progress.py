@@ -33,7 +33,7 @@ def test_sums_do_not_depend_on_when_they_are_fetched_or_how_steps_are_stacked():
     ("kind", "devices"), [("jit", 1), pytest.param("pmap", 4, marks=pytest.mark.slow)]
 )
 def test_steps_compile_once_and_transfer_nothing_implicitly(kind, devices):
-    placement, messages = Placement(kind, devices), []
+    placement, messages = Placement(kind, num_devices=devices), []
     step = make_step(placement=placement, augmentation=PRESETS["flip"], unfreeze="none")
     evaluate = make_eval_step(step.model, placement=placement, mode="torch")
     train_step, eval_step = CompiledStep(step.run, messages.append), CompiledStep(evaluate)

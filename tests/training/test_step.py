@@ -28,7 +28,7 @@ MIXED = Augmentation(rotation_range=30, horizontal_flip=True, mixup=0.4, cutmix=
 def learn(kind, devices, masked, augmentation, *, unfreeze, steps=2):
     step = make_step(
         BN,
-        placement=Placement(kind, devices),
+        placement=Placement(kind, num_devices=devices),
         augmentation=augmentation,
         unfreeze=unfreeze,
         optimizer="sgd",

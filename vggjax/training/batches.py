@@ -23,6 +23,7 @@ from jax import lax
 from vggjax.data.loader import Batch
 from vggjax.models.network import Network
 from vggjax.training.cache.plan import FeaturePlan
+from vggjax.training.parallel import Placement
 
 MAX_STACK_BYTES = 2**26
 """Of one stack of batches; a few of them are on the devices at a time."""
@@ -31,22 +32,10 @@ MAX_STACK_BYTES = 2**26
 class BatchLoader(Protocol):
     """A split in batches: a `SplitLoader`, or the `CachedFeatures` that replace its images."""
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
+    def __len__(self) -> int: ...
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        epoch: int = 0,
-        shuffle: bool = False,
-        start: int = 0,
-        process: tuple[int, int] = (0, 1),
-    ) -> Iterator[Batch]:
-        """Yield the batches of one pass, from number `start` on; see `SplitLoader.batches`."""
-        ...
+    def batches(self, *args: Any, **options: Any) -> Iterator[Batch]:
+        """Yield the batches of one pass; see `SplitLoader.batches`."""
 
 
 def epoch_batches(
@@ -56,7 +45,7 @@ def epoch_batches(
     *,
     batch_size: int,
     seed: int,
-    process: tuple[int, int] = (0, 1),
+    process: tuple[int, int],
 ) -> Iterator[Batch]:
     """Yield the training batches of the run's steps from `step` to before `until`."""
     steps_per_pass = -(-len(loader) // batch_size)
@@ -106,9 +95,7 @@ def stack_batches(
     steps = 0
     for batch in batches:
         if steps == 0:
-            stack = {
-                name: np.zeros((size, *rows.shape), rows.dtype) for name, rows in batch.items()
-            }
+            stack = {k: np.zeros((size, *rows.shape), rows.dtype) for k, rows in batch.items()}
             stack["index"][:] = -1
         for name, rows in batch.items():
             stack[name][steps] = rows
@@ -120,16 +107,15 @@ def stack_batches(
         yield steps, stack
 
 
-def multi_step(train_step: Callable[..., Any], axis_name: str | None) -> Callable[..., Any]:
+def multi_step(train_step: Callable[..., Any], placement: Placement) -> Callable[..., Any]:
     """Return a function that runs `train_step` on each batch of a stack.
 
     It returns the last state and every metric as (size,), 0 for missing batches.
     """
 
     def train_steps(state: Any, stack: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
-        is_present = (stack["index"] >= 0).any(1)  # (size,); the missing ones come last
-        if axis_name:  # a device may hold only padding of a batch that is present
-            is_present = lax.psum(is_present.astype(jnp.int32), axis_name) > 0
+        # (size,), the missing ones last; a device may hold only padding of a batch that is present
+        is_present = placement.sum((stack["index"] >= 0).any(1).astype(jnp.int32)) > 0
         first = jax.tree.map(lambda rows: rows[0], stack)
         shapes = jax.eval_shape(train_step, state, first)[1]
         metrics = jax.tree.map(lambda x: jnp.zeros(is_present.shape, x.dtype), shapes)

@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
-    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -23,7 +22,7 @@ from vggjax.errors import join_names, printable
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
 from vggjax.training.config import Config
-from vggjax.training.freezing import block_of, label_layers, peak_rates
+from vggjax.training.freezing import block_of, describe_rates, label_layers
 from vggjax.training.prepare import Progress as ProgressCallback
 from vggjax.training.prepare import RunContext
 from vggjax.training.recipes import lesson_of
@@ -108,9 +107,8 @@ def _describe_optimizer(config: Config) -> str:
     parts = [f"{config.optimizer}, {config.schedule} schedule"]
     if config.schedule == "plateau":
         parts[0] += f" (x {config.plateau_factor:g} after {config.plateau_patience} epochs)"
-    if config.warmup_epochs:
-        parts.append(f"warmup {config.warmup_epochs:g} epoch{'s' * (config.warmup_epochs != 1)}")
     names = {
+        "warmup_epochs": "warmup epochs",
         "weight_decay": "weight decay",
         "clip_norm": "gradient norm clipped at",
         "label_smoothing": "label smoothing",
@@ -130,15 +128,11 @@ def _describe_stage(run: RunContext, stage: Stage) -> str:
         for layer, parts in shapes(run.model).items()
     }
     trained = sum(size for layer, size in sizes.items() if labels[layer] != "frozen")
-    rates = ", ".join(
-        f"{label} {rate:.2g}" for label, rate in peak_rates(config).items()
-        if label in labels.values()
-    )  # fmt: skip
-    first, last = stage.first_epoch + 1, stage.first_epoch + stage.epochs
+    last = stage.first_epoch + stage.epochs
     return (
-        f"{stage.name}, epochs {first}-{last}, {run.steps_per_epoch} steps each: {trained:,} of "
-        f"{sum(sizes.values()):,} parameters train, {_describe_frozen(labels)}; learning rate "
-        f"{rates}"
+        f"{stage.name}, epochs {stage.first_epoch + 1}-{last}, {run.steps_per_epoch} steps each: "
+        f"{trained:,} of {sum(sizes.values()):,} parameters train, {_describe_frozen(labels)}; "
+        f"learning rate {describe_rates(config, labels)}"
     )
 
 
@@ -195,12 +189,20 @@ def _pixel_warning(run: RunContext) -> str:
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
     """Show a bar on a terminal during the `with`; yield the function (done, total) to move it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as progress:
-        task = progress.add_task(title, total=None)
+    with _make_progress(console) as progress:
+        task = progress.add_task(title, total=None, metrics="")
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _make_progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 class ProgressConsole:
@@ -208,17 +210,8 @@ class ProgressConsole:
 
     def __init__(self, console: Console, epochs: int):
         self._console, self._epochs = console, epochs
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(
-            *columns, console=console, disable=not console.is_terminal, transient=True
-        )
-        self._task: TaskID | None = None
+        self._progress = _make_progress(console)
+        self._task = self._progress.add_task("", visible=False, metrics="")
 
     def __enter__(self) -> "ProgressConsole":
         self._progress.start()
@@ -229,20 +222,18 @@ class ProgressConsole:
 
     def begin(self, title: str, total: int, *, done: int = 0) -> None:
         """Start a bar of `total` steps or images, in place of the last one."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(title, total=total, completed=done, metrics="")
+        self._progress.reset(
+            self._task, description=title, total=total, completed=done, visible=True, metrics=""
+        )
 
     def advance(self, done: int) -> None:
         """Move the bar to `done`."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=done)
+        self._progress.update(self._task, completed=done)
 
     def show_metrics(self, values: dict[str, float], images_per_s: float) -> None:
         """Show the latest training loss and accuracy beside the bar."""
         text = "loss {train/loss:.4f}, accuracy {train/accuracy:.3f}".format(**values)
-        if self._task is not None:
-            self._progress.update(self._task, metrics=f"{text}, {images_per_s:.0f} images/s")
+        self._progress.update(self._task, metrics=f"{text}, {images_per_s:.0f} images/s")
 
     def print_epoch(
         self, epoch: int, stage: str, values: dict[str, float], *, is_best: bool

@@ -48,15 +48,11 @@ def label_layers(
 ) -> dict[str, str]:
     """Label every layer that has parameters; the head always trains.
 
-    `by_block` labels an unfrozen layer with its block's name, so that the rates of blocks can
-    differ.
+    `by_block` labels an unfrozen layer with its block's name instead of `backbone`.
     """
-    base = model.arch.weighted_layers()
-    unfrozen = match_layers(unfreeze, base)
-    labels = {
-        name: "frozen" if name not in unfrozen else block_of(name) if by_block else "backbone"
-        for name in base
-    }
+    labels = dict.fromkeys(model.arch.weighted_layers(), "frozen")
+    for name in match_layers(unfreeze, labels):
+        labels[name] = block_of(name) if by_block else "backbone"
     head = model.head.layers() if model.head else ()
     return labels | {name: "head" for name in head if hasattr(model, name)}
 
@@ -72,7 +68,7 @@ def trainable(labels: Labels) -> Callable[[tuple, Any], bool]:
 
 
 def set_training_mode(model: Network, labels: Labels, *, axis_name: str | None = None) -> None:
-    """Let unfrozen batch normalizations use the batch; frozen ones use running statistics."""
+    """Let unfrozen batch normalizations use the batch, frozen ones their running statistics."""
     for name, label in labels.items():
         if "_bn" in name:
             layer = getattr(model, name)
@@ -97,15 +93,22 @@ def peak_rates(config: Config) -> dict[str, float]:
     return rates | {block: backbone * config.layer_decay**i for i, block in enumerate(blocks)}
 
 
+def describe_rates(config: Config, labels: Labels, *, factor: float = 1.0) -> str:
+    """Return the peak rates of the labels that train, times `factor`: `head 0.001`."""
+    used = labels.values()
+    rates = peak_rates(config).items()
+    return ", ".join(f"{label} {rate * factor:.2g}" for label, rate in rates if label in used)
+
+
 def make_schedules(config: Config, stage: Stage, steps_per_epoch: int) -> dict[str, optax.Schedule]:
     """Return the learning rate of each label as a function of the stage's step, from 0."""
     steps = stage.epochs * steps_per_epoch
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), steps // 2)
 
     def schedule(peak: float) -> optax.Schedule:
-        if config.schedule != "cosine":  # a plateau lowers TrainProgress.plateau_factor instead
-            return optax.warmup_constant_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
         first = peak / (warmup_steps + 1)  # not 0: the first step should learn, too
+        if config.schedule != "cosine":  # a plateau lowers TrainProgress.plateau_factor instead
+            return optax.warmup_constant_schedule(first, peak, warmup_steps)
         return optax.warmup_cosine_decay_schedule(first, peak, warmup_steps, steps)
 
     return {label: schedule(peak) for label, peak in peak_rates(config).items()}

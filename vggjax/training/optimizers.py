@@ -20,12 +20,12 @@ def scale_by_optimizer(
 ) -> optax.GradientTransformation:
     """Return the update rule `name` without its learning rate; adam and nadam use the betas."""
     rules = {
-        "adam": lambda: _scale_by_adam(beta1, beta2),
-        "nadam": lambda: _scale_by_nadam(beta1, beta2),
-        "rmsprop": lambda: optax.scale_by_rms(decay=0.9, eps=EPSILON),
-        "sgd": lambda: optax.trace(decay=0.9),
+        "adam": _scale_by_adam(beta1, beta2),
+        "nadam": _scale_by_nadam(beta1, beta2),
+        "rmsprop": optax.scale_by_rms(decay=0.9, eps=EPSILON),
+        "sgd": optax.trace(decay=0.9),
     }
-    return rules[name]()
+    return rules[name]
 
 
 def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
@@ -34,17 +34,10 @@ def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtra
     `factor` () lowers the rates during training; see `TrainProgress.factor`.
     """
 
-    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+    def init(params):
         return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
 
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        factor: jax.Array,
-        **extra: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates, state, params=None, *, factor, **_):
         rate = -schedule(state.count) * factor
         updates = jax.tree.map(lambda update: rate * update, updates)
         return updates, optax.ScaleByScheduleState(state.count + 1)
@@ -55,9 +48,7 @@ def scale_by_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtra
 def _scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
     """Kingma and Ba (arXiv:1412.6980), in the form at the end of their section 2."""
 
-    def update(
-        grads: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(grads, state, params=None):
         mean, square, count = _update_moments(grads, state, beta1, beta2)
         correction = jnp.sqrt(1 - beta2**count) / (1 - beta1**count)
         updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + EPSILON), mean, square)
@@ -77,30 +68,25 @@ class _NadamState(NamedTuple):
 def _scale_by_nadam(beta1: float, beta2: float) -> optax.GradientTransformation:
     """Dozat, "Incorporating Nesterov Momentum into Adam" (2016), algorithm 8."""
 
-    def momentum(count: jax.Array) -> jax.Array:
+    def momentum(count):
         return beta1 * (1 - 0.5 * 0.96**count)
 
-    def init(params: optax.Params) -> _NadamState:
+    def init(params):
         moments = _init_moments(params)
         return _NadamState(moments.count, moments.mu, moments.nu, jnp.ones([], jnp.float32))
 
-    def update(
-        grads: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(grads, state, params=None):
         mean, square, count = _update_moments(grads, state, beta1, beta2)
         current, following = momentum(count), momentum(count + 1)
         product = state.product * current
         mean_weight = following / (1 - product * following)
         grad_weight = (1 - current) / (1 - product)
         correction = 1 - beta2**count
-        updates = jax.tree.map(
-            lambda g, m, v: (
-                (mean_weight * m + grad_weight * g) / (jnp.sqrt(v / correction) + EPSILON)
-            ),
-            grads,
-            mean,
-            square,
-        )
+
+        def direction(g, m, v):
+            return (mean_weight * m + grad_weight * g) / (jnp.sqrt(v / correction) + EPSILON)
+
+        updates = jax.tree.map(direction, grads, mean, square)
         return updates, _NadamState(state.count + 1, mean, square, product)
 
     return optax.GradientTransformation(init, update)

@@ -32,17 +32,17 @@ class Placement:
         ConfigError: there are fewer devices, or the number does not divide over the processes.
     """
 
-    def __init__(self, kind: str = "jit", num_devices: int | None = None):
+    def __init__(self, kind: str = "jit", *, num_devices: int | None = None):
         self.kind = kind
         self.devices = _choose_devices(num_devices)
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
     def __str__(self) -> str:
         """Return the kind and number of the devices, for people: `4 x NVIDIA H100 (gpu)`."""
         device, count = self.devices[0], len(self.devices)
-        name = device.device_kind
-        if name != device.platform:
-            name = f"{name} ({device.platform})"
+        kind, platform = device.device_kind, device.platform
+        name = kind if kind == platform else f"{kind} ({platform})"
         return f"{count} x {name}" if count > 1 else name
 
     @property
@@ -59,12 +59,12 @@ class Placement:
     def _local_device_count(self) -> int:
         return len(self.devices) // self.process[1]
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Check that a batch divides over the devices.
+    def sum(self, tree: Any) -> Any:
+        """Sum a tree over the devices, inside a compiled function; jit's sums are whole already."""
+        return lax.psum(tree, AXIS) if self.kind == "pmap" else tree
 
-        Raises:
-            ConfigError: it does not; the message names the nearest sizes that do.
-        """
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise a ConfigError that names the nearest valid sizes unless a batch divides evenly."""
         count = len(self.devices)
         if batch_size % count:
             low, high = batch_size // count * count, (batch_size // count + 1) * count
@@ -82,22 +82,21 @@ class Placement:
             put = partial(jax.make_array_from_process_local_data, sharding)
             return jax.tree.map(put, stacked)
         # A copy, not an alias: the step donates its state, and the caller may keep using the tree.
-        replicated = NamedSharding(self._mesh, PartitionSpec())
-        return jax.device_put(tree, replicated, may_alias=False)
+        return jax.device_put(tree, self._replicated, may_alias=False)
 
     def put_batch(
         self, batch: dict[str, np.ndarray], *, stack_batches: bool = False
     ) -> dict[str, jax.Array]:
         """Split this process' rows of a batch (B, ...), or stacked batches (size, B, ...)."""
-        by_row = PartitionSpec(None, AXIS) if stack_batches else PartitionSpec(AXIS)
+        axis = int(stack_batches)  # of the rows
+        by_row = PartitionSpec(*[None] * axis, AXIS)
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS) if self.kind == "pmap" else by_row)
 
         def put(rows: np.ndarray) -> jax.Array:
             if self.kind == "pmap":  # the device axis comes first
-                size = rows.shape[:1] if stack_batches else ()
-                shape = (*size, self._local_device_count, -1, *rows.shape[1 + stack_batches :])
-                rows = np.moveaxis(rows.reshape(shape), int(stack_batches), 0)
-            spec = PartitionSpec(AXIS) if self.kind == "pmap" else by_row
-            return jax.make_array_from_process_local_data(NamedSharding(self._mesh, spec), rows)
+                shape = (*rows.shape[:axis], self._local_device_count, -1, *rows.shape[axis + 1 :])
+                rows = np.moveaxis(rows.reshape(shape), axis, 0)
+            return jax.make_array_from_process_local_data(sharding, rows)
 
         return {name: put(rows) for name, rows in batch.items()}
 
@@ -120,22 +119,15 @@ class Placement:
         devices to every device, in the devices' order.
         """
         donated = (0,) if donate_state else ()
-        if self.kind == "pmap":
+        if self.kind == "jit":
+            jit = partial(jax.jit, function, donate_argnums=donated)
+            return jit(out_shardings=self._replicated) if gather else jit()
 
-            def gathered(state: Any, batch: Any) -> Any:
-                outputs = function(state, batch)
-                return jax.tree.map(lambda x: lax.all_gather(x, AXIS, tiled=True), outputs)
+        def gathered(state: Any, batch: Any) -> Any:
+            return lax.all_gather(function(state, batch), AXIS, tiled=True)
 
-            return jax.pmap(
-                gathered if gather else function,
-                axis_name=AXIS,
-                devices=self.devices,
-                donate_argnums=donated,
-            )
-        if not gather:
-            return jax.jit(function, donate_argnums=donated)
-        replicated = NamedSharding(self._mesh, PartitionSpec())
-        return jax.jit(function, donate_argnums=donated, out_shardings=replicated)
+        mapped = gathered if gather else function
+        return jax.pmap(mapped, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
 
 
 def _choose_devices(num_devices: int | None) -> list[jax.Device]:
@@ -152,19 +144,17 @@ def _choose_devices(num_devices: int | None) -> list[jax.Device]:
         raise ConfigError(
             f"`devices` must be a multiple of the {processes} processes; got {num_devices}."
         )
-    chosen: list[jax.Device] = []
+    each, chosen = num_devices // processes, []
     for process in range(processes):
-        local = [device for device in devices if device.process_index == process]
-        chosen += local[: num_devices // processes]
+        chosen += [device for device in devices if device.process_index == process][:each]
     return chosen
 
 
 def exit_process(code: int) -> None:
     """End this process at once if it is one of several; otherwise do nothing.
 
-    For a process that gives up: an orderly exit would wait for the others, which wait for its rows.
-    jax.distributed then ends the others with exit code 134, after its heartbeat timeout of 100
-    seconds.
+    An orderly exit would wait for the others, which wait for its rows. jax.distributed ends them
+    with exit code 134, after its heartbeat timeout of 100 seconds.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         sys.stdout.flush()

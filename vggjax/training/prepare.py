@@ -107,7 +107,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     """
     weight_file = _open_given(config)
     config = resolve(config, weight_file)
-    placement = Placement(config.parallel, config.devices)
+    placement = Placement(config.parallel, num_devices=config.devices)
     placement.check_batch_size(config.batch_size)
     source = open_source(config.dataset, data_dir=config.data_dir)
     head = Head.parse(config.head).for_classes(len(source.class_names))

@@ -114,7 +114,7 @@ class MetricAccumulator:
 class CompiledStep:
     """A compiled step that measures its compilation, and reports it to `log`.
 
-    Implicit transfers to the devices are errors, as each would make the host wait.
+    Implicit transfers to the devices are errors: each would make the host wait.
     """
 
     def __init__(self, step: Callable[..., Any], log: Callable[[str], None] | None = None):

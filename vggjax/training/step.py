@@ -101,82 +101,64 @@ def make_train_step(
     seed: int = 0,
     after: str | None = None,
     stack_batches: bool = False,
-    donate: bool = True,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Compile the train step of one stage: (state, batch) -> (state, metrics).
 
+    The memory of the state passed in is reused. Only the model's structure is read.
+
     Args:
-        model: the structure; its parameters are not read.
-        tx: the optimizer, from `make_optimizer` with the same labels.
-        labels: from `label_layers`.
-        placement: the devices, and jit or pmap.
         mode: the pixel mode of `preprocess`.
-        augmentation: applied to the training images; None applies none.
         class_weights: (C,), the weight of each class in the loss; None weighs all by 1.
         label_smoothing: the share of each label that the loss spreads over all classes.
-        ema: the decay of the moving average of the weights; 0 keeps no average.
-        seed: of augmentation and dropout.
+        ema: the decay of the moving average of the weights, if the state has one.
         after: run only the layers after this one, on the batch's `features` instead of `images`.
         stack_batches: take the stacked batches of `stack_batches` and return metrics (size,).
-        donate: reuse the memory of the state passed in; it must not be used again.
     """
-    augmentation = augmentation or Augmentation()
+    loss_sums = partial(metric_sums, class_weights=class_weights, label_smoothing=label_smoothing)
     set_training_mode(model, labels, axis_name=placement.axis_name)
     graphdef = nnx.graphdef(model)
     model.eval()
-    reduce = (
-        partial(lax.psum, axis_name=placement.axis_name) if placement.axis_name else lambda x: x
-    )
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         keys = _example_keys(seed, state.step, batch["mask"].shape[0], placement.axis_name)
-        key_augment, key_dropout = keys[:, 0], keys[:, 1]
-        if after is None:
-            batch = _augmented(key_augment, batch, augmentation, placement.axis_name)
+        if after is None and augmentation is not None:
+            batch = _augmented(keys[:, 0], batch, augmentation, placement.axis_name)
         inputs = _inputs(batch, mode, after)
-        count = reduce(batch["mask"].sum())
+        count = placement.sum(batch["mask"].sum())
 
         def loss_fn(model: Network) -> tuple[jax.Array, Metrics]:
-            logits = model(inputs, after=after, dropout_keys=key_dropout, mask=batch["mask"])
-            metrics = metric_sums(
-                logits, batch, class_weights=class_weights, label_smoothing=label_smoothing
-            )
+            logits = model(inputs, after=after, dropout_keys=keys[:, 1], mask=batch["mask"])
+            metrics = loss_sums(logits, batch)
             return metrics["loss"] / jnp.maximum(count, 1), metrics
 
         model = nnx.merge(graphdef, state.params, state.batch_stats)
         diff_state = nnx.DiffState(0, trainable(labels))
         (_, metrics), grads = nnx.value_and_grad(loss_fn, argnums=diff_state, has_aux=True)(model)
-        grads, metrics = reduce(grads), reduce(metrics)
+        grads, metrics = placement.sum((grads, metrics))
 
         training = nnx.filter_state(state.params, trainable(labels))
         updates, opt_state = tx.update(grads, state.opt_state, training, factor=state.factor)
         training = optax.apply_updates(training, updates)
         batch_stats = nnx.state(model, nnx.BatchStat)
-        averages = state.averages
-        if ema:
-            averages = _update_averages(averages, (training, batch_stats), ema, state.step)
+        averages = _update_averages(state.averages, (training, batch_stats), ema, state.step)
         params = nnx.merge_state(state.params, training)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, state.factor, averages)
         return new, metrics
 
-    function = multi_step(train_step, placement.axis_name) if stack_batches else train_step
-    return placement.compile(function, donate_state=donate)
+    function = multi_step(train_step, placement) if stack_batches else train_step
+    return placement.compile(function, donate_state=True)
 
 
 def make_eval_step(
     model: Network, *, placement: Placement, mode: str, after: str | None = None
 ) -> Callable[[ModelState, dict[str, jax.Array]], Metrics]:
-    """Compile ((params, batch_stats), batch) -> metrics, without randomness.
-
-    `mode` and `after` are as in `make_train_step`.
-    """
+    """Compile ((params, batch_stats), batch) -> metrics; for `after` see `make_train_step`."""
     model.eval()
     graphdef = nnx.graphdef(model)
 
     def eval_step(state: ModelState, batch: dict[str, jax.Array]) -> Metrics:
         logits = nnx.merge(graphdef, *state)(_inputs(batch, mode, after), after=after)
-        metrics = metric_sums(logits, batch)
-        return lax.psum(metrics, placement.axis_name) if placement.axis_name else metrics
+        return placement.sum(metric_sums(logits, batch))
 
     return placement.compile(eval_step)
 
@@ -190,7 +172,7 @@ def make_feature_step(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     dtype: jax.typing.DTypeLike = jnp.float32,
-) -> Callable[[tuple[nnx.State, nnx.State, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]:
+) -> Callable[[tuple, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Compile ((params, batch_stats, view), batch) -> the frozen layers' outputs.
 
     The result has `features`, the output of the layer `cut`, and `mask`, for the whole global batch
@@ -199,9 +181,7 @@ def make_feature_step(
     model.eval()
     graphdef = nnx.graphdef(model)
 
-    def feature_step(
-        state: tuple[nnx.State, nnx.State, jax.Array], batch: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
+    def feature_step(state: tuple, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         *model_state, view = state
         images = batch["images"]
         if augmentation is not None:
@@ -225,7 +205,6 @@ def make_predict_step(model: Network, mode: str) -> Callable[[np.ndarray], jax.A
     """
     model.eval()
     graphdef, state = nnx.split(model)
-
     return lambda images: _predict(graphdef, mode, state, images)
 
 
@@ -246,8 +225,7 @@ def map_microbatches(
 ) -> jax.Array:
     """Apply `forward` to images (N, S, S, 3), on a single CPU device a few at a time.
 
-    Two activation maps of block1 take 655 MB for 32 images of 200 px; smaller microbatches bound
-    that memory at the same speed.
+    Two activation maps of block1 would take 655 MB for 32 images of 200 px.
     """
     is_sharded = placement is not None and len(placement.devices) > 1
     count, height, width = images.shape[:3]
@@ -273,13 +251,11 @@ def metric_sums(
     soft label; for accuracy its label is the heavier one.
     """
     label, mask = batch["label"], batch["mask"]
-    cross_entropy = partial(
-        _cross_entropy, logits, class_weights=class_weights, label_smoothing=label_smoothing
-    )
-    loss = cross_entropy(label)
+    loss = _cross_entropy(logits, label, class_weights, label_smoothing)
     if "share" in batch:  # cross-entropy is linear in the label
         other, share = batch["other"], batch["share"]
-        loss = share * loss + (1 - share) * cross_entropy(other)
+        other_loss = _cross_entropy(logits, other, class_weights, label_smoothing)
+        loss = share * loss + (1 - share) * other_loss
         label = jnp.where(share >= 0.5, label, other)
     if logits.shape[-1] == 1:
         prediction = (logits[:, 0] > 0).astype(label.dtype)
@@ -287,43 +263,31 @@ def metric_sums(
     else:
         prediction = logits.argmax(-1)
         top5 = (lax.top_k(logits, min(5, logits.shape[-1]))[1] == label[:, None]).any(-1)
-    values = {
-        "loss": loss,
-        "correct": prediction == label,
-        "top5": top5,
-        "count": jnp.ones_like(mask),
-    }
+    correct = prediction == label
+    values = {"loss": loss, "correct": correct, "top5": top5, "count": jnp.ones_like(mask)}
     # `where`, not a product: a padded row may hold NaN.
     return {name: jnp.where(mask > 0, value, 0.0).sum() for name, value in values.items()}
 
 
 def _cross_entropy(
-    logits: jax.Array,
-    label: jax.Array,
-    *,
-    class_weights: np.ndarray | None,
-    label_smoothing: float,
+    logits: jax.Array, label: jax.Array, class_weights: np.ndarray | None, label_smoothing: float
 ) -> jax.Array:
-    is_sigmoid = logits.shape[-1] == 1
-    if is_sigmoid:
+    if logits.shape[-1] == 1:
         loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
+        uniform = optax.sigmoid_binary_cross_entropy(logits[:, 0], 0.5)
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    if label_smoothing:  # mixed with the mean of the losses of all labels
-        if is_sigmoid:
-            uniform = optax.sigmoid_binary_cross_entropy(logits[:, 0], 0.5)
-        else:
-            uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
+        uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
+    if label_smoothing:  # `uniform` is the mean of the losses of all labels
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     return loss if class_weights is None else loss * jnp.asarray(class_weights)[label]
 
 
 def _update_averages(averages: Any, new: Any, ema: float, step: jax.Array) -> Any:
-    """Move the averages towards the new values; a value that does not change stays bit-identical.
-
-    The decay starts at (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage, so that
-    the initial weights are soon forgotten.
-    """
+    """Move the averages, if any, to the new values; equal ones stay bit-identical."""
+    if averages is None:
+        return None
+    # As in TensorFlow's ExponentialMovingAverage: the initial weights are soon forgotten.
     decay = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, value: old + (1 - decay) * (value - old), averages, new)
 
@@ -333,10 +297,7 @@ def _inputs(batch: dict[str, jax.Array], mode: str, after: str | None) -> jax.Ar
 
 
 def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
-    """Return two keys for each of this device's rows, (rows, 2), by position in the global batch.
-
-    Under jit `rows` is the global batch.
-    """
+    """Return keys (rows, 2) for this device's rows, by their position in the global batch."""
     first = lax.axis_index(axis_name) * rows if axis_name else 0
     key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
@@ -346,11 +307,7 @@ def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) 
 def _augmented(
     key: jax.Array, batch: dict[str, jax.Array], augmentation: Augmentation, axis_name: str | None
 ) -> dict[str, jax.Array]:
-    """Return the batch with augmented images, each from its own key of `key` (N,).
-
-    Mixup and CutMix add `other`, the partner's label, and `share`, the weight of the row's own. The
-    partner is a row of the global batch (see mix.py).
-    """
+    """Return the batch with augmented images, and with `other` and `share` where they are mixed."""
     images = augment(key, batch["images"], augmentation)
     if not (augmentation.mixup or augmentation.cutmix):
         return batch | {"images": images}

@@ -17,7 +17,7 @@ from flax import nnx
 from vggjax.errors import VggjaxError
 from vggjax.training.collapse.detector import Collapse, CollapseDetector, PriorBaseline
 from vggjax.training.console import ProgressConsole
-from vggjax.training.freezing import label_layers, peak_rates
+from vggjax.training.freezing import describe_rates, label_layers
 from vggjax.training.prepare import RunContext, build_model
 from vggjax.training.progress import TrainProgress
 from vggjax.training.run_dir.checkpoint import Checkpoints
@@ -109,12 +109,8 @@ class CollapseMonitor:
         action = f"went back to {target}, to a tenth of the rates"
         self._log.go_back(progress.step, progress.recoveries, **log_values, action=action)
         by_block = run.config.layer_decay != 1
-        labels = label_layers(run.model, self._stage.unfreeze, by_block=by_block).values()
-        rates = ", ".join(
-            f"{label} {rate * progress.factor:.2g}"
-            for label, rate in peak_rates(run.config).items()
-            if label in labels
-        )
+        labels = label_layers(run.model, self._stage.unfreeze, by_block=by_block)
+        rates = describe_rates(run.config, labels, factor=progress.factor)
         self._print(
             collapse,
             f"Going back to {target} with a tenth of the learning rates ({rates}): recovery "
