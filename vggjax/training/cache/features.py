@@ -6,8 +6,8 @@ is cached and where, store.py keeps it. Rows are computed in batches of the trai
 """
 
 import dataclasses
+import functools
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -20,10 +20,10 @@ from vggjax.data.augment.settings import is_on
 from vggjax.data.loader import Batch, SplitLoader, epoch_order, prefetch
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes, view_of
-from vggjax.training.cache.store import FileStore, MemoryStore, Store, make_key
+from vggjax.training.cache.store import FileStore, Store, make_key
 from vggjax.training.console import ProgressConsole
 from vggjax.training.prepare import RunContext
-from vggjax.training.progress import CompiledStep
+from vggjax.training.progress import CompiledStep, Throughput
 from vggjax.training.signals import Stop
 from vggjax.training.stages import Stage
 from vggjax.training.step import make_feature_step
@@ -116,108 +116,97 @@ def _fill_stores(
     run: RunContext, plan: FeaturePlan, stores: list[Store], console: ProgressConsole, stop: Stop
 ) -> dict[str, CachedFeatures]:
     """Compute the missing features of all splits; append every opened store to `stores`."""
-    prefix, cached = _FrozenPrefix(run, plan, console), {}
+    make_step = functools.cache(functools.partial(_make_step, run, plan, console))
+    params, batch_stats = nnx.state(run.model, nnx.Param, nnx.BatchStat)
+    model_state = run.placement.put_state((params, batch_stats))
+    cached = {}
     for split, loader in run.loaders.items():
+        is_train = split == "train"
+        step = make_step(is_train and is_on(run.config.augmentation))
+        throughput, num_stored = Throughput(step), 0
         views: dict[int, np.ndarray] = {}
         masked: set[int] = set()
-        num_stored = 0
-        start_s = time.monotonic() - prefix.compile_s
-        numbers = plan.views if split == "train" else (0,)
-        for view in numbers:
-            store = _open_store(run, plan, split, view)
+        numbers = plan.views if is_train else (0,)
+        for number in numbers:
+            store = _open_store(run, plan, split, number)
             stores.append(store)
             num_stored += store.done
+            throughput.add(len(loader) - store.done)
             count = f", view {len(views) + 1} of {len(numbers)}" if len(numbers) > 1 else ""
             console.begin(f"features of {split}{count}", len(loader), done=store.done)
-            prefix.fill(store, split, view, stop, console.advance)
-            views[view] = store.rows()
+            loader.unreadable.update(store.unreadable)
+            if not store.is_complete:
+                state = (*model_state, run.placement.put_state(np.int32(number)))
+                _fill(store, run, loader, functools.partial(step, state), console, stop)
+            views[number] = store.rows()
             masked |= store.masked
-        cached_views = run.config.cached_views if split == "train" else 0
+        cached_views = run.config.cached_views if is_train else 0
         cached[split] = CachedFeatures(loader, views, sorted(masked), cached_views=cached_views)
-        seconds = time.monotonic() - start_s - prefix.compile_s
         num_images = len(numbers) * len(loader)
-        rate = ""
-        if num_images > num_stored:
-            rate = f" ({(num_images - num_stored) / seconds:.0f} images/s)"
+        rate = f" ({throughput.images_per_s():.0f} images/s)" if num_images > num_stored else ""
         earlier = f", {num_stored:,} of them by an earlier process" if num_stored else ""
         size = megabytes(sum(view.nbytes for view in views.values()))
         console.print(
-            f"features of {split}: {num_images:,} in {seconds:.0f} s{rate}{earlier}, {size}"
+            f"features of {split}: {num_images:,} in {throughput.seconds():.0f} s{rate}{earlier}, "
+            f"{size}"
         )
     return cached
 
 
-class _FrozenPrefix:
-    """The compiled frozen layers up to the cut; `compile_s` is the time spent on compiling."""
+def _fill(
+    store: Store,
+    run: RunContext,
+    loader: SplitLoader,
+    compute: Callable[..., Any],
+    console: ProgressConsole,
+    stop: Stop,
+) -> None:
+    """Compute the rows that `store` lacks; where a signal arrived, save it and raise."""
+    placement = run.placement
 
-    def __init__(self, run: RunContext, plan: FeaturePlan, console: ProgressConsole):
-        self._run, self._plan, self._console = run, plan, console
-        params, batch_stats = nnx.state(run.model, nnx.Param, nnx.BatchStat)
-        self._state = run.placement.put_state((params, batch_stats))
-        self._steps: dict[bool, CompiledStep] = {}
+    def append(outputs: dict[str, jax.Array]) -> None:
+        rows: dict[str, np.ndarray] = placement.fetch(outputs)
+        count = min(len(rows["mask"]), len(loader) - store.done)
+        masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
+        store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
+        console.advance(store.done)
+        if stop.signum:
+            store.save()
+            stop.check(run.workdir)
 
-    @property
-    def compile_s(self) -> float:
-        return sum(step.compile_s or 0.0 for step in self._steps.values())
+    batches = loader.batches(
+        run.batch_size, start=store.done // run.batch_size, process=placement.process
+    )
+    pending = None
+    with closing(prefetch(batches, placement.put_batch)) as device_batches:
+        for batch in device_batches:
+            outputs = compute(batch)
+            if pending is not None:
+                append(pending)  # while the devices compute the next batch
+            pending = outputs
+    if pending is not None:
+        append(pending)
 
-    def fill(
-        self, store: Store, split: str, view: int, stop: Stop, advance: Callable[[int], None]
-    ) -> None:
-        """Compute the rows that `store` lacks."""
-        run, placement, loader = self._run, self._run.placement, self._run.loaders[split]
-        loader.unreadable.update(store.unreadable)
-        if store.is_complete:
-            return
-        step = self._compiled(is_augmented=split == "train" and is_on(run.config.augmentation))
-        state = (*self._state, placement.put_state(np.int32(view)))
-        batches = loader.batches(
-            run.batch_size, start=store.done // run.batch_size, process=placement.process
-        )
 
-        def append(outputs: dict[str, jax.Array]) -> None:
-            rows: dict[str, np.ndarray] = placement.fetch(outputs)
-            count = min(len(rows["mask"]), len(loader) - store.done)
-            masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
-            store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
-            advance(store.done)
-
-        pending = None
-        with closing(prefetch(batches, placement.put_batch)) as device_batches:
-            for batch in device_batches:
-                outputs = step(state, batch)
-                if pending is not None:
-                    append(pending)  # while the devices compute the next batch
-                pending = outputs
-                if stop.signum:
-                    append(pending)
-                    store.save()
-                    stop.check(run.workdir)
-        if pending is not None:
-            append(pending)
-
-    def _compiled(self, *, is_augmented: bool) -> CompiledStep:
-        if is_augmented not in self._steps:
-            config = self._run.config
-            step = make_feature_step(
-                self._run.model,
-                self._plan.cut,
-                placement=self._run.placement,
-                mode=config.preprocessing.mode,
-                augmentation=config.augmentation if is_augmented else None,
-                seed=config.seed,
-                dtype=self._plan.dtype,
-            )
-            name = f"features up to {self._plan.cut}"
-            self._steps[is_augmented] = CompiledStep(
-                step, lambda message: self._console.print(f"{name}: {message}")
-            )
-        return self._steps[is_augmented]
+def _make_step(
+    run: RunContext, plan: FeaturePlan, console: ProgressConsole, is_augmented: bool
+) -> CompiledStep:
+    step = make_feature_step(
+        run.model,
+        plan.cut,
+        placement=run.placement,
+        mode=run.config.preprocessing.mode,
+        augmentation=run.config.augmentation if is_augmented else None,
+        seed=run.config.seed,
+        dtype=plan.dtype,
+    )
+    return CompiledStep(step, lambda text: console.print(f"features up to {plan.cut}: {text}"))
 
 
 def _open_store(run: RunContext, plan: FeaturePlan, split: str, view: int) -> Store:
     shape = (len(run.loaders[split]), *plan.shape)
     if plan.where == "memory":
-        return MemoryStore(shape, plan.dtype)
+        return Store(shape, plan.dtype)
     which, processes = run.placement.process
     suffix = f"-{which}" if processes > 1 else ""  # each process has its own copy
     path = run.workdir / "features" / f"{feature_key(run, plan, split, view)}{suffix}.npy"

@@ -48,8 +48,8 @@ class FeaturePlan:
         size = f"{self.cut}{views if len(self.views) > 1 else ''}, {megabytes(self.size_bytes)}"
         if self.where == "nowhere":
             return f"not cached: {size} exceeds `feature_cache_mb` and the free disk space"
-        storage = "in memory" if self.where == "memory" else "in a file in the run folder"
-        return f"cached up to {size} {storage}"
+        storage = "memory" if self.where == "memory" else "a file in the run folder"
+        return f"cached up to {size} in {storage}"
 
 
 def megabytes(size_bytes: int) -> str:
@@ -76,8 +76,8 @@ def plan_features(
     counts: Mapping[str, int],
     workdir: Path,
     *,
-    steps_per_epoch: int = 1,
-    steps_per_pass: int = 1,
+    steps_per_epoch: int,
+    steps_per_pass: int,
 ) -> dict[str, FeaturePlan]:
     """Return the plan of each stage that caches features, {stage's name: plan}.
 

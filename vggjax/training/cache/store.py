@@ -14,6 +14,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,55 +56,65 @@ def make_key(
     return digest.hexdigest()
 
 
-class MemoryStore:
-    """Rows in memory, with the interface of `FileStore`."""
+class Store:
+    """Rows of features in memory; `done` counts those that were appended."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str):
-        self._array = np.empty(shape, jnp.dtype(dtype))
+        self._shape, self._dtype = shape, jnp.dtype(dtype)
+        self._array: np.ndarray | None = None
         self.done = 0
         self.masked: set[int] = set()
+        """Positions of rows without a readable image."""
         self.unreadable: dict[int, str] = {}
 
     @property
     def is_complete(self) -> bool:
         """Whether all rows were appended."""
-        return self.done == len(self._array)
+        return self.done == self._shape[0]
 
     def append(self, rows: np.ndarray, masked: Iterable[int], unreadable: dict[int, str]) -> None:
-        """Append rows; `masked` are the positions of rows without a readable image."""
-        self._array[self.done : self.done + len(rows)] = rows
+        """Append rows, and record the masked positions and unreadable images among them.
+
+        Raises:
+            VggjaxError: the file cannot be written, as on a full disk.
+        """
+        self._write(rows)
         self.done += len(rows)
         self.masked.update(masked)
         self.unreadable.update(unreadable)
 
-    def save(self) -> None:
-        """Do nothing: memory does not outlive the process."""
-
-    def close(self) -> None:
-        """Do nothing: there is no file."""
-
     def rows(self) -> np.ndarray:
         """Return all rows of a complete store."""
-        assert self.is_complete
+        assert self.is_complete and self._array is not None
         return self._array
 
+    def save(self) -> None:
+        """Make the rows outlive the process, if the store can."""
+
+    def close(self) -> None:
+        """Close the store and keep what was saved."""
+
     def discard(self) -> None:
-        """Free the memory."""
-        self._array = self._array[:0]
+        """Delete what was saved."""
+
+    def _write(self, rows: np.ndarray) -> None:
+        if self._array is None:
+            self._array = np.empty(self._shape, self._dtype)
+        self._array[self.done : self.done + len(rows)] = rows
 
 
-class FileStore:
+class FileStore(Store):
     """Rows in the .npy file `path`, with a record of their number and checksum in `path`.json.
 
     bfloat16, which .npy does not have, is stored as uint16.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str):
-        self._path, self._shape, self._dtype = path, shape, jnp.dtype(dtype)
+        super().__init__(shape, dtype)
+        self._path = path
         self._stored = np.dtype(np.uint16) if self._dtype == jnp.bfloat16 else self._dtype
         self._row_bytes = math.prod(shape[1:]) * self._stored.itemsize
-        header = io.BytesIO()
-        descr = np.lib.format.dtype_to_descr(self._stored)
+        header, descr = io.BytesIO(), np.lib.format.dtype_to_descr(self._stored)
         fields = {"descr": descr, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(header, fields)
         self._header = header.getvalue()
@@ -112,28 +123,9 @@ class FileStore:
         self._file: Any = None
         self._saved_s = time.monotonic()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all rows were appended."""
-        return self.done == self._shape[0]
-
     def append(self, rows: np.ndarray, masked: Iterable[int], unreadable: dict[int, str]) -> None:
-        """Append rows; `masked` are the positions of rows without a readable image.
-
-        Raises:
-            VggjaxError: the file cannot be written, as on a full disk.
-        """
-        try:
-            if self._file is None:
-                self._open()
-            data = np.ascontiguousarray(rows).view(np.uint8).data
-            self._file.write(data)
-        except OSError as error:
-            raise self._write_error(error) from error
-        self._crc = zlib.crc32(data, self._crc)
-        self.done += len(rows)
-        self.masked.update(masked)
-        self.unreadable.update(unreadable)
+        """Append rows, and save them from time to time."""
+        super().append(rows, masked, unreadable)
         if self.is_complete or time.monotonic() - self._saved_s > RECORD_EVERY_S:
             self.save()
 
@@ -160,10 +152,7 @@ class FileStore:
     def rows(self) -> np.ndarray:
         """Map all rows of a complete store."""
         assert self.is_complete
-        rows = np.memmap(
-            self._path, self._stored, mode="r", offset=len(self._header), shape=self._shape
-        )
-        return rows.view(self._dtype)
+        return np.load(self._path, mmap_mode="r").view(self._dtype)
 
     def close(self) -> None:
         """Close the file and keep it."""
@@ -176,10 +165,18 @@ class FileStore:
         self.close()
         self._record.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
-        try:
+        with suppress(OSError):  # it holds another stage's files, or is gone already
             self._path.parent.rmdir()
-        except OSError:
-            pass  # it holds another stage's files, or is gone already
+
+    def _write(self, rows: np.ndarray) -> None:
+        data = np.ascontiguousarray(rows).view(np.uint8).data
+        try:
+            if self._file is None:
+                self._open()
+            self._file.write(data)
+        except OSError as error:
+            raise self._write_error(error) from error
+        self._crc = zlib.crc32(data, self._crc)
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +220,3 @@ class FileStore:
             f"{error.strerror or error}. Make room on the disk, or set `cache_features` to off; "
             "the same command continues from here."
         )
-
-
-Store = MemoryStore | FileStore

@@ -10,6 +10,7 @@ numbers that are saved with the run's progress, so that a resumed run detects th
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,9 +23,8 @@ MIN_STEPS = 32
 LONG_EPOCH_STEPS = 100
 """An epoch of at least this many steps is checked before its end."""
 
-_USUAL_RATES = {"sgd": (1e-3, 1e-1)}
-_USUAL_ADAPTIVE_RATES = (1e-5, 1e-3)
-"""The range of learning rates that usually works, for the optimizers other than sgd."""
+_USUAL_RATES = dict.fromkeys(("adam", "nadam", "rmsprop"), (1e-5, 1e-3)) | {"sgd": (1e-3, 1e-1)}
+"""Optimizer -> the range of learning rates that usually works."""
 
 Mark = list[float]
 """[step, and since the previous mark: sum of losses, correct predictions, images]."""
@@ -82,16 +82,7 @@ class Collapse:
 
 
 class CollapseDetector:
-    """Checks one stage of a run.
-
-    Args:
-        config: of the run.
-        stage: the one that trains.
-        baseline: of the training loss.
-        steps_per_epoch: of the run.
-        val_images: size of the validation split.
-        factor: of the learning rates, after a recovery or on a plateau.
-    """
+    """Checks one stage of a run; `factor` multiplies its learning rates at present."""
 
     def __init__(
         self,
@@ -104,8 +95,7 @@ class CollapseDetector:
         factor: float = 1.0,
     ):
         self._config, self._stage, self._baseline = config, stage, baseline
-        self._steps_per_epoch, self._val_images = steps_per_epoch, val_images
-        self._factor = factor
+        self._steps_per_epoch, self._val_images, self._factor = steps_per_epoch, val_images, factor
         self._first_step = stage.first_epoch * steps_per_epoch
         warmup_epochs = min(config.warmup_epochs, stage.epochs / 2)
         self._warm_step = self._first_step + warmup_epochs * steps_per_epoch
@@ -141,9 +131,7 @@ class CollapseDetector:
             stretch = max(self._steps_per_epoch, MIN_STEPS)
             if self._config.ema:  # averaged weights may be good long after the others collapsed
                 val = None
-        if step - self._first_step < stretch:
-            return None
-        if val is not None and self.beats_chance(val):
+        if step - self._first_step < stretch or (val is not None and self.beats_chance(val)):
             return None
         return self._judge(marks, step, stretch, val)
 
@@ -178,26 +166,23 @@ class CollapseDetector:
         whole = _between(marks, step - stretch, step)
         before = _between(marks, step - stretch / 2, step - stretch / 4)
         last = _between(marks, step - stretch / 4, step)
-        if min(whole.count, before.count, last.count) < 1:
-            return None
-        if self._is_accurate(whole, last):
+        if min(whole.images, before.images, last.images) < 1 or self._is_accurate(whole, last):
             return None
         # The steps just before a collapse are ignored (`max`), except for uneven classes, where
         # the loss of half an epoch varies with the images drawn.
         is_even = baseline.loss > 0.95 * math.log(baseline.classes)
         worst = max(whole.loss, min(before.loss, last.loss)) if is_even else whole.loss
-        if worst < 0.99 * baseline.loss or last.loss < 0.98 * baseline.loss:
-            return None
+        is_below_chance = worst < 0.99 * baseline.loss or last.loss < 0.98 * baseline.loss
         current = last.loss if val is None else min(last.loss, val["val/loss"])
-        if self._is_falling(whole, before, last, current):
+        if is_below_chance or self._is_falling(whole, before, last, current):
             return None
         return self._collapse(step, self._describe(last.loss, whole))
 
     def _is_accurate(self, whole: "_Stretch", last: "_Stretch") -> bool:
         """Return whether the accuracy is significantly above chance, or not known to be near it."""
         chance = self._baseline.accuracy
-        low, _ = _wilson_interval(last.correct, last.count)
-        _, high = _wilson_interval(whole.correct, whole.count)
+        low, _ = _wilson_interval(last.correct, last.images)
+        _, high = _wilson_interval(whole.correct, whole.images)
         above = min(0.1 * chance, 0.02 * (1 - chance))
         near = min(0.05, (1 - chance) / 4)
         return low > chance + above or high > chance + near
@@ -205,16 +190,12 @@ class CollapseDetector:
     def _is_falling(
         self, whole: "_Stretch", before: "_Stretch", last: "_Stretch", current: float
     ) -> bool:
-        """Return whether the loss falls fast enough to be learning.
-
-        A low rate leaves the loss at chance for long and hardly shakes it, so there a thousandth is
-        a beginning; elsewhere a hundredth. Above chance, as with a new head on pretrained features,
-        the loss has further to fall and must fall faster. A loss that blew up and then dropped to
-        chance is not learning.
-        """
+        """Return whether the loss falls fast enough to be learning."""
         chance = self._baseline.loss
         if whole.loss > 10 * chance and current < 1.1 * chance:
-            return False
+            return False  # it blew up, and then dropped to chance
+        # A low rate leaves the loss at chance for long and hardly shakes it: there a thousandth is
+        # a beginning. Above chance, as with a new head on pretrained features, it must fall faster.
         least = 0.001 if whole.loss < 1.005 * chance else 0.01
         return before.loss - last.loss > least * chance + 0.3 * max(before.loss - chance, 0.0)
 
@@ -224,24 +205,22 @@ class CollapseDetector:
         chance = f"ln {baseline.classes} = " if is_even else ""
         return (
             f"loss {loss:.4g} (chance: {chance}{baseline.loss:.4g}), accuracy "
-            f"{whole.correct / whole.count:.1%} (chance: {baseline.accuracy:.1%}, the largest of "
+            f"{whole.correct / whole.images:.1%} (chance: {baseline.accuracy:.1%}, the largest of "
             f"{baseline.classes} classes); the network learns nothing from the images"
         )
 
     def _collapse(self, step: int, symptom: str, *, is_finite: bool = True) -> Collapse:
-        causes, advice = diagnose(
-            self._config, self._stage, is_finite=is_finite, factor=self._factor
-        )
-        is_slow = is_finite and _is_slow(self._config, self._factor)
+        config, factor = self._config, self._factor
+        causes, advice = diagnose(config, self._stage, is_finite=is_finite, factor=factor)
+        is_slow = is_finite and _is_slow(config, factor)
         return Collapse(step, symptom, causes, advice, is_finite, is_slow)
 
 
-@dataclass(frozen=True)
-class _Stretch:
+class _Stretch(NamedTuple):
     loss: float
     """The mean over its images."""
     correct: float
-    count: float
+    images: float
 
 
 def _between(marks: list[Mark], start: float, end: float) -> _Stretch:
@@ -265,20 +244,14 @@ def diagnose(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return possible causes of a collapse in `stage` and settings to try, the likeliest first.
 
-    Nothing is advised that the run has already.
-
-    Args:
-        config: of the run.
-        stage: the one that collapsed.
-        is_finite: False if the loss is not finite, which a low learning rate cannot cause.
-        factor: of the learning rates at present.
+    `is_finite` is False for a loss that is not finite, which a low rate cannot cause. `factor`
+    multiplies the learning rates at present.
     """
     causes: list[str] = []
     advice: list[str] = []
 
     def add(cause: str, setting: str) -> None:
-        if cause:
-            causes.append(cause)
+        causes.append(cause)
         advice.append(setting)
 
     rates = {name: rate * factor for name, rate in peak_rates(config).items()}
@@ -303,7 +276,7 @@ def diagnose(
     if not config.warmup_epochs:
         add("the learning rate has no warmup", "`warmup_epochs` 1")
     if not config.clip_norm:
-        add("", "`clip_norm` 1")
+        advice.append("`clip_norm` 1")
     if not config.pretrained and not config.model.endswith("_bn") and "vgg" in config.model:
         cause = f"{config.model} has no batch normalization, which training from scratch needs"
         add(cause, f"`model` {config.model}_bn")
@@ -316,19 +289,15 @@ def _rate_diagnosis(
     if is_finite and _is_slow(config, factor):
         cause = f"the learning rate {rate:.2g} is low for {config.optimizer}"
         return cause, f"`learning_rate` {rate * 10:.2g}"
-    _, high = _usual_rates(config)
+    _, high = _USUAL_RATES[config.optimizer]
     verb = "is" if rate > high else "may be too"
     lower = rate / 10 if rate <= 100 * high else high
     cause = f"the learning rate {rate:.2g} {verb} high for {config.optimizer}"
     return cause, f"`learning_rate` {lower:.2g}"
 
 
-def _usual_rates(config: Config) -> tuple[float, float]:
-    return _USUAL_RATES.get(config.optimizer, _USUAL_ADAPTIVE_RATES)
-
-
 def _is_slow(config: Config, factor: float) -> bool:
-    return config.learning_rate * factor < _usual_rates(config)[0]
+    return config.learning_rate * factor < _USUAL_RATES[config.optimizer][0]
 
 
 def _gradual_stages(config: Config) -> str:

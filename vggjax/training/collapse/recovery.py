@@ -83,9 +83,7 @@ class CollapseMonitor:
             self._stop(collapse)
         if not progress.warned:
             progress.warned = True
-            self._log.write(
-                "collapse", collapse.step, **self._log_values(collapse), action="warned"
-            )
+            self._log.write("collapse", collapse.step, **self._values(collapse), action="warned")
             self._print(collapse, f"{_advice(collapse)}, {_IN_NEW_FOLDER}; {_IN_THIS_FOLDER}.")
         return False
 
@@ -103,11 +101,11 @@ class CollapseMonitor:
 
     def _recover(self, collapse: Collapse) -> None:
         run, progress = self._run, self._progress
-        log_values = self._log_values(collapse)
+        values = self._values(collapse)
         _go_back(run, self._stage, progress, self._checkpoints)
         target = f"step {progress.step:,}" if progress.step else "the start"
         action = f"went back to {target}, to a tenth of the rates"
-        self._log.go_back(progress.step, progress.recoveries, **log_values, action=action)
+        self._log.go_back(progress.step, progress.recoveries, **values, action=action)
         by_block = run.config.layer_decay != 1
         labels = label_layers(run.model, self._stage.unfreeze, by_block=by_block)
         rates = describe_rates(run.config, labels, factor=progress.factor)
@@ -119,11 +117,11 @@ class CollapseMonitor:
 
     def _stop(self, collapse: Collapse) -> None:
         recoveries = self._progress.recoveries
-        self._log.write("collapse", collapse.step, **self._log_values(collapse), action="stopped")
+        self._log.write("collapse", collapse.step, **self._values(collapse), action="stopped")
         verb = "collapsed" if collapse.is_finite else "diverged"
         earlier = f" The run has recovered {recoveries} times before." if recoveries else ""
-        is_last = self._run.config.on_collapse == "recover"
-        alternative = "" if is_last else f"; {_IN_THIS_FOLDER}"
+        recovers = self._run.config.on_collapse == "recover"
+        alternative = "" if recovers else f"; {_IN_THIS_FOLDER}"
         raise VggjaxError(
             f"Training {verb} {self._where(collapse)}: {collapse.reason}{earlier} "
             f"{_advice(collapse)}, {_IN_NEW_FOLDER}{alternative}."
@@ -133,7 +131,7 @@ class CollapseMonitor:
         symptom = f"Training collapse detected {self._where(collapse)}: {collapse.symptom}."
         self._console.print("\n  ".join([symptom, collapse.explanation, reaction]))
 
-    def _log_values(self, collapse: Collapse) -> dict[str, Any]:
+    def _values(self, collapse: Collapse) -> dict[str, Any]:
         return {
             "epoch": self._epoch(collapse),
             "stage": self._stage.name,
