@@ -87,10 +87,10 @@ def test_a_mixed_preview_has_no_more_rows_than_images(photos, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (".", {}, "is the folder"),
+        (".", {}, "must be a file in an existing folder"),
         ("preview.pdf", {}, "must end in .png, .jpg, .jpeg, .webp; got 'preview.pdf'"),
         ("preview", {}, "must end in"),
-        ("no/such/preview.png", {}, "must be in an existing folder"),
+        ("no/such/preview.png", {}, "must be a file in an existing folder"),
         ("a.png", {"rows": 0}, "`rows` must be from 1 to 50; got 0"),
         ("a.png", {"seed": -1}, "`seed` must be from 0"),
         ("a.png", {"image_size": 0}, "`image_size` must be from 32 to 1024 px; got 0"),

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support.evaluated_run import epochs_log
 from support.page import Page
 from support.tiny_run import make_images, make_run
 
@@ -23,7 +24,7 @@ from vggjax.evaluation.probabilities import (
     write_probabilities,
 )
 from vggjax.report.report import write_report
-from vggjax.report.run_files import LazyModel, read_run
+from vggjax.report.run_files import load_run, read_run, split_predictions
 from vggjax.report.sections import (
     MAX_EXAMINED_BYTES,
     calibration,
@@ -32,7 +33,7 @@ from vggjax.report.sections import (
 )
 from vggjax.training.config import Config
 from vggjax.training.recipes import RECIPES
-from vggjax.training.run_dir.run_result import load_run_result
+from vggjax.training.run_dir.run_result import RunResult, load_run_result
 
 PNGS = {"curves", "confusion", "reliability", "mistakes", "gradcam", "augmentation"}
 
@@ -114,12 +115,13 @@ def test_a_run_in_memory_gives_the_page_of_its_folder_without_reading_it(whole, 
     result = load_run_result(whole)
     predictions = read_probabilities(whole, "test", num_classes=3)
     result = dataclasses.replace(result, workdir=copy)
-    (copy / "model.safetensors").unlink()
-    (copy / "config.json").unlink()
-    (copy / "probabilities.npz").unlink()
+    for name in ("model.safetensors", "config.json", "probabilities.npz", "probabilities-val.npz"):
+        (copy / name).unlink()
     write_report(result, predictions=predictions)
     assert page(copy).html.replace(str(copy), str(whole)) == page(whole).html
-    assert LazyModel(result, read_run(result)).source is result.source
+    assert load_run(result, read_run(result)) == (result, "")
+    computed = split_predictions(result, read_run(result), "test")  # by the model in memory
+    np.testing.assert_array_equal(computed.index, predictions.index)
 
 
 @pytest.mark.slow
@@ -135,7 +137,7 @@ def test_one_unit_for_two_classes_has_its_maps_too(tmp_path):
 def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
     run = load_run_result(whole)
     predictions = read_probabilities(whole, "test", num_classes=3)
-    examples, layer, side = grad_cam_examples(run.model, run.info, run.source, predictions)
+    examples, layer, side = grad_cam_examples(run, predictions)
     assert (layer, side) == ("block3_conv2", 8)
     shown = [(example.is_correct, example.predicted, example.probability) for example in examples]
     names, predicted = [printable(n) for n in run.info.class_names], predictions.probs.argmax(1)
@@ -169,9 +171,9 @@ def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
 
 def test_small_datasets_are_examined_unasked_and_findings_are_sorted_by_kind(whole):
     run = load_run_result(whole)
-    quality = data_quality(run.config, run.source)
+    quality = data_quality(run)
     assert quality["examined"] and quality["command"].startswith("vggjax doctor ")
-    assert not data_quality(run.config, None)["examined"]
+    assert not data_quality(dataclasses.replace(run, source=None))["examined"]
     for finding in quality["findings"]:
         assert finding["title"] and len(finding["lines"]) <= 3 and finding["more"] >= 0
 
@@ -192,20 +194,19 @@ def test_large_datasets_are_examined_only_on_request(tmp_path):
     first = next(images.rglob("*.png"))
     os.truncate(first, MAX_EXAMINED_BYTES + 1)  # zeros after the image, which readers skip
     config, source = Config(dataset=str(images)), open_source(str(images))
-    assert not data_quality(config, source)["examined"]
-    assert data_quality(config, source, examine_all=True)["examined"]
+    run = RunResult(tmp_path, config, None, None, source, None, {}, {})
+    assert not data_quality(run)["examined"]
+    assert data_quality(run, examine_all=True)["examined"]
 
 
 def test_a_collapse_is_marked_in_the_curves_and_explained(copy):
-    epoch = {"kind": "epoch", "stage": "head+all", "val/loss": 1.1, "val/accuracy": 0.33}
     collapse = {"kind": "collapse", "step": 2, "epoch": 2, "reason": "At <chance>."}
-    collapse |= {"advice": "Try --clip-norm 1", "action": "warned"}
-    records = [*(epoch | {"step": e, "epoch": e} for e in (1, 2)), collapse]
-    (copy / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    collapse |= {"advice": "Try `clip_norm` 1", "action": "warned"}
+    (copy / "log.jsonl").write_text(epochs_log(2) + json.dumps(collapse) + "\n")
     write_report(copy)
     curves = page(copy).section("curves")
     assert "Collapse in epoch 2." in curves
-    assert "At &lt;chance&gt;. Try --clip-norm 1. Action: Warned." in curves
+    assert "At &lt;chance&gt;. Try <code>clip_norm</code> 1. Action: Warned." in curves
     assert curves.count(">collapse</text>") == 2  # in both charts
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vggjax.atomic import atomic_write
 from vggjax.data.augment.augment import augment
 from vggjax.data.augment.mix import mix
 from vggjax.data.augment.settings import Augmentation, describe, is_on
@@ -20,10 +19,10 @@ from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.arch import MIN_SIZE_PX
+from vggjax.report.output_file import check_output_file, write_output
 from vggjax.report.plot_style import drawable, image_bytes
 from vggjax.report.thumbnails import Cell, image_grid, thumbnail
-from vggjax.training.config import Config
-from vggjax.training.run_dir.saved_model import ModelInfo
+from vggjax.training.run_dir.run_result import RunResult
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 DRAWS = 8
@@ -49,7 +48,7 @@ def write_preview(
         ConfigError: the file cannot be written, or a number is out of range.
         DataError: there is no such dataset, or none of its images can be read.
     """
-    path = _check_file(out)
+    path = check_output_file(out, field="out", endings=FORMATS)
     for name, value, low, high, unit in (
         ("rows", rows, 1, MAX_ROWS, ""),
         ("image_size", image_size, MIN_SIZE_PX, MAX_SIZE_PX, " px"),
@@ -74,12 +73,7 @@ def write_preview(
         grid.append(cells)
     title = f"Augmentation: {describe(augmentation)}"
     preview = image_grid(grid, title=f"{title} ({source.name}, {image_size} px, seed {seed})")
-    data = image_bytes(preview, FORMATS[path.suffix.lower()])
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"Cannot write {printable(path)}: {error.strerror or error}.") from None
+    write_output(path, image_bytes(preview, FORMATS[path.suffix.lower()]))
     return path
 
 
@@ -109,32 +103,28 @@ def _draw(
     return mix(key, augmented, labels, mask, mixup=mixup, cutmix=cutmix)._asdict()
 
 
-def augmented_examples(
-    info: ModelInfo, source: Source, config: Config, train: np.ndarray
-) -> list[tuple[str, list[np.ndarray]]]:
-    """Augment a few images of the training split, for the report.
+def augmented_examples(run: RunResult) -> list[tuple[str, list[np.ndarray]]]:
+    """Augment a few training images of a run, for the report.
 
     Returns:
         For each image its class name, and thumbnails of the original and `DRAWS` draws; empty
-        without augmentation, or where no image can be read.
+        without augmentation, without the model or the dataset, or where no image can be read.
     """
-    if not is_on(config.augmentation):
+    augmentation, seed, source = run.config.augmentation, run.config.seed, run.source
+    if not is_on(augmentation) or run.info is None or source is None or run.splits is None:
         return []
     try:
         indices, images = choose_images(
-            source, info.preprocessing, rows=NUM_EXAMPLES, seed=config.seed, among=train
+            source, run.info.preprocessing, rows=NUM_EXAMPLES, seed=seed, among=run.splits["train"]
         )
     except DataError:
         return []
     labels = source.labels[indices].astype(np.int32)
-    draws = augmented_draws(images, labels, config.augmentation, seed=config.seed)
-    batches = [images, *(draw["images"] for draw in draws)]
+    draws = augmented_draws(images, labels, augmentation, seed=seed)
+    columns = [images, *(draw["images"] for draw in draws)]
     return [
-        (
-            printable(info.class_names[labels[row]]),
-            [thumbnail(batch[row], side_px=128) for batch in batches],
-        )
-        for row in range(len(indices))
+        (printable(source.class_names[label]), [thumbnail(image, side_px=128) for image in row])
+        for label, *row in zip(labels, *columns, strict=True)
     ]
 
 
@@ -165,9 +155,8 @@ def choose_images(
     order = among[np.random.default_rng(seed).permutation(len(among))]
     labels = source.labels[order]
     rank = np.empty(len(order), np.int64)  # of an image within its class
-    for label in range(len(source.class_names)):
-        members = labels == label
-        rank[members] = np.arange(members.sum())
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
     chosen: list[int] = []
     images: list[np.ndarray] = []
     reasons: list[str] = []
@@ -183,17 +172,6 @@ def choose_images(
         raise DataError(f"No image of {printable(source.name)} can be read ({reasons[0]}).")
     by_class = np.argsort(source.labels[chosen], kind="stable")
     return np.array(chosen)[by_class], np.stack(images)[by_class]
-
-
-def _check_file(out: str | Path) -> Path:
-    path = Path(out).expanduser()
-    if path.is_dir():
-        raise ConfigError(f"`out` is the folder {printable(path)}; give a file in it.")
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"`out` must end in {', '.join(FORMATS)}; got {printable(path.name)!r}.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"`out` must be in an existing folder; got {printable(path)}.")
-    return path
 
 
 def _check_outside(path: Path, source: Source) -> None:

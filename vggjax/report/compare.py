@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vggjax.atomic import write_text
 from vggjax.data.augment.settings import NAMES as AUGMENTATION_FIELDS
 from vggjax.data.augment.settings import describe
 from vggjax.errors import ConfigError, join_names, printable
 from vggjax.evaluation.metrics import mcnemar
 from vggjax.report.facts import describe_stages, duration, short, train_command, value_text
 from vggjax.report.figures import Line, line_chart, run_line
+from vggjax.report.output_file import check_output_file, write_output
 from vggjax.report.page import render
 from vggjax.report.run_files import RunFiles, read_run
 from vggjax.training.config import RESUME_MUTABLE_FIELDS, Config
@@ -36,7 +36,7 @@ def write_comparison(workdirs: Sequence[str | Path], out: str | Path) -> Path:
         ConfigError: fewer than two runs, too many, one twice, one that was not evaluated, runs with
             different classes, or a file that cannot be written.
     """
-    out = _check_out(out)
+    out = check_output_file(out, field="out", endings=(".html", ".htm"))
     _check_runs(workdirs)
     runs = [read_run(workdir) for workdir in workdirs]
     _check_classes(runs)
@@ -65,11 +65,7 @@ def write_comparison(workdirs: Sequence[str | Path], out: str | Path) -> Path:
             for i, j in itertools.combinations(range(len(runs)), 2)
         ],
     }
-    page = render("compare.html.j2", context)
-    try:
-        write_text(out, page)
-    except OSError as error:
-        raise ConfigError(f"Cannot write {printable(out)}: {error.strerror or error}.") from None
+    write_output(out, render("compare.html.j2", context).encode("utf-8", "surrogateescape"))
     return out
 
 
@@ -77,21 +73,19 @@ def compare_pair(first: RunFiles, second: RunFiles) -> dict[str, Any]:
     """Compare two runs image by image, if they were evaluated on the same images.
 
     Returns:
-        `paired`; the number of images `total`; how many only one run classified correctly,
-        `only_first` and `only_second`; and `p` of McNemar's exact test. All but `paired` are None
-        where the runs cannot be paired.
+        `paired`; and if they are, the number of images `total`, how many only one run classified
+        correctly, `only_first` and `only_second`, and `p` of McNemar's exact test.
     """
-    rows = [{row["id"]: row for row in files.predictions} for files in (first, second)]
-    same = first.data["fingerprint"] == second.data["fingerprint"]
-    if not same or {id: row["truth"] for id, row in rows[0].items()} != {
-        id: row["truth"] for id, row in rows[1].items()
-    }:
-        return dict(paired=False, total=None, only_first=None, only_second=None, p=None)
+    first_rows, second_rows = (
+        {row["id"]: row for row in files.predictions} for files in (first, second)
+    )
+    truths = [{id: row["truth"] for id, row in rows.items()} for rows in (first_rows, second_rows)]
+    if first.data["fingerprint"] != second.data["fingerprint"] or truths[0] != truths[1]:
+        return {"paired": False}
     correct = [
-        (row["correct"] == "1", rows[1][id]["correct"] == "1") for id, row in rows[0].items()
+        (row["correct"] == "1", second_rows[id]["correct"] == "1") for id, row in first_rows.items()
     ]
-    only_first = sum(a and not b for a, b in correct)
-    only_second = sum(b and not a for a, b in correct)
+    only_first, only_second = correct.count((True, False)), correct.count((False, True))
     return {
         "paired": True,
         "total": len(correct),
@@ -114,7 +108,7 @@ def differing_settings(configs: Sequence[Config]) -> dict[str, list[str]]:
 
 
 def _run_context(files: RunFiles, line: Line) -> dict[str, Any]:
-    seconds = sum(row.get("seconds", 0) for row in files.rows)
+    seconds = sum(row["seconds"] for row in files.rows)
     return {
         "name": line.name,
         "key": f"{line.color} dash{line.dash}",
@@ -123,22 +117,21 @@ def _run_context(files: RunFiles, line: Line) -> dict[str, Any]:
         "duration": duration(seconds) if seconds else "not logged",
         "stages": "; ".join(describe_stages(files.rows)) or "not logged",
         "num_collapses": len(files.collapses),
-        "device": str(files.evaluation.get("device", "not recorded")),
+        "device": files.evaluation["device"],
         "command": train_command(files.config),
     }
 
 
 def _curves(runs: list[RunFiles], names: list[str]) -> dict[str, list[Line]]:
     """Return each run's validation accuracy, by epoch and by seconds of training."""
-    by_epoch, by_seconds = [], []
+    curves: dict[str, list[Line]] = {"epoch": [], "seconds": []}
     for number, (files, name) in enumerate(zip(runs, names, strict=True)):
-        rows = [row for row in files.rows if "val/accuracy" in row]
-        elapsed = list(itertools.accumulate(row.get("seconds", 0.0) for row in files.rows))
-        clock = {row["epoch"]: s for row, s in zip(files.rows, elapsed, strict=True)}
-        by_epoch.append(run_line(number, name, [(r["epoch"], r["val/accuracy"]) for r in rows]))
-        points = [(clock[row["epoch"]], row["val/accuracy"]) for row in rows]
-        by_seconds.append(run_line(number, name, points if elapsed and elapsed[-1] else []))
-    return {"epoch": by_epoch, "seconds": by_seconds}
+        accuracies = [row["val/accuracy"] for row in files.rows]
+        seconds = itertools.accumulate(row["seconds"] for row in files.rows)
+        for label, xs in (("epoch", [row["epoch"] for row in files.rows]), ("seconds", seconds)):
+            points = list(zip(xs, accuracies, strict=True))
+            curves[label].append(run_line(number, name, points))
+    return curves
 
 
 def _interval_scale(runs: list[RunFiles]) -> tuple[float, float]:
@@ -162,12 +155,11 @@ def _class_rows(runs: list[RunFiles]) -> list[dict[str, Any]]:
 def _distinct_names(runs: list[RunFiles]) -> list[str]:
     """Name runs by their folders, with as much of the path as makes the names distinct."""
     paths = [Path(os.path.abspath(files.workdir)).parts for files in runs]
-    names: list[str] = []
     for length in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(parts[-length:]) for parts in paths]
+        names = [printable("/".join(parts[-length:])) for parts in paths]
         if len(set(names)) == len(names):
             break
-    return [printable(name) for name in names]
+    return names
 
 
 def _dataset_names(runs: list[RunFiles]) -> str:
@@ -175,33 +167,21 @@ def _dataset_names(runs: list[RunFiles]) -> str:
     return next(iter(names)) if len(names) == 1 else f"{len(names)} datasets"
 
 
-def _check_out(out: str | Path) -> Path:
-    path = Path(out).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"`out` must be a file in an existing folder; got {printable(path)}.")
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"`out` must end in .html; got {printable(path.name)!r}.")
-    return path
-
-
 def _check_runs(workdirs: Sequence[str | Path]) -> None:
-    if not workdirs:
-        raise ConfigError("Give the folder of a finished run, or several to compare.")
     if not 2 <= len(workdirs) <= MAX_RUNS:
         raise ConfigError(f"A comparison needs 2 to {MAX_RUNS} run folders; got {len(workdirs)}.")
-    real = [os.path.realpath(workdir) for workdir in workdirs]
-    for workdir, path in zip(workdirs, real, strict=True):
-        if real.count(path) > 1:
-            raise ConfigError(f"The run {printable(workdir)} is given twice; give each run once.")
+    for first, second in itertools.combinations(workdirs, 2):
+        if os.path.realpath(first) == os.path.realpath(second):
+            raise ConfigError(f"The run {printable(second)} is given twice; give each run once.")
 
 
 def _check_classes(runs: list[RunFiles]) -> None:
-    first = runs[0]
     for files in runs[1:]:
-        if files.evaluation["class_names"] != first.evaluation["class_names"]:
-            classes = [join_names(run.names, most=5) for run in (first, files)]
+        if files.evaluation["class_names"] != runs[0].evaluation["class_names"]:
+            descriptions = [
+                f"{printable(run.workdir)} has {join_names(run.names, most=5)}"
+                for run in (runs[0], files)
+            ]
             raise ConfigError(
-                "Runs with different classes cannot be compared: "
-                f"{printable(first.workdir)} has {classes[0]}; "
-                f"{printable(files.workdir)} has {classes[1]}."
+                f"Runs with different classes cannot be compared: {'; '.join(descriptions)}."
             )

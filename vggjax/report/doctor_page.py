@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from vggjax.atomic import write_text
 from vggjax.data.quality.findings import Entry, Finding, Findings
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, printable
 from vggjax.report.doctor_screen import describe_entry, describe_finding, verdict
+from vggjax.report.output_file import check_output_file, write_output
 from vggjax.report.page import render
-from vggjax.report.thumbnails import Thumbnails, jpeg_uri
+from vggjax.report.thumbnails import Thumbnails
 
 MAX_CASES = 24
 """Cases of a kind that are shown with their images."""
@@ -35,13 +35,11 @@ def check_doctor_page(path: str | Path, *, dataset: str) -> Path:
     Raises:
         ConfigError: it is a folder, its folder does not exist, or it lies in the dataset.
     """
-    path, folder = Path(path).expanduser(), Path(dataset).expanduser()
+    path, folder = check_output_file(path, field="html"), Path(dataset).expanduser()
     if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{printable(path)} is inside the dataset; choose a path outside of it.")
     if folder.is_file() and path.resolve() == folder.resolve():
         raise ConfigError(f"{printable(path)} is the dataset itself; choose another file.")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"`html` must be a file in an existing folder; got {printable(path)}.")
     return path
 
 
@@ -67,7 +65,7 @@ def write_doctor_page(findings: Findings, path: str | Path) -> Path:
         "fix": f"vggjax doctor {shlex.quote(printable(findings.dataset))} --fix CLEANED",
         "is_fixable": source is not None and len(source) > 0 and source.path(0) is not None,
     }
-    write_text(path, render("doctor.html.j2", context))
+    write_output(path, render("doctor.html.j2", context).encode("utf-8", "surrogateescape"))
     return path
 
 
@@ -95,10 +93,10 @@ def _classes(findings: Findings, source: Source) -> list[dict[str, Any]]:
     return [
         {
             "name": printable(name),
-            "splits": [int(count[label]) for split, count in counts.items() if split],
-            "images": int(total[label]),
-            "share": float(total[label] / max(1, total.max())),
-            "weight": None if findings.weights is None else float(findings.weights[label]),
+            "splits": [count[label] for split, count in counts.items() if split],
+            "images": total[label],
+            "share": total[label] / max(1, total.max()),
+            "weight": None if findings.weights is None else findings.weights[label],
         }
         for label, name in enumerate(names)
     ]
@@ -124,7 +122,7 @@ def _case(kind: str, entry: Entry, findings: Findings, thumbnails: Thumbnails) -
             "id": printable(source.ids[i]),
             "label": printable(source.class_names[source.labels[i]]),
             "split": str(source.split_of[i]),
-            "image": jpeg_uri(thumbnails.image(i)),
+            "image": thumbnails.image(i),
         }
         for i in entry.images[:MAX_MEMBERS]
     ]

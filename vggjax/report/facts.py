@@ -1,10 +1,10 @@
 """Describe a run in text: what was trained, on which data, and how to train it again.
 
-The input is a run's config, model.json, data.json and log. Facts are {term: text} with every name
-printable. Nothing is read or drawn here.
+Facts are {term: text} with every name printable. Nothing is read or drawn here.
 """
 
 import dataclasses
+import itertools
 import math
 import shlex
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from vggjax.data.augment.settings import describe
 from vggjax.errors import flag_of, join_names, printable
+from vggjax.report.run_files import RunFiles
 from vggjax.training.config import Config
 from vggjax.training.recipes import recipe_fields
 from vggjax.training.run_dir.folder import describe_duplicates
@@ -23,39 +24,34 @@ Facts = dict[str, str]
 _STAGES = {"head": "head only", "head+all": "all layers", "all": "all layers"}
 
 
-def describe_training(
-    config: Config,
-    info: dict[str, Any],
-    rows: list[dict[str, Any]],
-    *,
-    best_epoch: float | None,
-    device: str,
-) -> Facts:
-    """Describe the training; `rows` are the epochs, `best_epoch` that of the kept weights."""
+def describe_training(files: RunFiles) -> Facts:
+    """Describe the network, the settings of its training, and the device."""
+    config, info = files.config, files.info
     preprocessing = info["preprocessing"]
     size = f"{preprocessing['image_size']}x{preprocessing['image_size']} px"
-    weights = config.weights if config.pretrained else "none (random initialization)"
+    weights = short(config.weights) if config.pretrained else "none (random initialization)"
     if config.start_from:
-        weights = f"the run {config.start_from}"
+        weights = f"the run {short(config.start_from)}"
     facts = {
         "Network": f"{info['arch']}, head {info['head']}",
-        "Initial weights": short(weights),
+        "Initial weights": weights,
         "Input": f"{size}, {preprocessing['resize']}, {preprocessing['interpolation']}, "
         f"'{preprocessing['mode']}' values",
-        "Stages": "; ".join(describe_stages(rows)) or "not logged",
+        "Stages": "; ".join(describe_stages(files.rows)) or "not logged",
         "Optimizer": _describe_optimizer(config),
         "Augmentation": describe(config.augmentation),
     }
-    if best_epoch is not None:
-        facts["Kept weights"] = f"epoch {best_epoch:g}, best by {config.monitor}"
-    return facts | {"Duration": describe_duration(rows) or "not logged", "Device": device}
+    if files.best_epoch is not None:
+        facts["Kept weights"] = f"epoch {files.best_epoch:g}, best by {config.monitor}"
+    facts["Duration"] = _describe_duration(files.rows) or "not logged"
+    return facts | {"Device": files.evaluation["device"]}
 
 
 def describe_stages(rows: list[dict[str, Any]]) -> list[str]:
     """Return which layers trained in which epochs, such as `head only: epochs 1 to 2`."""
     stages: dict[str, list[float]] = {}
     for row in rows:
-        stages.setdefault(str(row.get("stage", "all")), []).append(row["epoch"])
+        stages.setdefault(row["stage"], []).append(row["epoch"])
     return [
         f"{_STAGES.get(stage, stage.replace('+', ' and '))}: {_epoch_span(epochs)}"
         for stage, epochs in stages.items()
@@ -65,22 +61,21 @@ def describe_stages(rows: list[dict[str, Any]]) -> list[str]:
 def stage_starts(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
     """Return where new stages begin: (epoch, halfway between two; the layers that were added)."""
     starts = []
-    for previous, row in zip(rows, rows[1:], strict=False):
-        before, after = str(previous.get("stage")), str(row.get("stage"))
+    for previous, row in itertools.pairwise(rows):
+        before, after = previous["stage"], row["stage"]
         if after != before:
             added = [layer for layer in after.split("+") if layer not in before.split("+")]
             starts.append(((previous["epoch"] + row["epoch"]) / 2, "+".join(added) or after))
     return starts
 
 
-def describe_duration(rows: list[dict[str, Any]]) -> str:
-    """Return the duration and throughput of the epochs; empty where they were not logged."""
+def _describe_duration(rows: list[dict[str, Any]]) -> str:
     throughputs = [row["images_per_s"] for row in rows if row.get("images_per_s")]
     if not throughputs:
         return ""
     seconds = sum(row.get("seconds", 0) for row in rows)
     epochs = f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}"
-    return f"{duration(seconds)}: {epochs}, {float(np.median(throughputs)):,.0f} images/s"
+    return f"{duration(seconds)}: {epochs}, {np.median(throughputs):,.0f} images/s"
 
 
 def _describe_optimizer(config: Config) -> str:
@@ -96,34 +91,31 @@ def _describe_optimizer(config: Config) -> str:
     return ", ".join([*parts, f"batch size {config.batch_size}"])
 
 
-def describe_data(config: Config, data: dict[str, Any], names: list[str]) -> Facts:
+def describe_data(files: RunFiles) -> Facts:
     """Describe the dataset and its splits."""
+    config, data = files.config, files.data
     sizes = [f"{count:,} {split}" for split, count in data.get("splits", {}).items()]
+    split = f"{config.split}, stratified by class unless the dataset has splits"
     if config.cross_validate:
-        split = f"{config.cross_validate} stratified folds, seed {config.seed}"
-    else:
-        split = f"{config.split}, stratified by class unless the dataset has splits, "
-        split += f"seed {config.seed}"
+        split = f"{config.cross_validate} stratified folds"
     return {
         "Dataset": printable(config.dataset),
-        "Classes": f"{len(names)}: {join_names(names, most=30)}",
+        "Classes": f"{len(files.names)}: {join_names(files.names, most=30)}",
         "Images": ", ".join(sizes) or "not recorded",
-        "Split": split,
+        "Split": f"{split}, seed {config.seed}",
         "Duplicates": describe_duplicates(data.get("duplicates", {})) or "none known",
-        "Fingerprint": str(data["fingerprint"])[:16],
+        "Fingerprint": data["fingerprint"][:16],
     }
 
 
-def describe_evaluation(evaluation: dict[str, Any], info: dict[str, Any]) -> Facts:
+def describe_provenance(files: RunFiles) -> Facts:
     """Describe when and with which versions the run was evaluated, and its weights' origin."""
-    facts = {
-        "Evaluated": f"{evaluation['evaluated_at'].replace('T', ' ')[:16]} UTC, "
-        f"{evaluation['seconds']} s",
-        "Versions": ", ".join(f"{k} {v}" for k, v in evaluation.get("versions", {}).items()),
-    }
-    return facts | {
+    evaluation = files.evaluation
+    evaluated = f"{evaluation['evaluated_at'].replace('T', ' ')[:16]} UTC"
+    versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
+    return {"Evaluated": f"{evaluated}, {evaluation['seconds']} s", "Versions": versions} | {
         f"Model: {name.replace('_', ' ')}": value_text(value)
-        for name, value in info.get("provenance", {}).items()
+        for name, value in files.info.get("provenance", {}).items()
     }
 
 
@@ -133,29 +125,24 @@ def train_command(config: Config) -> str:
     The run folder is left out, because in it the command would find the run finished.
     """
     words = ["vggjax", "train"]
-    for name, value in changed_settings(config).items():
+    for name, value in _changed_settings(config).items():
         if isinstance(value, bool):
             words.append(flag_of(name if value else f"no_{name}"))
         else:
-            values = value if isinstance(value, tuple | list) else [value]
-            words += [flag_of(name), *map(str, values)]
+            words += [flag_of(name), *map(str, value if isinstance(value, tuple) else [value])]
     return " ".join(shlex.quote(printable(word)) for word in words)
 
 
-def changed_settings(config: Config) -> dict[str, Any]:
-    """Return the fields, except the run folder, that differ from the recipe and the defaults.
-
-    `recipe` is one of them, unless the dataset implies it, as `digits` does.
-    """
+def _changed_settings(config: Config) -> dict[str, Any]:
     start = Config(**recipe_fields(config.recipe, config.dataset))
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
     changed = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(Config)
-        if field.name not in ("workdir", "recipe")
-        and getattr(config, field.name) != getattr(start, field.name)
+        name: value
+        for name, value in values.items()
+        if name not in ("workdir", "recipe") and value != getattr(start, name)
     }
     if config.recipe not in (None, recipe_fields(None, config.dataset).get("recipe")):
-        changed = {"recipe": config.recipe} | changed
+        changed = {"recipe": config.recipe} | changed  # unless implied, as by the dataset `digits`
     return changed
 
 
@@ -167,10 +154,9 @@ def _epoch_span(epochs: list[float]) -> str:
 def duration(seconds: float) -> str:
     """Format a duration: `47 s`, `3 min 28 s`, `2 h 5 min`."""
     minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if not minutes and not hours:
-        return f"{seconds} s"
-    return f"{minutes} min {seconds} s" if not hours else f"{hours} h {minutes} min"
+    if minutes < 60:
+        return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def value_text(value: Any) -> str:

@@ -1,10 +1,12 @@
 """Render the HTML pages: one Jinja environment and one style sheet for all of them."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vggjax.report.plot_style import DARK, LIGHT
+from vggjax.report.thumbnails import jpeg_uri
 
 
 def render(name: str, context: dict[str, Any]) -> str:
@@ -24,16 +26,17 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.globals.update(light=LIGHT, dark=DARK)
-    environment.filters |= {
+    filters: dict[str, Callable[[Any], str]] = {
         "count": lambda number: f"{number:,}",
-        "percent": lambda share: f"{share:.1%}",
+        "jpeg_uri": jpeg_uri,
         "loss": lambda loss: f"{loss:.3f}" if loss < 1000 else f"{loss:.2g}",
-        "sentence": lambda text: f"{upper_first(str(text).rstrip('. '))}.",
-        "upper_first": upper_first,
+        "percent": lambda share: f"{share:.1%}",
+        "sentence": lambda text: f"{_upper_first(text.rstrip('. '))}.",
+        "upper_first": _upper_first,
     }
+    environment.filters |= filters
     return environment
 
 
-def upper_first(text: str) -> str:
-    """Return the text with its first letter as a capital."""
+def _upper_first(text: str) -> str:
     return text[:1].upper() + text[1:]

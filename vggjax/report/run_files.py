@@ -4,13 +4,15 @@ The input is a `RunResult` that is already in memory, or a run folder (a cross-v
 A file that is missing or damaged raises `ConfigError` with the command that writes it again.
 """
 
+import contextlib
 import csv
-import dataclasses
+import itertools
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,8 @@ class RunFiles:
                 if None in texts or not all(0 <= share <= 1 for share in shares):
                     raise ValueError("a value is missing or out of range")
         except (OSError, ValueError, KeyError, TypeError, csv.Error):
-            raise ConfigError(
-                f"{printable(path)} is missing or damaged; evaluate the run again."
-            ) from None
+            message = f"{printable(path)} is missing or damaged; evaluate the run again."
+            raise ConfigError(message) from None
         return rows
 
     @cached_property
@@ -92,93 +93,63 @@ def read_run(
     Raises:
         ConfigError: there is no run, or it was not evaluated on its test split yet.
     """
-    workdir = run.workdir if isinstance(run, RunResult) else Path(run)
+    workdir, info = (run.workdir, run.info) if isinstance(run, RunResult) else (Path(run), None)
     config = run.config if isinstance(run, RunResult) else read_config(workdir)
     folders = fold_folders(workdir, config) or [workdir]
     logs = [read_log(folder) for folder in folders]
-    if isinstance(run, RunResult) and run.info is not None:
-        info = dataclasses.asdict(run.info)
-    else:
-        info = _read_json(folders[0] / "model.json", workdir)
+    collapses = [record for log in logs for record in log if record["kind"] == "collapse"]
     return RunFiles(
         workdir,
         config,
-        _read_json(workdir / "eval.json", workdir) if evaluation is None else evaluation,
-        _read_json(workdir / "data.json", workdir),
-        info,
-        mean_epochs([epoch_records(log) for log in logs]),
-        [
-            {"epoch": f"{record['epoch']:g}"}
-            | {name: printable(record.get(name, "")) for name in ("reason", "advice", "action")}
-            for log in logs
-            for record in log
-            if record.get("kind") == "collapse"
+        evaluation=evaluation or _read_json(workdir / "eval.json", workdir),
+        data=_read_json(workdir / "data.json", workdir),
+        info=asdict(info) if info else _read_json(folders[0] / "model.json", workdir),
+        rows=mean_epochs([epoch_records(log) for log in logs]),
+        collapses=[
+            {name: printable(record[name]) for name in ("epoch", "reason", "advice", "action")}
+            for record in collapses
         ],
     )
 
 
-class LazyModel:
-    """A run's model and predictions, loaded and computed when they are first needed.
+def load_run(run: RunResult | str | os.PathLike[str], files: RunFiles) -> tuple[RunResult, str]:
+    """Load a run's dataset and model, unless `run` has them; return it, and why data is missing.
 
-    Attributes:
-        source: the dataset; None where it is gone, with the reason in `missing`.
+    Its source, model or splits are None where they are gone or damaged.
     """
+    if isinstance(run, RunResult):
+        return run, "" if run.source else "The dataset is gone or was changed."
+    workdir, config = files.workdir, files.config
+    model, info, source, splits, missing = None, None, None, None, ""
+    try:
+        source = open_training_data(workdir, config)
+    except VggjaxError as error:
+        missing = printable(error)
+    if source is not None and not config.cross_validate:
+        with contextlib.suppress(VggjaxError):
+            splits = read_splits(workdir, source)
+            model, info = load_model(workdir)
+    return RunResult(workdir, config, model, info, source, splits, {}, {}), missing
 
-    def __init__(
-        self,
-        run: RunResult | str | os.PathLike[str],
-        files: RunFiles,
-        predictions: SplitPredictions | None = None,
-    ):
-        self._files, self._test = files, predictions
-        self.missing = ""
-        self._run = run if isinstance(run, RunResult) else None
-        self._is_broken = False
-        if self._run is not None:
-            self.source = self._run.source
-            self.missing = "" if self.source else "The dataset is gone or was changed."
-            return
-        try:
-            self.source = open_training_data(files.workdir, files.config)
-        except VggjaxError as error:
-            self.source, self.missing = None, printable(error)
 
-    def load(self) -> RunResult | None:
-        """Return the run with its model and its data; None where either is gone or damaged."""
-        if self.source is None or self._files.config.cross_validate:
-            return None
-        if self._run is None and not self._is_broken:
-            workdir, config = self._files.workdir, self._files.config
-            try:
-                model, info = load_model(workdir)
-                splits = read_splits(workdir, self.source)
-                self._run = RunResult(workdir, config, model, info, self.source, splits, {}, {})
-            except VggjaxError:
-                self._is_broken = True
-        return self._run
+def split_predictions(run: RunResult, files: RunFiles, split: str) -> SplitPredictions | None:
+    """Return the predictions on a split: those in the run folder, or new ones of `run`'s model.
 
-    def predictions(self, split: str) -> SplitPredictions | None:
-        """Return the predictions on a split: those in memory or in the run folder, or new ones.
-
-        For a cross-validation they are all the folds' test predictions together.
-        """
-        if split == "test" and self._test is not None:
-            return self._test
-        num_classes = len(self._files.names)
-        kept = [
-            read_probabilities(folder, split, num_classes=num_classes)
-            for folder in self._files.model_folders
-        ]
-        parts = [part for part in kept if part is not None]
-        if len(parts) == len(kept):
-            return SplitPredictions(*(np.concatenate(p) for p in zip(*parts, strict=True)))
-        run = self.load()
-        if run is None:
-            return None
-        try:
-            return predict_split(run, split)[0]
-        except (VggjaxError, OSError):  # such as a run folder that is read-only
-            return None
+    For a cross-validation they are all the folds' together. None if there is no way to get them.
+    """
+    num_classes = len(files.names)
+    parts = [
+        read_probabilities(folder, split, num_classes=num_classes) for folder in files.model_folders
+    ]
+    kept = [part for part in parts if part is not None]
+    if len(kept) == len(parts):
+        return SplitPredictions(*map(np.concatenate, zip(*kept, strict=True)))
+    if run.model is None or run.source is None or run.splits is None:
+        return None
+    try:
+        return predict_split(run, split)[0]
+    except (VggjaxError, OSError):  # such as a run folder that is read-only
+        return None
 
 
 def epoch_records(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -189,11 +160,10 @@ def epoch_records(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def mean_epochs(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return one row per epoch with the means over the runs that reached it."""
-    by_epoch: dict[float, list[dict[str, Any]]] = {}
-    for row in (row for rows in runs for row in rows):
-        by_epoch.setdefault(row["epoch"], []).append(row)
+    epoch = itemgetter("epoch")
     means = []
-    for _, rows in sorted(by_epoch.items()):
+    for _, group in itertools.groupby(sorted(itertools.chain(*runs), key=epoch), key=epoch):
+        rows = list(group)
         keys = [key for key, value in rows[0].items() if isinstance(value, float)]
         mean = {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
         means.append(rows[0] | mean)
@@ -216,6 +186,5 @@ def _read_json(path: Path, workdir: Path) -> dict[str, Any]:
             f"training, then run: vggjax evaluate --workdir {printable(workdir)}"
         ) from None
     except ValueError as error:
-        raise ConfigError(
-            f"{printable(path)} is damaged ({error}); evaluate the run again."
-        ) from None
+        message = f"{printable(path)} is damaged ({error}); evaluate the run again."
+        raise ConfigError(message) from None

@@ -1,10 +1,10 @@
-"""Gather what each section of a report shows, as plain values for the templates.
+"""Gather what each section of a report shows, as plain values and images for the templates.
 
-Every function returns all the keys that its template reads. Nothing is written here except the
-probabilities of a split that were not kept yet.
+An image is uint8 RGB (H, W, 3), or None where it cannot be read any more.
 """
 
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.quality.doctor import examine
-from vggjax.data.quality.duplicates import Duplicates
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError, VggjaxError, printable
 from vggjax.evaluation.calibration import (
@@ -31,9 +30,8 @@ from vggjax.evaluation.probabilities import SplitPredictions
 from vggjax.report.doctor_screen import describe_finding
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
-from vggjax.report.thumbnails import Cell, Thumbnails, jpeg_uri, thumbnail
-from vggjax.training.config import Config
-from vggjax.training.run_dir.saved_model import ModelInfo
+from vggjax.report.thumbnails import Cell, Thumbnails, thumbnail
+from vggjax.training.run_dir.run_result import RunResult
 
 MAX_MISTAKES = 12
 MAX_PAIRS, MAX_PAIR_IMAGES = 6, 5
@@ -58,21 +56,21 @@ def confused_pairs(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, An
     confused = most_confused(files.evaluation["confusion"], files.names)
     for number, (truth, predicted, count) in enumerate(confused):
         rows = by_pair.get((truth, predicted), [])[:MAX_PAIR_IMAGES] if number < MAX_PAIRS else []
-        uris = [jpeg_uri(thumbnails.image_of(row["id"])) for row in rows]
+        images = [thumbnails.image_of(row["id"]) for row in rows]
         pairs.append(
             {
                 "truth": truth,
                 "predicted": predicted,
                 "count": count,
                 "support": support[truth],
-                "images": [uri for uri in uris if uri is not None],
+                "images": [image for image in images if image is not None],
             }
         )
     return pairs
 
 
 def misclassified(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, Any]]:
-    """Return the most confident mistakes, with their images as pixels."""
+    """Return the most confident mistakes, with their images."""
     return [
         {
             "id": row["id"],
@@ -80,7 +78,7 @@ def misclassified(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, Any
             "predicted": printable(row["guess"]),
             "probability": float(row["probability"]),
             "truth_probability": float(row["truth_probability"]),
-            "pixels": thumbnails.image_of(row["id"]),
+            "image": thumbnails.image_of(row["id"]),
         }
         for row in files.mistakes[:MAX_MISTAKES]
     ]
@@ -95,7 +93,7 @@ def misclassified_grid(files: RunFiles, mistakes: list[dict[str, Any]]) -> list[
 
     cells = [
         Cell(
-            mistake["pixels"],
+            mistake["image"],
             (
                 (f"predicted {name(mistake['predicted'])}", "wrong"),
                 (f"with {mistake['probability']:.1%}", "muted"),
@@ -113,8 +111,8 @@ def calibration(
     """Compare confidence and accuracy on the test split, before and after temperature scaling.
 
     Returns:
-        The values of the section, and the reliability before and after; the temperature and all
-        that comes of it are None without the predictions of both splits.
+        The values of the section, and the reliability before and after. Without the predictions of
+        both splits, the temperature and the reliability after are None.
     """
     confidence = np.array([float(row["probability"]) for row in files.predictions])
     correct = np.array([row["correct"] == "1" for row in files.predictions])
@@ -125,10 +123,6 @@ def calibration(
         "confidence": measured.mean_confidence,
         "accuracy": float(correct.mean()),
         "temperature": None,
-        "at_edge": False,
-        "num_val": 0,
-        "scaled_ece": None,
-        "scaled_loss": None,
     }
     if test is not None and val is not None:
         temperature = fit_temperature(val.probs, val.labels)
@@ -163,42 +157,32 @@ def label_issues(
             "suggested": names[issue.suggested],
             "label_probability": float(probs[issue.row, labels[issue.row]]),
             "probability": float(probs[issue.row, issue.suggested]),
-            "image": jpeg_uri(thumbnails.image(int(index[issue.row]))),
+            "image": thumbnails.image(int(index[issue.row])),
         }
         for issue in issues[:MAX_ISSUES]
     ]
     return {"cases": cases, "count": len(issues), "checked": len(labels), "splits": list(parts)}
 
 
-def data_quality(
-    config: Config,
-    source: Source | None,
-    *,
-    duplicates: Duplicates | None = None,
-    examine_all: bool = False,
-) -> dict[str, Any]:
+def data_quality(run: RunResult, *, examine_all: bool = False) -> dict[str, Any]:
     """Return the findings of the dataset's examination.
 
-    `duplicates`, those that the training's setting asked for, save decoding every image again if
-    the setting was "near".
+    The duplicates that the training found save decoding every image again, if its setting was
+    "near".
 
     Returns:
         `examined`; `findings` as `describe_finding` describes them; and `command`, which examines
         everything. A dataset that is gone is not examined, a large one only with `examine_all`.
     """
-    values: dict[str, Any] = {
-        "examined": False,
-        "findings": [],
-        "command": f"vggjax doctor {shlex.quote(printable(config.dataset))} --html doctor.html",
-    }
+    config, source = run.config, run.source
+    command = f"vggjax doctor {shlex.quote(printable(config.dataset))} --html doctor.html"
+    values = {"examined": False, "findings": [], "command": command}
     if source is None or not (examine_all or _is_small(source)):
         return values
+    duplicates = run.duplicate_groups if config.duplicates == "near" else None
     try:
         result = examine(
-            config.dataset,
-            source=source,
-            duplicates=duplicates if config.duplicates == "near" else None,
-            num_threads=config.num_threads,
+            config.dataset, source=source, duplicates=duplicates, num_threads=config.num_threads
         )
     except VggjaxError:  # it was readable a moment ago
         return values
@@ -209,15 +193,9 @@ def data_quality(
 def _is_small(source: Source) -> bool:
     if len(source) > MAX_EXAMINED:
         return False
-    total = 0
-    for path in map(source.path, range(len(source))):
-        try:
-            total += path.stat().st_size if path is not None else 0
-        except OSError:
-            continue
-        if total > MAX_EXAMINED_BYTES:
-            return False
-    return True
+    paths = [source.path(index) for index in range(len(source))]
+    num_bytes = sum(path.stat().st_size for path in paths if path is not None and path.exists())
+    return num_bytes <= MAX_EXAMINED_BYTES
 
 
 @dataclass(frozen=True)
@@ -234,11 +212,6 @@ class GradCamExample:
     truth_map: np.ndarray | None
     """None where the prediction is correct."""
 
-    def context(self) -> dict[str, Any]:
-        """Return the fields for a page, its images as data URIs."""
-        names = ("image", "predicted_map", "truth_map")
-        return vars(self) | {name: jpeg_uri(getattr(self, name)) for name in names}
-
     def cells(self) -> list[Cell]:
         """Return its images as a row of an image grid."""
         look = "plain" if self.is_correct else "wrong"
@@ -253,45 +226,45 @@ class GradCamExample:
 
 
 def grad_cam_examples(
-    model: Any, info: ModelInfo, source: Source, predictions: SplitPredictions
+    run: RunResult, predictions: SplitPredictions | None
 ) -> tuple[list[GradCamExample], str, int]:
     """Compute Grad-CAM for a few confident predictions, correct and wrong, of various classes.
 
     Returns:
-        The examples, the layer of the maps, and the side of a map in cells.
+        The examples, the layer of the maps, and the side of a map in cells. There are no examples
+        without the model, the dataset or the predictions.
     """
-    rows = [
+    if predictions is None or run.model is None or run.info is None or run.source is None:
+        return [], "", 0
+    preprocessing, names = run.info.preprocessing, [printable(n) for n in run.info.class_names]
+    shown, inputs, rows = [], [], []
+    for row in (
         *_most_confident(predictions, correct=True)[:NUM_CORRECT],
         *_most_confident(predictions, correct=False)[:NUM_WRONG],
-    ]
-    preprocessing, names = info.preprocessing, [printable(name) for name in info.class_names]
-    shown, inputs, kept = [], [], []
-    for row in rows:
+    ):
         try:
-            pixels = source.read(int(predictions.index[row])).pixels
+            pixels = run.source.read(int(predictions.index[row])).pixels
         except DataError:
             continue
         inputs.append(resize_image(pixels, preprocessing))
         # A squashed input shows all of the image, so the map fits the image as it was.
         shown.append(thumbnail(pixels if preprocessing.resize == "squash" else inputs[-1]))
-        kept.append(row)
-    layer = map_layer(model, preprocessing.image_size)
-    if not kept:
+        rows.append(row)
+    layer = map_layer(run.model, preprocessing.image_size)
+    if not rows:
         return [], layer, 0
-    labels, predicted = predictions.labels[kept], predictions.probs[kept].argmax(1)
+    labels, predicted = predictions.labels[rows], predictions.probs[rows].argmax(1)
     wrong = np.flatnonzero(labels != predicted)
-    images = np.stack(inputs)
     # One call for both maps, with a fixed number of rows: every new shape is compiled again.
-    batch = np.concatenate([images, images[wrong]])
-    classes = np.concatenate([predicted, labels[wrong]])
-    padding = NUM_CORRECT + 2 * NUM_WRONG - len(batch)
-    batch = np.concatenate([batch, np.zeros((padding, *batch.shape[1:]), np.uint8)])
-    classes = np.concatenate([classes, np.zeros(padding, classes.dtype)])
-    maps = grad_cam(model, preprocess(batch, preprocessing.mode), classes, layer=layer)
-    truth_maps = dict(zip(wrong.tolist(), maps[len(images) :], strict=False))
+    padding = NUM_CORRECT + 2 * NUM_WRONG - len(rows) - len(wrong)
+    images = np.stack(inputs)
+    images = np.pad(np.concatenate([images, images[wrong]]), [(0, padding), (0, 0), (0, 0), (0, 0)])
+    classes = np.pad(np.concatenate([predicted, labels[wrong]]), (0, padding))
+    maps = grad_cam(run.model, preprocess(images, preprocessing.mode), classes, layer=layer)
+    truth_maps = dict(zip(wrong.tolist(), maps[len(rows) :], strict=False))
     examples = [
         GradCamExample(
-            id=printable(source.ids[predictions.index[row]]),
+            id=printable(run.source.ids[predictions.index[row]]),
             truth=names[labels[i]],
             predicted=names[predicted[i]],
             probability=float(predictions.probs[row].max()),
@@ -300,7 +273,7 @@ def grad_cam_examples(
             predicted_map=overlay(shown[i], maps[i]),
             truth_map=overlay(shown[i], truth_maps[i]) if i in truth_maps else None,
         )
-        for i, row in enumerate(kept)
+        for i, row in enumerate(rows)
     ]
     return examples, layer, maps.shape[1]
 
@@ -310,10 +283,10 @@ def _most_confident(predictions: SplitPredictions, *, correct: bool) -> list[int
     predicted = predictions.probs.argmax(1)
     rows = np.flatnonzero((predicted == predictions.labels) == correct)
     rows = rows[np.argsort(-predictions.probs[rows].max(1), kind="stable")]
-    counts: dict[tuple[int, int], int] = {}
+    counts: Counter[tuple[int, int]] = Counter()
     ranks = []
     for row in rows:
         pair = int(predictions.labels[row]), int(predicted[row])
-        ranks.append(counts.get(pair, 0))
-        counts[pair] = ranks[-1] + 1
+        ranks.append(counts[pair])
+        counts[pair] += 1
     return rows[np.argsort(ranks, kind="stable")].tolist()

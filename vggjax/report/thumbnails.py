@@ -70,12 +70,10 @@ def thumbnail(image: np.ndarray, *, side_px: int = THUMBNAIL_PX) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), method, reducing_gap=2.0))
 
 
-def jpeg_uri(image: np.ndarray | None) -> str | None:
-    """Return an image as a data URI; None stays None."""
+def jpeg_uri(image: np.ndarray) -> str:
+    """Return an image as a data URI."""
     from PIL import Image
 
-    if image is None:
-        return None
     data = image_bytes(Image.fromarray(image), "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
