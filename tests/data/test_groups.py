@@ -105,12 +105,9 @@ def test_splits_do_not_depend_on_how_groups_are_numbered():
     groups = np.arange(100) // 3
     first = make_splits(made, FRACTIONS, 2, groups)
     renamed = np.random.default_rng(0).permutation(100)[groups]
-    for other in (
-        make_splits(made, FRACTIONS, 2, groups),
-        make_splits(made, seed=2, groups=renamed),
-    ):
-        for name in SPLITS:
-            np.testing.assert_array_equal(first[name], other[name])
+    again = make_splits(made, seed=2, groups=renamed)
+    for name in SPLITS:
+        np.testing.assert_array_equal(first[name], again[name])
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])

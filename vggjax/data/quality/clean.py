@@ -60,7 +60,7 @@ class CleanCopy:
 
 
 def check_output(
-    dataset: str, out: str | os.PathLike[str], files: Iterable[Path] = ()
+    dataset: str, out: str | os.PathLike[str], *, files: Iterable[Path] = ()
 ) -> tuple[Path, Path, Path]:
     """Return the full paths of the copy, of the incomplete copy and of the table of changes.
 
@@ -84,9 +84,11 @@ def check_output(
     if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{printable(out)} exists and is not an empty folder. Give a new folder.")
     if os.path.lexists(table) and os.path.realpath(table) == os.path.realpath(folder):
-        raise DataError(f"{printable(table)}, the dataset, would be overwritten. Rename `fix`.")
+        raise DataError(
+            f"{printable(table)}, the dataset, would be overwritten. Give another `fix`."
+        )
     if os.path.lexists(partial) and not (partial / _MARKER).exists():
-        raise DataError(f"{printable(partial)} is in the way. Move it, or rename `fix`.")
+        raise DataError(f"{printable(partial)} is in the way. Move it, or give another `fix`.")
     return out, partial, table
 
 
@@ -110,10 +112,12 @@ def write_clean_copy(
     files = [path for path in map(source.path, range(len(source))) if path is not None]
     if not files:
         raise DataError(_describe_without_files(findings.dataset))
-    out, partial, table = check_output(findings.dataset, out, files)
+    out, partial, table = check_output(findings.dataset, out, files=files)
     targets, changes = _plan(findings, source, files)
     if not targets:
-        raise DataError(f"No image of {printable(findings.dataset)} is usable; nothing written.")
+        raise DataError(
+            f"No image of {printable(findings.dataset)} is usable; nothing was written."
+        )
     shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed call
     try:
         with atomic_write(table) as partial_table:
@@ -262,6 +266,5 @@ def _describe_without_files(dataset: str) -> str:
 
 def _write_table(path: Path, changes: list[Change]) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "action", "target", "reason"])
-        writer.writerows([c.id, c.action, c.target, c.reason] for c in changes)
+        rows = [(change.id, change.action, change.target, change.reason) for change in changes]
+        csv.writer(file).writerows([("path", "action", "target", "reason"), *rows])

@@ -37,7 +37,7 @@ _MAX_CANDIDATES = 64
 
 @dataclass(frozen=True, eq=False)
 class Duplicates:
-    """Groups of equal images, and what decoding every image has shown."""
+    """Groups of equal images, and what decoding every image revealed."""
 
     groups: np.ndarray
     """int64 (N,): the smallest index of the same image; a unique image has its own."""
@@ -57,7 +57,7 @@ class Duplicates:
 
     @property
     def near(self) -> int:
-        """Return the number of other images beyond the first of their group."""
+        """Return the number of images beyond the first of their group, without the exact ones."""
         return len(np.unique(self.exact_groups)) - len(np.unique(self.groups))
 
     @property

@@ -34,7 +34,7 @@ KINDS = {
     "not_an_image": Kind("problem", "Not images", "other content with an image's extension"),
     "unsupported": Kind("problem", "Unsupported formats", "save them as JPEG or PNG"),
     "too_large": Kind("problem", "Too large to decode", "too many pixels, bytes or scans"),
-    "no_permission": Kind("problem", "No permission", "they are not readable for this user"),
+    "no_permission": Kind("problem", "No permission", "this user may not read them"),
     "not_a_file": Kind("problem", "Not files", "folders, pipes or devices"),
     "unreadable": Kind("problem", "Unreadable files", "the disk or the dataset failed"),
     "label_conflict": Kind("problem", "Label conflicts", "one image with two labels"),

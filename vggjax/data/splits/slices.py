@@ -86,7 +86,7 @@ def _resolve_slice(dataset: str, official: dict[str, np.ndarray], text: str) -> 
         sizes = ", ".join(f"{name} {len(part):,}" for name, part in official.items())
         raise DataError(f"`split` {text!r} is empty; the dataset has {sizes}. {_HINT}")
     if num_repeated := len(indices) - len(np.unique(indices)):
-        raise DataError(f"`split` {text!r} has images twice: {num_repeated:,}. {_HINT}")
+        raise DataError(f"`split` {text!r} selects images twice: {num_repeated:,}. {_HINT}")
     return indices
 
 
@@ -94,7 +94,7 @@ def _parse_slice(text: str) -> Any:
     import tensorflow_datasets as tfds
 
     if "shard" in text:
-        raise ConfigError(f"`split` {text!r} counts shards, which are arbitrary. {_HINT}")
+        raise ConfigError(f"`split` {text!r} counts shards, whose sizes are arbitrary. {_HINT}")
     try:
         return tfds.core.ReadInstruction.from_spec(text)
     except Exception:  # tfds raises AssertionError, among others

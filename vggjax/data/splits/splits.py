@@ -132,12 +132,11 @@ def split_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     notes = []
     for label, name in enumerate(source.class_names):
         here = {split: int(count[label]) for split, count in counts.items()}
-        without = " and ".join(split for split in here if not here[split])
+        without = [split for split in here if not here[split]]
         if without:
             total = "1 image" if sum(here.values()) == 1 else "too few distinct images"
-            notes.append(
-                f"Class {name!r} has {total} ({_list_counts(here)}): {without} cannot judge it."
-            )
+            lack = f"{' and '.join(without)} lack{'s' * (len(without) == 1)} it"
+            notes.append(f"Class {name!r} has {total} ({_list_counts(here)}): {lack}.")
     if len(notes) > 3:
         notes[3:] = [f"{len(notes) - 3:,} more classes have too few images for every split."]
     return notes
@@ -157,11 +156,11 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def splits_text(source: Source, splits: dict[str, np.ndarray]) -> str:
     """Return the contents of `splits.csv`."""
     split_of = {int(i): split for split, indices in splits.items() for i in indices}
+    rows = [
+        (source.ids[i], source.class_names[source.labels[i]], split_of[i]) for i in sorted(split_of)
+    ]
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for i in sorted(split_of):
-        writer.writerow([source.ids[i], source.class_names[source.labels[i]], split_of[i]])
+    csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *rows])
     return file.getvalue()
 
 
