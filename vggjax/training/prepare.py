@@ -118,11 +118,9 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     if config.start_from:
         check_start(config, head, source, splits)
     if config.pretrained and not config.start_from:
+        given = weight_file or config.weights
         weight_file = open_weights(
-            weight_file or config.weights,
-            config.model,
-            include_top=False,
-            expect_sha256=config.expect_sha256,
+            given, config.model, include_top=False, expect_sha256=config.expect_sha256
         )
     model = build_model(config, head, weight_file)
     loaders = _open_loaders(config, source, splits)

@@ -84,8 +84,8 @@ def scan_csv(path: str | os.PathLike[str]) -> Scan:
     if unused := [column for column in columns if column not in COLUMNS]:
         notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
     if num_repeated := len(complete) - len(rows):
-        plural = "s" if num_repeated > 1 else ""
-        notes.append(f"Ignored {num_repeated:,} row{plural} with an image of an earlier row.")
+        rows_text = f"{num_repeated:,} row{'s' * (num_repeated > 1)}"
+        notes.append(f"Ignored {rows_text} with an image of an earlier row.")
     source = make_file_source(
         path.name, class_names, files, locate=lambda x: _locate(root, x), notes=notes
     )

@@ -41,9 +41,6 @@ FILE_FORMAT = "array_record"
 PROBE_S = 5.0
 """Seconds without an answer until a server counts as unreachable."""
 
-_GATEWAY_ERRORS = (407, 502, 503, 504)
-"""Status codes of a proxy that cannot reach the server."""
-
 
 def tfds_names() -> list[str]:
     """Return the names of all datasets that tfds has a builder for, without network access."""
@@ -271,7 +268,7 @@ def _probe(url: str, reachable: set[str]) -> None:
             urllib.request.build_opener().open(request, timeout=PROBE_S).close()
     except urllib.error.HTTPError as error:  # an answer, though not to HEAD
         error.close()
-        if error.code in _GATEWAY_ERRORS:
+        if error.code in (407, 502, 503, 504):  # of a proxy that cannot reach the server
             return
     except (OSError, ValueError):
         return
