@@ -116,7 +116,7 @@ def test_every_command_has_help(capsys, command):
         ("predict flowers --weights text.jpg", "--weights needs --model"),
         ("convert empty.h5", "Missing: DST."),
         ("convert empty.h5 new.h5 --force", "Unrecognized option: --force."),
-        ("summary vgg16 --image-size 16", "32 px or more; got image size 16."),
+        ("summary vgg16 --image-size 16", "32 px or more; got 16 px."),
         ("summary vgg16 --no-include-topp", "Did you mean --no-include-top?"),
         # Data: looking at it, drawing it, cutting it
         ("doctor gone", "Unknown dataset 'gone': no such folder and no tfds dataset of that name."),

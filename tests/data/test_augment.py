@@ -7,12 +7,11 @@ import pytest
 from support.pixels import assert_same_pixels, jit_quickly
 
 from vggjax.data.augment import augment as module
-from vggjax.data.augment.augment import make_transform, random_erasing, random_flip, to_dtype
+from vggjax.data.augment.augment import make_transform, random_erasing, to_dtype
 from vggjax.data.augment.rng import draw_numbers
 from vggjax.data.augment.settings import PRESETS, Augmentation
 
 augment = jit_quickly(module.augment, static_argnums=2)
-flip = jit_quickly(random_flip, static_argnames=("horizontal", "vertical"))
 erase = jit_quickly(random_erasing)
 draw = jit_quickly(draw_numbers)
 
@@ -46,7 +45,8 @@ def images():
 @pytest.mark.parametrize("axis", [0, 1])
 def test_each_image_is_itself_or_its_mirror_image(keys, images, dtype, axis):
     images = images.astype(dtype)
-    out = np.asarray(flip(keys, images, horizontal=axis == 1, vertical=axis == 0))
+    mirroring = Augmentation(horizontal_flip=axis == 1, vertical_flip=axis == 0)
+    out = np.asarray(augment(keys, images, mirroring))
     assert out.dtype == dtype
     mirrored = [np.array_equal(o, np.flip(i, axis)) for o, i in zip(out, images, strict=True)]
     same = [np.array_equal(o, i) for o, i in zip(out, images, strict=True)]

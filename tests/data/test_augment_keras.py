@@ -1,5 +1,7 @@
 """Keras' ImageDataGenerator itself against this package: pixels, levels and draws."""
 
+from typing import get_args
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from PIL import Image
 
 from vggjax.data.augment.augment import adjust_brightness, augment, make_transform, shift_channels
 from vggjax.data.augment.rng import draw_numbers, per_example_keys
-from vggjax.data.augment.settings import FILL_MODES, Augmentation
+from vggjax.data.augment.settings import Augmentation, FillMode
 from vggjax.data.augment.warp import affine_matrix, warp
 
 pytestmark = [
@@ -56,7 +58,7 @@ def keras_warp(legacy, images, parameters, fill_mode, cval):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("fill_mode", FILL_MODES)
+@pytest.mark.parametrize("fill_mode", get_args(FillMode))
 def test_a_warp_has_keras_pixels_within_one_gray_level(legacy, fill_mode):
     images = make_images()
     parameters = draw_parameters(len(images))

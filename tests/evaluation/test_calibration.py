@@ -89,9 +89,3 @@ def test_the_ece_by_chance_falls_with_the_number_of_images():
     assert many < 0.02 < few < 0.15
     probs, labels = overconfident(4000)
     assert reliability(probs.max(1), probs.argmax(1) == labels).ece < 2 * many
-
-
-def test_shapes_that_do_not_match_are_refused():
-    for confidence, correct in (([], []), ([0.5], [1, 0]), ([[0.5]], [[1]])):
-        with pytest.raises(ValueError, match=r"must both be \(N,\)"):
-            reliability(np.array(confidence), np.array(correct))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from support.tiny_run import random_model
 
-from vggjax.errors import ConfigError
 from vggjax.evaluation.grad_cam import grad_cam, map_layer, overlay
 from vggjax.models.head import Head
 from vggjax.models.params import assign, extract
@@ -46,12 +45,12 @@ def test_the_map_of_a_logit_that_depends_on_one_corner_is_that_corner():
 
 
 def test_evidence_against_a_class_is_0():
-    assert (grad_cam(corner_model(), red_corner(), np.array([1])) == 0).all()
+    assert (grad_cam(corner_model(), red_corner(), np.array([1]), layer="block4_conv2") == 0).all()
 
 
 def test_one_sigmoid_unit_is_evidence_for_class_1_and_against_class_0():
     model, images = corner_model(outputs=1), red_corner()
-    for_0, for_1 = (grad_cam(model, images, np.array([k])) for k in (0, 1))
+    for_0, for_1 = (grad_cam(model, images, np.array([k]), layer="block4_conv2") for k in (0, 1))
     assert (for_0 == 0).all() and for_1.max() > 0
 
 
@@ -87,13 +86,6 @@ def test_the_last_layer_with_a_fine_enough_map_is_used(name, pooling, size, laye
     head = Head(pooling, (8,), outputs=5)
     model = nnx.eval_shape(lambda: VGG(name, head=head, image_size=size))
     assert map_layer(model, size) == layer
-
-
-def test_an_unknown_layer_or_one_without_a_map_is_refused():
-    with pytest.raises(ConfigError, match="'block4_conv2'"):
-        grad_cam(corner_model(), red_corner(), np.array([0]), layer="blok4_conv2")
-    with pytest.raises(ConfigError, match="got 'gap'"):
-        grad_cam(corner_model(), red_corner(), np.array([0]), layer="gap")
 
 
 def test_an_overlay_is_brightest_at_the_map_s_peak_and_keeps_the_image_where_it_is_0():

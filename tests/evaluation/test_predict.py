@@ -10,7 +10,8 @@ import pytest
 from support.pixels import jit_quickly
 from support.tiny_run import PASS_RTOL, make_images, make_run, random_model, spread
 
-from vggjax.data.images.preprocess import Preprocessing, load_image, preprocess, resize_image
+from vggjax.data.images.decode import load_image
+from vggjax.data.images.preprocess import Preprocessing, preprocess, resize_image
 from vggjax.errors import ConfigError, DataError, WeightsError
 from vggjax.evaluation import imagenet, predict
 from vggjax.evaluation.evaluate import evaluate

@@ -21,7 +21,7 @@ from vggjax.training.recipes import make_config
         ({"unfreeze": ("blok5",)}, "Did you mean 'block5'"),
         ({"unfreeze": ("none", "block5")}, "cannot combine none"),
         ({"optimizer": "adamm"}, "Did you mean 'adam'"),
-        ({"image_size": 31}, "32 px or more; got image size 31"),
+        ({"image_size": 31}, "32 px or more; got 31 px"),
         ({"epochs": 0}, "`epochs` must be above 0; got 0"),
         ({"epochs": 2.5}, "`epochs` takes int or None; got 2.5"),
         ({"batch_size": True}, "`batch_size` takes int"),

@@ -17,13 +17,8 @@ from flax import nnx
 from PIL import Image
 from support.networks import assert_same_weights
 
-from vggjax.data.images.preprocess import (
-    INTERPOLATIONS,
-    Preprocessing,
-    load_image,
-    preprocess,
-    resize_image,
-)
+from vggjax.data.images.decode import load_image
+from vggjax.data.images.preprocess import INTERPOLATIONS, Preprocessing, preprocess, resize_image
 from vggjax.evaluation import imagenet
 from vggjax.evaluation.imagenet import decode_predictions
 from vggjax.models.arch import CONVS, Arch

@@ -6,14 +6,12 @@ a slice of it, and neither depends on the number of threads or on the cache. An 
 read keeps its row, with mask 0; it is named and counted, not fatal. Preprocessing and augmentation
 follow on the device.
 
-With several processes, each reads only its own rows of every batch, and judges only those. One that
-gives up must exit at once (parallel.exit_process), which ends all.
+With several processes, each reads and judges only its own rows of every batch. One that gives up
+must exit at once (parallel.exit_process), which ends all.
 """
 
 import itertools
 import os
-import queue
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +21,13 @@ import numpy as np
 
 from vggjax.data.images.preprocess import Preprocessing, resize_image
 from vggjax.data.sources.source import Source
-from vggjax.errors import ConfigError, DataError, printable
+from vggjax.errors import DataError, printable
 
 Batch = dict[str, np.ndarray]
 S = TypeVar("S")
 T = TypeVar("T")
+
+_Remark = tuple[int, str | None, tuple[str, ...]]  # index, why it is unreadable, notes
 
 _CHUNK = 64  # images between two progress reports
 
@@ -53,9 +53,6 @@ class SplitLoader:
         num_threads: threads that decode; None is one for each core.
         max_unreadable: the share of unreadable images that is accepted (one always is, unless it is
             0). More, or every image of a class that has two or more here, is a `DataError`.
-
-    Raises:
-        ConfigError: a setting out of range.
     """
 
     def __init__(
@@ -68,12 +65,6 @@ class SplitLoader:
         num_threads: int | None = None,
         max_unreadable: float = 0.05,
     ) -> None:
-        if num_threads is not None and num_threads < 1:
-            raise ConfigError(f"`num_threads` must be above 0; got {num_threads}.")
-        if not 0 <= max_unreadable <= 1:
-            raise ConfigError(f"`max_unreadable` must be from 0 to 1; got {max_unreadable:g}.")
-        if cache_mb < 0:
-            raise ConfigError(f"`cache_mb` must be at least 0; got {cache_mb}.")
         self.source = source
         self.indices = np.asarray(indices, np.int64)
         self.labels = np.asarray(source.labels[self.indices], np.int32)
@@ -96,9 +87,8 @@ class SplitLoader:
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decode every image once and keep it, if all fit `cache_mb`; else do nothing.
 
-        No file is opened again afterwards. With several processes, each keeps the whole split,
-        since every epoch distributes it anew. `progress(done, total)` is called now and then from
-        this thread.
+        With several processes, each keeps the whole split, since every epoch distributes it anew.
+        `progress(done, total)` is called from this thread after every few images.
         """
         size = self.preprocessing.image_size
         if self._cache is not None or len(self) * size * size * 3 > self._cache_bytes:
@@ -107,11 +97,9 @@ class SplitLoader:
         positions = np.arange(len(self))
         starts = range(0, len(self), _CHUNK)
         slices = (_Slice(positions[i : i + _CHUNK], cache[i : i + _CHUNK]) for i in starts)
-        done = 0
         for part in self._decoded(slices, _CHUNK):
-            done += len(part.positions)
             if progress is not None:
-                progress(done, len(self))
+                progress(int(part.positions[-1]) + 1, len(self))
         self._cache = cache
 
     def batches(
@@ -126,17 +114,10 @@ class SplitLoader:
     ) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch number `start` on.
 
-        `batch_size` counts the rows of all processes; `process` is (index, count), and the batches
-        hold only that process' rows: the first of two has the first half of each.
+        `batch_size` counts the rows of all processes, a multiple of their number. `process` is
+        (index, count); the batches hold only its rows: the first of two has the first half of each.
         """
-        if batch_size < 1:
-            raise ConfigError(f"`batch_size` must be above 0; got {batch_size}.")
         process_index, num_processes = process
-        if batch_size % num_processes:
-            raise ConfigError(
-                f"`batch_size` must be a multiple of {num_processes}, the number of processes; got "
-                f"{batch_size}."
-            )
         order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
         rows = batch_size // num_processes
         starts = range(start * batch_size, len(self), batch_size)
@@ -146,8 +127,8 @@ class SplitLoader:
             yield self._batch(*part)
 
     def _slice(self, order: np.ndarray, first: int, rows: int) -> _Slice:
-        size = self.preprocessing.image_size
-        part = _Slice(order[first : first + rows], _empty_images(rows, size))
+        images = _empty_images(rows, self.preprocessing.image_size)
+        part = _Slice(order[first : first + rows], images)
         part.images[len(part.positions) :] = 0
         return part
 
@@ -192,11 +173,9 @@ class SplitLoader:
             for i in range(0, len(indices), count)
         ]
 
-    def _fill(
-        self, images: np.ndarray, indices: list[int]
-    ) -> list[tuple[int, str | None, tuple[str, ...]]]:
-        """Fill rows of a batch; return (index, reason, notes) of unreadable or adapted images."""
-        remarks: list[tuple[int, str | None, tuple[str, ...]]] = []
+    def _fill(self, images: np.ndarray, indices: list[int]) -> list[_Remark]:
+        """Fill rows of a batch; return remarks on unreadable or adapted images."""
+        remarks: list[_Remark] = []
         for row, index in zip(images, indices, strict=False):  # further rows are padding
             if index in self.unreadable:
                 row[:] = 0
@@ -204,12 +183,10 @@ class SplitLoader:
             try:
                 image = self.source.read(index)
                 resize_image(image.pixels, self.preprocessing, out=row)
+                remarks.append((index, None, image.notes))
             except DataError as error:
                 row[:] = 0
                 remarks.append((index, str(error), ()))
-            else:
-                if image.notes:
-                    remarks.append((index, None, image.notes))
         return remarks
 
     def _finish(self, part: _Slice, futures: list[Future]) -> _Slice:
@@ -217,7 +194,7 @@ class SplitLoader:
         for index, reason, notes in itertools.chain.from_iterable(f.result() for f in futures):
             if reason is not None:
                 self.unreadable[index] = reason
-            elif index not in self._noted:
+            elif notes and index not in self._noted:
                 self._noted.add(index)
                 self.adapted.update(notes)
         if len(self.unreadable) > num_unreadable:
@@ -226,16 +203,13 @@ class SplitLoader:
 
     def _check_unreadable(self) -> None:
         bad = np.fromiter(self.unreadable, np.int64, len(self.unreadable))
-        allowed = max(1, int(self._max_unreadable * len(self) + 1e-9))
-        if not self._max_unreadable:
-            allowed = 0
-        examples = "; ".join(
-            f"{printable(self.source.ids[index])}: {reason}"
-            for index, reason in itertools.islice(self.unreadable.items(), 3)
-        )
+        share = self._max_unreadable
+        allowed = max(1, int(share * len(self) + 1e-9)) if share else 0
+        first = itertools.islice(self.unreadable.items(), 3)
+        examples = "; ".join(f"{printable(self.source.ids[i])}: {reason}" for i, reason in first)
         if len(bad) > allowed:
             raise DataError(
-                f"More than {self._max_unreadable:.0%} of the images cannot be read: at least "
+                f"More than {share:.0%} of the images cannot be read: at least "
                 f"{len(bad)} of {len(self)} ({examples}). Repair or delete them, or raise "
                 f"`max_unreadable`."
             )
@@ -250,10 +224,7 @@ class SplitLoader:
 
 
 def epoch_order(length: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> np.ndarray:
-    """Return the order in which an epoch visits a split: positions, int64 (length,).
-
-    A function of (seed, epoch) alone.
-    """
+    """Return the order in which an epoch visits a split: positions, int64 (length,)."""
     if not shuffle:
         return np.arange(length)
     return np.random.default_rng((seed, epoch)).permutation(length)
@@ -267,43 +238,24 @@ def prefetch(
     Exceptions of the thread are raised here. Closing or dropping the generator ends the thread and
     closes `iterator`.
     """
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+    thread = ThreadPoolExecutor(1, "vggjax-prefetch")
 
-    def offer(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.05)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def put_next() -> T:
+        return put(next(iterator))
 
-    def run() -> None:
-        try:
-            for item in iterator:
-                if not offer((put(item), None)):
-                    break
-            offer((None, StopIteration()))
-        except BaseException as error:
-            offer((None, error))
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    thread = threading.Thread(target=run, name="vggjax-prefetch", daemon=True)
-    thread.start()
     try:
+        pending = deque(thread.submit(put_next) for _ in range(depth))
         while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
+            try:
+                item = pending.popleft().result()
+            except StopIteration:
                 return
-            if error is not None:
-                raise error
+            pending.append(thread.submit(put_next))
             yield item
     finally:
-        stop.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
+        if hasattr(iterator, "close"):
+            iterator.close()
 
 
 def _empty_images(rows: int, size: int) -> np.ndarray:
@@ -315,6 +267,5 @@ def _empty_images(rows: int, size: int) -> np.ndarray:
 
 
 def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # the cores that this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Count the cores that this process may use, where the system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -36,18 +36,9 @@ def reliability(
 ) -> Reliability:
     """Bin predictions by confidence, (N,) in [0, 1], and compare it with their accuracy.
 
-    A bin is (low, high], the first one includes 0. `correct` is (N,) of 0 and 1.
-
-    Raises:
-        ValueError: shapes that do not match, or no predictions.
+    A bin is (low, high], the first one includes 0. `correct` is (N,) of 0 and 1; N is at least 1.
     """
     confidence = np.asarray(confidence, np.float64)
-    correct = np.asarray(correct, np.float64)
-    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
-        raise ValueError(
-            f"confidence and correct must both be (N,) with N from 1; got {confidence.shape} and "
-            f"{correct.shape}."
-        )
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
     all_counts = np.bincount(bins, minlength=num_bins)
@@ -65,15 +56,13 @@ def reliability(
     )
 
 
-def chance_ece(confidence: np.ndarray, *, num_bins: int = NUM_BINS, draws: int = 200) -> float:
+def chance_ece(confidence: np.ndarray) -> float:
     """Return the expected ECE of a perfectly calibrated model with these confidences.
 
     With few predictions in a bin its accuracy scatters, so that no model reaches 0.
     """
-    rng = np.random.default_rng(0)
-    confidence = np.asarray(confidence, np.float64)
-    drawn = rng.random((draws, len(confidence))) < confidence
-    return float(np.mean([reliability(confidence, row, num_bins=num_bins).ece for row in drawn]))
+    drawn = np.random.default_rng(0).random((200, len(confidence))) < confidence
+    return float(np.mean([reliability(confidence, row).ece for row in drawn]))
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -84,7 +73,7 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     """
     from scipy.optimize import brentq
 
-    logits = np.log(_floor(probs))
+    logits = _logits(probs)
     true_class_logits = logits[np.arange(len(labels)), labels]
 
     def slope(scale: float) -> float:
@@ -100,12 +89,12 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
 
 def at_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
     """Return the probabilities (N, C) with logits divided by the temperature; same argmax."""
-    return _softmax(np.log(_floor(probs)) / temperature)
+    return _softmax(_logits(probs) / temperature)
 
 
-def _floor(probs: np.ndarray) -> np.ndarray:
+def _logits(probs: np.ndarray) -> np.ndarray:
     # Logits are log-probabilities up to a constant. Softmax rounds to 0 below 1e-38.
-    return np.maximum(np.asarray(probs, np.float64), np.finfo(np.float32).tiny)
+    return np.log(np.maximum(np.asarray(probs, np.float64), np.finfo(np.float32).tiny))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ cross-validation has one eval.json and predictions.csv over all folds.
 """
 
 import csv
+import functools
 import io
 import json
 import platform
@@ -26,13 +27,11 @@ from rich.progress import track
 from rich.table import Table
 
 from vggjax.atomic import write_text
-from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
 from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
 from vggjax.evaluation.probabilities import SplitPredictions, write_probabilities
-from vggjax.models.network import Network
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.run_result import RunResult, load_run_result
@@ -74,7 +73,7 @@ def evaluate_split(
         raise ConfigError(f"`batch_size` must be above 0; got {batch_size}.")
     run = _with_data(run)
     assert run.info is not None and run.source is not None
-    start = time.monotonic()
+    start, devices = time.monotonic(), jax.devices()
     predictions, unreadable = predict_split(run, split, batch_size=batch_size)
     ids, class_names = run.source.ids, run.info.class_names
     result = {
@@ -84,7 +83,7 @@ def evaluate_split(
         "unreadable": {ids[i]: reason for i, reason in sorted(unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - start, 3),
-        "device": _device(),
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("vggjax", "jax", "flax", "numpy", "pillow")},
     }
@@ -105,7 +104,7 @@ def predict_split(
         The predictions for the readable images, and the others: index into the source -> reason.
 
     Raises:
-        ConfigError: the split's images cannot be identified any more.
+        ConfigError: the split's images can no longer be identified.
         DataError: too many images cannot be read, or the model's outputs are not finite.
     """
     run = _with_data(run)
@@ -120,20 +119,7 @@ def predict_split(
         max_unreadable=run.config.max_unreadable,
     )
     batch_size = min(batch_size or run.config.batch_size, len(loader))
-    predictions = run_model(run.model, run.info.preprocessing, loader, batch_size)
-    write_probabilities(run.workdir, split, predictions)
-    return predictions, loader.unreadable
-
-
-def run_model(
-    model: Network, preprocessing: Preprocessing, loader: SplitLoader, batch_size: int
-) -> SplitPredictions:
-    """Return the model's predictions for all readable images of a split.
-
-    Raises:
-        DataError: too many images cannot be read, or the model's outputs are not finite.
-    """
-    predict_step = make_predict_step(model, preprocessing.mode)
+    predict_step = make_predict_step(run.model, run.info.preprocessing.mode)
     console = Console(stderr=True)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch in track(
@@ -155,7 +141,8 @@ def run_model(
             f"{len(predictions.probs)} images: its training diverged. Train again with a lower "
             "`learning_rate`."
         )
-    return predictions
+    write_probabilities(run.workdir, split, predictions)
+    return predictions, loader.unreadable
 
 
 def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
@@ -191,10 +178,7 @@ def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
 def print_summary(result: dict[str, Any]) -> None:
     """Print the metrics, the classes with the lowest F1, and the unreadable images."""
     console = Console()
-
-    def print_line(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
+    print_line = functools.partial(console.print, highlight=False, soft_wrap=True)
     low, high = result["accuracy_interval"]
     images = f"{result['split']} images" if "folds" not in result else "images in all folds"
     print_line(
@@ -242,15 +226,13 @@ def predictions_csv(
 
 def _join_predictions(folders: list[Path]) -> str:
     file = io.StringIO()
-    writer: csv.DictWriter | None = None
+    writer = csv.writer(file, lineterminator="\n")
     for folder in folders:
         with open(folder / "predictions.csv", encoding="utf-8", newline="") as lines:
-            rows = csv.DictReader(lines)
-            if writer is None:
-                writer = csv.DictWriter(file, list(rows.fieldnames or ()), lineterminator="\n")
-                writer.writeheader()
-            for row in rows:
-                writer.writerow(row | {"split": folder.name})
+            header, *rows = csv.reader(lines)
+        if not file.tell():
+            writer.writerow(header)
+        writer.writerows([image_id, folder.name, *rest] for image_id, _, *rest in rows)
     return file.getvalue()
 
 
@@ -259,7 +241,7 @@ def _write_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def _with_data(run: RunResult | str | Path) -> RunResult:
-    """Return the run with its model and data; read from the folder what is missing."""
+    """Return the run with its model and data, read from its folder if they are missing."""
     if not isinstance(run, RunResult) or run.source is None:
         workdir = run.workdir if isinstance(run, RunResult) else run
         run = load_run_result(workdir, require_data=True)
@@ -270,8 +252,3 @@ def _with_data(run: RunResult | str | Path) -> RunResult:
             f"the folder of a fold: {folds}."
         )
     return run
-
-
-def _device() -> str:
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"

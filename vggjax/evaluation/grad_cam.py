@@ -14,39 +14,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.network import Network
+
+_HEAT = np.array([(48, 18, 120), (190, 30, 110), (250, 110, 30), (255, 230, 80)], np.float32)
+"""RGB of a map at 0, 1/3, 2/3 and 1: violet, red, orange, yellow."""
 
 MIN_MAP_PX = 7
 """Side of the coarsest map that is useful; below it an earlier layer is used."""
 
 
-def grad_cam(
-    model: Network, images: jax.Array, classes: np.ndarray | jax.Array, *, layer: str | None = None
-) -> np.ndarray:
+def grad_cam(model: Network, images: jax.Array, classes: np.ndarray, *, layer: str) -> np.ndarray:
     """Return how much each place of a layer's output speaks for a class: (N, h, w), 0 for nothing.
 
     Args:
         model: put into evaluation mode.
         images: (N, S, S, 3), preprocessed.
         classes: (N,), the class of each image's map; 0 or 1 with one sigmoid unit.
-        layer: the layer whose output is weighted; None is `map_layer`'s choice.
+        layer: a layer with an output (N, h, w, C), as `map_layer` chooses it.
 
     Raises:
-        ConfigError: an unknown layer, or one whose output has no height and width.
+        ConfigError: an unknown layer.
     """
-    images, classes = jnp.asarray(images), jnp.asarray(classes, jnp.int32)
-    layer = map_layer(model, images.shape[1]) if layer is None else layer
-    if layer not in model.layers:
-        raise ConfigError(unknown_name("layer", layer, model.layers))
-    if len(_shapes(model, images.shape[1])[layer]) != 4:
-        raise ConfigError(
-            f"Grad-CAM needs a layer with an output (N, h, w, C); got {layer!r}, which has "
-            f"{_shapes(model, images.shape[1])[layer]}."
-        )
     model.eval()
     graphdef, state = nnx.split(model)
-    return np.asarray(_maps(graphdef, layer, state, images, classes))
+    labels = jnp.asarray(classes, jnp.int32)
+    return np.asarray(_maps(graphdef, layer, state, jnp.asarray(images), labels))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -75,19 +67,12 @@ def map_layer(model: Network, image_size: int) -> str:
 
     The paper uses the last convolution, the best compromise between semantics and spatial detail.
     Small images need an earlier layer; if all are too coarse, the finest is used.
-
-    Raises:
-        ConfigError: no layer has an output (N, h, w, C).
     """
     shapes = _shapes(model, image_size)
     last: dict[int, str] = {}  # side of an output -> the last layer that has it
     for name, shape in shapes.items():
         if len(shape) == 4 and (shape[1] in last or hasattr(model, name)):
             last[shape[1]] = name
-    if not last:
-        raise ConfigError(
-            "Grad-CAM needs a layer with an output (N, h, w, C); the network has none."
-        )
     fine = [side for side in last if side >= MIN_MAP_PX]
     return last[min(fine) if fine else max(last)]
 
@@ -112,22 +97,13 @@ def overlay(image: np.ndarray, heat: np.ndarray, *, strength: float = 0.6) -> np
     """
     from PIL import Image
 
-    peak = float(heat.max())
-    share = np.asarray(heat, np.float32) / peak if peak > 0 else np.zeros_like(heat, np.float32)
+    share = np.asarray(heat, np.float32) / (float(heat.max()) or 1)
     size = image.shape[1], image.shape[0]
     fine = Image.fromarray(share).resize(size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(fine), 0, 1)[..., None]
     gray = image.mean(-1, keepdims=True)
     background = 0.75 * (0.5 * image + 0.5 * gray)
-    colors = _heat_colors(share[..., 0])
+    steps = np.linspace(0, 1, len(_HEAT))
+    colors = np.stack([np.interp(share[..., 0], steps, _HEAT[:, i]) for i in range(3)], axis=-1)
     drawn = background + strength * share**0.8 * (colors - background) + 30 * share
     return np.clip(drawn + 0.5, 0, 255).astype(np.uint8)
-
-
-_HEAT = np.array([(48, 18, 120), (190, 30, 110), (250, 110, 30), (255, 230, 80)], np.float32)
-
-
-def _heat_colors(share: np.ndarray) -> np.ndarray:
-    """Return RGB 0-255 (H, W, 3) of shares in [0, 1]: violet, red, orange, yellow."""
-    positions = np.linspace(0, 1, len(_HEAT))
-    return np.stack([np.interp(share, positions, _HEAT[:, i]) for i in range(3)], axis=-1)

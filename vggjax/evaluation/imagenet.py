@@ -52,7 +52,7 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     """Return (wnid, name) of the 1000 classes, in the order of the published weights' outputs."""
     path = Path(__file__).with_name("imagenet_class_index.json")
     index = json.loads(path.read_text(encoding="utf-8"))
-    return tuple((wnid, name) for wnid, name in (index[str(i)] for i in range(1000)))
+    return tuple(tuple(index[str(i)]) for i in range(1000))
 
 
 def open_published(
@@ -86,18 +86,14 @@ def open_published(
             if file.info.preprocess == "torch":
                 preprocessing = TORCH_PREPROCESSING
             preprocessing = replace(preprocessing, mode=file.info.preprocess)
-            _print_provenance(file)
+            kind, name = file.digests.known_as or file.info.kind, printable(file.path)
+            print(
+                f"vggjax: {name}: {kind}, '{file.info.preprocess}' preprocessing, SHA-256 "
+                f"{file.digests.sha256}",
+                file=sys.stderr,
+            )
     names = tuple(name for _, name in imagenet_classes())
     return network, ModelInfo(model, str(PUBLISHED_TOP), names, preprocessing)
-
-
-def _print_provenance(file: "WeightFile") -> None:
-    kind = file.digests.known_as or file.info.kind
-    print(
-        f"vggjax: {printable(file.path)}: {kind}, '{file.info.preprocess}' preprocessing, SHA-256 "
-        f"{file.digests.sha256}",
-        file=sys.stderr,
-    )
 
 
 def _other_classes_message(file: "WeightFile") -> str | None:

@@ -26,20 +26,11 @@ def summarize(probs: np.ndarray, labels: np.ndarray, class_names: Sequence[str])
         more than five classes), per_class [{name, precision, recall, f1, support}], macro
         {precision, recall, f1} (means over the classes that have examples), and confusion (C lists
         of C counts, rows are the true classes).
-
-    Raises:
-        ValueError: shapes that do not match, or no examples.
     """
-    probs, labels = np.asarray(probs), np.asarray(labels)
     num_classes = len(class_names)
-    if labels.ndim != 1 or probs.shape != (len(labels), num_classes) or not len(labels):
-        raise ValueError(
-            f"probs must be (N, {num_classes}) and labels (N,) with N from 1; got {probs.shape} "
-            f"and {labels.shape}."
-        )
     result = {"num_examples": len(labels), "loss": log_loss(probs, labels)}
     if num_classes > TOP_K:
-        result["top5"] = top_k_accuracy(probs, labels, k=TOP_K)
+        result["top5"] = float((top_classes(probs) == labels[:, None]).any(1).mean())
     confusion = confusion_matrix(labels, probs.argmax(1), num_classes)
     return result | _confusion_metrics(confusion, class_names)
 
@@ -57,9 +48,15 @@ def pool(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> dict[
 
 
 def _confusion_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    correct, total = int(np.trace(confusion)), int(confusion.sum())
-    scores = class_scores(confusion)
-    has_examples = scores["support"] > 0
+    hits, support, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    correct, total = int(hits.sum()), int(support.sum())
+    scores = {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, support),
+        "f1": _ratio(2 * hits, support + predicted),
+        "support": support,
+    }
+    has_examples = support > 0
     means = {key: scores[key][has_examples].mean() for key in ("precision", "recall", "f1")}
     return {
         "accuracy": correct / total,
@@ -79,18 +76,6 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Return precision, recall, f1 (float, (C,)) and support (int, (C,)) of each class."""
-    confusion = np.asarray(confusion)
-    hits, support, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    return {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, support),
-        "f1": _ratio(2 * hits, support + predicted),
-        "support": support,
-    }
-
-
 def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cross-entropy in nats.
 
@@ -102,23 +87,18 @@ def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(true_class_probs.astype(np.float64)).mean())
 
 
-def top_k_accuracy(probs: np.ndarray, labels: np.ndarray, *, k: int = TOP_K) -> float:
-    """Return the share of examples whose true class is among the k most probable ones."""
-    return float((top_classes(probs, k) == np.asarray(labels)[:, None]).any(1).mean())
-
-
 def top_classes(probs: np.ndarray, k: int = TOP_K) -> np.ndarray:
     """Return the k most probable classes, best first, (N, min(k, C)); the first is the argmax."""
     return np.argsort(-np.asarray(probs), axis=1, kind="stable")[:, :k]
 
 
-def wilson_interval(correct: int, total: int, *, z: float = Z_95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion, by default at 95 %.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion at 95 %.
 
     Unlike the normal approximation it stays inside [0, 1] and has a width even if all or none are
     correct (Wilson 1927, J. Am. Stat. Assoc. 22:209).
     """
-    share = correct / total
+    share, z = correct / total, Z_95
     middle = share + z**2 / (2 * total)
     reach = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
     scale = 1 + z**2 / total

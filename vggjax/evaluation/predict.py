@@ -77,14 +77,14 @@ def predict_command(
     paths = find_images(patterns)
     network, info = _open_model(workdir, weights, model, expect_sha256)
     predictions, left_out = predict_images(network, info, paths, top=top)
+    messages = [f"{printable(path)}: {printable(reason)}" for path, reason in left_out]
     if predictions or len(left_out) > 1:
-        for path, reason in left_out:
-            print(f"vggjax: left out: {printable(path)}: {printable(reason)}", file=sys.stderr)
+        for message in messages:
+            print(f"vggjax: left out: {message}", file=sys.stderr)
     if not predictions:
-        path, reason = left_out[0]
-        count = f"None of the {len(left_out)} images" if len(left_out) > 1 else "The image"
-        verb = "can" if len(left_out) > 1 else "cannot"
-        raise DataError(f"{count} {verb} be used; {printable(path)}: {printable(reason)}.")
+        several = len(left_out) > 1
+        subject = f"None of the {len(left_out)} images can" if several else "The image cannot"
+        raise DataError(f"{subject} be used; {messages[0]}.")
     print_table(predictions)
     if csv is not None:
         write_csv(csv, predictions)
@@ -134,15 +134,17 @@ def predict_images(
 ) -> tuple[list[Prediction], list[tuple[Path, str]]]:
     """Return the predictions in the order of `paths`, and (path, reason) of images left out."""
     predict_step = make_predict_step(model, info.preprocessing.mode)
-    batch_size = min(batch_size, len(paths))
+    batch_size, size = min(batch_size, len(paths)), info.preprocessing.image_size
     predictions: list[Prediction] = []
     left_out: list[tuple[Path, str]] = []
 
-    def read(path: Path) -> np.ndarray | str:
+    def read(path: Path, row: np.ndarray) -> str | None:
+        """Fill a row of the batch, or return why the image cannot be read."""
         try:
-            return resize_image(load_image(path), info.preprocessing)
+            resize_image(load_image(path), info.preprocessing, out=row)
         except DataError as error:
             return str(error)
+        return None
 
     console = Console(stderr=True)
     quiet = not console.is_terminal or len(paths) <= batch_size
@@ -150,22 +152,18 @@ def predict_images(
     with ThreadPoolExecutor() as threads:
         for start in track(starts, "Predicting", console=console, transient=True, disable=quiet):
             batch_paths = paths[start : start + batch_size]
-            readable: list[tuple[Path, np.ndarray]] = []
-            for path, image in zip(batch_paths, threads.map(read, batch_paths), strict=True):
-                if isinstance(image, str):
-                    left_out.append((path, image))
-                else:
-                    readable.append((path, image))
-            if not readable:
-                continue
-            images = np.stack([image for _, image in readable])
             # Always the same number of rows: another one would compile the network again.
-            padding = ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0))
-            probs = np.asarray(predict_step(np.pad(images, padding)))
-            for (path, _), row in zip(readable, probs, strict=False):
-                best = top_classes(row[None], top)[0]
-                classes = [(info.class_names[i], float(row[i])) for i in best]
-                predictions.append(Prediction(path, classes))
+            images = np.zeros((batch_size, size, size, 3), np.uint8)
+            reasons = list(threads.map(read, batch_paths, images))
+            left_out += [(path, why) for path, why in zip(batch_paths, reasons, strict=True) if why]
+            if all(reasons):
+                continue
+            probs = np.asarray(predict_step(images))
+            for path, reason, row in zip(batch_paths, reasons, probs, strict=False):
+                if not reason:
+                    best = top_classes(row[None], top)[0]
+                    classes = [(info.class_names[i], float(row[i])) for i in best]
+                    predictions.append(Prediction(path, classes))
     return predictions, left_out
 
 
@@ -188,7 +186,7 @@ def print_table(predictions: Sequence[Prediction]) -> None:
 
 
 def write_csv(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Write path, class1, probability1, class2 ..., a line per image, whole or not at all."""
+    """Write path, class1, probability1, class2 ..., a line per image."""
     file = io.StringIO()
     writer = csv_module.writer(file, lineterminator="\n")
     ranks = range(1, 1 + max(len(prediction.top) for prediction in predictions))
@@ -231,14 +229,12 @@ def _newest_run() -> Path:
 
 
 def _images_below(folder: str) -> list[Path]:
-    paths = []
+    paths: list[Path] = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(root, name)
-            if not name.startswith(".") and name.lower().endswith(ENDINGS) and path.is_file():
-                paths.append(path)
-    return paths
+        images = (name for name in sorted(names) if name.lower().endswith(ENDINGS))
+        paths += [Path(root, name) for name in images if not name.startswith(".")]
+    return [path for path in paths if path.is_file()]
 
 
 def _suggestion(pattern: str) -> str:

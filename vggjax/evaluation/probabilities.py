@@ -4,7 +4,6 @@
 into the source, `labels` int32 (N,) and `probs` float32 (N, C), each row summing to 1.
 """
 
-import io
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -27,29 +26,21 @@ class SplitPredictions(NamedTuple):
 
 def write_probabilities(workdir: Path, split: str, predictions: SplitPredictions) -> None:
     """Write the file, whole or not at all."""
-    file = io.BytesIO()
-    np.savez_compressed(
-        file,
-        index=np.asarray(predictions.index, np.int64),
-        labels=np.asarray(predictions.labels, np.int32),
-        probs=np.asarray(predictions.probs, np.float32),
-    )
-    with atomic_write(_path(workdir, split)) as temporary:
-        temporary.write_bytes(file.getvalue())
+    with atomic_write(_path(workdir, split)) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **predictions._asdict())
 
 
 def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> SplitPredictions | None:
     """Read the file; None if it is missing or unusable."""
     try:
-        data = io.BytesIO(_path(workdir, split).read_bytes())
-        with np.load(data, allow_pickle=False) as file:
-            index, labels, probs = file["index"], file["labels"], file["probs"]
+        # np.load leaves a damaged file that it opened itself open.
+        with open(_path(workdir, split), "rb") as data, np.load(data, allow_pickle=False) as file:
+            predictions = SplitPredictions(file["index"], file["labels"], file["probs"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    rows = len(index)
-    fits = labels.shape == (rows,) and probs.shape == (rows, num_classes)
-    is_usable = fits and rows and np.isfinite(probs).all()
-    return SplitPredictions(index, labels, probs) if is_usable else None
+    rows, probs = len(predictions.index), predictions.probs
+    fits = predictions.labels.shape == (rows,) and probs.shape == (rows, num_classes)
+    return predictions if fits and rows and np.isfinite(probs).all() else None
 
 
 def _path(workdir: Path, split: str) -> Path:

@@ -88,18 +88,13 @@ class Backbone(ABC):
         """The smallest image size that leaves a feature map of at least 1 px."""
         return next(size for size in itertools.count(1) if self.map_size(size))
 
-    def check_size(self, image_size: int) -> int:
-        """Return `image_size` if the network accepts it.
-
-        Raises:
-            ConfigError: it is below `min_size_px`.
-        """
-        if image_size < self.min_size_px:
+    def check_size(self, *sides: int) -> None:
+        """Raise ConfigError unless images with these sides in px leave a feature map."""
+        if min(sides) < self.min_size_px:
             raise ConfigError(
                 f"{self.name} downsamples its input and needs images of {self.min_size_px} px or "
-                f"more; got image size {image_size}."
+                f"more; got {'x'.join(map(str, sides))} px."
             )
-        return image_size
 
 
 @dataclass(frozen=True)
@@ -123,12 +118,10 @@ class Arch(Backbone):
 
     def layers(self) -> tuple[str, ...]:
         """Return every layer name of the convolutional base in execution order."""
-        names = []
+        kinds = ("conv", "bn") if self.batch_norm else ("conv",)
+        names: list[str] = []
         for block, count in enumerate(self.convs, 1):
-            for i in range(1, count + 1):
-                names.append(f"block{block}_conv{i}")
-                if self.batch_norm:
-                    names.append(f"block{block}_bn{i}")
+            names += [f"block{block}_{kind}{i}" for i in range(1, count + 1) for kind in kinds]
             names.append(f"block{block}_pool")
         return tuple(names)
 
@@ -157,16 +150,11 @@ def register_arch(arch: Arch) -> Arch:
         )
     if ARCHS.get(arch.name, arch) != arch:
         raise ConfigError(
-            f"The name {arch.name!r} is taken by a different network, {ARCHS[arch.name]}. Choose "
-            f"another name for {arch}."
+            f"The name {arch.name!r} is taken by a different network. Choose another for {arch}."
         )
     # Layer names hold one digit for the convolution; MIN_SIZE_PX relies on five poolings.
-    if (
-        len(arch.convs) != 5
-        or len(arch.widths) != 5
-        or not all(1 <= count <= 9 for count in arch.convs)
-        or not all(width >= 1 for width in arch.widths)
-    ):
+    has_five_blocks = len(arch.convs) == len(arch.widths) == 5
+    if not has_five_blocks or not all(0 < n < 10 for n in arch.convs) or min(arch.widths) < 1:
         raise ConfigError(
             f"A network has five blocks of 1 to 9 convolutions, with widths above 0; got {arch}."
         )

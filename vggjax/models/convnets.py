@@ -37,10 +37,6 @@ class ConvSpec(Backbone):
             object.__setattr__(self, "name", PREFIX + self.text)
         list(self._layers_and_words())
 
-    def __str__(self) -> str:
-        """Return the text form."""
-        return self.text
-
     @property
     def _is_gray(self) -> bool:
         return self.text.startswith("gray-")

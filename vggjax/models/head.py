@@ -30,13 +30,11 @@ class Head:
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        received = f"pooling={self.pooling!r}, hidden={self.hidden}, outputs={self.outputs}"
         if self.pooling not in POOLINGS:
-            raise ConfigError(f"A head pools by {', '.join(POOLINGS)}; got {received}.")
-        if any(width < 1 for width in self.hidden) or (
-            self.outputs is not None and self.outputs < 1
-        ):
-            raise ConfigError(f"A head's widths and outputs must be 1 or more; got {received}.")
+            raise ConfigError(f"A head pools by {', '.join(POOLINGS)}; got {self.pooling!r}.")
+        widths = (*self.hidden, 1 if self.outputs is None else self.outputs)
+        if min(widths) < 1:
+            raise ConfigError(f"A head's widths and outputs must be 1 or more; got {widths}.")
         if self.dropout and not 0.001 <= self.dropout <= 0.999:
             raise ConfigError(f"A head's dropout is 0, or 0.001 to 0.999; got {self.dropout}.")
 

@@ -7,6 +7,7 @@ relu comes after that. The module opens no file, and draws random numbers only t
 parameters: dropout takes its keys as an argument.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -81,22 +82,15 @@ class Network(nnx.Module):
     ):
         self.arch = arch = self._find_arch(arch) if isinstance(arch, str) else arch
         self.head = head = _published_head(arch, head) if include_top else head
-        self.image_size = arch.check_size(arch.image_size if image_size is None else image_size)
+        self.image_size = arch.image_size if image_size is None else image_size
+        arch.check_size(self.image_size)
         self.dtype = jnp.dtype(dtype)
         rngs = nnx.Rngs(0) if rngs is None else rngs
 
+        conv_options: dict[str, Any] = {"padding": arch.padding, "dtype": self.dtype, "rngs": rngs}
+        conv_options |= {"kernel_init": _he_normal, "conv_general_dilated": conv}
         for name, (width_in, width) in arch.conv_channels().items():
-            layer = nnx.Conv(
-                width_in,
-                width,
-                (3, 3),
-                padding=arch.padding,
-                dtype=self.dtype,
-                kernel_init=_he_normal,
-                conv_general_dilated=conv,
-                rngs=rngs,
-            )
-            setattr(self, name, layer)
+            setattr(self, name, nnx.Conv(width_in, width, (3, 3), **conv_options))
             if _norm_of(name) in arch.layers():
                 setattr(self, _norm_of(name), BatchNorm(width))
         if head is not None:
@@ -119,15 +113,11 @@ class Network(nnx.Module):
                 f"The head {str(head)!r} needs images of {smallest} px or more; "
                 f"got {self.image_size}."
             )
+        dense = functools.partial(nnx.Linear, dtype=self.dtype, rngs=rngs)
         for i, width in enumerate(head.hidden, 1):
-            hidden = nnx.Linear(
-                width_in, width, dtype=self.dtype, kernel_init=_he_normal, rngs=rngs
-            )
-            setattr(self, f"fc{i}", hidden)
+            setattr(self, f"fc{i}", dense(width_in, width, kernel_init=_he_normal))
             width_in = width
-        self.predictions = nnx.Linear(
-            width_in, head.outputs, dtype=self.dtype, kernel_init=_small_normal, rngs=rngs
-        )
+        self.predictions = dense(width_in, head.outputs, kernel_init=_small_normal)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -230,11 +220,7 @@ class Network(nnx.Module):
         shape, arch, head = jnp.shape(x), self.arch, self.head
         if len(shape) != 4 or shape[3] != 3:
             raise ConfigError(f"{arch.name} needs images of shape (N, S, S, 3); got {shape}.")
-        if min(shape[1:3]) < arch.min_size_px:
-            raise ConfigError(
-                f"{arch.name} downsamples its input and needs images of {arch.min_size_px} px or "
-                f"more; got {shape[1]}x{shape[2]} px. Enlarge the images."
-            )
+        arch.check_size(*shape[1:3])
         if head is None or head.pooling == "gap" or not {"fc1", "predictions"} & set(names):
             return
         if {arch.map_size(side) for side in shape[1:3]} != {arch.map_size(self.image_size)}:
@@ -255,14 +241,10 @@ class VGG(Network):
 
 def _published_head(arch: Backbone, head: Head | None) -> Head:
     if head is not None:
-        raise ConfigError(
-            f"include_top=True builds the published head; got head={str(head)!r} as well. Leave "
-            "one of them out."
-        )
+        raise ConfigError(f"`include_top` and the head {str(head)!r} exclude each other; give one.")
     if arch.top is None:
         raise ConfigError(
-            f"{arch.name} has no head of its own for `include_top`. Give one, such as "
-            "flatten-64-10, or set `include_top` to False."
+            f"{arch.name} has no head of its own for `include_top`; give one, as in flatten-64-10."
         )
     return arch.top
 

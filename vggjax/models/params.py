@@ -4,8 +4,8 @@
 shapes. Batch normalization has `scale`, `bias`, `mean` and `var`. weights/ reads the files.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +19,30 @@ Weights = dict[str, dict[str, np.ndarray]]
 """Layer name -> parameter name -> float32 array; kernels are HWIO or (in, out)."""
 
 
-def _flat_variables(state: nnx.State) -> dict[tuple[str, str], nnx.Variable[Any]]:
-    return {
-        (str(layer), str(name)): variable for (layer, name), variable in nnx.to_flat_state(state)
-    }
+T = TypeVar("T")
 
 
-def _weight_state(model: Network) -> nnx.State:
-    return nnx.state(model, (nnx.Param, nnx.BatchStat))
+def _variables(state: nnx.State) -> dict[tuple[str, str], nnx.Variable[Any]]:
+    flat = nnx.to_flat_state(state)
+    return {(str(layer), str(name)): variable for (layer, name), variable in flat}
+
+
+def _by_layer(model: Network, convert: Callable[[nnx.Variable[Any]], T]) -> dict[str, dict[str, T]]:
+    by_layer: dict[str, dict[str, T]] = {}
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    for (layer, name), variable in _variables(state).items():
+        by_layer.setdefault(layer, {})[name] = convert(variable)
+    return {layer: by_layer[layer] for layer in model.layers if layer in by_layer}
 
 
 def shapes(model: Network) -> dict[str, dict[str, tuple[int, ...]]]:
     """Return every parameter's shape by layer; also of a model made by `nnx.eval_shape`."""
-    by_layer: dict[str, dict[str, tuple[int, ...]]] = {}
-    for (layer, name), variable in _flat_variables(_weight_state(model)).items():
-        by_layer.setdefault(layer, {})[name] = tuple(variable.shape)
-    return {layer: by_layer[layer] for layer in model.layers if layer in by_layer}
+    return _by_layer(model, lambda variable: tuple(variable.shape))
 
 
 def extract(model: Network) -> Weights:
     """Copy the model's parameters and running statistics to numpy, in layer order."""
-    arrays: Weights = {}
-    for (layer, name), variable in _flat_variables(_weight_state(model)).items():
-        arrays.setdefault(layer, {})[name] = np.asarray(jax.device_get(variable.get_value()))
-    return {layer: arrays[layer] for layer in model.layers if layer in arrays}
+    return _by_layer(model, lambda variable: np.asarray(jax.device_get(variable.get_value())))
 
 
 def assign(
@@ -59,8 +59,8 @@ def assign(
     Raises:
         WeightsError: parameters are missing, unexpected or of another shape; each is listed.
     """
-    skip, state = set(skip), _weight_state(model)
-    variables = {path: v for path, v in _flat_variables(state).items() if path[0] not in skip}
+    skip, state = set(skip), nnx.state(model, (nnx.Param, nnx.BatchStat))
+    variables = {path: v for path, v in _variables(state).items() if path[0] not in skip}
     given = {
         (layer, name): array
         for layer, arrays in weights.items()

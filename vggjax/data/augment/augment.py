@@ -58,23 +58,25 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
     num_ops, magnitude = randaugment_of(a)
     keys, size = per_example_keys(key, len(images)), images.shape[1]
     numbers = draw_numbers(keys)
-    transform = make_transform(numbers, a, size=size)
+    t = make_transform(numbers, a, size=size)
     operations = randaugment.choose_operations(numbers, num_ops=num_ops, magnitude=magnitude)
     if is_affine(a) or operations:
-        t = transform
         matrices = compose(
             _crop_matrix(numbers, a.crop_range, size),
             affine_matrix(theta=t.theta, tx=t.tx, ty=t.ty, shear=t.shear, zx=t.zx, zy=t.zy),
-            _flip_matrix(t),
+            matrix(1 - 2 * t.flip_horizontal, 0, 0, 0, 1 - 2 * t.flip_vertical, 0),
             *(randaugment.operation_matrix(operation, size=size) for operation in operations),
         )
         images = warp(images, matrices, fill_mode=a.fill_mode, cval=a.cval)
     else:
-        images = random_flip(keys, images, horizontal=a.horizontal_flip, vertical=a.vertical_flip)
-    if transform.channel_shift is not None:
-        images = shift_channels(images, transform.channel_shift)
-    if transform.brightness is not None:
-        images = adjust_brightness(images, transform.brightness)
+        if a.horizontal_flip:
+            images = _where_row(t.flip_horizontal, images[:, :, ::-1], images)
+        if a.vertical_flip:
+            images = _where_row(t.flip_vertical, images[:, ::-1], images)
+    if t.channel_shift is not None:
+        images = shift_channels(images, t.channel_shift)
+    if t.brightness is not None:
+        images = adjust_brightness(images, t.brightness)
     if operations:
         images = to_dtype(images, jnp.uint8)
         for operation in operations:
@@ -82,20 +84,6 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
     images = to_dtype(images, dtype)
     if a.random_erasing:
         images = random_erasing(keys, images, probability=a.random_erasing)
-    return images
-
-
-def random_flip(
-    key: jax.Array, images: jax.Array, *, horizontal: bool = True, vertical: bool = False
-) -> jax.Array:
-    """Flip each image left to right, and top to bottom, each with probability 1/2."""
-    numbers = draw_numbers(per_example_keys(key, len(images)))
-    if horizontal:
-        flipped = numbers["horizontal"][:, 0] < 0.5
-        images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
-    if vertical:
-        flipped = numbers["vertical"][:, 0] < 0.5
-        images = jnp.where(flipped[:, None, None, None], images[:, ::-1], images)
     return images
 
 
@@ -119,11 +107,8 @@ def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.
     return jnp.where(box[..., None], filling, images)
 
 
-def make_transform(
-    numbers: dict[str, jax.Array], augmentation: Augmentation, *, size: int
-) -> Transform:
+def make_transform(numbers: dict[str, jax.Array], a: Augmentation, *, size: int) -> Transform:
     """Return the parameters for images of `size` px, from the rows of `draw_numbers`."""
-    a = augmentation
     level = a.channel_shift_range
 
     def uniform(name: str, low: float, high: float) -> jax.Array:
@@ -169,17 +154,15 @@ def to_dtype(images: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return jnp.clip(jnp.round(images), 0, 255).astype(dtype)
 
 
+def _where_row(chosen: jax.Array, images: jax.Array, others: jax.Array) -> jax.Array:
+    return jnp.where(chosen[:, None, None, None], images, others)
+
+
 def _shift(numbers: jax.Array, span: int | float, size: int) -> jax.Array:
     if isinstance(span, int) and span:  # numpy.random.choice(span), times -1 or 1
         return jnp.floor(numbers[:, 0] * span) * jnp.where(numbers[:, 1] < 0.5, -1.0, 1.0)
     span = span * size if span < 1 else span
     return between(numbers[:, 0], -span, span)
-
-
-def _flip_matrix(transform: Transform) -> jax.Array:
-    flips = (transform.flip_horizontal, transform.flip_vertical)
-    x, y = (jnp.where(flip, -1.0, 1.0) for flip in flips)
-    return matrix(x, 0, 0, 0, y, 0)
 
 
 def _crop_matrix(

@@ -86,21 +86,23 @@ def _tables(images: jax.Array, operation: Operation) -> jax.Array:
 
 
 def _apply_tables(images: jax.Array, tables: jax.Array) -> jax.Array:
-    channel = jnp.arange(3) * 256
-
     def look_up(image: jax.Array, table: jax.Array) -> jax.Array:
-        index = image.astype(jnp.int32) + channel[None, None]
-        return table.reshape(-1).at[index].get(mode="clip")
+        return table.reshape(-1).at[_table_index(image)].get(mode="clip")
 
     return jax.vmap(look_up)(images, tables)
+
+
+def _table_index(image: jax.Array) -> jax.Array:
+    """Return each level's place in three tables of 256 levels, one after the other: (H, W, 3)."""
+    return image.astype(jnp.int32) + (jnp.arange(3) * 256)[None, None]
 
 
 def _histograms(images: jax.Array) -> jax.Array:
     """Count the levels of uint8 images: int32 (N, 3, 256)."""
 
     def count(image: jax.Array) -> jax.Array:
-        index = image.reshape(-1, 3).astype(jnp.int32) + (jnp.arange(3) * 256)[None]
-        return jnp.zeros(3 * 256, jnp.int32).at[index].add(1, mode="clip").reshape(3, 256)
+        counts = jnp.zeros(3 * 256, jnp.int32).at[_table_index(image)].add(1, mode="clip")
+        return counts.reshape(3, 256)
 
     return jax.vmap(count)(images)
 

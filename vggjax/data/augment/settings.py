@@ -12,7 +12,7 @@ from typing import Literal
 from vggjax.data.augment.fields import check, check_settings, setting
 from vggjax.errors import ConfigError, unknown_name
 
-FILL_MODES = ("nearest", "reflect", "wrap", "constant")
+FillMode = Literal["nearest", "reflect", "wrap", "constant"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Augmentation:
     """Add up to this many gray levels, either way, within the image's own range."""
     brightness_range: tuple[float, ...] = setting((), at_least=0)
     """Multiply by a factor drawn from LOW HIGH."""
-    fill_mode: Literal["nearest", "reflect", "wrap", "constant"] = "nearest"
+    fill_mode: FillMode = "nearest"
     """Fill what lies beyond the border with the nearest pixel, the mirrored image, the repeated
     image, or --cval."""
     cval: float = setting(0.0, at_least=0, at_most=255)
@@ -177,9 +177,8 @@ def describe(augmentation: Augmentation) -> str:
         parts.append(f"RandAugment {ops} x {magnitude:g}")
     if is_affine(a) or ops:
         parts.append(f"fill {a.fill_mode}" + (f" {a.cval:g}" if a.fill_mode == "constant" else ""))
-    for name, word in (("random_erasing", "erasing"), ("mixup", "mixup"), ("cutmix", "CutMix")):
-        if getattr(a, name):
-            parts.append(f"{word} {getattr(a, name):g}")
+    last = {"erasing": a.random_erasing, "mixup": a.mixup, "CutMix": a.cutmix}
+    parts += [f"{name} {value:g}" for name, value in last.items() if value]
     return ", ".join(parts) or "none"
 
 

@@ -9,15 +9,18 @@ are those of Keras' `apply_affine_transform` and the scipy call inside it. Nothi
 import jax
 import jax.numpy as jnp
 
+Scalar = jax.Array | float
+"""One number for a batch, or (N,), one for each image."""
+
 
 def affine_matrix(
     *,
-    theta: jax.Array | float = 0.0,
-    tx: jax.Array | float = 0.0,
-    ty: jax.Array | float = 0.0,
-    shear: jax.Array | float = 0.0,
-    zx: jax.Array | float = 1.0,
-    zy: jax.Array | float = 1.0,
+    theta: Scalar = 0.0,
+    tx: Scalar = 0.0,
+    ty: Scalar = 0.0,
+    shear: Scalar = 0.0,
+    zx: Scalar = 1.0,
+    zy: Scalar = 1.0,
 ) -> jax.Array:
     """Compose rotation, shift, shear and zoom in Keras' order: scalars or (N,) to (..., 3, 3).
 
@@ -29,7 +32,7 @@ def affine_matrix(
     return compose(rotation, matrix(1, 0, tx, 0, 1, ty), sheared, matrix(zx, 0, 0, 0, zy, 0))
 
 
-def matrix(*rows: jax.Array | float) -> jax.Array:
+def matrix(*rows: Scalar) -> jax.Array:
     """Return (..., 3, 3) from the six numbers of its first two rows, scalars or (N,)."""
     numbers = jnp.broadcast_arrays(*(jnp.asarray(n, jnp.float32) for n in (*rows, 0, 0, 1)))
     return jnp.stack(numbers, axis=-1).reshape(*numbers[0].shape, 3, 3)
@@ -78,9 +81,7 @@ def _warp_one(image: jax.Array, m: jax.Array, fill_mode: str, cval: float) -> ja
     return result.reshape(height, width, channels)
 
 
-def _taps(
-    coordinate: jax.Array, size: int, fill_mode: str
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _taps(coordinate: jax.Array, size: int, fill_mode: str) -> tuple[jax.Array, ...]:
     """Return the two indices along an axis to blend, (P,), and the second one's weight, (P, 1)."""
     last = size - 1
     if fill_mode == "wrap" and size > 1:
@@ -106,12 +107,7 @@ def _mirror(index: jax.Array, size: int) -> jax.Array:
 
 
 def in_box(
-    size: tuple[int, int],
-    *,
-    top: jax.Array,
-    left: jax.Array,
-    height: jax.Array,
-    width: jax.Array,
+    size: tuple[int, int], *, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array
 ) -> jax.Array:
     """Return a mask of the pixels whose center lies in their image's box, in px: bool (N, H, W)."""
     y, x = (jnp.arange(n, dtype=jnp.float32)[None, :] + 0.5 for n in size)

@@ -88,17 +88,17 @@ class DecodedImage(NamedTuple):
     pixels: np.ndarray
     """uint8 RGB (H, W, 3)."""
     notes: tuple[str, ...] = ()
-    """Such as `16-bit gray scaled to 8 bits`; fixed texts, so that they can be counted."""
+    """Fixed texts, such as `16-bit gray scaled to 8 bits`, so that they can be counted."""
 
 
 class JPEGHeader(NamedTuple):
-    """What the segments before the first scan say about a plain JPEG."""
+    """The facts of a plain JPEG that precede its first scan."""
 
     height: int
     width: int
     is_gray: bool
     has_metadata: bool
-    """EXIF or XMP is present, which may hold an orientation."""
+    """Whether EXIF or XMP is present, which may hold an orientation."""
 
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -110,14 +110,10 @@ def load_image(source: str | os.PathLike[str] | bytes) -> np.ndarray:
 
 
 def read_image(source: str | os.PathLike[str] | bytes) -> DecodedImage:
-    """Decode an image file, or its bytes.
-
-    Pillow's warnings about metadata are silenced (for the process: warning filters are not per
-    thread).
+    """Decode an image file, or its bytes; silence Pillow's warnings for the whole process.
 
     Raises:
-        DataError: the message is the reason alone (`truncated`, `empty file` ...); the caller
-            names the file.
+        DataError: its message is the reason alone (`truncated` ...); the caller names the file.
     """
     data = source if isinstance(source, bytes) else _read_file(source)
     if not data:
@@ -128,8 +124,7 @@ def read_image(source: str | os.PathLike[str] | bytes) -> DecodedImage:
     flaws: tuple[str, ...] = ()
     header = read_jpeg_header(data)
     if header is not None:
-        _check_size(header.width, header.height)
-        _check_scans(data)
+        _check_cost(header.width, header.height, data)
         try:
             return _decode_plain(data, header)
         except MemoryError:
@@ -159,22 +154,18 @@ def _decode_plain(data: bytes, header: JPEGHeader) -> DecodedImage:
     return DecodedImage(pixels, notes + exif_notes)
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_cost(width: int, height: int, jpeg: bytes = b"") -> None:
     if width * height > MAX_PIXELS:
         raise DataError(f"too large: {width}x{height}, at most {MAX_PIXELS:,} pixels")
-
-
-def _check_scans(data: bytes) -> None:
-    if count_scans(data) > MAX_SCANS:
+    if count_scans(jpeg) > MAX_SCANS:
         raise DataError(f"too slow to decode: more than {MAX_SCANS} progressive scans")
 
 
 def _decode_by_pillow(data: bytes) -> DecodedImage:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.width, image.height)
-            if image.format in ("JPEG", "MPO"):
-                _check_scans(data)
+            is_jpeg = image.format in ("JPEG", "MPO")
+            _check_cost(image.width, image.height, data if is_jpeg else b"")
             return _to_rgb(image)
     except DataError:
         raise
@@ -185,12 +176,13 @@ def _decode_by_pillow(data: bytes) -> DecodedImage:
     except MemoryError:
         raise DataError("too large for the memory") from None
     except Exception as error:  # damaged files raise anything, from any decoder
-        reason = " ".join(str(error).split())
-        if "truncated" in reason.lower() or isinstance(error, EOFError):
-            raise DataError("truncated") from None
-        if "MAX_TEXT" in reason:
-            raise DataError("too large: the text in it unpacks to many times its size") from None
-        raise DataError(f"corrupt: {reason or type(error).__name__}") from None
+        text = " ".join(str(error).split())
+        reason = f"corrupt: {text or type(error).__name__}"
+        if "truncated" in text.lower() or isinstance(error, EOFError):
+            reason = "truncated"
+        elif "MAX_TEXT" in text:
+            reason = "too large: the text in it unpacks to many times its size"
+        raise DataError(reason) from None
 
 
 def _decode_without_end(data: bytes) -> DecodedImage:
@@ -293,10 +285,10 @@ def _exif_transpose(image: Image.Image) -> tuple[Image.Transpose | None, tuple[s
         transpose = _TRANSPOSES.get(exif.get(_ORIENTATION_TAG, 1))
         is_damaged = not exif and len(image.info.get("exif", b"")) > _EMPTY_EXIF_BYTES
     except Exception:  # Pillow's EXIF parser raises anything; the image itself is sound
-        return None, (NO_EXIF,)
-    if transpose is None:
-        return None, (NO_EXIF,) if is_damaged else ()
-    return transpose, (TURNED,)
+        transpose, is_damaged = None, True
+    if transpose is not None:
+        return transpose, (TURNED,)
+    return None, (NO_EXIF,) if is_damaged else ()
 
 
 def _silence_pillow() -> None:

@@ -42,11 +42,6 @@ _SIGNATURES = {
 _COMPILED = {name: re.compile(start, re.DOTALL) for name, start in _SIGNATURES.items()}
 
 
-def format_of(head: bytes) -> str | None:
-    """Return which of `FORMATS` a file that begins with `head` has; 12 bytes suffice."""
-    return next((name for name in FORMATS if _COMPILED[name].match(head)), None)
-
-
 def format_of_file(path: str | os.PathLike[str]) -> str | None:
     """Return which of `FORMATS` a regular file has by its content; None if it cannot be opened.
 
@@ -54,9 +49,10 @@ def format_of_file(path: str | os.PathLike[str]) -> str | None:
     """
     try:
         with open(path, "rb") as file:
-            return format_of(file.read(12))
+            start = file.read(12)
     except OSError:
         return None
+    return next((name for name in FORMATS if _COMPILED[name].match(start)), None)
 
 
 def format_named(name: str) -> str | None:

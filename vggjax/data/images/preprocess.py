@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vggjax.data.images.decode import load_image as load_image
 from vggjax.data.images.resize import FILTERS, Box, resize
 from vggjax.errors import ConfigError, unknown_name
 
