@@ -1,17 +1,14 @@
 """A file is written whole or not at all, whatever ends the writing early."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
+from support.apart import command
 from support.hostile_layers import tiny_weights
 
-import vggjax
 from vggjax.atomic import atomic_write, write_text
 from vggjax.weights.weight_file import read_weights, write_weights
 
@@ -73,17 +70,13 @@ def test_only_old_temporary_files_of_the_same_name_are_removed(tmp_path):
     assert names(tmp_path) == {path.name, recent.name, other.name}
 
 
-# Imports the package without its __init__ and jax, and converts a file.
 CONVERT = """
-import json, resource, signal, sys, types
-sys.path[:] = json.loads(sys.argv[1])
-sys.modules["vggjax"] = types.ModuleType("vggjax")
-sys.modules["vggjax"].__path__ = [sys.argv[2]]
+import resource, signal
 from vggjax.errors import WeightsError, one_line_message
 from vggjax.weights.convert import convert_file
-src, dst, length, killed = sys.argv[3:]
+src, dst, killed = sys.argv[2:]
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed == "True" else signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(length), int(length)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 try:
     convert_file(src, dst)
 except WeightsError as error:
@@ -91,12 +84,10 @@ except WeightsError as error:
 """
 
 
-def convert(src, dst, *, length, killed):
-    """Convert in a process that may write `length` bytes to a file: killed there, or refused."""
-    package = str(Path(vggjax.__file__).parent)
-    command = [sys.executable, "-S", "-c", CONVERT, json.dumps(sys.path), package,
-               str(src), str(dst), str(length), str(killed)]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def convert(src, dst, *, killed):
+    """Convert in a process that may write 1500 bytes to a file: killed there, or refused."""
+    code = command(CONVERT, src, dst, killed)
+    return subprocess.run(code, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="this system does not limit a file's length")
@@ -106,11 +97,11 @@ def test_a_conversion_that_is_killed_or_finds_the_disk_full_leaves_the_old_file(
     write_weights(src, tiny_weights())
     write_weights(dst, tiny_weights(seed=1))
     before = dst.read_bytes()
-    full = convert(src, dst, length=1500, killed=False)
+    full = convert(src, dst, killed=False)
     assert full.returncode == 1 and full.stderr.count("\n") == 1
     assert str(dst) in full.stderr and full.stderr.endswith("[E_WRITE]\n")
     assert dst.read_bytes() == before and names(tmp_path) == {"src.h5", dst.name}
-    assert convert(src, dst, length=1500, killed=True).returncode == -signal.SIGXFSZ
+    assert convert(src, dst, killed=True).returncode == -signal.SIGXFSZ
     assert dst.read_bytes() == before
     for temporary in tmp_path.glob(".*"):
         os.utime(temporary, (0, 0))

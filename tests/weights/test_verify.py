@@ -5,35 +5,19 @@ import importlib.util
 
 import numpy as np
 import pytest
-from flax import nnx
+from support.networks import random_network
 from support.torch_models import ENDINGS
 
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.head import Head
-from vggjax.models.network import VGG
-from vggjax.models.params import assign, extract, shapes
+from vggjax.models.params import extract
 from vggjax.weights.verify import forward, seeded_noise, verify_file
 from vggjax.weights.weight_file import write_weights
 
 
-def make_model(name="tiny", head="flatten-6-6-3", size=64):
-    parsed = Head.parse(head) if head else None
-    model = nnx.eval_shape(lambda: VGG(name, head=parsed, image_size=size))
-    rng = np.random.default_rng(1)
-    limits = {"scale": (0.5, 1.5), "var": (0.5, 1.5), "bias": (0, 0.2), "mean": (0, 0.2)}
-    assign(
-        model,
-        {
-            layer: {
-                param: rng.uniform(*limits.get(param, (-0.3, 0.35)), shape)
-                for param, shape in params.items()
-            }
-            for layer, params in shapes(model).items()
-        },
-    )
-    model.eval()
-    return model
+def make_model(name="tiny", head="flatten-6-6-3"):
+    return random_network(name, head=Head.parse(head) if head else None, image_size=64)
 
 
 @pytest.mark.parametrize(

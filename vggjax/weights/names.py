@@ -82,6 +82,11 @@ def group_by_layer(arrays: Mapping[str, T]) -> dict[str, dict[str, T]]:
                 code="E_NAME",
             )
         layers.setdefault(layer, {})[param] = array
+    return in_table_order(layers)
+
+
+def in_table_order(layers: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str, T]]:
+    """Return the layers in the table's order, and their parameters in the order of `PARAMS`."""
     return {
         layer: {param: layers[layer][param] for param in PARAMS if param in layers[layer]}
         for layer in sorted(layers, key=layer_order)
@@ -90,25 +95,25 @@ def group_by_layer(arrays: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 def with_table_names(layers: list[Layer]) -> dict[str, dict[str, Any]]:
     """Return `{name: arrays}` in the table's order, with the table's names where they apply."""
-    convs = [layer for layer in layers if layer.kind == "conv"]
-    names = {id(layer): layer.name for layer in layers}
+    convs, norms, dense = (
+        [layer for layer in layers if layer.kind == kind] for kind in ("conv", "bn", "dense")
+    )
+    table = list(zip(dense, _top_names(dense), strict=True))
     if convs and all(_KERAS_NAME.fullmatch(layer.name) for layer in convs):
         blocks = _block_names(convs)
-        norms = [layer for layer in layers if layer.kind == "bn"]
-        names |= {id(layer): name for layer, name in zip(convs, blocks, strict=False)}
+        table += zip(convs, blocks, strict=False)
         if len(norms) == len(blocks):
-            bns = [name.replace("conv", "bn") for name in blocks]
-            names |= {id(layer): name for layer, name in zip(norms, bns, strict=True)}
-    dense = [layer for layer in layers if layer.kind == "dense"]
-    names |= {id(layer): name for layer, name in zip(dense, _top_names(dense), strict=True)}
+            table += zip(norms, (name.replace("conv", "bn") for name in blocks), strict=True)
+    for layer, name in table:
+        layer.name = name
 
     weights: dict[str, dict[str, Any]] = {}
     for layer in layers:
-        name = names[id(layer)]
-        if name in weights:
-            raise WeightsError(f"two layers have the name {printable(name)!r}.", code="E_DUPLICATE")
-        weights[name] = layer.params
-    return {name: weights[name] for name in sorted(weights, key=layer_order)}
+        if layer.name in weights:
+            name = printable(layer.name)
+            raise WeightsError(f"two layers have the name {name!r}.", code="E_DUPLICATE")
+        weights[layer.name] = layer.params
+    return in_table_order(weights)
 
 
 def _block_names(convs: list[Layer]) -> list[str]:

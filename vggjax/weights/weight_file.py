@@ -24,7 +24,7 @@ from vggjax.weights.hdf5.unpack import signature_start
 from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
 from vggjax.weights.layout import AS_IS, stored_blocks
-from vggjax.weights.names import PARAMS, group_by_layer, has_package_names
+from vggjax.weights.names import PARAMS, group_by_layer, has_package_names, in_table_order
 from vggjax.weights.parsed_file import FileInfo, ParsedFile
 from vggjax.weights.safetensors import TensorToWrite, is_safetensors, read_header, write_tensors
 from vggjax.weights.tensor_spans import check_span, open_regular
@@ -318,10 +318,11 @@ def write_weights(
     """
     path, (ending, layout) = Path(path), check_destination(path, layout)
     checked, metadata = _checked(weights), metadata or {}
+    ordered = in_table_order(checked)
     try:
         with atomic_write(path, sync=True) as temporary:
             if layout is None:
-                _KERAS_WRITERS[ending](temporary, checked, metadata)
+                _KERAS_WRITERS[ending](temporary, ordered, metadata)
             elif layout == "vggjax":
                 tensors = [
                     TensorToWrite(
@@ -334,9 +335,9 @@ def write_weights(
                 ]
                 write_tensors(temporary, tensors, {"format": "vggjax", **metadata})
             elif ending == ".safetensors":
-                write_tensors(temporary, to_torch(checked, layout), {"format": "pt", **metadata})
+                write_tensors(temporary, to_torch(ordered, layout), {"format": "pt", **metadata})
             else:
-                write_state_dict(temporary, to_torch(checked, layout), metadata)
+                write_state_dict(temporary, to_torch(ordered, layout), metadata)
     except OSError as error:
         raise WeightsError(
             f"{printable(path)} cannot be written: {error.strerror or printable(error)}.",

@@ -1,5 +1,7 @@
 """Write the formats of Keras: the published legacy `.h5`, `.weights.h5` and `.keras`.
 
+The weights come in the layer table's order, and each layer's parameters in Keras' order.
+
 Keras' `load_weights` takes the first two, the legacy one by name too, and `load_model` the third.
 layers.py describes the layouts. This package's metadata (preprocessing, class names, provenance)
 lie beside the weights, where Keras ignores them.
@@ -24,7 +26,7 @@ import numpy as np
 from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import EPSILON
 from vggjax.weights.hdf5.write import create_hdf5
-from vggjax.weights.names import BATCH_NORM, TABLE_NAME, Layer, in_base, layer_order
+from vggjax.weights.names import TABLE_NAME, Layer, in_base
 
 if TYPE_CHECKING:
     import h5py
@@ -58,8 +60,8 @@ def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> N
             group, params = file.create_group(layer), weights.get(layer, {})
             bias = "b_1" if "kernel" in params else "beta_1"
             stored = {
-                f"{layer}_{bias if param == 'bias' else suffixes[param]}:0": params[param]
-                for param in _keras_order(params)
+                f"{layer}_{bias if param == 'bias' else suffixes[param]}:0": array
+                for param, array in params.items()
             }
             group.attrs["weight_names"] = np.array(list(stored), dtype="S")
             for key, array in stored.items():
@@ -72,14 +74,13 @@ def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> 
     classes = {"conv": "conv2d", "dense": "dense"}
     with create_hdf5(path) as file:
         _write_metadata(file, metadata)
-        for layer in sorted(weights, key=layer_order):
-            params = weights[layer]
+        for layer, params in weights.items():
             kind = classes.get(Layer(layer, params).kind, "batch_normalization")
             number = counts[kind] = counts.get(kind, -1) + 1
             group = file.create_group(f"layers/{kind}{f'_{number}' if number else ''}/vars")
             group.attrs["name"] = layer
-            for i, param in enumerate(_keras_order(params)):
-                group.create_dataset(str(i), data=params[param])
+            for i, array in enumerate(params.values()):
+                group.create_dataset(str(i), data=array)
 
 
 def write_keras(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
@@ -107,14 +108,9 @@ def _write_metadata(file: h5py.File, metadata: dict[str, str]) -> None:
         file.attrs[METADATA] = np.bytes_(text.encode())
 
 
-def _keras_order(params: dict[str, np.ndarray]) -> list[str]:
-    names = ("kernel", "bias") if "kernel" in params else BATCH_NORM
-    return [name for name in names if name in params]
-
-
 def _with_plain_layers(weights: Weights) -> list[str]:
-    """Return the layers in order, with the layers without weights that the published files list."""
-    layers = sorted(weights, key=layer_order)
+    """Return the layers, and between them those without weights that the published files list."""
+    layers = list(weights)
     if not all(map(TABLE_NAME.fullmatch, layers)):
         return layers
     listed = ["input_1"]
@@ -135,14 +131,13 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _model_config(weights: Weights, metadata: dict[str, str]) -> dict[str, Any]:
     """Return the configuration of a Keras `Sequential` with these weights."""
-    layers = sorted(weights, key=layer_order)
-    if unknown := [layer for layer in layers if not TABLE_NAME.fullmatch(layer)]:
+    if unknown := [layer for layer in weights if not TABLE_NAME.fullmatch(layer)]:
         raise WeightsError(
             f"A .keras holds a VGG, and {printable(unknown[0])!r} is not one of its layers. "
             f"A .weights.h5 holds any layers.",
             code="E_NAME",
         )
-    base, top = [k for k in layers if in_base(k)], [k for k in layers if not in_base(k)]
+    base, top = [k for k in weights if in_base(k)], [k for k in weights if not in_base(k)]
     convs = [layer for layer in base if "_conv" in layer]
     if not convs or any("kernel" not in weights[layer] for layer in (*convs, *top)):
         raise WeightsError(

@@ -19,7 +19,7 @@ import numpy as np
 
 from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, flattened, stored_blocks, whole_map
-from vggjax.weights.names import TABLE_NAME, in_base, layer_order
+from vggjax.weights.names import TABLE_NAME, in_base
 from vggjax.weights.safetensors import TensorToWrite
 from vggjax.weights.tensor_spans import Span, check_span
 
@@ -204,22 +204,21 @@ def _number(module: str) -> int:
 
 
 def to_torch(weights: "Weights", style: str) -> list[TensorToWrite]:
-    """Return the tensors that torch loads strictly, under the names of `style`.
+    """Return the tensors, under the names of `style`, of weights in the layer table's order.
 
     The top may be any head: its dense layers are `classifier.0`, `.3` ..., as if each were followed
     by a relu and a dropout. timm's top is two hidden layers and the last one.
     """
-    layers = sorted(weights, key=layer_order)
-    if strange := [layer for layer in layers if not TABLE_NAME.fullmatch(layer)]:
+    if strange := [layer for layer in weights if not TABLE_NAME.fullmatch(layer)]:
         raise WeightsError(
             f"torchvision and timm have no name for the layer {printable(strange[0])!r}.",
             code="E_NAME",
         )
-    modules = _module_names(layer for layer in layers if in_base(layer))
+    modules = _module_names(layer for layer in weights if in_base(layer))
     if not modules:
         raise WeightsError("These weights have no convolutional base.", code="E_MISSING")
-    top = [layer for layer in layers if not in_base(layer)]
-    width = [weights[layer]["kernel"].shape[-1] for layer in layers if "_conv" in layer][-1]
+    top = [layer for layer in weights if not in_base(layer)]
+    width = [weights[layer]["kernel"].shape[-1] for layer in weights if "_conv" in layer][-1]
     side = _check_top(weights, top, width, style) if top else 1
     if style == "timm":
         modules |= dict(zip(TIMM_TOP, top, strict=False))
