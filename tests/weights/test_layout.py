@@ -8,9 +8,9 @@ from vggjax.weights.layout import (
     AS_IS,
     CONV,
     DENSE,
+    TensorToWrite,
     flattened,
     read_array,
-    stored_blocks,
     whole_map,
 )
 from vggjax.weights.parsed_file import FileInfo, ParsedFile
@@ -48,7 +48,9 @@ def test_blocks_of_a_large_array_are_put_together_in_both_directions(tmp_path, n
     assert held.shape == layout.held_shape(shape) and held.dtype == np.float32
     np.testing.assert_array_equal(held, expected(name, stored))
     assert layout.stored_shape(held.shape) == shape
-    blocks = np.concatenate([block.ravel() for block in stored_blocks(held, layout)])
+    blocks = np.concatenate(
+        [block.ravel() for block in TensorToWrite("array", held, layout).blocks()]
+    )
     np.testing.assert_array_equal(blocks, stored.ravel())
 
 

@@ -82,12 +82,26 @@ def read_array(file: Readable, span: Span, layout: Layout) -> np.ndarray:
     return to_float32(array, span.where)
 
 
-def stored_blocks(array: np.ndarray, layout: Layout) -> Iterator[np.ndarray]:
-    """Yield a held array as blocks whose concatenation is the stored array."""
-    if layout is AS_IS:
-        yield array
-        return
-    outputs = array.shape[-1]
-    step = max(1, BLOCK_BYTES // max(array.nbytes // outputs, 1))
-    for start in range(0, outputs, step):
-        yield np.ascontiguousarray(layout.to_stored(array[..., start : start + step]))
+@dataclass(frozen=True)
+class TensorToWrite:
+    """An array to write: its name in the file, the array as held, and how the file stores it."""
+
+    name: str
+    array: np.ndarray
+    layout: Layout = AS_IS
+
+    @property
+    def shape(self) -> Shape:
+        """The stored shape."""
+        return self.layout.stored_shape(self.array.shape)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield contiguous blocks whose concatenation is the stored array."""
+        if self.layout is AS_IS:
+            yield np.ascontiguousarray(self.array)
+            return
+        outputs = self.array.shape[-1]
+        step = max(1, BLOCK_BYTES // max(self.array.nbytes // outputs, 1))
+        for start in range(0, outputs, step):
+            part = self.array[..., start : start + step]
+            yield np.ascontiguousarray(self.layout.to_stored(part))

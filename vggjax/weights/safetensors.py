@@ -9,14 +9,12 @@ torch/torchvision.py. Format: https://huggingface.co/docs/safetensors
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from vggjax.errors import WeightsError, printable
+from vggjax.weights.layout import TensorToWrite
 from vggjax.weights.tensor_spans import Span
 
 MAX_HEADER_BYTES = 2**20
@@ -24,19 +22,10 @@ MAX_HEADER_BYTES = 2**20
 
 MAX_TENSORS = 10_000
 
+_WRITTEN = {"float32": "F32", "int64": "I64"}
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
           "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorToWrite:
-    """An array to write; the concatenation of its blocks is its bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    blocks: Callable[[], Iterable[np.ndarray]]
-    dtype: str = "F32"
 
 
 def is_safetensors(start: bytes) -> bool:
@@ -147,14 +136,13 @@ def _check_tiling(entries: dict[str, tuple[str, tuple[int, ...], int, int]], siz
 def write_tensors(path: Path, tensors: Iterable[TensorToWrite], metadata: dict[str, str]) -> None:
     """Write a safetensors file block by block; the same tensors give the same bytes."""
     # The longest type first, so that each number lies at a multiple of its size.
-    tensors = sorted(tensors, key=lambda tensor: -_SIZES[tensor.dtype])
+    tensors = sorted(tensors, key=lambda tensor: -tensor.array.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0
     for tensor in tensors:
-        end = start + math.prod(tensor.shape) * _SIZES[tensor.dtype]
-        header[tensor.name] = {
-            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end],
-        }  # fmt: skip
+        end = start + tensor.array.nbytes
+        dtype, shape = _WRITTEN[tensor.array.dtype.name], list(tensor.shape)
+        header[tensor.name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned as well
@@ -162,4 +150,4 @@ def write_tensors(path: Path, tensors: Iterable[TensorToWrite], metadata: dict[s
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             for block in tensor.blocks():
-                file.write(np.ascontiguousarray(block).data.cast("B"))
+                file.write(block.data.cast("B"))

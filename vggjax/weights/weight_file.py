@@ -23,10 +23,10 @@ from vggjax.weights.digests import Digests, expected_sha256, file_digests
 from vggjax.weights.hdf5.unpack import signature_start
 from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
-from vggjax.weights.layout import AS_IS, stored_blocks
+from vggjax.weights.layout import AS_IS, TensorToWrite
 from vggjax.weights.names import PARAMS, group_by_layer, has_package_names, in_table_order
 from vggjax.weights.parsed_file import FileInfo, ParsedFile
-from vggjax.weights.safetensors import TensorToWrite, is_safetensors, read_header, write_tensors
+from vggjax.weights.safetensors import is_safetensors, read_header, write_tensors
 from vggjax.weights.tensor_spans import check_span, open_regular
 from vggjax.weights.torch.state_dict_file import (
     is_pickle,
@@ -325,11 +325,7 @@ def write_weights(
                 _KERAS_WRITERS[ending](temporary, ordered, metadata)
             elif layout == "vggjax":
                 tensors = [
-                    TensorToWrite(
-                        f"{layer}.{param}",
-                        array.shape,
-                        functools.partial(stored_blocks, array, AS_IS),
-                    )
+                    TensorToWrite(f"{layer}.{param}", array)
                     for layer, params in checked.items()
                     for param, array in params.items()
                 ]

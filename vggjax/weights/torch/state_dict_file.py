@@ -9,7 +9,6 @@ read; the zip archive is written.
 import ctypes
 import importlib.util
 import io
-import math
 import mmap
 import os
 import pickle
@@ -27,7 +26,7 @@ import numpy as np
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import check_contents, open_archive
-from vggjax.weights.safetensors import TensorToWrite
+from vggjax.weights.layout import TensorToWrite
 from vggjax.weights.tensor_spans import Readable, Span, open_regular
 
 MAX_PICKLE_BYTES = 2**22
@@ -259,7 +258,7 @@ def write_state_dict(
 
     state = OrderedDict()
     for tensor in tensors:
-        array = np.empty(math.prod(tensor.shape), {"F32": "f4", "I64": "i8"}[tensor.dtype])
+        array = np.empty(tensor.array.size, tensor.array.dtype)
         start = 0
         for block in tensor.blocks():
             array[start : start + block.size] = block.reshape(-1)

@@ -8,7 +8,6 @@ to HWIO, and the inputs of the first dense layer from channel, row, column to ro
 `model.load_state_dict(...)` reports nothing missing and nothing unexpected.
 """
 
-import functools
 import itertools
 import math
 import re
@@ -18,9 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vggjax.errors import WeightsError, join_names, printable
-from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, flattened, stored_blocks, whole_map
+from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, TensorToWrite, flattened, whole_map
 from vggjax.weights.names import TABLE_NAME, in_base
-from vggjax.weights.safetensors import TensorToWrite
 from vggjax.weights.tensor_spans import Span, check_span
 
 if TYPE_CHECKING:
@@ -230,13 +228,10 @@ def to_torch(weights: "Weights", style: str) -> list[TensorToWrite]:
         kernel = _layout(module, width=width, is_first_dense=layer in top[:1], side=side)
         for key, param in (_NORM if is_norm else _LINEAR).items():
             if param in weights[layer]:
-                array, layout = weights[layer][param], kernel if param == "kernel" else AS_IS
-                blocks = functools.partial(stored_blocks, array, layout)
-                shape = layout.stored_shape(array.shape)
-                tensors.append(TensorToWrite(f"{module}.{key}", shape, blocks))
+                layout = kernel if param == "kernel" else AS_IS
+                tensors.append(TensorToWrite(f"{module}.{key}", weights[layer][param], layout))
         if is_norm:
-            blocks = functools.partial(stored_blocks, np.zeros(1, np.int64), AS_IS)
-            tensors.append(TensorToWrite(f"{module}.{_TRACKED}", (), blocks, "I64"))
+            tensors.append(TensorToWrite(f"{module}.{_TRACKED}", np.array(0, np.int64)))
     return tensors
 
 
