@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from support.steps import make_batch, make_feature_batch, make_step
+from support.steps import make_feature_batch, make_step
 
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
@@ -118,8 +118,3 @@ def test_a_stack_learns_what_its_batches_learn_one_by_one(kind, devices):
             np.testing.assert_array_equal(a, b)
     for a, b in zip(results[0], jax.tree.leaves(placement.fetch(expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_a_stack_is_of_batches_of_images_as_well():
-    (number, stack), *_ = stack_batches(iter([make_batch(4)]), 2, step=0, every=9)
-    assert number == 1 and stack["images"].shape == (2, 4, 32, 32, 3)

@@ -35,15 +35,7 @@ def simulate(
 
     `val` returns (loss, accuracy) of an epoch, from 0; by default those of its last step.
     """
-    flags = dict(weights="none", unfreeze=("all",), epochs=epochs, warmup_epochs=0) | settings
-    config = Config(**flags)
-    detector = CollapseDetector(
-        config,
-        plan_stages(config)[0],
-        PriorBaseline.from_counts(np.array(counts)),
-        steps_per_epoch=steps_per_epoch,
-        val_images=val_images,
-    )
+    detector = make_detector(steps_per_epoch, counts, val_images, epochs=epochs, **settings)
     rng = np.random.default_rng(0)
     every, marks, checks = max(1, min(20, steps_per_epoch // 4)), [], []
     for epoch in range(epochs):
@@ -199,13 +191,18 @@ def test_with_smoothed_labels_no_constant_prediction_has_a_lower_loss_than_the_b
     assert baseline == pytest.approx(min(losses), rel=1e-3) and baseline <= min(losses)
 
 
+def make_detector(steps_per_epoch=400, counts=BALANCED, val_images=100, **settings):
+    config = Config(**dict(weights="none", unfreeze=("all",), warmup_epochs=0) | settings)
+    return CollapseDetector(
+        config,
+        plan_stages(config)[0],
+        PriorBaseline.from_counts(np.array(counts)),
+        steps_per_epoch=steps_per_epoch,
+        val_images=val_images,
+    )
+
+
 def test_a_resumed_run_detects_what_the_whole_run_detects_with_few_marks():
-    config = Config(weights="none", unfreeze=("all",), warmup_epochs=0)
-    stage, baseline = plan_stages(config)[0], PriorBaseline.from_counts(np.array(BALANCED))
-
-    def make_detector():
-        return CollapseDetector(config, stage, baseline, steps_per_epoch=400, val_images=100)
-
     whole, marks, resumed_marks = make_detector(), [], []
     detected = []
     for step in range(10, 410, 10):
@@ -219,15 +216,7 @@ def test_a_resumed_run_detects_what_the_whole_run_detects_with_few_marks():
 
 
 def test_the_marks_of_an_epoch_add_up_to_its_sums():
-    config = Config(weights="none", unfreeze=("all",), warmup_epochs=0)
-    detector = CollapseDetector(
-        config,
-        plan_stages(config)[0],
-        PriorBaseline.from_counts(np.array(BALANCED)),
-        steps_per_epoch=400,
-        val_images=100,
-    )
-    marks = []
+    detector, marks = make_detector(), []
     for step in range(10, 1210, 10):
         done = step % 400 or 400
         sums = {"loss": done * 73.7, "correct": done * 3.0, "count": done * 32.0}

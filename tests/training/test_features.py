@@ -30,14 +30,8 @@ def config_of(tmp_path):
     return make_config_of(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param(HEAD | FILE, id="head"),
-        pytest.param({}, id="block5", marks=pytest.mark.slow),
-        pytest.param(FILE, id="block5_file", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [HEAD | FILE, {}, FILE], ids=["head", "block5", "block5_file"])
 def test_a_run_with_cached_features_learns_what_one_without_learns(config_of, tmp_path, settings):
     train(config_of("uncached", **SGD | settings, cache_features="off"))
     train(config_of("cached", **SGD | settings))
@@ -106,7 +100,8 @@ def test_images_are_decoded_once(config_of, monkeypatch):
         return dataclasses.replace(source, read=lambda i: read.append(i) or source.read(i))
 
     monkeypatch.setattr(prepare, "open_source", open_counted)
-    result = train(config_of("run", **HEAD, cache_mb=0))
+    result = train(config_of("run", **HEAD, **FILE, cache_mb=0))
+    assert not (result.workdir / "features").exists()
     assert sorted(read) == sorted([*result.splits["train"], *result.splits["val"]])
 
 
@@ -160,7 +155,10 @@ def test_four_devices_cache_what_one_caches(config_of, kind):
         np.testing.assert_array_equal(batch["mask"], expected["mask"])
 
 
-@pytest.mark.parametrize(("unfreeze", "cut"), [("none", "gap"), ("block5", "block4_pool")])
+@pytest.mark.parametrize(
+    ("unfreeze", "cut"),
+    [pytest.param("none", "gap", marks=pytest.mark.slow), ("block5", "block4_pool")],
+)
 def test_steps_on_the_features_of_their_own_batch_learn_the_same(unfreeze, cut):
     settings = dict(unfreeze=unfreeze, optimizer="sgd", learning_rate=1e-2)
     whole, rest = make_step(**settings), make_step(**settings, after=cut)

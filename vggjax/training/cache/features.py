@@ -7,6 +7,7 @@ is cached and where, store.py keeps it. Rows are computed in batches of the trai
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,13 +21,16 @@ from vggjax.data.augment.settings import is_on
 from vggjax.data.loader import Batch, SplitLoader, epoch_order, prefetch
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes, view_of
-from vggjax.training.cache.store import FileStore, Store, make_key
+from vggjax.training.cache.store import FileStore, Store
 from vggjax.training.console import ProgressConsole
 from vggjax.training.prepare import RunContext
 from vggjax.training.progress import CompiledStep, Throughput
 from vggjax.training.signals import Stop
 from vggjax.training.stages import Stage
 from vggjax.training.step import make_feature_step
+
+FORMAT = "1"
+"""Version of the values and files; raise it when their meaning changes."""
 
 
 class CachedFeatures:
@@ -214,11 +218,13 @@ def _open_store(run: RunContext, plan: FeaturePlan, split: str, view: int) -> St
 
 
 def feature_key(run: RunContext, plan: FeaturePlan, split: str, view: int) -> str:
-    """Return the name of the features of one split and view: a hash of all they depend on."""
-    config, layers = run.config, run.model.layers
+    """Return the name of the features of one split and view: a SHA-256 of all they depend on.
+
+    An image file is identified by its size and modification time.
+    """
+    config, layers, source = run.config, run.model.layers, run.source
     arch: Any = run.model.arch
     prefix = layers[: layers.index(plan.cut) + 1]
-    weights = {name: arrays for name, arrays in extract(run.model).items() if name in prefix}
     settings: dict[str, Any] = {
         "model": dataclasses.asdict(arch),
         "cut": plan.cut,
@@ -231,5 +237,17 @@ def feature_key(run: RunContext, plan: FeaturePlan, split: str, view: int) -> st
     if split == "train" and is_on(config.augmentation):
         augmentation = dataclasses.asdict(config.augmentation)
         settings |= {"augmentation": augmentation, "view": view, "seed": config.seed}
-    settings = json.loads(json.dumps(settings))
-    return make_key(run.source, run.loaders[split].indices, weights, settings)
+    indices = np.asarray(run.loaders[split].indices)
+    digest = hashlib.sha256(f"{FORMAT} {source.fingerprint}\0".encode())
+    digest.update(indices.astype("<i8").tobytes())
+    for path in map(source.path, indices.tolist()):
+        if path is not None and path.exists():
+            stat = path.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
+    weights = extract(run.model)
+    for layer in filter(weights.__contains__, prefix):
+        for name, array in weights[layer].items():
+            digest.update(f"{layer}/{name} {array.shape} {array.dtype}\0".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ image's outputs never change, so they are computed once. Every stage has its own
 head training it is the head's pooling, with block5 it is block4_pool.
 """
 
+import functools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,9 @@ def plan_features(
         passes = range(first // steps_per_pass, (first + steps - 1) // steps_per_pass + 1)
         views = tuple(sorted({view_of(number, config.cached_views) for number in passes}))
         dtype = config.feature_dtype or config.dtype
-        shape = _output_shape(model, cut, config.image_size)
+        image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+        prefix = functools.partial(model, until=cut)
+        shape = jax.eval_shape(prefix, image).shape[1:]
         num_images = counts["train"] * len(views) + counts["val"]
         size_bytes = num_images * math.prod(shape) * jnp.dtype(dtype).itemsize
         where = _choose_storage(size_bytes, config.feature_cache_mb, workdir)
@@ -119,11 +122,6 @@ def plan_features(
 def view_of(epoch: int, cached_views: int) -> int:
     """Return the number of the cached view that a pass uses: they take turns."""
     return epoch % max(cached_views, 1)
-
-
-def _output_shape(model: Network, cut: str, image_size: int) -> tuple[int, ...]:
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model(x, until=cut), image).shape[1:]
 
 
 def _choose_storage(size_bytes: int, memory_mb: int, workdir: Path) -> Storage:

@@ -2,18 +2,17 @@
 
 Rows are appended in order. A file has a record beside it, written after the data has reached the
 disk: a killed run continues from it, an incomplete file is never used as a complete one, and the
-record's checksum reveals later damage. The name of a file is a hash of everything that its values
-depend on (`make_key`), so other weights, images or settings mean another file.
+record's checksum reveals later damage. Files are named by `feature_key`,
+a hash of everything that their values depend on.
 """
 
-import hashlib
 import io
 import json
 import math
 import os
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,38 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vggjax.atomic import write_text
-from vggjax.data.sources.source import Source
 from vggjax.errors import VggjaxError, printable
 
-FORMAT = "1"
-"""Version of the values and files; raise it when their meaning changes."""
-
 RECORD_EVERY_S = 10.0
-
-
-def make_key(
-    source: Source,
-    indices: np.ndarray,
-    weights: Mapping[str, Mapping[str, np.ndarray]],
-    settings: Mapping[str, Any],
-) -> str:
-    """Return the SHA-256 of all that features depend on: images, frozen weights, settings.
-
-    `settings` must be JSON. An image file is identified by its size and modification time.
-    """
-    digest = hashlib.sha256(f"{FORMAT} {source.fingerprint}\0".encode())
-    digest.update(np.asarray(indices, "<i8").tobytes())
-    for i in np.asarray(indices).tolist():
-        path = source.path(i)
-        if path is not None and path.exists():
-            stat = path.stat()
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
-    for layer, arrays in weights.items():
-        for name, array in arrays.items():
-            digest.update(f"{layer}/{name} {array.shape} {array.dtype}\0".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 class Store:

@@ -110,16 +110,12 @@ class CollapseDetector:
     ) -> Collapse | None:
         """Return the collapse at a line of the log or, with `val`, at the end of an epoch.
 
-        Args:
-            marks: the record since the stage began, empty at its beginning; updated in place.
-            step: of the run.
-            sums: `loss`, `correct` and `count` of the epoch so far.
-            val: the epoch's `val/loss` and `val/accuracy`.
+        `marks` is updated in place and empty at the beginning of the stage. `sums` has the `loss`,
+        `correct` and `count` of the epoch so far, `val` its `val/loss` and `val/accuracy`.
         """
         loss = sums["loss"] / max(sums["count"], 1)
         if not math.isfinite(loss):
-            symptom = f"the loss is {loss} at step {step:,}"
-            return self._collapse(step, symptom, is_finite=False)
+            return self._collapse(step, f"the loss is {loss} at step {step:,}", is_finite=False)
         self._add_mark(marks, step, sums)
         if val is None:
             done = step % self._steps_per_epoch
