@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from support.cached_runs import AUGMENTED, FILE, fill, make_config_of, rows_of
 
-from vggjax.errors import ConfigError
 from vggjax.training import prepare
 from vggjax.training.cache.features import feature_key
 from vggjax.training.cache.store import FileStore
-from vggjax.training.trainer import train
 
 
 @pytest.fixture
@@ -20,7 +18,7 @@ def config_of(tmp_path):
 
 def test_a_killed_fill_continues_from_its_last_record(config_of, tmp_path, monkeypatch):
     cached, _ = fill(config_of("whole", **FILE))
-    expected = [batch["features"].copy() for batch in rows_of(cached["train"])]
+    expected = [batch["features"] for batch in rows_of(cached["train"])]
     config, appended = config_of("killed", **FILE), []
     append = FileStore.append
 
@@ -39,8 +37,9 @@ def test_a_killed_fill_continues_from_its_last_record(config_of, tmp_path, monke
         file.write(b"half a row")  # written, and not in the record
     again, _ = fill(config)
     assert appended == [4, 4, 4, 4, 2, 4, 2]  # 18 images by 4, eight of them before; then 6
-    for batch, features in zip(rows_of(again["train"]), expected, strict=True):
-        np.testing.assert_array_equal(batch["features"], features)
+    np.testing.assert_array_equal(
+        [batch["features"] for batch in rows_of(again["train"])], expected
+    )
 
 
 @pytest.mark.parametrize("damage", ["record", "short", "header", "bit"])
@@ -102,10 +101,8 @@ def test_every_weight_image_and_setting_before_the_cut_changes_the_key(config_of
         key(**AUGMENTED, view=1),
         key(**AUGMENTED | {"brightness_range": (0.5, 1.6)}),
     ]
-    image = tmp_path / "images" / "a" / "00.png"
-    for name in ("a", "b", "c"):
-        for image in (tmp_path / "images" / name).iterdir():
-            os.utime(image, ns=(1, 1))  # written anew, of the same size
+    for image in (tmp_path / "images").rglob("*.png"):
+        os.utime(image, ns=(1, 1))  # written anew, of the same size
     others.append(key())
     assert len({first, *others}) == 1 + len(others)
 
@@ -118,13 +115,3 @@ def test_bfloat16_halves_the_size_in_memory_and_in_a_file(config_of):
         assert str(features.dtype) == "bfloat16"
         np.testing.assert_allclose(features.astype(np.float32), expected, rtol=2**-7)
         assert run.feature_plans["head"].size_bytes == 2 * 8 * 24  # 8 channels of 18 and 6 images
-
-
-def test_the_file_of_another_run_is_left_alone(config_of, tmp_path):
-    other = tmp_path / "run" / "features" / "other.npy"
-    other.parent.mkdir(parents=True)
-    other.write_bytes(b"of another run")
-    with pytest.raises(ConfigError, match="holds files but no run"):
-        train(config_of("run", **FILE))
-    fill(config_of("run2", **FILE))
-    assert other.read_bytes() == b"of another run"

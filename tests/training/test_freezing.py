@@ -38,12 +38,17 @@ def plain_model():
     return VGG(PLAIN, head=Head.parse("gap-16-3"), image_size=32, rngs=nnx.Rngs(0))
 
 
+def labels_and_optimizer(model, config):
+    labels = label_layers(model, config.unfreeze, by_block=config.layer_decay != 1)
+    schedules = make_schedules(config, plan_stages(config)[-1], steps_per_epoch=10)
+    return labels, make_optimizer(config, labels, schedules)
+
+
 def updates(unfreeze, gradient=1.0, **settings):
     """Return the optimizer's first updates, {layer/name: array}, for constant gradients."""
     config = Config(**SGD | {"unfreeze": unfreeze} | settings)
     model = plain_model()
-    labels = label_layers(model, config.unfreeze, by_block=config.layer_decay != 1)
-    tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
+    labels, tx = labels_and_optimizer(model, config)
     training = nnx.filter_state(nnx.state(model, nnx.Param), trainable(labels))
     grads = jax.tree.map(lambda p: jnp.full(p.shape, gradient), training)
     new = jax.jit(tx.update)(grads, tx.init(training), training, factor=1.0)[0]
@@ -98,8 +103,7 @@ def test_weight_decay_shrinks_kernels_and_leaves_biases():
 @pytest.mark.parametrize("optimizer", ["adam", "nadam", "rmsprop", "sgd"])
 def test_frozen_parameters_hold_no_moments(optimizer):
     model, config = plain_model(), Config(**SGD | {"optimizer": optimizer, "unfreeze": "block5"})
-    labels = label_layers(model, config.unfreeze)
-    tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
+    labels, tx = labels_and_optimizer(model, config)
     state = make_state(model, tx, labels)
     trained = nnx.filter_state(state.params, trainable(labels))
     moments = {"adam": 2, "nadam": 2, "rmsprop": 1, "sgd": 1}[optimizer]
@@ -167,8 +171,7 @@ def lowered_step(unfreeze, *, method, **settings):
         rngs=nnx.Rngs(0),
     )  # fmt: skip
     config = Config(weights="none", unfreeze=unfreeze, **settings)
-    labels = label_layers(model, config.unfreeze, by_block=config.layer_decay != 1)
-    tx = make_optimizer(config, labels, make_schedules(config, plan_stages(config)[-1], 10))
+    labels, tx = labels_and_optimizer(model, config)
     options = dict(placement=Placement(num_devices=1), mode="torch", ema=config.ema)
     step = make_train_step(model, tx, labels, **options, label_smoothing=config.label_smoothing)
     images = np.zeros((4, 96, 96, 3), np.uint8)  # a map of 6 px in block5, which XLA convolves

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sklearn.utils.class_weight import compute_class_weight
 from support.steps import BN, PLAIN, make_batch, make_feature_batch, make_step
 
 from vggjax.data.augment.mix import mix
 from vggjax.data.augment.settings import PRESETS, Augmentation
 from vggjax.data.images.preprocess import preprocess
+from vggjax.data.splits.splits import balanced_weights
 from vggjax.errors import ConfigError
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
@@ -152,6 +154,18 @@ def test_an_example_of_weight_three_counts_as_three_of_weight_one(outputs, smoot
         *(jax.jit(jax.value_and_grad(f))(logits) for f in (weighted, copied)), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_balanced_weights_are_scikit_learns():
+    labels = np.random.default_rng(0).choice(4, 200, p=[0.7, 0.2, 0.06, 0.04])
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    np.testing.assert_allclose(balanced_weights(labels, 4), expected, rtol=1e-6)
+    assert balanced_weights(labels, 4)[labels].mean() == pytest.approx(1)
+
+
+def test_a_class_without_an_example_has_weight_zero():
+    weights = balanced_weights(np.array([0, 0, 2, 2]), 3)
+    np.testing.assert_allclose(weights, [2 / 3, 0, 2 / 3], rtol=1e-6)
 
 
 def test_the_step_weighs_classes_in_its_gradient():

@@ -39,7 +39,8 @@ _PIXEL_MODES = {
 def print_run_summary(console: Console, run: RunContext) -> None:
     """Print the device, data, preprocessing, model, stages and warnings of a run."""
     config, lesson, preprocessing = run.config, lesson_of(run.config), run.config.preprocessing
-    class_names = run.source.class_names
+    class_names, start = run.source.class_names, config.start_from
+    weights = f"both from {start}" if start else f"weights {config.weights}"
     rows = [
         ("Run folder", printable(run.workdir)),
         ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else ""),
@@ -53,7 +54,7 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         ("Images", f"{preprocessing.image_size} px, {preprocessing.resize}, "
                    f"{preprocessing.interpolation}, {_PIXEL_MODES[preprocessing.mode]}"),
         ("Augmentation", describe(config.augmentation)),
-        ("Model", f"{config.model} + {run.model.head}, {_describe_weights(config)}"),
+        ("Model", f"{config.model} + {run.model.head}, {printable(weights)}"),
         ("SHA-256", _describe_origin(run.info.provenance)),
         ("Optimizer", _describe_optimizer(config)),
     ]  # fmt: skip
@@ -88,12 +89,6 @@ def _describe_class_weights(run: RunContext) -> str:
         for i in (weights.argmin(), weights.argmax())
     )
     return f"balanced: an image counts from {low} to {high} in the loss"
-
-
-def _describe_weights(config: Config) -> str:
-    if config.start_from:
-        return f"both from {printable(config.start_from)}"
-    return f"weights {printable(config.weights)}"
 
 
 def _describe_origin(provenance: dict[str, str]) -> str:

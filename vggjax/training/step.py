@@ -28,7 +28,9 @@ from vggjax.training.batches import multi_step
 from vggjax.training.freezing import Labels, set_training_mode, trainable
 from vggjax.training.parallel import Placement
 
-Metrics = dict[str, jax.Array]
+Arrays = dict[str, jax.Array]
+
+Metrics = Arrays
 """Sums over the examples of a batch: `loss` (nats), `correct`, `top5`, `count`."""
 
 ModelState = tuple[nnx.State, nnx.State]
@@ -101,7 +103,7 @@ def make_train_step(
     seed: int = 0,
     after: str | None = None,
     stack_batches: bool = False,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Arrays], tuple[TrainState, Metrics]]:
     """Compile the train step of one stage: (state, batch) -> (state, metrics).
 
     The memory of the state passed in is reused. Only the model's structure is read.
@@ -119,7 +121,7 @@ def make_train_step(
     graphdef = nnx.graphdef(model)
     model.eval()
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, Metrics]:
         keys = _example_keys(seed, state.step, batch["mask"].shape[0], placement.axis_name)
         if after is None and augmentation is not None:
             batch = _augmented(keys[:, 0], batch, augmentation, placement.axis_name)
@@ -151,12 +153,12 @@ def make_train_step(
 
 def make_eval_step(
     model: Network, *, placement: Placement, mode: str, after: str | None = None
-) -> Callable[[ModelState, dict[str, jax.Array]], Metrics]:
+) -> Callable[[ModelState, Arrays], Metrics]:
     """Compile ((params, batch_stats), batch) -> metrics; for `after` see `make_train_step`."""
     model.eval()
     graphdef = nnx.graphdef(model)
 
-    def eval_step(state: ModelState, batch: dict[str, jax.Array]) -> Metrics:
+    def eval_step(state: ModelState, batch: Arrays) -> Metrics:
         logits = nnx.merge(graphdef, *state)(_inputs(batch, mode, after), after=after)
         return placement.sum(metric_sums(logits, batch))
 
@@ -172,7 +174,7 @@ def make_feature_step(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     dtype: jax.typing.DTypeLike = jnp.float32,
-) -> Callable[[tuple, dict[str, jax.Array]], dict[str, jax.Array]]:
+) -> Callable[[tuple, Arrays], Arrays]:
     """Compile ((params, batch_stats, view), batch) -> the frozen layers' outputs.
 
     The result has `features`, the output of the layer `cut`, and `mask`, for the whole global batch
@@ -181,7 +183,7 @@ def make_feature_step(
     model.eval()
     graphdef = nnx.graphdef(model)
 
-    def feature_step(state: tuple, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def feature_step(state: tuple, batch: Arrays) -> Arrays:
         *model_state, view = state
         images = batch["images"]
         if augmentation is not None:
@@ -200,8 +202,7 @@ def make_feature_step(
 def make_predict_step(model: Network, mode: str) -> Callable[[np.ndarray], jax.Array]:
     """Return a function of images uint8 (N, S, S, 3) that returns probabilities float32 (N, C).
 
-    It is compiled once for each shape. The model's arrays are used as they are, not copied. One
-    sigmoid unit yields two columns, (1 - p, p).
+    It is compiled once for each shape. One sigmoid unit yields two columns, (1 - p, p).
     """
     model.eval()
     graphdef, state = nnx.split(model)
@@ -239,7 +240,7 @@ def map_microbatches(
 
 def metric_sums(
     logits: jax.Array,
-    batch: dict[str, jax.Array],
+    batch: Arrays,
     *,
     class_weights: np.ndarray | None = None,
     label_smoothing: float = 0.0,
@@ -292,7 +293,7 @@ def _update_averages(averages: Any, new: Any, ema: float, step: jax.Array) -> An
     return jax.tree.map(lambda old, value: old + (1 - decay) * (value - old), averages, new)
 
 
-def _inputs(batch: dict[str, jax.Array], mode: str, after: str | None) -> jax.Array:
+def _inputs(batch: Arrays, mode: str, after: str | None) -> jax.Array:
     return batch["features"] if after else preprocess(batch["images"], mode)
 
 
@@ -305,8 +306,8 @@ def _example_keys(seed: int, step: jax.Array, rows: int, axis_name: str | None) 
 
 
 def _augmented(
-    key: jax.Array, batch: dict[str, jax.Array], augmentation: Augmentation, axis_name: str | None
-) -> dict[str, jax.Array]:
+    key: jax.Array, batch: Arrays, augmentation: Augmentation, axis_name: str | None
+) -> Arrays:
     """Return the batch with augmented images, and with `other` and `share` where they are mixed."""
     images = augment(key, batch["images"], augmentation)
     if not (augmentation.mixup or augmentation.cutmix):

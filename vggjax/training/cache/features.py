@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -44,16 +44,10 @@ class CachedFeatures:
     """
 
     def __init__(
-        self,
-        loader: SplitLoader,
-        views: dict[int, np.ndarray],
-        masked: Sequence[int],
-        *,
-        cached_views: int = 0,
+        self, loader: SplitLoader, views: dict[int, np.ndarray], masked: set[int], cached_views: int
     ):
         self._loader, self._views, self._cached_views = loader, views, cached_views
-        self._mask = np.ones(len(loader), np.float32)
-        self._mask[list(masked)] = 0
+        self._mask = np.isin(np.arange(len(loader)), list(masked), invert=True).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -76,9 +70,8 @@ class CachedFeatures:
         for offset in range(start * batch_size, len(self), batch_size):
             positions = order[offset + which * rows : offset + (which + 1) * rows]
             padding = (0, rows - len(positions))
-            features = np.empty((rows, *view.shape[1:]), view.dtype)
+            features = np.zeros((rows, *view.shape[1:]), view.dtype)
             features[: len(positions)] = view[positions]
-            features[len(positions) :] = 0
             index = self._loader.indices[positions]
             yield {
                 "features": features,
@@ -145,7 +138,7 @@ def _fill_stores(
             views[number] = store.rows()
             masked |= store.masked
         cached_views = run.config.cached_views if is_train else 0
-        cached[split] = CachedFeatures(loader, views, sorted(masked), cached_views=cached_views)
+        cached[split] = CachedFeatures(loader, views, masked, cached_views)
         num_images = len(numbers) * len(loader)
         rate = f" ({throughput.images_per_s():.0f} images/s)" if num_images > num_stored else ""
         earlier = f", {num_stored:,} of them by an earlier process" if num_stored else ""
