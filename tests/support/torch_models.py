@@ -3,6 +3,7 @@ weight files, of which torch's are skipped if it is not installed.
 """
 
 import importlib.util
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -39,23 +40,18 @@ def torchvision_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, cl
     import torch
     from torch import nn
 
-    class VGG(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.features = features(convs, norm=norm, widths=widths)
-            self.avgpool = nn.AdaptiveAvgPool2d((side, side))
-            self.classifier = nn.Sequential(
-                nn.Linear(widths[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(),
-                nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
-                nn.Linear(hidden, classes),
-            )  # fmt: skip
-
-        def forward(self, x):
-            return self.classifier(self.avgpool(self.features(x)).flatten(1))
-
     with torch.device("meta"):  # torch's own initialization takes seconds
-        model = VGG()
-    return randomize(model)
+        classifier = nn.Sequential(
+            nn.Linear(widths[-1] * side**2, hidden), nn.ReLU(), nn.Dropout(),
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
+            nn.Linear(hidden, classes),
+        )  # fmt: skip
+        return _randomized(
+            features=features(convs, norm=norm, widths=widths),
+            avgpool=nn.AdaptiveAvgPool2d((side, side)),
+            flatten=nn.Flatten(),
+            classifier=classifier,
+        )
 
 
 def timm_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1000):
@@ -63,42 +59,22 @@ def timm_vgg(convs, *, norm=False, widths=WIDTHS, side=7, hidden=4096, classes=1
     import torch
     from torch import nn
 
-    class ConvMlp(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc1 = nn.Conv2d(widths[-1], hidden, side)
-            self.fc2 = nn.Conv2d(hidden, hidden, 1)
-
-        def forward(self, x):
-            return self.fc2(self.fc1(x).relu()).relu()
-
-    class Head(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(hidden, classes)
-
-        def forward(self, x):
-            return self.fc(x.mean((2, 3)))
-
-    class VGG(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.features = features(convs, norm=norm, widths=widths)
-            self.pre_logits, self.head = ConvMlp(), Head()
-
-        def forward(self, x):
-            return self.head(self.pre_logits(self.features(x)))
-
     with torch.device("meta"):  # torch's own initialization takes seconds
-        model = VGG()
-    return randomize(model)
+        mlp = {"fc1": nn.Conv2d(widths[-1], hidden, side), "act1": nn.ReLU(),
+               "fc2": nn.Conv2d(hidden, hidden, 1), "act2": nn.ReLU()}  # fmt: skip
+        pooled = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+        return _randomized(
+            features=features(convs, norm=norm, widths=widths),
+            pre_logits=nn.Sequential(OrderedDict(mlp)),
+            head=nn.Sequential(OrderedDict(pooled | {"fc": nn.Linear(hidden, classes)})),
+        )
 
 
-def randomize(model):
-    """Return the model in eval mode with seeded weights that keep the scale of activations."""
+def _randomized(**modules):
+    """Return the modules in sequence, in eval mode, with weights that keep activations' scale."""
     import torch
 
-    model = model.to_empty(device="cpu")
+    model = torch.nn.Sequential(OrderedDict(modules)).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

@@ -62,6 +62,8 @@ def test_a_bad_file_is_refused_in_one_line(case: Case, tmp_path, capsys):
         assert stderr.count("\n") == 1
         message, _, code = stderr.strip().rpartition(" [")
         code = code.rstrip("]")
+        another_copy_helps = code not in ("E_FILE", "E_CODE", "E_ORDER", "E_NAME", "E_ARCH")
+        assert message.endswith("or save the weights again.") == another_copy_helps
     assert (code, "\n" in message) == (case.code, False), message
     assert str(path) in message and case.mention in message
     assert tree(folder) == before and list(tmp_path.iterdir()) == [folder]

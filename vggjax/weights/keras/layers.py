@@ -38,9 +38,7 @@ KERAS_PARAMS = {
 }  # fmt: skip
 """Keras' names of parameters, old and new -> this package's."""
 
-_LEGACY_PARAM = re.compile(
-    r"(?:.*_)?(kernel|W|bias|b|gamma|beta|moving_mean|moving_variance)(_\d+)?"
-)
+_LEGACY_PARAM = re.compile(rf"(?:.*_)?({'|'.join(KERAS_PARAMS)})(_\d+)?")
 _NOT_WEIGHTS = {"optimizer", "optimizer_weights", "seed_generator"}
 _EMPTY_GROUP = "top_level_model_weights"  # Keras writes it, and it belongs to no layer
 _MAX_DEPTH = 12
