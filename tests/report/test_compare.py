@@ -5,7 +5,6 @@ import io
 import json
 
 import pytest
-from scipy.stats import binomtest
 from support.evaluated_run import evaluated
 from support.page import Page
 from support.tiny_run import make_images
@@ -33,20 +32,6 @@ def runs(tmp_path_factory):
 def comparison(runs, *names):
     path = write_comparison([runs / name for name in names], runs / "compare.html")
     return Page(path.read_text("utf-8"))
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [(0, 0), (1, 0), (5, 1), (3, 12), (40, 40), (90, 140)]
-)
-def test_the_p_value_of_mcnemars_test_is_the_exact_binomial_one(first, second):
-    total = first + second
-    expected = binomtest(first, total).pvalue if total else 1.0
-    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
-
-
-def test_mcnemars_test_by_hand_and_on_very_many_images():
-    assert mcnemar(0, 5) == 2 / 32
-    assert 0 <= mcnemar(4000, 9000) < 1e-200
 
 
 def test_two_runs_on_the_same_images_are_compared_image_by_image(runs):
@@ -128,13 +113,6 @@ def test_what_cannot_be_compared_is_refused_on_one_line(runs, capsys, names, out
     assert error.count("\n") == 1 and error.startswith("vggjax: error: ")
     with pytest.raises(ConfigError, match=message):
         raise ConfigError(error)
-
-
-def test_a_run_that_was_not_evaluated_is_refused_with_the_command(runs, tmp_path, capsys):
-    run = evaluated(tmp_path / "run", runs / "flowers")
-    (run / "eval.json").unlink()
-    assert main(["report", str(runs / "fine"), str(run)]) == 2
-    assert f"vggjax evaluate --workdir {run}" in capsys.readouterr().err
 
 
 def test_the_command_writes_one_report_or_a_comparison(runs, tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from vggjax.report.figures import (
     draw_reliability,
     line_chart,
 )
-from vggjax.report.plot_style import LIGHT, drawable, image_bytes, png
+from vggjax.report.plot_style import drawable, image_bytes, png
 from vggjax.report.thumbnails import Cell, image_grid
 
 ROWS = [{"epoch": e, "stage": "head", "val/loss": 1 / e, "val/accuracy": 0.5} for e in (1, 2)]
@@ -230,7 +230,3 @@ def test_an_image_grid_shows_its_images_in_their_places():
 def test_a_thumbnail_fits_into_200_px_and_a_strip_stays_visible(shape, shown):
     image = np.zeros((*shape, 3), np.uint8)
     assert thumbnails.thumbnail(image).shape == (*shown, 3)
-
-
-def test_light_and_dark_mode_have_the_same_colors_by_name():
-    assert set(plot_style.DARK) == set(LIGHT)

@@ -178,12 +178,6 @@ def test_damaged_results_are_refused(run, name, text):
         write_report(run)
 
 
-def test_what_is_in_memory_is_not_read_from_files(run):
-    evaluation = json.loads((run / "eval.json").read_text())
-    (run / "eval.json").unlink()
-    assert f"{evaluation['accuracy']:.1%} accuracy" in report(run, evaluation=evaluation).words
-
-
 def test_of_a_repeated_epoch_the_last_record_counts():
     log = [{"kind": "epoch", "epoch": e, "val/loss": v} for e, v in [(2, 0.9), (1, 1), (2, 0.5)]]
     rows = epoch_records([*log, {"kind": "test", "epoch": 9}])

@@ -83,10 +83,10 @@ def test_calibration_of_a_perfect_model_needs_no_temperature(whole):
     right = np.where(np.arange(900) < 630, labels, (labels + 1) % 3)  # 70 % correct at 0.7
     probs[np.arange(900), right] = 0.7
     predictions = SplitPredictions(np.arange(900), labels, probs)
-    values, _, scaled = calibration(files, predictions, predictions)
+    values = calibration(files, predictions, predictions)
     assert values["temperature"] == pytest.approx(1, abs=0.01) and not values["at_edge"]
-    assert values["num_val"] == 900 and values["scaled_ece"] == pytest.approx(0, abs=0.01)
-    assert sum(scaled.counts) == 900
+    assert values["num_val"] == 900 and values["scaled"].ece == pytest.approx(0, abs=0.01)
+    assert sum(values["scaled"].counts) == 900
 
 
 def test_damaged_probabilities_are_computed_again(copy):
@@ -115,12 +115,15 @@ def test_a_run_in_memory_gives_the_page_of_its_folder_without_reading_it(whole, 
     result = load_run_result(whole)
     predictions = read_probabilities(whole, "test", num_classes=3)
     result = dataclasses.replace(result, workdir=copy)
-    for name in ("model.safetensors", "config.json", "probabilities.npz", "probabilities-val.npz"):
+    evaluation = json.loads((copy / "eval.json").read_text())
+    for name in ("model.safetensors", "config.json", "probabilities.npz", "eval.json"):
         (copy / name).unlink()
-    write_report(result, predictions=predictions)
+    (copy / "probabilities-val.npz").unlink()
+    write_report(result, evaluation=evaluation, predictions=predictions)
     assert page(copy).html.replace(str(copy), str(whole)) == page(whole).html
-    assert load_run(result, read_run(result)) == (result, "")
-    computed = split_predictions(result, read_run(result), "test")  # by the model in memory
+    files = read_run(result, evaluation=evaluation)
+    assert load_run(result, files) == (result, "")
+    computed = split_predictions(result, files, "test")  # by the model in memory
     np.testing.assert_array_equal(computed.index, predictions.index)
 
 

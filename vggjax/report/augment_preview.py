@@ -136,17 +136,10 @@ def choose_images(
     seed: int = 0,
     among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose readable images at random, from one class after the other.
-
-    Args:
-        source: the dataset.
-        preprocessing: how the images are resized.
-        rows: how many images, at most.
-        seed: decides the choice.
-        among: choose among these indices only.
+    """Choose up to `rows` readable images at random, from one class after the other.
 
     Returns:
-        Indices (N,) in the order of the classes, and the images, uint8 (N, S, S, 3).
+        Indices (N,), out of `among`, in the order of the classes; the images, uint8 (N, S, S, 3).
 
     Raises:
         DataError: none of them can be read.

@@ -18,13 +18,16 @@ from vggjax.data.augment.settings import describe
 from vggjax.errors import ConfigError, join_names, printable
 from vggjax.evaluation.metrics import mcnemar
 from vggjax.report.facts import describe_stages, duration, short, train_command, value_text
-from vggjax.report.figures import Line, line_chart, run_line
+from vggjax.report.figures import Line, line_chart
 from vggjax.report.output_file import check_output_file, write_output
 from vggjax.report.page import render
 from vggjax.report.run_files import RunFiles, read_run
 from vggjax.training.config import RESUME_MUTABLE_FIELDS, Config
 
-MAX_RUNS = 18
+NUM_COLORS = 6
+MAX_RUNS = 3 * NUM_COLORS
+"""A line is solid or has one of two dashes."""
+
 MAX_CLASSES = 40
 """Number of classes that are listed, those that differ most first."""
 
@@ -130,7 +133,8 @@ def _curves(runs: list[RunFiles], names: list[str]) -> dict[str, list[Line]]:
         seconds = itertools.accumulate(row["seconds"] for row in files.rows)
         for label, xs in (("epoch", [row["epoch"] for row in files.rows]), ("seconds", seconds)):
             points = list(zip(xs, accuracies, strict=True))
-            curves[label].append(run_line(number, name, points))
+            color, dash = f"c{number % NUM_COLORS}", number // NUM_COLORS
+            curves[label].append(Line(name, color, points, dash))
     return curves
 
 

@@ -36,10 +36,8 @@ def check_doctor_page(path: str | Path, *, dataset: str) -> Path:
         ConfigError: it is a folder, its folder does not exist, or it lies in the dataset.
     """
     path, folder = check_output_file(path, field="html"), Path(dataset).expanduser()
-    if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+    if folder.exists() and path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{printable(path)} is inside the dataset; choose a path outside of it.")
-    if folder.is_file() and path.resolve() == folder.resolve():
-        raise ConfigError(f"{printable(path)} is the dataset itself; choose another file.")
     return path
 
 
@@ -105,16 +103,14 @@ def _classes(findings: Findings, source: Source) -> list[dict[str, Any]]:
 def _section(item: Finding, findings: Findings, thumbnails: Thumbnails) -> dict[str, Any]:
     has_images = findings.source is not None and item.kind in (*WITH_IMAGES, *GROUPED)
     section = describe_finding(item, findings.source, most=MAX_CASES if has_images else MAX_LINES)
-    cases = []
+    section |= {"cases": [], "is_grouped": item.kind in GROUPED}
     if has_images:
-        section["lines"] = []
-        cases = [
-            _case(item.kind, entry, findings, thumbnails) for entry in item.entries[:MAX_CASES]
-        ]
-    return section | {"cases": cases, "is_grouped": item.kind in GROUPED}
+        cases = [_case(item.kind, entry, thumbnails) for entry in item.entries[:MAX_CASES]]
+        section |= {"lines": [], "cases": cases}
+    return section
 
 
-def _case(kind: str, entry: Entry, findings: Findings, thumbnails: Thumbnails) -> dict[str, Any]:
+def _case(kind: str, entry: Entry, thumbnails: Thumbnails) -> dict[str, Any]:
     source = thumbnails.source
     assert source is not None
     members = [

@@ -32,13 +32,11 @@ def print_findings(console: Console, findings: Findings) -> None:
     source, duplicates = findings.source, findings.duplicates
     if source is not None:
         total, classes = len(source), len(source.class_names)
-        readable = total - (len(duplicates.unreadable) if duplicates is not None else 0)
-        _print(
-            console,
-            f"{printable(findings.dataset)}: {total:,} image{'' if total == 1 else 's'} in "
-            f"{classes:,} class{'' if classes == 1 else 'es'}"
-            + (f", {readable:,} of them readable" if readable < total else ""),
-        )
+        text = f"{printable(findings.dataset)}: {total:,} image{'' if total == 1 else 's'} in "
+        text += f"{classes:,} class{'' if classes == 1 else 'es'}"
+        if duplicates is not None and duplicates.unreadable:
+            text += f", {total - len(duplicates.unreadable):,} of them readable"
+        _print(console, text)
         console.print(_class_table(findings, source.class_names))
     for title, items, style in (
         ("Problems", findings.problems, "bold red"),
@@ -47,7 +45,7 @@ def print_findings(console: Console, findings: Findings) -> None:
         if items:
             console.print(f"\n{title}", style=style, highlight=False)
         for item in items:
-            _print_finding(console, item, source)
+            _print_finding(console, describe_finding(item, source, most=MAX_ENTRIES))
     console.print()
     _print(console, verdict(findings))
 
@@ -79,18 +77,16 @@ def verdict(findings: Findings) -> str:
     return f"{kinds} kind{'' if kinds == 1 else 's'} of problem{'' if kinds == 1 else 's'} found."
 
 
-def describe_entry(
-    kind: str, entry: Entry, source: Source | None, *, most: int = MAX_MEMBERS
-) -> str:
+def describe_entry(kind: str, entry: Entry, source: Source | None) -> str:
     """Describe one case: its images, joined by `=` where they are duplicates, and its text."""
     text = printable(entry.text)
     if kind == "adapted":
         return f"{text}: {len(entry.images):,}"
     if source is None or not entry.images:
         return text
-    names = [printable(source.ids[i]) for i in entry.images[:most]]
-    if len(entry.images) > most:
-        names.append(f"{len(entry.images) - most:,} more")
+    names = [printable(source.ids[i]) for i in entry.images[:MAX_MEMBERS]]
+    if len(entry.images) > MAX_MEMBERS:
+        names.append(f"{len(entry.images) - MAX_MEMBERS:,} more")
     return " = ".join(names) + (f": {text}" if text else "")
 
 
@@ -108,8 +104,7 @@ def describe_finding(item: Finding, source: Source | None, *, most: int) -> dict
     }
 
 
-def _print_finding(console: Console, item: Finding, source: Source | None) -> None:
-    finding = describe_finding(item, source, most=MAX_ENTRIES)
+def _print_finding(console: Console, finding: dict[str, Any]) -> None:
     count = "" if finding["count"] is None else f": {finding['count']:,}"
     heading = f"  [bold]{finding['title']}{count}[/] ({finding['meaning']})"
     console.print(heading, highlight=False, soft_wrap=True)

@@ -45,7 +45,6 @@ Tooltips = dict[str, list[str]]
 _STEPS = [1, 2, 5, 10]
 _DASHED, _SHORT = (0, (4, 3)), (0, (3, 2))
 _DASHES = ("-", (0, (7, 4)), (0, (2, 4)))
-_NUM_COLORS = 6
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ def draw_curves(
     """Draw loss, accuracy and, where they were logged, learning rates by epoch.
 
     Args:
-        rows: one for each epoch, with epoch, train/loss, val/loss, train/accuracy, val/accuracy and
-            learning_rate/<group> where known.
+        rows: one for each epoch, with its metrics and learning_rate/<group>.
         marks: vertical lines in every chart.
         best_epoch: the epoch whose weights were kept; its validation point gets a ring.
     """
@@ -100,8 +98,7 @@ def draw_curves(
                 legend=True,
             )
         )
-    rates = learning_rates(rows)
-    if any(line.points for line in rates):
+    if rates := learning_rates(rows):
         chart = line_chart(rates, title="Learning rate", log=True, marks=marks, legend=True)
         drawings.append(chart)
     return drawings
@@ -180,17 +177,10 @@ def line_chart(
     return Drawing(figure, title, tooltips)
 
 
-def run_line(number: int, name: str, points: Sequence[tuple[float, float]]) -> Line:
-    """Return the line of the `number`-th of several runs, in a color and dash of its own."""
-    return Line(name, f"c{number % _NUM_COLORS}", points, dash=number // _NUM_COLORS)
-
-
 def draw_reliability(measured: Reliability, *, scaled: Reliability | None = None) -> Drawing:
     """Draw accuracy over confidence, with a histogram of the predictions below.
 
-    Args:
-        measured: the bars, with the gap between accuracy and confidence.
-        scaled: the same after temperature scaling, as dots.
+    `measured` is drawn as bars, and `scaled`, the same after temperature scaling, as dots.
     """
     from matplotlib.ticker import PercentFormatter
 

@@ -66,13 +66,13 @@ def write_report(
     test = predictions or split_predictions(run, files, "test")
     val = None if folds else split_predictions(run, files, "val")
     known = {"all folds": test} if folds else {"test": test, "val": val}
-    calibration, measured, scaled = sections.calibration(files, test, val)
+    calibration = sections.calibration(files, test, val)
     mistakes = sections.misclassified(files, thumbnails)
     examples, layer, side = sections.grad_cam_examples(run, test)
     augmented = augmented_examples(run)
     curves = _draw_curves(files)
     confusion = figures.draw_confusion(files.evaluation["confusion"], files.names)
-    reliability = figures.draw_reliability(measured, scaled=scaled)
+    reliability = figures.draw_reliability(calibration["measured"], scaled=calibration["scaled"])
     context = {
         **_evaluation_context(files),
         **_training_context(files),

@@ -17,7 +17,6 @@ from vggjax.errors import DataError, VggjaxError, printable
 from vggjax.evaluation.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
-    Reliability,
     at_temperature,
     chance_ece,
     fit_temperature,
@@ -86,56 +85,46 @@ def misclassified(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, Any
 
 def misclassified_grid(files: RunFiles, mistakes: list[dict[str, Any]]) -> list[list[Cell]]:
     """Return the same as rows of an image grid."""
-
-    def name(text: str) -> str:
-        index = files.names.index(text) if text in files.names else None
-        return drawable(text, index, width=15)
-
-    cells = [
-        Cell(
-            mistake["image"],
-            (
-                (f"predicted {name(mistake['predicted'])}", "wrong"),
-                (f"with {mistake['probability']:.1%}", "muted"),
-                (f"true {name(mistake['truth'])}", "plain"),
-            ),
+    index_of = {name: index for index, name in enumerate(files.names)}
+    cells = []
+    for mistake in mistakes:
+        predicted, truth = (
+            drawable(name, index_of.get(name), width=15)
+            for name in (mistake["predicted"], mistake["truth"])
         )
-        for mistake in mistakes
-    ]
+        caption = [(f"predicted {predicted}", "wrong")]
+        caption += [(f"with {mistake['probability']:.1%}", "muted"), (f"true {truth}", "plain")]
+        cells.append(Cell(mistake["image"], caption))
     return [cells[i : i + 6] for i in range(0, len(cells), 6)]
 
 
 def calibration(
     files: RunFiles, test: SplitPredictions | None, val: SplitPredictions | None
-) -> tuple[dict[str, Any], Reliability, Reliability | None]:
+) -> dict[str, Any]:
     """Compare confidence and accuracy on the test split, before and after temperature scaling.
 
-    Returns:
-        The values of the section, and the reliability before and after. Without the predictions of
-        both splits, the temperature and the reliability after are None.
+    Without the predictions of both splits, `temperature` and the reliability `scaled` are None.
     """
     confidence = np.array([float(row["probability"]) for row in files.predictions])
     correct = np.array([row["correct"] == "1" for row in files.predictions])
-    measured, scaled = reliability(confidence, correct), None
-    values: dict[str, Any] = {
-        "ece": measured.ece,
+    values = {
+        "measured": reliability(confidence, correct),
         "chance_ece": chance_ece(confidence),
-        "confidence": measured.mean_confidence,
         "accuracy": float(correct.mean()),
         "temperature": None,
+        "scaled": None,
     }
-    if test is not None and val is not None:
-        temperature = fit_temperature(val.probs, val.labels)
-        probs = at_temperature(test.probs, temperature)
-        scaled = reliability(probs.max(1), probs.argmax(1) == test.labels)
-        values |= {
-            "temperature": temperature,
-            "at_edge": temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE),
-            "num_val": len(val.labels),
-            "scaled_ece": scaled.ece,
-            "scaled_loss": log_loss(probs, test.labels),
-        }
-    return values, measured, scaled
+    if test is None or val is None:
+        return values
+    temperature = fit_temperature(val.probs, val.labels)
+    probs = at_temperature(test.probs, temperature)
+    return values | {
+        "temperature": temperature,
+        "at_edge": temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE),
+        "num_val": len(val.labels),
+        "scaled": reliability(probs.max(1), probs.argmax(1) == test.labels),
+        "scaled_loss": log_loss(probs, test.labels),
+    }
 
 
 def label_issues(
