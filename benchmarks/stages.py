@@ -23,16 +23,13 @@ from PIL import Image
 
 from benchmarks.measure import Call, Row, make_row, print_measure, time_in_turn
 from benchmarks.peers import installed, torch_base
-from vggjax.data.loader import prefetch
-from vggjax.training.batches import stack_batches, stack_size
 from vggjax.training.cache.features import cached_features
 from vggjax.training.config import Config
 from vggjax.training.prepare import prepare_run
 from vggjax.training.progress import MetricAccumulator
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
-from vggjax.training.step import make_state
-from vggjax.training.trainer import make_stage_step
+from vggjax.training.stage_loop import StageLoop
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -89,29 +86,17 @@ class Stage:
         self.images = len(self._run.loaders["train"])
         computing_s = time.perf_counter() - begin_s - console.compile_s
         self.fill_s = computing_s * self.images / images
-        self._every = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
-        plan = run.feature_plans[stage.name] if cut else None
-        self._size = stack_size(run.model, plan, run.batch_size, most=self._every)
-        stage_step = make_stage_step(self._run, stage, after=cut, stack_batches=self._size > 1)
-        state = make_state(run.model, stage_step.tx, stage_step.labels)
-        self._state, self._step = run.placement.put_state(state), stage_step.train_step
-        self._epoch = 0
+        self._loop = StageLoop(self._run, stage, cut, console.print)
+        self._loop.state = run.placement.put_state(self._loop.initial_state())
+        self._step = 0
 
     def epoch(self) -> None:
-        run, placement = self._run, self._run.placement
-        options = dict(seed=0, epoch=self._epoch, shuffle=True)
-        batches = run.loaders["train"].batches(run.batch_size, **options)
-        chunks = stack_batches(batches, self._size, step=0, every=self._every)
-        metric_sums = MetricAccumulator(placement)
-
-        def put(item: tuple) -> tuple:
-            return item[0], placement.put_batch(item[1], stack_batches=self._size > 1)
-
-        for steps, batch in prefetch(chunks, put):
-            self._state, metrics = self._step(self._state, batch)
+        loop, metric_sums = self._loop, MetricAccumulator(self._run.placement)
+        first, self._step = self._step, self._step + self._run.steps_per_epoch
+        for steps, batch in loop.batches(first, self._step):
+            loop.state, metrics = loop.train_step(loop.state, batch)
             metric_sums.add(steps, metrics)
             metric_sums.fetch()
-        self._epoch += 1
 
     def close(self) -> None:
         self._open.close()

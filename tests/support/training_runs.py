@@ -11,7 +11,7 @@ import pytest
 
 from support.tiny_run import make_images
 from vggjax.models.arch import Arch
-from vggjax.training import trainer
+from vggjax.training import stage_loop, trainer
 from vggjax.training.config import Config
 from vggjax.training.run_dir.log import read_log
 from vggjax.weights.weight_file import read_weights, write_weights
@@ -52,7 +52,7 @@ def pretend_pretrained(folder: Path, arch: Arch) -> Path:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
     """Send this process a signal, once, in the call that reaches `step` or steps over it."""
-    make = trainer.make_train_step
+    make = stage_loop.make_train_step
     sent = []
 
     def make_train_step(*args, **kwargs):
@@ -66,7 +66,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signa
 
         return interrupted
 
-    monkeypatch.setattr(trainer, "make_train_step", make_train_step)
+    monkeypatch.setattr(stage_loop, "make_train_step", make_train_step)
 
 
 def replace_metric(

@@ -108,13 +108,13 @@ def test_the_command_prints_and_plots_a_rate_and_leaves_the_folder_free(
 
 
 def record_cuts(monkeypatch):
-    cuts, make_step = [], lr_finder.make_stage_step
+    cuts, make_loop = [], lr_finder.StageLoop
 
-    def make_stage_step(run, stage, *, after):
-        cuts.append(after)
-        return make_step(run, stage, after=after)
+    def record(run, stage, cut, log, **options):
+        cuts.append(cut)
+        return make_loop(run, stage, cut, log, **options)
 
-    monkeypatch.setattr(lr_finder, "make_stage_step", make_stage_step)
+    monkeypatch.setattr(lr_finder, "StageLoop", record)
     return cuts
 
 

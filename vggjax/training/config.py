@@ -7,6 +7,7 @@ None leaves a value to be derived, as the field's docstring says; 0 turns a dura
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,6 @@ from vggjax.errors import ConfigError, printable, unknown_name
 from vggjax.models.arch import match_layers
 from vggjax.models.head import Head
 from vggjax.models.registry import find_arch
-from vggjax.training.stages import Stage, parse_stages
 from vggjax.weights.digests import expected_sha256
 
 RESUME_MUTABLE_FIELDS = (
@@ -48,6 +48,16 @@ the sums over another number of devices. A run that collapsed may be resumed wit
 
 DEFAULT_EPOCHS = 6
 """Epochs of a run with neither `epochs` nor `stages`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive epochs in which the same layers train."""
+
+    name: str
+    unfreeze: tuple[str, ...]
+    first_epoch: int
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -384,3 +394,51 @@ def read_config(workdir: str | Path) -> Config:
         ) from None
     except ConfigError as error:
         raise ConfigError(f"{printable(path)}: {error}") from None
+
+
+def name_stage(unfreeze: tuple[str, ...]) -> str:
+    """Return a stage's name, what trains in it: `head`, `head+block5`."""
+    return "+".join(["head", *(name for name in unfreeze if name != "none")])
+
+
+def parse_stages(texts: Sequence[str], layers: Sequence[str]) -> tuple[Stage, ...]:
+    """Parse `stages`; `layers` are the backbone's layers with parameters.
+
+    Raises:
+        ConfigError: another form, an unknown layer, or a stage that unfreezes nothing new.
+    """
+    stages: list[Stage] = []
+    unfrozen: tuple[str, ...] = ()
+    for text in texts:
+        names, colon, epochs = text.rpartition(":")
+        if not colon or not all(names.split("+")) or not (epochs.isascii() and epochs.isdigit()):
+            raise ConfigError(
+                "`stages` are written LAYERS:EPOCHS, epochs a whole number, as in head:5 block5:20 "
+                f"block4:10; got {text!r}."
+            )
+        if int(epochs) == 0:
+            raise ConfigError(f"A stage has at least one epoch; got `stages` {text}. Leave it out.")
+        added = tuple(name for name in names.split("+") if name != "head")
+        for name in added:
+            _check_name(name, layers)
+        if stages and set(match_layers(added, layers)) <= set(match_layers(unfrozen, layers)):
+            raise ConfigError(
+                f"The stage {text} in `stages` unfreezes nothing new after {stages[-1].name}. "
+                "Leave it out and give that one more epochs."
+            )
+        unfrozen = ("all",) if "all" in added else (*unfrozen, *added)
+        first_epoch = sum(stage.epochs for stage in stages)
+        stage = Stage(name_stage(unfrozen), unfrozen or ("none",), first_epoch, int(epochs))
+        stages.append(stage)
+    return tuple(stages)
+
+
+def _check_name(name: str, layers: Sequence[str]) -> None:
+    try:
+        if name != "none":  # which is `head` here
+            match_layers((name,), layers)
+            return
+    except ConfigError:
+        pass
+    blocks = dict.fromkeys(layer.split("_")[0] for layer in layers if "_" in layer)
+    raise ConfigError(unknown_name("layer in `stages`", name, ("head", "all", *blocks, *layers)))

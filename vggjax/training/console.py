@@ -21,13 +21,12 @@ from vggjax.data.splits.splits import split_notes
 from vggjax.errors import join_names, printable
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
-from vggjax.training.config import Config
+from vggjax.training.config import Config, Stage
 from vggjax.training.freezing import block_of, describe_rates, label_layers
 from vggjax.training.prepare import Progress as ProgressCallback
 from vggjax.training.prepare import RunContext
 from vggjax.training.recipes import lesson_of
 from vggjax.training.run_dir.folder import describe_duplicates
-from vggjax.training.stages import Stage
 
 _PIXEL_MODES = {
     "caffe": "'caffe' pixels (BGR minus ImageNet's mean)",

@@ -17,17 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vggjax.data.loader import prefetch
 from vggjax.errors import ConfigError
 from vggjax.training.cache.features import cached_features
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole
 from vggjax.training.freezing import peak_rates
 from vggjax.training.prepare import RunContext
-from vggjax.training.progress import CompiledStep
 from vggjax.training.signals import Stop
-from vggjax.training.step import make_state
-from vggjax.training.trainer import make_stage_step, read_images, run_batches
+from vggjax.training.stage_loop import StageLoop, read_images
 
 FIRST_RATE, LAST_RATE = 1e-6, 10.0
 MIN_STEPS, MAX_STEPS = 100, 200
@@ -140,20 +137,18 @@ def _losses(
     # One constant rate, which the state's factor then scales.
     config = dataclasses.replace(run.config, schedule="constant", warmup_epochs=0.0, ema=0.0)
     run = dataclasses.replace(run, config=config)
-    stage_step = make_stage_step(run, run.stages[0], after=cut)
-    state = run.placement.put_state(make_state(run.model, stage_step.tx, stage_step.labels))
-    train_step = CompiledStep(
-        stage_step.train_step, lambda text: console.print(f"rate test: {text}")
+    loop = StageLoop(
+        run, run.stages[0], cut, lambda text: console.print(f"rate test: {text}"), stacked=False
     )
+    state = run.placement.put_state(loop.initial_state())
     peak = peak_rates(config)["head"]
     losses: list[float] = []
     smoothed, least = 0.0, math.inf
     console.begin("testing rates", len(rates))
-    batches = run_batches(run, 0, len(rates))
-    with closing(prefetch(batches, run.placement.put_batch)) as placed_batches:
-        for done, (rate, batch) in enumerate(zip(rates, placed_batches, strict=False), start=1):
+    with closing(loop.batches(0, len(rates))) as batches:
+        for done, (rate, (_, batch)) in enumerate(zip(rates, batches, strict=False), start=1):
             factor = run.placement.put_state(jnp.asarray(rate / peak, jnp.float32))
-            state, metrics = train_step(state._replace(factor=factor), batch)
+            state, metrics = loop.train_step(state._replace(factor=factor), batch)
             metrics = run.placement.fetch(metrics)
             loss = float(metrics["loss"]) / max(float(metrics["count"]), 1.0)
             losses.append(loss)

@@ -37,7 +37,7 @@ from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.network import Network
 from vggjax.models.params import assign
 from vggjax.training.cache.plan import FeaturePlan, plan_features
-from vggjax.training.config import Config
+from vggjax.training.config import Config, Stage
 from vggjax.training.freezing import plan_stages
 from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.folder import (
@@ -47,7 +47,6 @@ from vggjax.training.run_dir.folder import (
     read_duplicates,
 )
 from vggjax.training.run_dir.saved_model import ModelInfo, read_info
-from vggjax.training.stages import Stage
 from vggjax.weights.load import load_base, open_weights
 from vggjax.weights.weight_file import WeightFile, read_weights
 

@@ -22,11 +22,11 @@ from vggjax.data.loader import Batch, SplitLoader, epoch_order, prefetch
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes, view_of
 from vggjax.training.cache.store import FileStore, Store
+from vggjax.training.config import Stage
 from vggjax.training.console import ProgressConsole
 from vggjax.training.prepare import RunContext
 from vggjax.training.progress import CompiledStep, Throughput
 from vggjax.training.signals import Stop
-from vggjax.training.stages import Stage
 from vggjax.training.step import make_feature_step
 
 FORMAT = "1"

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from vggjax.data.augment.settings import describe, is_on
 from vggjax.errors import ConfigError
 from vggjax.models.network import Network
-from vggjax.training.config import Config
+from vggjax.training.config import Config, Stage
 from vggjax.training.freezing import Labels, label_layers
-from vggjax.training.stages import Stage
 
 SPARE_BYTES = 2**30
 """Left free on the disk of a feature file, for the checkpoints."""

@@ -31,15 +31,19 @@ class ModelInfo:
     """Training and validation images that could not be read: id -> reason."""
 
 
-def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> None:
-    """Write `model.safetensors`, then `model.json`, whose presence means that both are complete."""
-    workdir = Path(workdir)
+def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> Network:
+    """Write `model.safetensors`, then `model.json`, whose presence means that both are complete.
+
+    Return the model as `load_model` would.
+    """
+    workdir, weights = Path(workdir), extract(model)
     metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
     metadata["image_size"] = str(info.preprocessing.image_size)
     metadata["class_names"] = json.dumps(info.class_names)
     metadata |= {name: printable(value) for name, value in info.provenance.items()}
-    write_weights(workdir / "model.safetensors", extract(model), metadata=metadata)
+    write_weights(workdir / "model.safetensors", weights, metadata=metadata)
     write_text(workdir / "model.json", json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+    return assemble_model(info, weights)
 
 
 def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:

@@ -1,0 +1,154 @@
+"""A stage on the devices: its compiled steps, its batches and its state."""
+
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import closing
+
+import jax
+
+from vggjax.data.loader import Batch, prefetch
+from vggjax.errors import printable
+from vggjax.training.batches import epoch_batches, images_seen, stack_batches, stack_size
+from vggjax.training.config import Stage
+from vggjax.training.console import ProgressConsole
+from vggjax.training.freezing import label_layers, make_optimizer, make_schedules
+from vggjax.training.prepare import RunContext
+from vggjax.training.progress import CompiledStep, MetricAccumulator
+from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
+
+MAX_NAMED = 20
+"""Unreadable images to print by name; model.json names all of them."""
+
+
+class StageLoop:
+    """The train and eval steps of one stage, its batches, and its `state` on the devices.
+
+    Args:
+        run: with features in its loaders if `after` is given.
+        stage: one of the run's.
+        after: the layer whose features the batches have; None for images.
+        log: reports the compilation.
+        stacked: run several short steps in one dispatch.
+    """
+
+    state: TrainState
+
+    def __init__(
+        self,
+        run: RunContext,
+        stage: Stage,
+        after: str | None,
+        log: Callable[[str], None],
+        *,
+        stacked: bool = True,
+    ):
+        config, model, placement = run.config, run.model, run.placement
+        self.run, self.stage = run, stage
+        self.log_every_steps = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
+        plan = run.feature_plans[stage.name] if after and stacked else None
+        self._stack_size = stack_size(model, plan, run.batch_size, most=self.log_every_steps)
+        self._labels = label_layers(model, stage.unfreeze, by_block=config.layer_decay != 1)
+        self._schedules = make_schedules(config, stage, run.steps_per_epoch)
+        self._tx = make_optimizer(config, self._labels, self._schedules)
+        mode = config.preprocessing.mode
+        train_step = make_train_step(
+            model,
+            self._tx,
+            self._labels,
+            placement=placement,
+            mode=mode,
+            augmentation=config.augmentation,
+            class_weights=run.class_weights,
+            label_smoothing=config.label_smoothing,
+            ema=config.ema,
+            seed=config.seed,
+            after=after,
+            stack_batches=self._stack_size > 1,
+        )
+        self.train_step = CompiledStep(train_step, log)
+        eval_step = make_eval_step(model, placement=placement, mode=mode, after=after)
+        self.eval_step = CompiledStep(eval_step)
+
+    def initial_state(self, *, step: int = 0, factor: float = 1.0) -> TrainState:
+        """Return the state to start from at `step` of the run, with the model's parameters."""
+        run, ema = self.run, self.run.config.ema
+        return make_state(run.model, self._tx, self._labels, step=step, factor=factor, ema=ema)
+
+    def rates(self, step: int, factor: float) -> dict[str, float]:
+        """Return the learning rate of each label at a step of the run, times `factor`."""
+        position = step - 1 - self.stage.first_epoch * self.run.steps_per_epoch
+        return {
+            f"learning_rate/{label}": float(self._schedules[label](position)) * factor
+            for label in sorted(self._schedules.keys() & set(self._labels.values()))
+        }
+
+    def batches(
+        self, step: int, until: int
+    ) -> Generator[tuple[int, dict[str, jax.Array]], None, None]:
+        """Return (number of steps, their batches on the devices) of the steps before `until`."""
+        run, is_stacked = self.run, self._stack_size > 1
+        batches = epoch_batches(
+            run.loaders["train"],
+            step,
+            until,
+            batch_size=run.batch_size,
+            seed=run.config.seed,
+            process=run.placement.process,
+        )
+
+        def put(stack: tuple[int, Batch]) -> tuple[int, dict[str, jax.Array]]:
+            steps, batch = stack
+            return steps, run.placement.put_batch(batch, stack_batches=is_stacked)
+
+        stacks = stack_batches(batches, self._stack_size, step=step, every=self.log_every_steps)
+        return prefetch(stacks, put)
+
+    def num_images(self, step: int, until: int) -> int:
+        """Return the number of images in the steps from `step` to before `until`."""
+        size, batch_size = len(self.run.loaders["train"]), self.run.batch_size
+        return images_seen(until, size, batch_size) - images_seen(step, size, batch_size)
+
+
+def read_images(run: RunContext, console: ProgressConsole) -> None:
+    """Decode the splits that fit in memory, and report unreadable and converted images."""
+    for name, loader in run.loaders.items():
+        console.begin(f"reading {name}", len(loader))
+        loader.prepare(lambda done, _: console.advance(done))
+    for name, reason in list(run.left_out().items())[:MAX_NAMED]:
+        console.print(f"left out: {printable(name)}: {printable(reason)}")
+    report_adapted(run, console)
+
+
+def report_adapted(
+    run: RunContext, console: ProgressConsole, *, already: Counter[str] | None = None
+) -> None:
+    """Report how many images were converted to RGB, unless these counts were reported already."""
+    counts = run.adapted()
+    if counts and counts != already:
+        text = "; ".join(f"{count:,} {note}" for note, count in counts.most_common())
+        console.print(f"adapted: {text}")
+
+
+def evaluate_split(
+    run: RunContext, split: str, eval_step: Callable, state: TrainState
+) -> dict[str, float]:
+    """Evaluate every readable image of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
+    metrics = MetricAccumulator(run.placement)
+    batches = run.loaders[split].batches(run.batch_size, process=run.placement.process)
+    with closing(prefetch(batches, run.placement.put_batch)) as placed_batches:
+        for batch in placed_batches:
+            metrics.add(1, eval_step(state.eval_params, batch))
+    metrics.fetch()
+    values = mean_metrics(metrics.sums, split)
+    if len(run.source.class_names) <= 5:
+        del values[f"{split}/top5"]
+    return values
+
+
+def mean_metrics(sums: dict[str, float], split: str) -> dict[str, float]:
+    """Return the means over the examples, as `train/loss` and `train/accuracy`."""
+    count = max(float(sums["count"]), 1.0)
+    names = {"loss": "loss", "correct": "accuracy"}
+    if split != "train":
+        names["top5"] = "top5"
+    return {f"{split}/{name}": float(sums[key]) / count for key, name in names.items()}
