@@ -20,7 +20,7 @@ from vggjax.report.report import write_report
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary, progress_bar
 from vggjax.training.cross_validation import prepare_cross_validation, write_folds
-from vggjax.training.lr_finder import RateTest, check_rate_test, try_rates
+from vggjax.training.lr_finder import RateTest, try_rates
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import RATE_FILE, RATE_PLOT, lock_workdir, unusable_workdir
 from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics
@@ -96,14 +96,10 @@ def cross_validate(config: Config, *, console: Console | None = None) -> FitResu
                 raise Interrupted(interrupt.signum, run.workdir) from None
         evaluation = pool_folds(run.workdir, run.config)
         result = RunResult(
-            workdir=run.workdir,
-            config=run.config,
-            model=None,
-            info=None,
+            run.workdir,
+            run.config,
             source=run.source,
-            splits=None,
             duplicates=run.duplicates,
-            left_out=left_out,
             duplicate_groups=run.duplicate_groups,
         )
         report = _write_report(result, evaluation)
@@ -119,7 +115,11 @@ def find_learning_rate(config: Config, *, console: Console | None = None) -> tup
         VggjaxError: settings, data or weights that cannot be used.
     """
     console = console or Console()
-    check_rate_test(config)
+    if config.cross_validate:
+        raise ConfigError(
+            f"`lr_find` tests the rates of a single run; leave `cross_validate` "
+            f"{config.cross_validate} out, and add it for the training."
+        )
     with progress_bar(console, "comparing images") as progress:
         run = prepare_run(config, progress=progress)
     print_run_summary(console, run)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from support.tiny_run import make_images
 from support.training_runs import make_config, pretend_pretrained
 from vggjax.models.arch import ARCHS
-from vggjax.training import prepare, trainer
+from vggjax.training import prepare, stage_loop
 from vggjax.training.cache.features import CachedFeatures, cached_features
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
@@ -40,7 +40,7 @@ def spoil_weights(monkeypatch, *, step, above, value=0.0):
     Runs whose learning rates have a factor of at most `above` are left alone. With 0 a network of
     two layers or more stays at chance: its gradients are 0, except those of the last bias.
     """
-    make = trainer.make_train_step
+    make = stage_loop.make_train_step
 
     def spoil(leaf):
         return jnp.full_like(leaf, value) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -57,7 +57,7 @@ def spoil_weights(monkeypatch, *, step, above, value=0.0):
 
         return spoiled
 
-    monkeypatch.setattr(trainer, "make_train_step", make_train_step)
+    monkeypatch.setattr(stage_loop, "make_train_step", make_train_step)
 
 
 class QuietConsole:

@@ -5,12 +5,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support.tiny_run import make_images
+from support.training_runs import assert_same_weights
 
 from vggjax.training.run_dir.log import read_log
-from vggjax.weights.weight_file import read_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,10 +49,4 @@ def test_a_run_killed_in_its_second_epoch_ends_with_the_weights_of_one_never_kil
     code, output = run(images, tmp_path / "killed")
     assert code == 0, output
     assert "Resuming from step 6" in output
-    whole, killed = (
-        read_weights(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
-    )
-    assert whole.keys() == killed.keys()
-    for layer, arrays in whole.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, killed[layer][name], err_msg=f"{layer}/{name}")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")

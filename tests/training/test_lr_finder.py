@@ -127,12 +127,6 @@ def test_layers_are_not_cached_for_fewer_steps_than_a_pass(images, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_blocks_with_their_own_rates_can_be_tested(images, tmp_path):
-    config = make_config(images, tmp_path / "run", layer_decay=0.5)
-    assert find_learning_rate(config)[0].stage == "head+all"
-
-
-@pytest.mark.slow
 def test_a_run_in_the_same_folder_trains_as_if_nothing_had_been_tested(images, tmp_path):
     tested = make_config(images, tmp_path / "tested", epochs=1, lr_find=True)
     find_learning_rate(tested)

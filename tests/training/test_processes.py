@@ -27,7 +27,7 @@ def counted(made: Source) -> tuple[Source, list[int]]:
 
 
 def joined(parts: list[list[dict]]) -> list[dict]:
-    """Lays the rows of the processes' batches one below the other."""
+    """Concatenate the rows of the processes' batches."""
     return [
         {name: np.concatenate([part[name] for part in row]) for name in row[0]}
         for row in zip(*parts, strict=True)
@@ -79,21 +79,6 @@ def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
         next(examples(source()).batches(8, process=(0, 3)))
 
 
-def test_a_run_from_any_step_gives_what_a_full_run_gives_from_there_on():
-    split, steps = examples(source()), 4  # 23 images in batches of 6
-
-    def run(first: int) -> list[dict]:
-        found = []
-        for epoch in range(first // steps, 3):
-            start = first - epoch * steps if epoch == first // steps else 0
-            found += split.batches(6, seed=3, epoch=epoch, shuffle=True, start=start)
-        return found
-
-    whole = run(0)
-    for first in range(len(whole)):
-        assert_same(run(first), whole[first:])
-
-
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -140,7 +125,7 @@ for _ in range(2):
 
 
 def run_two(program: str, folder: Path, *arguments: str) -> tuple[list[int], list[str]]:
-    """Runs a program in two processes; gives their exit codes and what they printed."""
+    """Run a program in two processes; return their exit codes and output."""
     (folder / "program.py").write_text(program)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -155,17 +140,17 @@ def run_two(program: str, folder: Path, *arguments: str) -> tuple[list[int], lis
         for which in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=150) for process in running]
+        outputs = [process.communicate(timeout=150) for process in running]
     finally:
         for process in running:
             process.kill()
-    return [process.returncode for process in running], [out for out, _ in said]
+    return [process.returncode for process in running], [out for out, _ in outputs]
 
 
 @pytest.mark.slow
 def test_a_process_that_gives_up_leaves_none_hanging(tmp_path):
-    codes, said = run_two(GIVES_UP, tmp_path)
-    assert codes[0] == 2 and said[0].endswith("gave up\n")  # gloo speaks there too
+    codes, outputs = run_two(GIVES_UP, tmp_path)
+    assert codes[0] == 2 and outputs[0].endswith("gave up\n")  # after what gloo prints
     assert codes[1] == -signal.SIGABRT
 
 
@@ -176,9 +161,9 @@ def test_one_process_alone_does_not_leave():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_two_real_processes_see_the_global_batches_of_one(kind, tmp_path):
-    codes, said = run_two(PROGRAM, tmp_path, kind)
+    codes, outputs = run_two(PROGRAM, tmp_path, kind)
     assert codes == [0, 0]
-    lines = [[line.split() for line in out.splitlines()] for out in said]
+    lines = [[line.split() for line in out.splitlines()] for out in outputs]
     rows = [[list(map(int, line[1:])) for line in own if line[0] == "rows"] for own in lines]
     sums = [[list(map(int, line[1:])) for line in own if line[0] == "sums"] for own in lines]
 

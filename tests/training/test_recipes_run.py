@@ -36,8 +36,6 @@ RUN_ELSEWHERE = {
     "digits", "probe", "finetune", "scratch",  # what test_cli_run.py and test_trainer.py run
 }  # fmt: skip
 
-STARTS_FROM_A_RUN = ("flowers-finetune",)
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
@@ -75,7 +73,7 @@ def run_recipe(name, folder, images, *flags):
         words += TEN_THOUSAND
     if model.startswith("vgg"):
         words += ["--model", "tiny_bn" if model.endswith("_bn") else "tiny"]
-        if settings.get("weights") != "none" and name not in STARTS_FROM_A_RUN:
+        if settings.get("weights") != "none" and name != "flowers-finetune":
             words += ["--weights", str(pretend_pretrained(folder, find_arch("tiny")))]
     if "stages" in settings:
         words += ["--stages", "head:1", "block5:1", "all:1"]

@@ -38,9 +38,8 @@ def contents(folder):
 def test_the_lock_ends_with_its_block(tmp_path):
     for _ in range(2):
         with lock_workdir(tmp_path):
-            with pytest.raises(ConfigError, match="Another run uses"):
-                with lock_workdir(tmp_path):
-                    pass
+            with pytest.raises(ConfigError, match="Another run uses"), lock_workdir(tmp_path):
+                pass
 
 
 def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
@@ -48,9 +47,8 @@ def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
         [sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match="Another run uses"):
-            with lock_workdir(tmp_path):
-                pass
+        with pytest.raises(ConfigError, match="Another run uses"), lock_workdir(tmp_path):
+            pass
         process.kill()
     with lock_workdir(tmp_path):
         pass

@@ -129,7 +129,7 @@ def load_run(run: RunResult | str | os.PathLike[str], files: RunFiles) -> tuple[
         with contextlib.suppress(VggjaxError):
             splits = read_splits(workdir, source)
             model, info = load_model(workdir)
-    return RunResult(workdir, config, model, info, source, splits, {}, {}), missing
+    return RunResult(workdir, config, model, info, source, splits), missing
 
 
 def split_predictions(run: RunResult, files: RunFiles, split: str) -> SplitPredictions | None:

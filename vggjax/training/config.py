@@ -239,33 +239,30 @@ class Config(Augmentation, DataSettings):
 
     def _check_stages(self) -> None:
         """Check the settings that divide the epochs."""
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         if self.stages:
             parse_stages(self.stages, self.base_layers)
-            for name in ("unfreeze", "head_epochs", "epochs"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ConfigError(
-                        f"`stages` {shown_value(self, 'stages')} states what to train and for how "
-                        f"long; leave `{name}` {shown_value(self, name)} out."
-                    )
+            for name in [n for n in changed if n in ("unfreeze", "head_epochs", "epochs")]:
+                raise ConfigError(
+                    f"`stages` {shown_value(self, 'stages')} states what to train and for how "
+                    f"long; leave `{name}` {shown_value(self, name)} out."
+                )
         if self.head_epochs is not None:
             wanted = f"below `epochs` {self.num_epochs}, which include it"
             check(self, "head_epochs", self.head_epochs < self.num_epochs, wanted)
         if self.unfrozen == ("none",):
             reason = "`stages` unfreeze nothing" if self.stages else "`unfreeze` is none"
             for name in ("head_epochs", "backbone_learning_rate", "layer_decay"):
-                is_default = getattr(self, name) == getattr(type(self), name)
-                check(self, name, is_default, f"left out if {reason}")
+                check(self, name, name not in changed, f"left out if {reason}")
 
     def _check_start(self) -> None:
         """Check what cannot stand beside `start_from`."""
-        if self.start_from is None:
-            return
-        if self.cross_validate:
+        if self.start_from and self.cross_validate:
             raise ConfigError(
                 "`cross_validate` tests every image, and the run in `start_from` was trained on "
                 "some of them; leave one of the two out."
             )
-        if self.weights not in ("imagenet", "none"):
+        if self.start_from and self.weights not in ("imagenet", "none"):
             raise ConfigError(
                 f"`start_from` {printable(self.start_from)} has its own weights; leave `weights` "
                 f"{printable(self.weights)} out."
@@ -273,31 +270,30 @@ class Config(Augmentation, DataSettings):
 
     def _check_features(self) -> None:
         """Check that features can be kept if a setting asks for it."""
+        a, cached = self.augmentation, self.cached_views
         requested = [name for name in ("cached_views", "feature_dtype") if getattr(self, name)]
         if not requested:
             return
-        name, a = requested[0], self.augmentation
+        name = requested[0]
         given = f"`{name}` {getattr(self, name)}"
+        reason = ""
         if self.cache_features == "off":
-            raise ConfigError(
-                f"{given} applies to kept features, and `cache_features` is off; leave one out."
+            reason = "applies to kept features, and `cache_features` is off; leave one out."
+        elif a.mixup or a.cutmix:
+            reason = (
+                "keeps features of single images, and mixup and CutMix blend images. Set `mixup` 0 "
+                f"and `cutmix` 0, or leave `{name}` out."
             )
-        if a.mixup or a.cutmix:
-            raise ConfigError(
-                f"{given} keeps features of single images, and mixup and CutMix blend images; got "
-                f"augmentation {describe(a)}. Set `mixup` 0 and `cutmix` 0, or leave `{name}` out."
+        elif cached and not is_on(a):
+            reason = "keeps augmented views, and augmentation is off. Leave one out."
+        elif is_on(a) and not cached:
+            reason = (
+                "applies to kept features, and none are kept if images are augmented anew at every "
+                f"step; got augmentation {describe(a)}. Set `augment` none, give `cached_views`, "
+                f"or leave {given} out."
             )
-        if self.cached_views and not is_on(a):
-            raise ConfigError(
-                f"{given} keeps augmented views, and augmentation is off: all views would be the "
-                "same. Leave it out: features are then kept by default."
-            )
-        if is_on(a) and not self.cached_views:
-            raise ConfigError(
-                f"{given} applies to kept features, and none are kept if images are augmented anew "
-                f"at every step; got augmentation {describe(a)}. Set `augment` none, give "
-                f"`cached_views`, or leave {given} out."
-            )
+        if reason:
+            raise ConfigError(f"{given} {reason}")
 
     @property
     def base_layers(self) -> tuple[str, ...]:
@@ -370,12 +366,9 @@ class Config(Augmentation, DataSettings):
             ignored.add("epochs")
         if self.augmentation == other.augmentation:
             ignored |= {"augment", *AUGMENTATION_FIELDS}
-        values = {
-            field.name: (getattr(self, field.name), getattr(other, field.name))
-            for field in dataclasses.fields(self)
-            if field.name not in ignored
-        }
-        return {name: (own, others) for name, (own, others) in values.items() if own != others}
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ignored]
+        values = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
 
 
 def read_config(workdir: str | Path) -> Config:

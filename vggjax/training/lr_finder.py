@@ -9,15 +9,14 @@ network that was trained in the test is discarded.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vggjax.errors import ConfigError
 from vggjax.training.cache.features import cached_features
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole
@@ -87,19 +86,6 @@ class RateTest:
         return flags
 
 
-def check_rate_test(config: Config) -> None:
-    """Check that there is a single run to test.
-
-    Raises:
-        ConfigError: `cross_validate` is set.
-    """
-    if config.cross_validate:
-        raise ConfigError(
-            f"`lr_find` tests the rates of a single run; leave `cross_validate` "
-            f"{config.cross_validate} out, and add it for the training."
-        )
-
-
 def try_rates(run: RunContext, console: Console) -> RateTest:
     """Run a range test on the run's first stage; write nothing.
 
@@ -109,25 +95,17 @@ def try_rates(run: RunContext, console: Console) -> RateTest:
     stage = run.stages[0]
     steps = min(max(run.steps_per_pass, MIN_STEPS), MAX_STEPS)
     rates = np.geomspace(FIRST_RATE, LAST_RATE, steps).tolist()
-    run = dataclasses.replace(run, loaders={"train": run.loaders["train"]})
+    plan = run.feature_plans.get(stage.name)
+    # Cache features if that takes less work than computing them in each step.
+    is_quicker = steps >= run.steps_per_pass
+    plans = {stage.name: plan} if plan and plan.where == "memory" and is_quicker else {}
+    loaders = {"train": run.loaders["train"]}
+    run = dataclasses.replace(run, loaders=loaders, feature_plans=plans)
     with ProgressConsole(console, stage.epochs) as progress_console:
         read_images(run, progress_console)
-        with _cached_features(run, steps, progress_console) as (run, cut):
+        with cached_features(run, stage, progress_console, Stop()) as (run, cut):
             losses = _losses(run, cut, rates, progress_console)
     return read_curve(stage.name, rates[: len(losses)], losses)
-
-
-@contextmanager
-def _cached_features(
-    run: RunContext, steps: int, console: ProgressConsole
-) -> Iterator[tuple[RunContext, str | None]]:
-    """Cache the frozen layers' outputs if that takes less work than computing them each time."""
-    plan = run.feature_plans.get(run.stages[0].name)
-    if plan is None or plan.where != "memory" or steps < run.steps_per_pass:
-        yield run, None
-        return
-    with cached_features(run, run.stages[0], console, Stop()) as (cached_run, cut):
-        yield cached_run, cut
 
 
 def _losses(

@@ -7,7 +7,6 @@ preprocessing are that run's, so settings that do not fit are refused, and it ma
 on images that the finished run was trained on.
 """
 
-import csv
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from vggjax.data.quality.duplicates import Duplicates, find_duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import (
-    SPLITS_FILE,
     balanced_weights,
     make_splits,
     parse_split,
@@ -43,8 +41,9 @@ from vggjax.training.parallel import Placement
 from vggjax.training.run_dir.folder import (
     check_data,
     find_workdir,
-    read_data_facts,
+    known_data_facts,
     read_duplicates,
+    read_image_splits,
 )
 from vggjax.training.run_dir.saved_model import ModelInfo, read_info
 from vggjax.weights.load import load_base, open_weights
@@ -113,9 +112,9 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)
-    splits, counts, duplicates = find_splits(config, workdir, source, progress=progress)
+    splits, counts, duplicates = _find_splits(config, workdir, source, progress=progress)
     if config.start_from:
-        check_start(config, head, source, splits)
+        _check_start(config, head, source, splits)
     if config.pretrained and not config.start_from:
         given = weight_file or config.weights
         weight_file = open_weights(
@@ -127,7 +126,9 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
     steps_per_pass = loaders["train"].num_batches(batch_size)
-    steps_per_epoch = _epoch_steps(config, batch_size) or steps_per_pass
+    steps_per_epoch = steps_per_pass
+    if config.epoch_images:
+        steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
     stages = plan_stages(config)
     class_weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
     return RunContext(
@@ -202,23 +203,20 @@ def check_outside(workdir: Path, source: Source) -> None:
         )
 
 
-def find_splits(
+def _find_splits(
     config: Config, workdir: Path, source: Source, *, progress: Progress | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, int], Duplicates | None]:
-    """Return the splits and the number of duplicates: the run's own, or new ones at a first start.
-
-    Only a first start searches for duplicates, which decodes every image once; its result is last.
-    """
+    """Return the splits, the number of duplicates, and a first start's search for them."""
     splits = read_splits(workdir, source)
     if splits is not None:
         return splits, read_duplicates(workdir), None
     duplicates = group_duplicates(config, source, progress=progress)
-    groups = None if duplicates is None else duplicates.groups
+    groups = duplicates.groups if duplicates else None
     splits = make_splits(source, parse_split(config.split), config.seed, groups)
-    if duplicates is None or groups is None:
+    if duplicates is None:
         return splits, {}, None
     held_out = np.concatenate([splits["val"], splits["test"]])
-    leaked = int(np.isin(groups[held_out], groups[splits["train"]]).sum())
+    leaked = int(np.isin(duplicates.groups[held_out], duplicates.groups[splits["train"]]).sum())
     return splits, duplicates.counts | {"leaked": leaked}, duplicates
 
 
@@ -228,12 +226,8 @@ def group_duplicates(
     """Group the duplicates that the setting `duplicates` names; None for "ignore"."""
     if config.duplicates == "ignore":
         return None
-    return find_duplicates(
-        source,
-        near=config.duplicates == "near",
-        num_threads=config.num_threads,
-        progress=progress,
-    )
+    near, num_threads = config.duplicates == "near", config.num_threads
+    return find_duplicates(source, near=near, num_threads=num_threads, progress=progress)
 
 
 def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> Network:
@@ -257,11 +251,6 @@ def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> N
     if config.start_from:
         assign(model, read_weights(Path(config.start_from) / "model.safetensors"))
     return model
-
-
-def _epoch_steps(config: Config, batch_size: int) -> int:
-    """Return the steps of an epoch of `epoch_images`; 0 without."""
-    return config.epoch_images and max(1, int(config.epoch_images / batch_size + 0.5))
 
 
 def _describe_model(
@@ -304,26 +293,14 @@ def _open_loaders(
     return loaders
 
 
-_PREPROCESSING_FIELDS = {
-    "preprocess": "mode",
-    "image_size": "image_size",
-    "resize": "resize",
-    "interpolation": "interpolation",
-}
-"""Field of Config -> field of Preprocessing."""
-
-
 def _start_settings(config: Config) -> dict[str, Any]:
-    """Return the settings that `start_from` decides, and its folder's full path.
-
-    Raises:
-        ConfigError: no finished run, or one with other preprocessing than the config's.
-    """
+    """Return the settings that `start_from` decides, and its folder's full path."""
     folder = Path(config.start_from or "")
     preprocessing = _read_start(folder).preprocessing
-    changes = {"start_from": str(folder.resolve())}
-    for name, part in _PREPROCESSING_FIELDS.items():
-        value, received = getattr(preprocessing, part), getattr(config, name)
+    changes: dict[str, Any] = {"start_from": str(folder.resolve())}
+    for part, value in dataclasses.asdict(preprocessing).items():
+        name = "preprocess" if part == "mode" else part
+        received = getattr(config, name)
         if received not in (value, getattr(Config, name)):
             raise ConfigError(
                 f"The run in `start_from` {printable(folder)} was trained with `{name}` {value}, "
@@ -333,20 +310,12 @@ def _start_settings(config: Config) -> dict[str, Any]:
     return changes
 
 
-def check_start(config: Config, head: Head, source: Source, splits: dict[str, np.ndarray]) -> None:
-    """Check that the run fits the one of `start_from` and holds out images that are new to it.
-
-    `head` has its number of outputs.
-
-    Raises:
-        ConfigError: another model, head or classes, or held-out images that it was trained on.
-    """
+def _check_start(config: Config, head: Head, source: Source, splits: dict[str, np.ndarray]) -> None:
+    """Check that the run fits the one of `start_from` and holds out images that are new to it."""
     folder = Path(config.start_from or "")
     info, run = _read_start(folder), f"The run in `start_from` {printable(folder)}"
-    for name, value, received in (
-        ("model", info.arch, config.model),
-        ("head", info.head, str(head)),
-    ):
+    pairs = {"model": (info.arch, config.model), "head": (info.head, str(head))}
+    for name, (value, received) in pairs.items():
         if value != received:
             raise ConfigError(f"{run} has `{name}` {value}; got {received}. Give `{name}` {value}.")
     if info.class_names != source.class_names:
@@ -356,8 +325,9 @@ def check_start(config: Config, head: Head, source: Source, splits: dict[str, np
             f"{printable(folder / 'model.safetensors')}."
         )
     held_out = [source.ids[i] for name in ("val", "test") for i in splits[name]]
-    trained = _training_images(folder, source)
-    leaked = sum(name in trained for name in held_out)
+    split_of = read_image_splits(folder)
+    is_same = known_data_facts(folder).get("fingerprint") == source.fingerprint
+    leaked = sum(split_of.get(name) == "train" for name in held_out) if is_same else 0
     if leaked:
         raise ConfigError(
             f"{run} was trained on {leaked:,} of the {len(held_out):,} images of this run's val "
@@ -370,17 +340,3 @@ def _read_start(folder: Path) -> ModelInfo:
         return read_info(folder)
     except VggjaxError as error:
         raise ConfigError(f"`start_from`: {error}") from None
-
-
-def _training_images(workdir: Path, source: Source) -> set[str]:
-    """Return the ids of a run's training images; empty if its dataset is another or unknown."""
-    try:
-        facts = read_data_facts(workdir)
-        if facts is None or facts["fingerprint"] != source.fingerprint:
-            return set()
-        with (workdir / SPLITS_FILE).open(
-            encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file:
-            return {row["path"] for row in csv.DictReader(file) if row["split"] == "train"}
-    except (OSError, ValueError, KeyError, csv.Error):
-        return set()  # a model that was copied without its run

@@ -98,14 +98,13 @@ class Trainer:
             source=run.source,
             splits=run.splits,
             duplicates=run.duplicates,
-            left_out=info.left_out,
             duplicate_groups=run.duplicate_groups,
         )
 
     def _train_stages(self) -> None:
         """Train what is left of all stages; leave the best weights in the model."""
         run = self._context
-        self._progress = TrainProgress(**(self._checkpoints.latest_progress() or {}))
+        self._progress = self._checkpoints.latest_progress()
         where = {"step": self._progress.step, "recoveries": self._progress.recoveries}
         with Log(run.workdir, **where, tensorboard=run.config.tensorboard) as self._log:
             if self._progress.step:

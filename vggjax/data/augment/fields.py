@@ -6,6 +6,7 @@ Each field is also a flag of the command line. A message names a setting by its 
 
 import dataclasses
 import math
+import operator
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -58,10 +59,10 @@ def check_settings(settings: Any) -> None:
 
 
 _HOLDS = {
-    "above": lambda value, limit: value > limit,
-    "at least": lambda value, limit: value >= limit,
-    "below": lambda value, limit: value < limit,
-    "at most": lambda value, limit: value <= limit,
+    "above": operator.gt,
+    "at least": operator.ge,
+    "below": operator.lt,
+    "at most": operator.le,
 }
 
 

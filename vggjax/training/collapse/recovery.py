@@ -165,7 +165,7 @@ def _go_back(
     first_step = stage.first_epoch * run.steps_per_epoch
     best_step = progress.best_step if progress.good_step == progress.best_step else 0
     if best_step > first_step:
-        earlier = TrainProgress(**checkpoints.progress(best_step))
+        earlier = checkpoints.progress(best_step)
     else:
         earlier = TrainProgress(step=first_step)
         if best_step:

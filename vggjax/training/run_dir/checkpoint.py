@@ -54,12 +54,7 @@ class Checkpoints:
             ) from error
 
     def save(self, state: TrainState, progress: TrainProgress, *, is_best: bool) -> None:
-        """Start writing a checkpoint.
-
-        Args:
-            state: numpy arrays that nothing modifies later.
-            progress: saved as JSON beside the state.
-            is_best: whether these are the best weights so far.
+        """Start writing a checkpoint; `state` has numpy arrays that nothing modifies later.
 
         Raises:
             VggjaxError: this or an earlier one cannot be written.
@@ -75,18 +70,17 @@ class Checkpoints:
         if state.averages is not None:  # the model has the averages; training continues from these
             items["learning"] = ocp.args.StandardSave(_flatten(_averaged_part(state)))
         with self._writing():
-            args = ocp.args.Composite(**items)
-            self._manager.save(step, args=args, metrics={"rank": rank})
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"rank": rank})
 
-    def latest_progress(self) -> dict[str, Any] | None:
-        """Read the latest progress; None before the first checkpoint."""
+    def latest_progress(self) -> TrainProgress:
+        """Read the latest progress; before the first checkpoint, that of a new run."""
         step = self._manager.latest_step()
-        return None if step is None else self.progress(step)
+        return TrainProgress() if step is None else self.progress(step)
 
-    def progress(self, step: int) -> dict[str, Any]:
-        """Read the progress at a checkpoint, the fields of TrainProgress."""
+    def progress(self, step: int) -> TrainProgress:
+        """Read the progress at a checkpoint."""
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return dict(self._manager.restore(step, args=args)["progress"])
+        return TrainProgress(**self._manager.restore(step, args=args)["progress"])
 
     def forget(self, step: int) -> None:
         """Delete the checkpoints after a step, which the run goes back to."""
@@ -125,10 +119,7 @@ class Checkpoints:
 
 
 def _model_tree(params: nnx.State, batch_stats: nnx.State) -> dict[str, Any]:
-    return {
-        "params": nnx.to_pure_dict(params),
-        "batch_stats": nnx.to_pure_dict(batch_stats),
-    }
+    return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats)}
 
 
 def _averaged_part(state: TrainState) -> tuple[nnx.State, nnx.State]:

@@ -28,13 +28,10 @@ _EARLY_FILES = ("data.json", SPLITS_FILE, ".lock", RATE_FILE)
 
 
 def find_workdir(config: Config) -> Path:
-    """Return the run's folder, a new one or the one of this very run; write nothing.
-
-    Without `workdir` that is runs/<time>-<dataset>-<model>.
+    """Return the run's folder, new or left by an earlier start of the same run; write nothing.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings, holds other files, or cannot
-            be read.
+        ConfigError: the folder has another run or other files, or cannot be read.
     """
     name = re.sub(r"[^\w.-]+", "-", Path(config.dataset).name) or "data"
     default = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{config.model}"
@@ -54,12 +51,11 @@ def find_workdir(config: Config) -> Path:
 
 def _check_settings(workdir: Path, config: Config) -> None:
     changed = read_config(workdir).differences(config)
-    if changed:
-        changes = ", ".join(f"`{name}` was {was!r}, now {now!r}" for name, (was, now)
-                            in changed.items())  # fmt: skip
+    changes = [f"`{name}` was {was!r}, now {now!r}" for name, (was, now) in changed.items()]
+    if changes:
         raise ConfigError(
-            f"{printable(workdir)} belongs to a run with other settings: {changes}. Give the same "
-            "settings to resume it, or another `workdir`."
+            f"{printable(workdir)} belongs to a run with other settings: {', '.join(changes)}. "
+            "Give the same settings to resume it, or another `workdir`."
         )
 
 
@@ -72,7 +68,7 @@ def _is_early(path: Path) -> bool:
 
 @contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Make the folder and keep other processes from running in it; a killed process lets go.
+    """Make the folder and lock it for this process, until the `with` block or the process ends.
 
     Raises:
         ConfigError: another process runs there now, or the folder cannot be written.
@@ -150,7 +146,7 @@ def check_data(workdir: Path, source: Source) -> None:
         ConfigError: `data.json` is damaged, or `splits.csv` was changed.
         DataError: the classes or images differ.
     """
-    facts = read_data_facts(workdir)
+    facts, path = read_data_facts(workdir), workdir / SPLITS_FILE
     if facts is None:
         return
     if list(source.class_names) != facts["class_names"]:
@@ -158,29 +154,17 @@ def check_data(workdir: Path, source: Source) -> None:
         change = f"classes {was} before, {now} now"
     elif source.fingerprint != facts["fingerprint"]:
         change = _describe_change(workdir, source)
+    elif path.exists() and _sha256(path.read_bytes()) != facts["splits_sha256"]:
+        raise ConfigError(
+            f"{printable(path)} was changed since the run began, so evaluation might see images "
+            "that the model was trained on. Restore it, or start anew in another `workdir`."
+        )
     else:
-        check_splits(workdir)
         return
     raise DataError(
         f"The dataset {printable(source.name)} is not the one that {printable(workdir)} was "
         f"trained on: {printable(change)}. Restore the files, or train again in another `workdir`."
     )
-
-
-def check_splits(workdir: Path) -> None:
-    """Check that `splits.csv`, if it exists, is unchanged since the run's first start.
-
-    Raises:
-        ConfigError: it was changed: evaluation might see images that the model was trained on.
-    """
-    facts, path = read_data_facts(workdir), workdir / SPLITS_FILE
-    if facts is None or not path.exists():  # a first start, or one that makes the same splits again
-        return
-    if _sha256(path.read_bytes()) != facts["splits_sha256"]:
-        raise ConfigError(
-            f"{printable(path)} was changed since the run began, so evaluation might see images "
-            "that the model was trained on. Restore it, or start anew in another `workdir`."
-        )
 
 
 def read_data_facts(workdir: Path) -> dict[str, Any] | None:
@@ -203,12 +187,17 @@ def read_data_facts(workdir: Path) -> dict[str, Any] | None:
     return facts
 
 
-def read_duplicates(workdir: Path) -> dict[str, int]:
-    """Read the number of duplicates that the run's first start found; empty if it did not look."""
+def known_data_facts(workdir: Path) -> dict[str, Any]:
+    """Read `data.json`; empty if it is missing or damaged."""
     try:
-        return (read_data_facts(workdir) or {}).get("duplicates", {})
+        return read_data_facts(workdir) or {}
     except ConfigError:
         return {}
+
+
+def read_duplicates(workdir: Path) -> dict[str, int]:
+    """Read the number of duplicates that the run's first start found; empty if it did not look."""
+    return known_data_facts(workdir).get("duplicates", {})
 
 
 def describe_duplicates(counts: dict[str, int]) -> str:
@@ -221,18 +210,21 @@ def describe_duplicates(counts: dict[str, int]) -> str:
     return text + (f", except {leaked:,} that the dataset has in train too" if leaked else "")
 
 
+def read_image_splits(workdir: Path) -> dict[str, str]:
+    """Read `splits.csv` as image id -> split, for any dataset; empty if it cannot be read."""
+    path = workdir / SPLITS_FILE
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return {row["path"]: row["split"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, TypeError, csv.Error):
+        return {}
+
+
 def _describe_change(workdir: Path, source: Source) -> str:
     """Return the images that were added or removed, by the run's `splits.csv`."""
-    try:
-        with (workdir / SPLITS_FILE).open(
-            encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file:
-            before = {row["path"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, TypeError, csv.Error):
-        before = set(source.ids)
-    now, changes = set(source.ids), []
+    before, now, changes = set(read_image_splits(workdir)), set(source.ids), []
     for word, names in (("new", now - before), ("gone", before - now)):
-        if names:
+        if before and names:
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
             changes.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
     return "; ".join(changes) or "the sizes of its images or its splits differ"

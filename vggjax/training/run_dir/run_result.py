@@ -4,7 +4,7 @@ Evaluation and the report work on a `RunResult`, so that one command scans the d
 model once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,31 +26,32 @@ class RunResult:
 
     workdir: Path
     config: Config
-    model: Network | None
+    model: Network | None = None
     """In evaluation mode; None for a cross-validation, which has one model per fold."""
-    info: ModelInfo | None
-    source: Source | None
+    info: ModelInfo | None = None
+    source: Source | None = None
     """None where the dataset is gone or was changed."""
-    splits: dict[str, np.ndarray] | None
+    splits: dict[str, np.ndarray] | None = None
     """Split -> indices into the source; None without a source, and for a cross-validation."""
-    duplicates: dict[str, int]
+    duplicates: dict[str, int] = field(default_factory=dict)
     """Number of `exact`, `near` and `leaked` duplicates; empty where nobody looked."""
-    left_out: dict[str, str]
-    """Training and validation images that could not be read: id -> reason."""
     duplicate_groups: Duplicates | None = None
     """The result of the training's search for duplicates; None if it made none, or from files."""
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Training and validation images that could not be read: id -> reason."""
+        return self.info.left_out if self.info else {}
 
 
 def load_run_result(workdir: str | Path, *, require_data: bool = False) -> RunResult:
     """Read the result of a finished training from its run folder.
 
-    With `require_data` a missing or changed dataset raises; without, `source` and `splits` are
-    None then.
+    Without `require_data`, `source` and `splits` are None if the dataset is missing or was changed.
 
     Raises:
-        ConfigError: there is no run, or with `require_data` its data cannot be identified.
         WeightsError: the training has not finished, or the model is damaged.
-        DataError: with `require_data`, the dataset is gone or was changed.
+        VggjaxError: there is no run, or `require_data` and its dataset is missing or was changed.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
@@ -64,8 +65,7 @@ def load_run_result(workdir: str | Path, *, require_data: bool = False) -> RunRe
         if require_data:
             raise
         source = None
-    duplicates, left_out = read_duplicates(workdir), info.left_out if info else {}
-    return RunResult(workdir, config, model, info, source, splits, duplicates, left_out)
+    return RunResult(workdir, config, model, info, source, splits, read_duplicates(workdir))
 
 
 def open_training_data(workdir: Path, config: Config) -> Source:
