@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -21,6 +19,7 @@ from vggjax.training.recipes import make_config
         ({"unfreeze": ("blok5",)}, "Did you mean 'block5'"),
         ({"unfreeze": ("none", "block5")}, "cannot combine none"),
         ({"image_size": 31}, "32 px or more; got 31 px"),
+        ({"cross_validate": 1}, "`cross_validate` must be 0, or at least 2 folds; got 1"),
         ({"epochs": 0}, "`epochs` must be above 0; got 0"),
         ({"epochs": 2.5}, "`epochs` takes int or None; got 2.5"),
         ({"batch_size": True}, "`batch_size` takes int"),
@@ -48,13 +47,11 @@ def test_invalid_settings_are_refused_with_the_fix(settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_json_gives_back_the_same_config(tmp_path):
-    config = Config(dataset="photos", unfreeze=("block4", "block5_conv3"), workdir=str(tmp_path))
-    assert Config.from_json(config.to_json()) == config
-
-
-def test_json_gives_back_the_same_augmentation_whole_numbers_as_whole():
-    config = Config(zoom_range=0.2, randaugment=(2, 9), width_shift_range=2, augment="flip")
+def test_json_gives_back_the_same_config_whole_numbers_as_whole():
+    config = Config(
+        unfreeze=("block4", "block5_conv3"), zoom_range=0.2, randaugment=(2, 9),
+        width_shift_range=2, augment="flip",
+    )  # fmt: skip
     again = Config.from_json(config.to_json())
     assert again == config
     # A whole number draws whole pixels, 2.0 any between: ImageDataGenerator's own difference.
@@ -133,12 +130,3 @@ def test_keras_weights_get_caffe_pixels_and_random_ones_torch():
     assert Config().preprocessing.mode == "caffe"
     assert Config(weights="none").preprocessing.mode == "torch"
     assert Config(weights="none", preprocess="unit").preprocessing.mode == "unit"
-
-
-def test_settings_and_recipes_are_read_without_jax():
-    program = (
-        "import sys, vggjax.training.config, vggjax.training.recipes\n"
-        "print({'jax', 'flax', 'scipy', 'sklearn'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr

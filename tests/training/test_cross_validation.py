@@ -10,7 +10,7 @@ from support.tiny_run import make_images
 from support.training_runs import interrupt_at, make_config
 
 from vggjax.api import cross_validate, fit
-from vggjax.errors import ConfigError, DataError, WeightsError
+from vggjax.errors import DataError, WeightsError
 from vggjax.training.config import Config
 from vggjax.training.run_dir.saved_model import load_model
 from vggjax.training.signals import Interrupted
@@ -71,12 +71,6 @@ def test_too_few_images_for_the_folds_are_refused_and_nothing_is_written(images,
     with pytest.raises(DataError, match="10 folds"):
         cross_validate(make_config(images, tmp_path / "ten", cross_validate=10, **SETTINGS))
     assert not (tmp_path / "ten").exists()
-
-
-@pytest.mark.parametrize("folds", [1, -2])
-def test_one_fold_is_no_cross_validation(folds):
-    with pytest.raises(ConfigError, match="`cross_validate` must be"):
-        Config(cross_validate=folds)
 
 
 def test_loading_the_model_of_a_cross_validation_names_a_fold(tmp_path):

@@ -35,6 +35,15 @@ def contents(folder):
     }
 
 
+@pytest.fixture
+def images(tmp_path):
+    return make_three_classes(tmp_path)
+
+
+def prepare(images, workdir, **settings):
+    return prepare_run(make_config(images, workdir, duplicates="ignore", **settings))
+
+
 def test_the_lock_ends_with_its_block(tmp_path):
     for _ in range(2):
         with lock_workdir(tmp_path):
@@ -63,10 +72,11 @@ def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
     ],
     ids=["train", "lr-find", "cross-validate"],
 )
-def test_a_second_start_leaves_every_file_of_the_running_one_alone(tmp_path, start, changes):
-    images, workdir = make_three_classes(tmp_path), tmp_path / "run"
-    folds = changes.get("cross_validate", 0)
-    running = prepare_run(make_config(images, workdir, duplicates="ignore"))
+def test_a_second_start_leaves_every_file_of_the_running_one_alone(
+    images, tmp_path, start, changes
+):
+    workdir, folds = tmp_path / "run", changes.get("cross_validate", 0)
+    running = prepare(images, workdir)
     config = dataclasses.replace(running.config, cross_validate=folds)
     with lock_workdir(workdir):
         make_workdir(workdir, config, running.source, running.splits)
@@ -76,11 +86,9 @@ def test_a_second_start_leaves_every_file_of_the_running_one_alone(tmp_path, sta
         assert contents(workdir) == before
 
 
-def test_a_run_that_was_prepared_before_another_began_does_not_overwrite_it(tmp_path):
-    images, workdir = make_three_classes(tmp_path), tmp_path / "run"
-    settings = {"duplicates": "ignore"}
-    late = prepare_run(make_config(images, workdir, seed=1, **settings))
-    first = prepare_run(make_config(images, workdir, seed=2, **settings))
+def test_a_run_that_was_prepared_before_another_began_does_not_overwrite_it(images, tmp_path):
+    workdir = tmp_path / "run"
+    late, first = prepare(images, workdir, seed=1), prepare(images, workdir, seed=2)
     make_workdir(workdir, first.config, first.source, first.splits)
     before = contents(workdir)
     with pytest.raises(ConfigError, match="`seed` was 2, now 1"):
@@ -88,12 +96,10 @@ def test_a_run_that_was_prepared_before_another_began_does_not_overwrite_it(tmp_
     assert contents(workdir) == before
 
 
-def test_a_resumed_run_updates_the_settings_that_may_differ_and_nothing_else(tmp_path):
-    images, workdir = make_three_classes(tmp_path), tmp_path / "run"
+def test_a_resumed_run_updates_the_settings_that_may_differ_and_nothing_else(images, tmp_path):
+    workdir = tmp_path / "run"
     for threads in (1, 2):
-        run = prepare_run(
-            make_config(images, workdir, duplicates="ignore", num_threads=threads, devices=threads)
-        )
+        run = prepare(images, workdir, num_threads=threads, devices=threads)
         make_workdir(workdir, run.config, run.source, run.splits)
         settings = json.loads((workdir / "config.json").read_text())
         assert settings["num_threads"] == settings["devices"] == threads

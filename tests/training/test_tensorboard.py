@@ -14,11 +14,11 @@ def read_events(workdir) -> list[Event]:
     """Read the records of all files: length, its checksum, data, its checksum."""
     events = []
     for path in sorted((workdir / "tensorboard").iterdir()):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<Q", data, at)
-            events.append(Event.FromString(data[at + 12 : at + 12 + length]))
-            at += 12 + length + 4
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            events.append(Event.FromString(data[12 : 12 + length]))
+            data = data[12 + length + 4 :]
     return events
 
 
@@ -34,14 +34,11 @@ def expected_points(lines) -> list[tuple[str, int, float]]:
     points = []
     for line in lines:
         for name, value in line.items():
-            if not isinstance(value, float):
-                continue
-            if line["kind"] == "epoch" and name.startswith("learning_rate"):
-                continue
-            if line["kind"] == "epoch":
-                name = name.replace("train/", "train/epoch_")
-            name = name if "/" in name else f"speed/{name}"
-            points.append((name, line["step"], pytest.approx(value, rel=1e-6)))
+            is_epoch, is_rate = line["kind"] == "epoch", name.startswith("learning_rate")
+            if isinstance(value, float) and not (is_epoch and is_rate):
+                name = name.replace("train/", "train/epoch_") if is_epoch else name
+                name = name if "/" in name else f"speed/{name}"
+                points.append((name, line["step"], pytest.approx(value, rel=1e-6)))
     return points
 
 

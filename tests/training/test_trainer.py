@@ -164,19 +164,6 @@ def test_a_bug_in_the_report_does_not_cost_the_result(whole, monkeypatch, capsys
     assert main(["train", *words, "--unfreeze", "block5"]) == 1
     assert "Predict  vggjax predict" in capsys.readouterr().out
 
-    def refuse(*_, **__):
-        raise ConfigError("no room")
-
-    monkeypatch.setattr(api, "write_report", refuse)
-    with pytest.raises(ConfigError, match="no room"):
-        fit(whole.config)
-
-
-def test_a_model_as_weights_keeps_the_pixels_that_it_was_trained_on(whole, images, tmp_path):
-    weights = str(whole.workdir / "model.safetensors")
-    run = prepare_run(make_config(images, tmp_path / "run", weights=weights))
-    assert run.config.preprocessing.mode == "unit"
-
 
 def test_a_run_starts_from_another_with_its_pixels_if_everything_fits(whole, images, tmp_path):
     start = {"weights": "imagenet", "start_from": str(whole.workdir), "unfreeze": ("block5",)}
@@ -184,6 +171,9 @@ def test_a_run_starts_from_another_with_its_pixels_if_everything_fits(whole, ima
     assert [stage.name for stage in run.stages] == ["head+block5"]
     assert run.config.preprocessing == load_model(whole.workdir)[1].preprocessing
     assert run.config.preprocess == "unit"
+    weights = str(whole.workdir / "model.safetensors")
+    fresh = prepare_run(make_config(images, tmp_path / "fresh", weights=weights))
+    assert fresh.config.preprocessing.mode == "unit"  # the file states it
     first = weights_of(whole.workdir)
     np.testing.assert_array_equal(run.model.fc1.kernel[...], first["fc1/kernel"])
     np.testing.assert_array_equal(run.model.block1_conv1.kernel[...], first["block1_conv1/kernel"])

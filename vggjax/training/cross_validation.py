@@ -64,11 +64,7 @@ class CrossValidation:
 def prepare_cross_validation(
     config: Config, *, progress: Progress | None = None
 ) -> CrossValidation:
-    """Open the data, find the run folder and make the folds; write nothing.
-
-    Raises:
-        VggjaxError: settings or data that cannot be used, or that differ from the first start's.
-    """
+    """Open the data, find the run folder and make the folds; write nothing."""
     config = resolve(config)
     source = open_source(config.dataset, data_dir=config.data_dir)
     workdir = find_workdir(config)
@@ -85,11 +81,7 @@ def prepare_cross_validation(
 
 
 def write_folds(run: CrossValidation) -> None:
-    """Write the splits of all folds, unless an earlier start did; the folder must be locked.
-
-    Raises:
-        ConfigError: the folder belongs to another run by now, or cannot be written.
-    """
+    """Write the splits of all folds, unless an earlier start did; the folder must be locked."""
     if run.splits is None:
         return
     folders = fold_folders(run.workdir, run.config)

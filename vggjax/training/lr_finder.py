@@ -36,7 +36,7 @@ _DIVERGED = 4.0
 
 @dataclass(frozen=True)
 class RateTest:
-    """The curve of a range test and the learning rates read from it; None if there is no such."""
+    """The curve of a range test, and the learning rates read from it; None if it shows none."""
 
     stage: str
     rates: tuple[float, ...]
@@ -53,10 +53,7 @@ class RateTest:
 
     @property
     def suggestion(self) -> float | None:
-        """The rate of the steepest descent, at most a third of the lowest loss's; two digits.
-
-        Training often diverges not far beyond the lowest loss.
-        """
+        """The rate of the steepest descent, at most a third of the lowest loss's: two digits."""
         if self.steepest is None or self.least is None:
             return None
         return float(f"{min(self.steepest, self.least / 3):.1e}")
@@ -87,11 +84,7 @@ class RateTest:
 
 
 def try_rates(run: RunContext, console: Console) -> RateTest:
-    """Run a range test on the run's first stage; write nothing.
-
-    Raises:
-        VggjaxError: unreadable images.
-    """
+    """Run a range test on the run's first stage; write nothing."""
     stage = run.stages[0]
     steps = min(max(run.steps_per_pass, MIN_STEPS), MAX_STEPS)
     rates = np.geomspace(FIRST_RATE, LAST_RATE, steps).tolist()

@@ -169,11 +169,8 @@ def _open_given(config: Config) -> WeightFile | None:
 def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
     """Return the settings independent of the working directory, and with their preprocessing known.
 
-    The weight file of a run states the preprocessing that it was trained with; the names of torch's
-    layers imply theirs. `weight_file` is the one of `weights`, if it is open already.
-
-    Raises:
-        VggjaxError: a damaged weight file, or a run of `start_from` that does not fit.
+    A weight file may state the preprocessing that it was trained with; `weight_file` is that of
+    `weights`, if it is open already.
     """
     changes: dict[str, Any] = {
         name: str(Path(value).resolve())
@@ -191,11 +188,7 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
 
 
 def check_outside(workdir: Path, source: Source) -> None:
-    """Check that the run folder is outside the dataset.
-
-    Raises:
-        ConfigError: it is inside, and would become a class.
-    """
+    """Raise ConfigError if the run folder is inside the dataset, where it would be a class."""
     if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
         raise ConfigError(
             f"The run folder {printable(workdir)} is inside the dataset {printable(source.root)} "
@@ -231,13 +224,7 @@ def group_duplicates(
 
 
 def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> Network:
-    """Build the model with a new head, and its backbone random or from the weight file.
-
-    With `start_from`, backbone and head are that run's.
-
-    Raises:
-        WeightsError: the weights do not fit.
-    """
+    """Build the model: its backbone random, from the weight file, or from `start_from`."""
     model = Network(
         config.model,
         head=head,

@@ -369,11 +369,7 @@ def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ())
 
 
 def check_needs(recipe: str | None, given: Collection[str]) -> None:
-    """Check that a recipe's needed field is among `given`, the names of the fields set beside it.
-
-    Raises:
-        ConfigError: it is missing.
-    """
+    """Raise ConfigError unless a recipe's needed field is among `given`, as in `recipe_fields`."""
     needs = RECIPES[recipe].needs if recipe in RECIPES else None
     if needs and needs[0] not in given:
         name, example, meaning = needs

@@ -71,12 +71,7 @@ class Trainer:
         self._console = ProgressConsole(console, context.config.num_epochs)
 
     def train(self) -> RunResult:
-        """Train all stages, save the model with the best weights, and return it with its data.
-
-        Raises:
-            VggjaxError: unreadable images, a folder in use, or a collapse that ends the run.
-            Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
-        """
+        """Train all stages, save the model with the best weights, and return it with its data."""
         run = self._context
         config, workdir = run.config, run.workdir
         with self._console:

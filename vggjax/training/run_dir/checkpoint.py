@@ -54,11 +54,7 @@ class Checkpoints:
             ) from error
 
     def save(self, state: TrainState, progress: TrainProgress, *, is_best: bool) -> None:
-        """Start writing a checkpoint; `state` has numpy arrays that nothing modifies later.
-
-        Raises:
-            VggjaxError: this or an earlier one cannot be written.
-        """
+        """Start writing a checkpoint; `state` has numpy arrays that nothing modifies later."""
         step = int(state.step)
         # Each best one ranks above all before it, so Orbax keeps the last of them.
         rank = float(step) if is_best else -1.0

@@ -140,12 +140,7 @@ def fold_folders(workdir: Path, config: Config) -> list[Path]:
 
 
 def check_data(workdir: Path, source: Source) -> None:
-    """Check that the dataset and its splits are those of the run's first start, if there was one.
-
-    Raises:
-        ConfigError: `data.json` is damaged, or `splits.csv` was changed.
-        DataError: the classes or images differ.
-    """
+    """Raise VggjaxError unless the dataset and its splits are those of the run's first start."""
     facts, path = read_data_facts(workdir), workdir / SPLITS_FILE
     if facts is None:
         return
@@ -168,11 +163,7 @@ def check_data(workdir: Path, source: Source) -> None:
 
 
 def read_data_facts(workdir: Path) -> dict[str, Any] | None:
-    """Read `data.json`; None before a run's first start.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
+    """Read `data.json`; None before a run's first start. Raise ConfigError if it is damaged."""
     path = workdir / "data.json"
     if not path.exists():
         return None

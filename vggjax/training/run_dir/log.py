@@ -103,11 +103,7 @@ def log_test_metrics(workdir: Path, evaluation: dict[str, Any], *, tensorboard: 
 
 
 def check_tensorboard() -> None:
-    """Check that TensorBoard's event files can be written.
-
-    Raises:
-        ConfigError: tensorboardX is not installed.
-    """
+    """Raise ConfigError if tensorboardX is not installed."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError:

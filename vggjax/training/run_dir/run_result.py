@@ -69,12 +69,7 @@ def load_run_result(workdir: str | Path, *, require_data: bool = False) -> RunRe
 
 
 def open_training_data(workdir: Path, config: Config) -> Source:
-    """Open the dataset that a run was trained on.
-
-    Raises:
-        ConfigError: `data.json` is missing or damaged, or `splits.csv` was changed.
-        DataError: it is gone, or was changed.
-    """
+    """Open the dataset that a run was trained on; raise VggjaxError if it is missing or changed."""
     if read_data_facts(workdir) is None:
         raise ConfigError(
             f"{printable(workdir / 'data.json')} is missing, so the dataset that the model was "

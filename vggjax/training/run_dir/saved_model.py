@@ -57,11 +57,7 @@ def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
 
 
 def assemble_model(info: ModelInfo, weights: Weights) -> Network:
-    """Build the model that `info` describes around `weights`, in evaluation mode.
-
-    Raises:
-        WeightsError: the weights do not fit.
-    """
+    """Build the model that `info` describes around `weights`, in evaluation mode."""
     head, size = Head.parse(info.head), info.preprocessing.image_size
     model = nnx.eval_shape(
         lambda: Network(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
@@ -72,11 +68,7 @@ def assemble_model(info: ModelInfo, weights: Weights) -> Network:
 
 
 def read_info(workdir: str | Path) -> ModelInfo:
-    """Read the `model.json` of a finished run.
-
-    Raises:
-        WeightsError: there is no finished model, or it is damaged.
-    """
+    """Read `model.json`; raise WeightsError if there is no finished model, or it is damaged."""
     path = Path(workdir) / "model.json"
     if not path.parent.is_dir():
         raise WeightsError(f"There is no run folder {printable(workdir)}.")
