@@ -197,7 +197,7 @@ def test_large_datasets_are_examined_only_on_request(tmp_path):
     first = next(images.rglob("*.png"))
     os.truncate(first, MAX_EXAMINED_BYTES + 1)  # zeros after the image, which readers skip
     config, source = Config(dataset=str(images)), open_source(str(images))
-    run = RunResult(tmp_path, config, None, None, source, None, {}, {})
+    run = RunResult(tmp_path, config, source=source)
     assert not data_quality(run)["examined"]
     assert data_quality(run, examine_all=True)["examined"]
 
