@@ -187,8 +187,7 @@ def _prepare(builder: Any) -> None:
 def _check_reachable(builder: Any) -> None:
     archives = builder.url_infos or {}
     if not archives:  # its source may also name the paper's server: one that answers is enough
-        module = inspect.getmodule(type(builder))
-        source = inspect.getsource(module) if module is not None else ""
+        source = Path(inspect.getfile(type(builder))).read_text("utf-8")
         urls = re.findall(r"\b(?:https?|ftp)://[^\s\"'<>{}()]+", source)
         if urls and not _reachable_servers(urls):
             raise DataError(_describe_unreachable(builder, "none of its servers is", urls))
