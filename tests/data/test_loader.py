@@ -1,7 +1,6 @@
 """Batches: the same whatever the threads, the cache or the start; none lost, no thread left."""
 
 import os
-import shutil
 import threading
 import time
 from collections import Counter
@@ -228,15 +227,6 @@ def test_an_image_with_two_notes_counts_for_both():
     loader = make_loader(source, np.arange(1, 9))
     list(loader.batches(4))
     assert loader.adapted == {"one": 6, "two": 3}
-
-
-def test_a_cached_split_never_opens_its_files_again(folder):
-    plain = list(open_loader(folder, cache_mb=0).batches(6, shuffle=True))
-    loader = open_loader(folder)
-    loader.prepare()
-    shutil.rmtree(folder)
-    loader.prepare()
-    assert_same_batches(loader.batches(6, shuffle=True), plain)
 
 
 def test_there_are_as_many_threads_as_usable_cores(monkeypatch):

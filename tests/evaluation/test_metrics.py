@@ -52,12 +52,6 @@ def test_five_classes_or_fewer_have_no_top5():
     assert "top5" in metrics.summarize(*random_case(9, 6, 0), class_names(6))
 
 
-def test_a_class_without_examples_and_predictions_has_scores_of_0():
-    probs = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], np.float32)
-    row = metrics.summarize(probs, np.array([0, 1]), ("a", "b", "ghost"))["per_class"][2]
-    assert row == {"name": "ghost", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-
-
 def test_a_probability_rounded_to_0_has_a_finite_loss():
     probs = np.array([[1.0, 0.0]], np.float32)
     assert metrics.log_loss(probs, np.array([1])) == pytest.approx(15.94, abs=0.01)

@@ -105,23 +105,6 @@ def _lax(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME", dimension_numbers=_LAYOUT)
 
 
-def _with_kernel_gradient(kernel_gradient: winograd.Op) -> winograd.Op:
-    """Return lax's convolution with another function for the gradient of the kernel."""
-
-    @jax.custom_vjp
-    def conv(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _lax(lhs, rhs)
-
-    def backward(residuals, grad):
-        lhs, rhs = residuals
-        # The gradient of the input is the convolution with the kernel rotated by 180 degrees.
-        rotated = rhs[::-1, ::-1].swapaxes(2, 3)
-        return conv(grad, rotated), kernel_gradient(lhs, grad)
-
-    conv.defvjp(lambda lhs, rhs: (_lax(lhs, rhs), (lhs, rhs)), backward)
-    return conv
-
-
 def _nine_products(lhs: jax.Array, grad: jax.Array) -> jax.Array:
     channels, outputs = lhs.shape[-1], grad.shape[-1]
     rows = grad.reshape(-1, outputs)  # (N*H*W, D)
@@ -138,8 +121,8 @@ def _shifts(x: jax.Array) -> list[jax.Array]:
 
 
 _PATHS: dict[str, winograd.Op] = {
-    "direct": _with_kernel_gradient(_nine_products),
-    "few_channels": _with_kernel_gradient(winograd.kernel_gradient),
+    "direct": winograd.differentiable(_lax, _nine_products),
+    "few_channels": winograd.differentiable(_lax, winograd.kernel_gradient),
     "patches": _patches,
     "winograd": winograd.convolve,
 }
