@@ -2,9 +2,8 @@
 
 Out: {"images": uint8 (B, S, S, 3), "label": int32 (B,), "mask": float32 (B,), "index": int64 (B,)
 into the source, -1 on padding}; always B rows. The order is a function of (seed, epoch), a batch is
-a slice of it, and neither depends on the number of threads or on the cache. An image that cannot be
-read keeps its row, with mask 0; it is named and counted, not fatal. Preprocessing and augmentation
-follow on the device.
+a slice of it, whatever the threads and the cache. An image that cannot be read keeps its row, with
+mask 0, and is counted. Preprocessing and augmentation follow on the device.
 
 With several processes, each reads and judges only its own rows of every batch. One that gives up
 must exit at once (parallel.exit_process), which ends all.

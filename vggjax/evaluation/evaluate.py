@@ -2,9 +2,8 @@
 
 In: a `RunResult`, or the folder that it is read from. Out: eval.json, the metrics of
 metrics.summarize; predictions.csv, one line per image; and all probabilities (probabilities.py).
-For a split other than test, `-<split>` is added to their names. Each file is written whole or not
-at all. Images that cannot be read are counted and named, and left out of the metrics. A
-cross-validation has one eval.json and predictions.csv over all folds.
+For a split other than test, `-<split>` is added to their names. Images that cannot be read are
+named and left out. A cross-validation has one eval.json and predictions.csv over all folds.
 """
 
 import csv
@@ -148,11 +147,8 @@ def predict_split(
 def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
     """Write and print the metrics over all folds of a cross-validation, each evaluated before.
 
-    Each image was in the test split of one fold. predictions.csv has the folds' lines, with the
-    fold's name as split.
-
-    Returns:
-        The contents of eval.json: the keys of a single run's, and `folds`.
+    predictions.csv has the folds' lines, with the fold's name as split. Return the contents of
+    eval.json: the keys of a single run's, and `folds`.
     """
     folders = fold_folders(workdir, config)
     results = [json.loads((path / "eval.json").read_text(encoding="utf-8")) for path in folders]

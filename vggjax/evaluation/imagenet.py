@@ -62,8 +62,7 @@ def open_published(
 
     Raises:
         ConfigError: an unknown network, or no weights.
-        WeightsError: weights that cannot be downloaded or read, that do not fit, or that are for
-            other classes.
+        WeightsError: weights that cannot be read, do not fit, or are for other classes.
     """
     from vggjax.models.arch import get_arch
     from vggjax.models.head import PUBLISHED_TOP

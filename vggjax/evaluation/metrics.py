@@ -77,11 +77,8 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
 
 
 def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean cross-entropy in nats.
-
-    Probabilities are clipped to the spacing of their type at 1 (1.2e-7 for float32): softmax rounds
-    smaller ones to 0, where the true loss is lost.
-    """
+    """Return the mean cross-entropy in nats."""
+    # Softmax rounds probabilities below the spacing at 1 (1.2e-7 for float32) to 0.
     eps = np.finfo(probs.dtype).eps
     true_class_probs = np.clip(probs[np.arange(len(labels)), labels], eps, 1 - eps)
     return float(-np.log(true_class_probs.astype(np.float64)).mean())
@@ -93,10 +90,9 @@ def top_classes(probs: np.ndarray, k: int = TOP_K) -> np.ndarray:
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion at 95 %.
+    """Return Wilson's score interval of a proportion at 95 % (1927, J. Am. Stat. Assoc. 22:209).
 
-    Unlike the normal approximation it stays inside [0, 1] and has a width even if all or none are
-    correct (Wilson 1927, J. Am. Stat. Assoc. 22:209).
+    Unlike the normal approximation it stays inside [0, 1] and always has a width.
     """
     share, z = correct / total, Z_95
     middle = share + z**2 / (2 * total)
@@ -122,8 +118,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p-value of McNemar's test for two models on the same images.
 
     `only_first` images are classified correctly by the first model alone, `only_second` by the
-    second; images on which both agree carry no information. Under the null hypothesis each of these
-    images is a fair coin flip (McNemar 1947, Psychometrika 12:153).
+    second. Under the null hypothesis each is a fair coin flip (1947, Psychometrika 12:153).
     """
     from scipy.stats import binomtest
 

@@ -94,8 +94,8 @@ def predict_command(
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """Resolve files, folders (all images below) and globs to files, each once, in order.
 
-    A glob matches what the shell would match, so that it may be quoted. A file that is named is
-    accepted whatever its ending; in a folder the ending decides, and hidden names are skipped.
+    A file that is named, or that a glob matches, is accepted whatever its ending; in a folder the
+    ending decides, and hidden names are skipped.
 
     Raises:
         DataError: a name that does not exist, with the nearest one, or that has no images.
@@ -111,9 +111,8 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             if not matches:
                 raise DataError(f"No file matches {printable(pattern)!r}.")
         else:
-            raise DataError(
-                f"No such file or folder: {printable(pattern)!r}.{_suggestion(pattern)}"
-            )
+            hint = _suggestion(pattern)
+            raise DataError(f"No such file or folder: {printable(pattern)!r}.{hint}")
         for match in matches:
             if not os.path.isdir(match):
                 paths[Path(match)] = None
@@ -203,10 +202,7 @@ def _open_model(
     if weights is None:
         for name, value in (("expect_sha256", expect_sha256), ("model", model)):
             if value is not None:
-                raise ConfigError(
-                    f"`{name}` needs `weights` (a file, or imagenet): a run's model is known; got "
-                    f"{value}."
-                )
+                raise ConfigError(f"`{name}` needs `weights`, a file or imagenet; got {value}.")
         return load_model(_newest_run() if workdir is None else workdir)
     if workdir is not None:
         raise ConfigError("`workdir` and `weights` both name a model; give one of them.")

@@ -28,7 +28,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 """Channels of each block's convolutions."""
 
 MIN_SIZE_PX = 32
-"""Five poolings halve the image five times, so 32 px is the smallest size that leaves a pixel."""
+"""The smallest image that five poolings leave a pixel of."""
 
 EPSILON = 1e-5
 """Added to the variance by batch normalization: torchvision's default, as vgg*_bn were trained."""

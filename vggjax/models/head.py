@@ -82,10 +82,10 @@ class Head:
             return replace(self, outputs=num_classes)
         if self.outputs == num_classes or (self.outputs == 1 and num_classes == 2):
             return self
+        fitting = str(replace(self, outputs=None))
         raise ConfigError(
             f"The head {str(self)!r} has {self.outputs} outputs, but the dataset has {num_classes} "
-            f"classes. Write {str(replace(self, outputs=None))!r} to take their number from the "
-            "dataset."
+            f"classes. Write {fitting!r} to take their number from the dataset."
         )
 
     def layers(self) -> tuple[str, ...]:
@@ -94,10 +94,7 @@ class Head:
         return (*POOLINGS[self.pooling], *hidden, "predictions")
 
     def dropout_rates(self) -> dict[str, float]:
-        """Map each layer that is followed by dropout to the rate.
-
-        These are the hidden layers, or the pooled features of a head without hidden layers.
-        """
+        """Map each hidden layer, or without any the pooling, to the rate of dropout after it."""
         hidden = [name for name in self.layers() if name.startswith("fc")]
         names = hidden or POOLINGS[self.pooling][-1:]
         return dict.fromkeys(names, self.dropout) if self.dropout else {}

@@ -18,12 +18,11 @@ of the new ones."""
 class BatchNorm(nnx.Module):
     """Batch normalization by channel (Ioffe and Szegedy, arXiv:1502.03167).
 
-    Every example counts once, whatever the padding and the number of devices: sums are reduced over
-    the devices and divided once. `nnx.BatchNorm` averages the devices' means instead, which is
-    wrong for a padded last batch and NaN on a device without examples.
+    Sums are reduced over the devices and divided once. `nnx.BatchNorm` averages the devices' means
+    instead, which is wrong for a padded last batch and NaN on a device without examples.
 
-    `use_running_average` and `axis_name` are plain attributes that `model.train()`, `model.eval()`
-    and the training step set. `scale`, `bias`, `mean` and `var` have shape (C,).
+    `model.train()`, `model.eval()` and the training step set `use_running_average` and `axis_name`.
+    `scale`, `bias`, `mean` and `var` have shape (C,).
     """
 
     def __init__(self, width: int):

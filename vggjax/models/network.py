@@ -98,9 +98,9 @@ class Network(nnx.Module):
 
     def _add_head(self, head: Head, rngs: nnx.Rngs) -> None:
         if head.outputs is None:
+            example = str(replace(head, outputs=10))
             raise ConfigError(
-                f"The head {str(head)!r} lacks its number of outputs. Write it in place of "
-                f"'classes', as in {str(replace(head, outputs=10))!r}."
+                f"The head {str(head)!r} lacks its number of outputs. Give it, as in {example!r}."
             )
 
         def num_features(image_size: int) -> int:
@@ -110,8 +110,7 @@ class Network(nnx.Module):
         if width_in == 0:
             smallest = next(size for size in itertools.count(self.image_size) if num_features(size))
             raise ConfigError(
-                f"The head {str(head)!r} needs images of {smallest} px or more; "
-                f"got {self.image_size}."
+                f"The head {head} needs images of {smallest} px or more; got {self.image_size}."
             )
         dense = functools.partial(nnx.Linear, dtype=self.dtype, rngs=rngs)
         for i, width in enumerate(head.hidden, 1):
@@ -231,10 +230,7 @@ class Network(nnx.Module):
 
 
 class VGG(Network):
-    """A VGG network; `arch` is a name of arch.py's table (`vgg16`, `vgg11_bn` ...) or an `Arch`.
-
-    `include_top=True` is Keras' VGG exactly (224 px, 1000 classes). All else is as in `Network`.
-    """
+    """A `Network` of arch.py's table (`vgg16` ...); `include_top=True` is Keras' VGG exactly."""
 
     _find_arch = staticmethod(get_arch)
 

@@ -2,13 +2,10 @@
 
 In and out: (N, S, S, 3), 0-255, uint8 or float, the dtype kept: uint8 is rounded once, at the end.
 `key` is one PRNG key, from which each row gets its own by its number, or (N,) keys. What happens to
-an image depends on its key alone, not on its place in the batch. What is off costs nothing. mix.py
-has mixup and CutMix.
+an image depends on its key alone, not on its place in the batch. mix.py has mixup and CutMix.
 
-The draws are distributed as ImageDataGenerator's, quirks included: a shift below 1 is a fraction,
-from 1 on pixels, whole pixels for a whole number; shear is in degrees; each axis is scaled by
-itself. One is not: it swaps the shifts (keras issue 17398), so that its `width_shift_range` moves
-images vertically.
+The draws are distributed as ImageDataGenerator's: each axis is scaled by itself, and settings.py
+has the units. Only the shifts are not swapped, as they are there (keras issue 17398).
 """
 
 import math

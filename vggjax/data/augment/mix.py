@@ -2,8 +2,7 @@
 
 The partner of a row is the next row whose mask is 1, the last one's the first: the epoch's order is
 random already. A row of mask 0, padding or unreadable, is never mixed into another. Rows are those
-of the global batch, so that four devices mix what one would: automatically under jit, and under
-pmap by gathering the rows of all devices along `axis_name`.
+of the global batch, which pmap gathers along `axis_name`: four devices mix what one would.
 """
 
 from typing import NamedTuple

@@ -2,9 +2,8 @@
 
 Magnitude 10 is the strongest: 30 degrees, a shear of 0.3, a shift by 45 % of the side, factors of
 0.1 or 1.9, 4 bits, full inversion. The geometric operations join the one affine matrix of all
-others, so that they precede the changes of color, in their own order; the paper's code applies one
-operation after the other and resamples for each. The color operations are Pillow's, on uint8, as
-lookup tables (N, 3, 256) where the result depends on the level alone.
+others and precede the changes of color; the paper's code resamples for each operation. The color
+operations are Pillow's, on uint8, as lookup tables (N, 3, 256) where only the level matters.
 """
 
 from typing import NamedTuple

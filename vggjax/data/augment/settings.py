@@ -1,8 +1,8 @@
 """The settings of augmentation: `Augmentation`, its presets, and what they mean.
 
 Names, units and defaults are those of Keras' ImageDataGenerator, so that its calls can be copied;
-random resized crops, RandAugment, random erasing, mixup and CutMix are added. Everything is off by
-default. Nothing is drawn here: augment.py and mix.py do that on the device.
+random resized crops, RandAugment, random erasing, mixup and CutMix are added. All are off by
+default. augment.py and mix.py apply them on the device.
 """
 
 import dataclasses

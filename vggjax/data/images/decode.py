@@ -1,15 +1,13 @@
 """Decode one image, from a file or from bytes, without trusting it.
 
-Out: uint8 RGB (H, W, 3). JPEG, PNG, WebP, GIF, BMP and TIFF, identified by content, whatever the
-file's name; the first frame of an animation; EXIF rotation applied; transparency composited over
-white; 16 bits scaled to 8. Only regular files are opened: a pipe or a device would block. The size
-is checked before anything is decoded. An unusable image is a `DataError` with the reason; what had
-to be done to use an image is a note.
+Out: uint8 RGB (H, W, 3). JPEG, PNG, WebP, GIF, BMP and TIFF, identified by content; the first frame
+of an animation; EXIF rotation applied; transparency composited over white; 16 bits scaled to 8.
+Only regular files are opened: a pipe or a device would block. The size is checked before anything
+is decoded. An unusable image is a `DataError`; what had to be done to use an image is a note.
 
 Plain JPEG files, which most photographs are (baseline or progressive, 8 bits, gray or three
-components, sound), are decoded by libjpeg-turbo without Pillow around it: the same pixels bit for
-bit at a quarter of the cost. It stops at its first warning, so that nothing damaged passes, where
-OpenCV's decoder would print the warning and go on. Pillow decodes everything else.
+components, sound), are decoded by libjpeg-turbo without Pillow around it: the same pixels at a
+quarter of the cost. It stops at its first warning, and Pillow decodes everything else.
 """
 
 import io
@@ -186,14 +184,12 @@ def _decode_by_pillow(data: bytes) -> DecodedImage:
 
 
 def _decode_without_end(data: bytes) -> DecodedImage:
-    """Decode a JPEG that lacks only its end marker, as some cameras write them.
-
-    Other data is missing if and only if the pixels depend on what is appended in its place.
-    """
+    """Decode a JPEG that lacks only its end marker, as some cameras write them."""
     if b"\xff\xc2" in data[: data.find(b"\xff\xda")]:  # progressive: scans may be missing
         raise DataError("truncated")
     data = data.removesuffix(_END[:1])  # half of the marker: what follows would be no data
     image = _decode_by_pillow(data + _END)
+    # Other data is missing if and only if the pixels depend on what is appended in its place.
     for filler in _FILLERS:
         if not np.array_equal(image.pixels, _decode_by_pillow(data + filler + _END).pixels):
             raise DataError("truncated")
@@ -292,8 +288,7 @@ def _exif_transpose(image: Image.Image) -> tuple[Image.Transpose | None, tuple[s
 
 
 def _silence_pillow() -> None:
-    # Not catch_warnings: it saves and restores the filters of all threads, and two threads that
-    # leave it in the other order keep the wrong ones. One added entry is the same for all threads.
+    # Not catch_warnings: two threads that leave it in the other order keep the wrong filters.
     if _PILLOW_FILTER not in warnings.filters:
         warnings.filterwarnings("ignore", module=_PILLOW_FILTER[3].pattern)
 

@@ -43,10 +43,7 @@ _COMPILED = {name: re.compile(start, re.DOTALL) for name, start in _SIGNATURES.i
 
 
 def format_of_file(path: str | os.PathLike[str]) -> str | None:
-    """Return which of `FORMATS` a regular file has by its content; None if it cannot be opened.
-
-    The caller ensures that the file is a regular one: opening a pipe would wait for a writer.
-    """
+    """Return which of `FORMATS` a regular file's content has; None if it cannot be opened."""
     try:
         with open(path, "rb") as file:
             start = file.read(12)

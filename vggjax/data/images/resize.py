@@ -43,7 +43,9 @@ def resize(
     """
     if out is None:
         out = np.empty((*size, 3), np.uint8)
-    if filter not in _COMPILED or not is_compiled() or _is_order_unknown(image):
+    height, width = image.shape[:2]
+    is_order_unknown = _PILLOW < 13 and height > 100 * width  # since 12.2 the height goes first
+    if filter not in _COMPILED or is_order_unknown or not is_compiled():
         out[...] = _resize_by_pillow(image, size, filter, box)
     elif out.shape == (*size, 3) and _has_plain_rows(out):
         _resize_compiled(image, filter, box, out)
@@ -68,12 +70,6 @@ def _agrees_with_pillow() -> bool:
             if (out != _resize_by_pillow(image, (size[0], size[1]), filter, None)).any():
                 return False
     return True
-
-
-def _is_order_unknown(image: np.ndarray) -> bool:
-    """Return whether releases of this Pillow differ in the order of the two passes."""
-    height, width = image.shape[:2]
-    return _PILLOW < 13 and height > 100 * width  # since 12.2 the height goes first
 
 
 def _goes_down_first(image: np.ndarray, size: tuple[int, int]) -> bool:
