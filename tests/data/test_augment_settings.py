@@ -2,14 +2,7 @@
 
 import pytest
 
-from vggjax.data.augment.settings import (
-    PRESETS,
-    Augmentation,
-    describe,
-    is_on,
-    resolve,
-    zoom_bounds,
-)
+from vggjax.data.augment.settings import PRESETS, Augmentation, describe, is_on, resolve
 from vggjax.errors import ConfigError
 
 
@@ -30,14 +23,11 @@ from vggjax.errors import ConfigError
         ({"brightness_range": 0.2}, "two factors, as in 0.8 1.2; got 0.2"),
         ({"crop_range": (0.5, 2)}, "above 0 and at most 1; got 0.5 2"),
         ({"channel_shift_range": 300}, "from 0 to 255; got 300"),
-        ({"cval": -1}, "`cval` must be from 0 to 255"),
         ({"fill_mode": "nearst"}, "Unknown `fill_mode` 'nearst'. Did you mean 'nearest'?"),
         ({"horizontal_flip": 1}, "`horizontal_flip` takes bool; got 1"),
         ({"randaugment": 11}, "a magnitude from 0 to 10"),
         ({"randaugment": (2.5, 9)}, "as in 2 9; got 2.5 9"),
         ({"randaugment": (1, 2, 9)}, "got 1 2 9"),
-        ({"random_erasing": 1.5}, "`random_erasing` must be from 0 to 1; got 1.5"),
-        ({"mixup": -0.2}, "`mixup` must be at least 0"),
         ({"cutmix": None}, "`cutmix` takes float; got None"),
     ],
 )
@@ -53,11 +43,8 @@ def test_the_arguments_of_keras_imagedatagenerator_have_the_same_names():
         rotation_range=40, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2,
         zoom_range=0.2, horizontal_flip=True, fill_mode="nearest",
     )  # fmt: skip
-    assert zoom_bounds(augmentation) == (0.8, 1.2)
-    assert (
-        describe(augmentation)
-        == "rotation 40, shifts 0.2, shear 0.2, zoom 0.8-1.2, flip, fill nearest"
-    )
+    expected = "rotation 40, shifts 0.2, shear 0.2, zoom 0.8-1.2, flip, fill nearest"
+    assert describe(augmentation) == expected
 
 
 @pytest.mark.parametrize(

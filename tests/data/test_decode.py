@@ -80,12 +80,8 @@ def test_transparency_is_composited_over_white():
 def test_16_bits_are_scaled_and_not_truncated():
     gray = Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16))
     for kind in ("PNG", "TIFF"):
-        assert load_image(encode(gray, kind))[0].tolist() == [
-            [0] * 3,
-            [1] * 3,
-            [128] * 3,
-            [255] * 3,
-        ]
+        expected = [[level] * 3 for level in (0, 1, 128, 255)]
+        assert load_image(encode(gray, kind))[0].tolist() == expected
     assert load_image(COLOR_16).tolist() == [[[0, 0x12, 255], [255, 0, 0x80]]]
 
 

@@ -1,6 +1,5 @@
 """Resizing as Pillow and Keras do, and the numbers that the weights expect."""
 
-import dataclasses
 import json
 
 import jax
@@ -53,9 +52,7 @@ def test_crop_of_a_strip_allocates_nothing_for_what_is_cut_off():
 
 def test_caffe_is_bgr_minus_the_means_and_nothing_else():
     pixel = np.array([[[[255, 128, 0]]]], np.uint8)
-    expected = np.array([0, 128, 255], np.float32) - np.array(
-        [103.939, 116.779, 123.68], np.float32
-    )
+    expected = np.float32([0, 128, 255]) - np.float32([103.939, 116.779, 123.68])
     np.testing.assert_array_equal(np.asarray(preprocess(pixel))[0, 0, 0], expected)
 
 
@@ -89,7 +86,6 @@ def test_preprocess_is_the_same_in_jit_and_for_floats(mode):
 def test_a_preprocessing_survives_json():
     p = Preprocessing("torch", 96, "crop", "bicubic")
     assert Preprocessing.from_json(json.loads(json.dumps(p.to_json()))) == p
-    assert p.to_json() == dataclasses.asdict(p)
 
 
 @pytest.mark.parametrize(

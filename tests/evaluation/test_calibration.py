@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
 from vggjax.evaluation.calibration import (
@@ -14,18 +15,13 @@ from vggjax.evaluation.calibration import (
 )
 
 
-def softmax(logits):
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
-
-
 def overconfident(count, *, temperature=1.0, classes=5, seed=0):
     """Return labels, and probabilities that are calibrated once divided by the temperature."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (count, classes))
     draws = rng.random((count, 1))
-    labels = (softmax(logits).cumsum(1) < draws).sum(1).clip(max=classes - 1)
-    return softmax(logits * temperature).astype(np.float32), labels
+    labels = (softmax(logits, 1).cumsum(1) < draws).sum(1).clip(max=classes - 1)
+    return softmax(logits * temperature, 1).astype(np.float32), labels
 
 
 def test_the_ece_is_that_of_a_hand_calculation():

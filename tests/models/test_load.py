@@ -61,19 +61,14 @@ def test_a_file_that_fills_the_model_draws_no_random_numbers(tiny_arch, with_top
     assert drawn
 
 
-def test_a_surplus_top_is_refused_with_the_way_to_leave_it_out(tiny_arch, with_top):
-    with pytest.raises(WeightsError, match="unexpected: .*base_only=True to leave out"):
-        load(tiny_arch, with_top[0])
-
-
-def test_a_missing_top_is_refused_with_the_way_to_leave_it_out(tiny_arch, without_top):
-    with pytest.raises(WeightsError, match="missing: .*no top.*base_only=True"):
-        load(tiny_arch, without_top[0], THREE)
-
-
-def test_another_number_of_classes_is_refused_with_the_way_out(tiny_arch, with_top):
-    with pytest.raises(WeightsError, match=r"predictions/kernel is \(6, 3\).*base_only=True"):
-        load(tiny_arch, with_top[0], FIVE)
+def test_a_top_that_does_not_fit_is_refused_with_the_way_out(tiny_arch, with_top, without_top):
+    for (path, _), head, message in (
+        (with_top, None, "unexpected: .*base_only=True to leave out"),
+        (without_top, THREE, "missing: .*no top.*base_only=True"),
+        (with_top, FIVE, r"predictions/kernel is \(6, 3\).*base_only=True"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            load(tiny_arch, path, head)
 
 
 def test_another_network_is_refused_without_a_false_hint(with_top):

@@ -89,12 +89,8 @@ def _shapes(model: Network, image_size: int) -> dict[str, tuple[int, ...]]:
     return {name: outputs[name].shape for name in model.layers}
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, *, strength: float = 0.6) -> np.ndarray:
-    """Draw a map (h, w) over an image, uint8 RGB (H, W, 3); same shape and type out.
-
-    The map is resized to the image and scaled to its maximum. Where it is 0, the image is only
-    slightly darker and grayer.
-    """
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Draw a map (h, w), scaled to its maximum, over an image, uint8 RGB (H, W, 3)."""
     from PIL import Image
 
     share = np.asarray(heat, np.float32) / (float(heat.max()) or 1)
@@ -102,8 +98,9 @@ def overlay(image: np.ndarray, heat: np.ndarray, *, strength: float = 0.6) -> np
     fine = Image.fromarray(share).resize(size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(fine), 0, 1)[..., None]
     gray = image.mean(-1, keepdims=True)
+    # Where the map is 0, the image is only slightly darker and grayer.
     background = 0.75 * (0.5 * image + 0.5 * gray)
     steps = np.linspace(0, 1, len(_HEAT))
     colors = np.stack([np.interp(share[..., 0], steps, _HEAT[:, i]) for i in range(3)], axis=-1)
-    drawn = background + strength * share**0.8 * (colors - background) + 30 * share
+    drawn = background + 0.6 * share**0.8 * (colors - background) + 30 * share
     return np.clip(drawn + 0.5, 0, 255).astype(np.uint8)

@@ -39,10 +39,7 @@ def find_label_issues(probs: np.ndarray, labels: np.ndarray) -> list[LabelIssue]
 
 
 def class_thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return each class' mean probability on images with its label, (C,); inf without images.
-
-    This is the threshold t_j of the paper's equation 2.
-    """
+    """Return each class' mean probability on its images, (C,), equation 2; inf without images."""
     num_classes = probs.shape[1]
     counts = np.bincount(labels, minlength=num_classes)
     sums = np.bincount(labels, probs[np.arange(len(labels)), labels], num_classes)

@@ -18,9 +18,7 @@ LIBRARY = Path(__file__).parent / "native" / "kernels.so"
 
 
 def load_library() -> ctypes.CDLL | None:
-    """Return the library, set to the kernels that `VGGJAX_KERNELS` names; None for `numpy`.
-
-    Also return None if the library was not built, or was built for another kind of machine.
+    """Return the library, set to `VGGJAX_KERNELS`; None for `numpy`, or if it was not built.
 
     Raises:
         ConfigError: `VGGJAX_KERNELS` names no kernels of this machine.

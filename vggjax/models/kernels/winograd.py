@@ -78,8 +78,7 @@ def _register() -> bool:
 def _split_batch(rule: str, *, summed: bool) -> Callable[[Op], Op]:
     """Tell XLA that devices may compute an op of two arrays on shares of the batch.
 
-    Without it, a custom call over a Mesh gathers the whole batch on each device. A share's result
-    is a term of the whole (`summed`) or rows of it.
+    Otherwise a Mesh gathers the whole batch. Results are terms of a sum if `summed`, else rows.
     """
 
     def decorate(op: Op) -> Op:
@@ -137,7 +136,7 @@ def _numpy_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     v = _transform_tiles(x, _input_sums, size=6)  # (36, N * tiles * tiles, C)
     u = _transform(kernel, _kernel_sums).reshape(36, *kernel.shape[2:])
     m = lax.batch_matmul(v, u)
-    rows, columns = _num_tiles(height, width)
+    rows, columns = -(-height // 4), -(-width // 4)
     tiles = _transform(m.reshape(6, 6, n, rows, columns, kernel.shape[3]), _output_sums)
     y = tiles.transpose(2, 3, 0, 4, 1, 5)  # (N, tiles, 4, tiles, 4, D)
     return y.reshape(n, 4 * rows, 4 * columns, kernel.shape[3])[:, :height, :width]
@@ -150,13 +149,9 @@ def _numpy_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
     return _transform(sums.reshape(6, 6, *sums.shape[1:]), _tap_sums)
 
 
-def _num_tiles(height: int, width: int) -> tuple[int, int]:
-    return -(-height // 4), -(-width // 4)
-
-
 def _transform_tiles(x: jax.Array, sums: Callable, *, size: int) -> jax.Array:
     """Transform the patches of `size` x `size` px at stride 4 of a map (N, H, W, C)."""
-    rows, columns = _num_tiles(*x.shape[1:3])
+    rows, columns = (-(-side // 4) for side in x.shape[1:3])
     before = (size - 4) // 2
     below, right = 4 * rows + before - x.shape[1], 4 * columns + before - x.shape[2]
     x = jnp.pad(x, ((0, 0), (before, below), (before, right), (0, 0)))
