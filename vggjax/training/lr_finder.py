@@ -36,7 +36,7 @@ _DIVERGED = 4.0
 
 @dataclass(frozen=True)
 class RateTest:
-    """The curve of a range test, and the learning rates read from it; None if it shows none."""
+    """The curve of a range test and the learning rates read from it; None if there is none."""
 
     stage: str
     rates: tuple[float, ...]
