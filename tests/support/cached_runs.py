@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from support.tiny_run import make_images
 from support.training_runs import make_config, pretend_pretrained
 from vggjax.models.arch import ARCHS
 from vggjax.training import prepare, stage_loop
 from vggjax.training.cache.features import CachedFeatures, cached_features
+from vggjax.training.freezing import trainable
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
 
@@ -35,7 +37,7 @@ def make_config_of(tmp_path, *, each=10):
 
 
 def spoil_weights(monkeypatch, *, step, above, value=0.0):
-    """Have runs train on weights and moments of `value` from a step on.
+    """Set the weights that train and their moments to `value` before each step from `step` on.
 
     Runs whose learning rates have a factor of at most `above` are left alone. With 0 a network of
     two layers or more stays at chance: its gradients are 0, except those of the last bias.
@@ -45,13 +47,15 @@ def spoil_weights(monkeypatch, *, step, above, value=0.0):
     def spoil(leaf):
         return jnp.full_like(leaf, value) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    def make_train_step(*args, **kwargs):
-        train_step = make(*args, **kwargs)
+    def make_train_step(model, tx, labels, **kwargs):
+        train_step = make(model, tx, labels, **kwargs)
 
         def spoiled(state, batch):
             if int(state.step) + 1 >= step and float(state.factor) > above:
+                training = nnx.filter_state(state.params, trainable(labels))
                 with jax.transfer_guard("allow"):
-                    params, opt_state = jax.tree.map(spoil, (state.params, state.opt_state))
+                    training, opt_state = jax.tree.map(spoil, (training, state.opt_state))
+                params = nnx.merge_state(state.params, training)
                 state = state._replace(params=params, opt_state=opt_state)
             return train_step(state, batch)
 

@@ -108,9 +108,9 @@ def assert_same_log(workdir: Path, other: Path) -> None:
     for expected, received in zip(*logs, strict=True):
         assert expected.keys() == received.keys()
         numbers = [name for name, value in expected.items() if isinstance(value, float)]
-        assert [expected[n] for n in numbers] == pytest.approx(
-            [received[n] for n in numbers], rel=1e-6
-        )
+        for name in numbers:
+            message = f"{name} of {expected}"
+            assert expected[name] == pytest.approx(received[name], rel=1e-6), message
 
 
 def log_without_times(workdir: Path) -> list[dict]:

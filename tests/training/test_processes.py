@@ -14,7 +14,6 @@ from support.batches import make_loader as examples
 from support.batches import random_source as source
 
 from vggjax.data.sources.source import Source
-from vggjax.errors import ConfigError
 from vggjax.training.parallel import exit_process
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +71,6 @@ def test_each_process_starts_where_a_whole_epoch_would_stand():
     whole = list(split.batches(4, **order))
     for start in range(len(whole) + 1):
         assert_same(split.batches(4, **order, start=start), whole[start:])
-
-
-def test_a_batch_that_does_not_divide_over_the_processes_is_refused():
-    with pytest.raises(ConfigError, match="`batch_size` must be a multiple of 3"):
-        next(examples(source()).batches(8, process=(0, 3)))
 
 
 PROGRAM = """

@@ -130,7 +130,6 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     if config.epoch_images:
         steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
     stages = plan_stages(config)
-    class_weights = balanced_weights(source.labels[splits["train"]], len(source.class_names))
     return RunContext(
         config=config,
         workdir=workdir,
@@ -155,9 +154,17 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
             steps_per_epoch=steps_per_epoch,
             steps_per_pass=steps_per_pass,
         ),
-        class_weights=class_weights if config.class_weights == "balanced" else None,
+        class_weights=_class_weights(config, source, splits),
         weight_file=weight_file,
     )
+
+
+def _class_weights(
+    config: Config, source: Source, splits: dict[str, np.ndarray]
+) -> np.ndarray | None:
+    if config.class_weights != "balanced":
+        return None
+    return balanced_weights(source.labels[splits["train"]], len(source.class_names))
 
 
 def _open_given(config: Config) -> WeightFile | None:
