@@ -14,12 +14,10 @@ ROOMS = (
     "training",
     "evaluation",
     "report",
-    "features",
-    "export",
     "api",
     "cli",
 )
-"""DESIGN's order: a module imports from its own room and from the rooms before it."""
+"""The order of the subpackages: a module imports from its own and from those before it."""
 
 ENTRIES = ("__init__", "__main__")
 """The package's entry points, which import from any room and are imported by none."""

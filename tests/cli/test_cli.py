@@ -64,7 +64,7 @@ def test_every_command_has_help(capsys, command):
         ("train --dataset ./gone", "There is no folder 'gone'."),
         ("train --dataset flowrs", "Did you mean 'flowers'?"),
         ("train --dataset flowers --weights gone.h5", "There is no weight file gone.h5."),
-        ("evaluate --workdir gone", "gone is no run folder"),
+        ("evaluate --workdir gone", "gone is not a run folder"),
         ("predict gone.jpg", "No such file or folder: 'gone.jpg'."),
         ("predict flower", "Did you mean 'flowers'?"),
         ("predict no*.jpg", "No file matches 'no*.jpg'."),
@@ -88,7 +88,7 @@ def test_every_command_has_help(capsys, command):
         # An empty folder or file
         ("train --dataset empty", "empty has no class folders."),
         ("train --dataset flowers --model tiny --weights empty.h5", "is empty."),
-        ("evaluate --workdir empty", "empty is no run folder"),
+        ("evaluate --workdir empty", "empty is not a run folder"),
         ("predict empty", "The folder 'empty' has no images"),
         ("predict flowers --workdir empty", "empty holds no finished model"),
         ("convert empty new.h5", "empty is a folder; expected a weight file"),
@@ -96,7 +96,7 @@ def test_every_command_has_help(capsys, command):
         # A text file that is called an image
         ("train --dataset text.jpg", "text.jpg is a file, not a folder."),
         ("train --dataset flowers --model tiny --weights text.jpg", "is not a weight file."),
-        ("evaluate --workdir text.jpg", "text.jpg is no run folder"),
+        ("evaluate --workdir text.jpg", "text.jpg is not a run folder"),
         ("convert text.jpg new.h5", "is not a weight file."),
         ("summary text.jpg", "Unknown model 'text.jpg'."),
         # A wrong flag or value

@@ -111,7 +111,7 @@ def test_a_finished_run_is_not_trained_again(trained, capsys):
     before = Path("runs/first/model.safetensors").read_bytes()
     assert main([*TRAIN, "--epochs", "1"]) == 3  # the image is still left out
     printed = capsys.readouterr()
-    assert "is trained already" in printed.out
+    assert "is already trained" in printed.out
     assert printed.err == "vggjax: left out: daisy/bad.jpg: not an image\n"
     assert Path("runs/first/model.safetensors").read_bytes() == before
 

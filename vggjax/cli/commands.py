@@ -203,7 +203,7 @@ def summary(
         image_size: Side of the images in px; None is the network's own, 224 for VGG.
         include_top: The published 1000-class top; --no-include-top leaves it out.
         head: A custom head instead of the top, such as avg2-128-0.4-5.
-        unfreeze: What trains beside the head: none, all, blocks, layers.
+        unfreeze: What trains besides the head: none, all, blocks, layers.
         batch_size: Images in a training step, for the memory.
     """
     from vggjax.cli.tables import print_summary, summarize_model

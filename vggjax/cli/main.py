@@ -27,7 +27,7 @@ from vggjax.training.signals import Interrupted
 from vggjax.weights.pretrained import cache_dir
 
 MAX_CACHE_BYTES = 256 * 2**20
-"""Of the compilation cache. A step of VGG16 takes about 150 kB; the oldest are deleted first."""
+"""Size of the compilation cache. A step of VGG16 takes 150 kB; the oldest are deleted first."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,7 +60,7 @@ def summarize_model(
         image_size: side in px; None is the network's own, 224 for VGG.
         include_top: with the published 1000-class top.
         head: a custom head instead of the top.
-        unfreeze: what trains beside the head.
+        unfreeze: what trains besides the head.
         batch_size: images in a training step.
 
     Raises:

@@ -45,7 +45,7 @@ class Backbone(ABC):
     image_size = 224
     """Default image size in px."""
     top: Head | None = None
-    """The head of the published network, which `include_top=True` builds."""
+    """The head that `include_top=True` builds: Keras' published one, for VGG."""
 
     @abstractmethod
     def conv_channels(self) -> dict[str, tuple[int, int]]:
@@ -99,7 +99,7 @@ class Backbone(ABC):
 
 @dataclass(frozen=True)
 class Arch(Backbone):
-    """One row of the table: convolutions per block and their widths."""
+    """A VGG: convolutions per block, the widths of the blocks, and batch normalization."""
 
     name: str
     convs: tuple[int, ...]
@@ -137,7 +137,7 @@ ARCHS = {
 def register_arch(arch: Arch) -> Arch:
     """Add a network to the table under its name, and return it.
 
-    Weight files, `Config.model` and the command line then accept that name.
+    In this process, weight files and `Config.model` then accept that name.
 
     Raises:
         ConfigError: the table has a different network of this name, the name is not of the form

@@ -1,4 +1,4 @@
-"""Check where a page or an image shall be written, and write it whole or not at all."""
+"""Check the destination of a page or an image, and write it whole or not at all."""
 
 from collections.abc import Iterable
 from pathlib import Path

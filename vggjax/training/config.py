@@ -1,8 +1,8 @@
 """The settings of a run: one frozen dataclass, from which the command line is made.
 
-Each field is a flag of the same name, and its docstring the flag's help. A Config that exists can
-be run, as far as that is known before the data is seen: construction refuses the rest with the fix.
-None leaves a value to be derived, as the field's docstring says; 0 turns a duration or a limit off.
+Each field is a flag of the same name, and its docstring the flag's help. Constructing a Config
+checks everything that can be checked without the data. None leaves a value to be derived, as the
+field's docstring says; 0 turns a duration or a limit off.
 """
 
 import dataclasses
@@ -382,7 +382,7 @@ def read_config(workdir: str | Path) -> Config:
         return Config.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
-            f"{printable(workdir)} is no run folder: it has no readable config.json. Give the "
+            f"{printable(workdir)} is not a run folder: it has no readable config.json. Give the "
             "folder of a run as `workdir`."
         ) from None
     except ConfigError as error:

@@ -1,10 +1,10 @@
 """Which layers train, in which stage, and at which learning rate.
 
-One labeling, layer name -> `frozen`, `backbone` or `head`, is used twice: it filters what is
-differentiated (`nnx.DiffState`), so that the backward pass of frozen blocks is not computed, and it
-routes the update (`optax.multi_transform`), so that frozen parameters hold no moments. With
-`layer_decay` each block has its own label (`block5`) instead of `backbone`. A run is a list of
-stages, each with one labeling.
+One labeling, layer name -> `frozen`, `backbone` or `head`, is used twice: `trainable` filters what
+is differentiated (`nnx.DiffState` in step.py) and given to the optimizer, so that the backward pass
+of frozen blocks is not computed and frozen parameters have no moments; `optax.multi_transform`
+updates each label at its own rate. With `layer_decay` each block has its own label (`block5`)
+instead of `backbone`. A run is a list of stages, each with one labeling.
 """
 
 from collections.abc import Callable, Mapping
@@ -119,7 +119,7 @@ def make_optimizer(
     """Return the optimizer that updates each label at its own rate.
 
     Its `update` takes the gradients of the trainable parameters only, so that clipping uses their
-    norm and frozen gradients are never computed, and `factor` (), which multiplies every rate.
+    norm, and `factor` (), which multiplies every rate.
     """
     decay = optax.add_decayed_weights(
         config.weight_decay,

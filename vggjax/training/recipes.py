@@ -85,7 +85,7 @@ RECIPES: dict[str, Recipe] = {
         "Pixels must be preprocessed as the weights expect, or the predictions are wrong without "
         "any error.",
         "Keras' documentation of VGG16 and VGG19",
-        "an eagle is an eagle with 99.8 %",
+        "99.8 % for an eagle",
         trains=False,
     ),
     "cats-vs-dogs": Recipe(

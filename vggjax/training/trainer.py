@@ -48,7 +48,7 @@ def train(config: Config, console: Console | None = None) -> RunResult:
     if config.workdir is not None and (Path(config.workdir) / "model.json").exists():
         workdir = find_workdir(resolve(config))  # refuses other settings
         finished = load_run_result(workdir, require_data=True)
-        console.print(f"{printable(workdir)} is trained already.", markup=False, soft_wrap=True)
+        console.print(f"{printable(workdir)} is already trained.", markup=False, soft_wrap=True)
         return finished
     with progress_bar(console, "comparing images") as progress:
         context = prepare_run(config, progress=progress)

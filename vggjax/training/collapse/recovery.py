@@ -1,9 +1,9 @@
 """The reaction to a collapse, as `on_collapse` says: warn, stop, or recover.
 
-A run recovers by going back to its best checkpoint, if that belongs to the stage and was better
-than chance, or else to the start of the stage, with the best weights from before it or the run's
-initial weights; from there it continues with a tenth of its learning rates. All of that is a
-function of the run's progress, so that a run that is killed meanwhile ends with the same weights.
+To recover, a run returns to its best checkpoint, if that is from the same stage and was better than
+chance; otherwise to the start of the stage, with the best earlier weights (or the initial ones).
+From there it continues with a tenth of its learning rates. All of this is a function of the saved
+progress, so a run that is killed meanwhile ends with the same weights.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from vggjax.training.run_dir.log import Log
 from vggjax.training.step import TrainState
 
 MAX_RECOVERIES = 3
-"""Of a run; if a thousandth of its learning rates fails, they are not the cause."""
+"""Recoveries per run: if a thousandth of its rates fails, the rates are not the cause."""
 
 _IN_NEW_FOLDER = "in another `workdir`"
 _IN_THIS_FOLDER = "or, in this one, `on_collapse` recover"
@@ -88,7 +88,7 @@ class CollapseMonitor:
         return False
 
     def record_epoch(self, val: Mapping[str, float], *, is_best: bool) -> None:
-        """Record whether an epoch can be gone back to; withdraw a warning if the network learns."""
+        """Record whether an epoch is good to return to; withdraw a warning if the network learns."""
         if not self._detector.beats_chance(val):
             return
         if is_best:
