@@ -88,7 +88,7 @@ class CollapseMonitor:
         return False
 
     def record_epoch(self, val: Mapping[str, float], *, is_best: bool) -> None:
-        """Record whether an epoch is good to return to; withdraw a warning if the network learns."""
+        """Record whether an epoch is good to return to; withdraw a warning once it learns."""
         if not self._detector.beats_chance(val):
             return
         if is_best:
