@@ -168,7 +168,7 @@ def test_several_classes_missing_from_official_train_are_named():
     ("text", "words"),
     [
         ("0.8,0.1", "three fractions"),
-        ("0.8,0.1,0.2", "add up to 1, .*got '0.8,0.1,0.2', which add up to 1.1"),
+        ("0.8,0.1,0.2", "add up to 1, .*got '0.8,0.1,0.2' .sum 1.1"),
         ("0.9,0.1,0", "above 0"),
         ("1.2,-0.1,-0.1", "above 0"),
         ("nan,0.5,0.5", "above 0"),

@@ -149,7 +149,7 @@ def test_a_changed_or_missing_dataset_is_refused(run):
 
 
 def test_a_run_folder_without_its_parts_is_refused(run, tmp_path):
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="not a run folder"):
         evaluate(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="split.*Did you mean 'test'"):
         evaluate(run, split="tets")

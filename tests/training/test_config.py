@@ -26,7 +26,7 @@ from vggjax.training.recipes import make_config
         ({"learning_rate": float("nan")}, "finite"),
         ({"head": "gap-256-0.5"}, "POOLING"),
         ({"split": "0.5,0.5"}, "0.5,0.5"),
-        ({"head_epochs": 10, "epochs": 10, "unfreeze": "block5"}, "below `epochs` 10"),
+        ({"head_epochs": 10, "epochs": 10, "unfreeze": "block5"}, "below `epochs`, 10"),
         ({"dataset": 5}, "`dataset` takes str; got 5"),
         ({"dataset": ""}, "`dataset` is empty"),
         ({"beta2": 1.0}, "`beta2` must be from 0 to below 1; got 1.0"),

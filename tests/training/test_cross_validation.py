@@ -56,7 +56,7 @@ def test_folds_test_each_image_once_also_after_an_interruption(images, tmp_path,
     assert result.evaluation["accuracy"] == np.mean([row["correct"] == "1" for row in tested])
     assert result.model is None
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "1 exact, each kept in one split with its original" in page
+    assert "1 exact duplicate, kept in the same split" in page
     assert f"{result.evaluation['folds'][1]['accuracy']:.1%}" in page
 
     (images / "a" / "01.png").rename(images / "b" / "new.png")

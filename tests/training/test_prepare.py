@@ -56,7 +56,7 @@ def test_copies_stay_in_one_split_and_are_counted_in_the_summary(images, tmp_pat
     names = ("a/03.png", "a/one.png", "a/two.png", "a/three.png")
     assert len({split_of(run, name) for name in names}) == 1
     assert run.duplicates == {"exact": 3, "near": 0, "leaked": 0}
-    assert "3 exact, each kept in one split with its original" in summary_text(run)
+    assert "3 exact duplicates, kept in the same split" in summary_text(run)
 
 
 def test_a_resized_copy_is_a_near_duplicate_unless_only_exact_ones_count(images, tmp_path):

@@ -244,7 +244,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_one_that_
 
 @pytest.mark.parametrize("count", [0, 5, -1])
 def test_more_devices_than_there_are_and_less_than_one_are_refused(count):
-    with pytest.raises(ConfigError, match=f"`devices` must be between 1 and 4.* got {count}"):
+    with pytest.raises(ConfigError, match=f"`devices` must be from 1 to 4.* got {count}"):
         Placement(num_devices=count)
     assert len(Placement(num_devices=3).devices) == 3 and len(Placement().devices) == 4
 

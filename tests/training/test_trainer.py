@@ -1,13 +1,18 @@
 """A run from its first step to its saved model: resumed, refused, stopped early, reported."""
 
 import dataclasses
+import io
 import json
+import re
+import shutil
 import signal
 import time
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
 from support.training_runs import (
     assert_same_log,
     assert_same_weights,
@@ -28,6 +33,7 @@ from vggjax.errors import ConfigError, DataError, VggjaxError
 from vggjax.evaluation.evaluate import evaluate
 from vggjax.models.registry import find_arch
 from vggjax.training import prepare, trainer
+from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.log import read_log
@@ -91,7 +97,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_log(
 def test_a_finished_run_is_loaded_and_not_trained_again(whole, capsys):
     log = (whole.workdir / "log.jsonl").read_text()
     again = train(whole.config)
-    assert "trained already" in capsys.readouterr().out
+    assert "already trained" in capsys.readouterr().out
     assert (whole.workdir / "log.jsonl").read_text() == log
     assert again.info == whole.info and again.config == whole.config
     assert again.source.ids == whole.source.ids
@@ -163,6 +169,21 @@ def test_a_bug_in_the_report_does_not_cost_the_result(whole, monkeypatch, capsys
              "learning_rate")]  # fmt: skip
     assert main(["train", *words, "--unfreeze", "block5"]) == 1
     assert "Predict  vggjax predict" in capsys.readouterr().out
+
+
+def test_images_that_a_start_was_trained_on_are_warned_about_in_a_changed_dataset(
+    whole, images, tmp_path
+):
+    changed = shutil.copytree(images, tmp_path / "changed")
+    Image.new("RGB", (40, 40), "red").save(next(changed.iterdir()) / "new.png")
+    start = {"weights": "imagenet", "start_from": str(whole.workdir), "seed": 7}
+    run = prepare_run(make_config(changed, tmp_path / "second", unfreeze=("block5",), **start))
+    console = Console(file=io.StringIO(), width=300)
+    print_run_summary(console, run)
+    assert re.search(
+        r"Warning +\d+ val and test images have the names of images that .* was trained on",
+        console.file.getvalue(),
+    )
 
 
 def test_a_run_starts_from_another_with_its_pixels_if_everything_fits(whole, images, tmp_path):

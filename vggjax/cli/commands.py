@@ -98,7 +98,7 @@ def report(
     elif len(runs) == 1 or doctor:
         field, scope = ("doctor", "one run") if doctor else ("out", "several runs")
         raise ConfigError(
-            f"`{field}` applies to the report of {scope}; got {len(runs)} run folders."
+            f"`{field}` applies to the report of {scope}; got {', '.join(map(printable, runs))}."
         )
     else:
         path = write_comparison(runs, out or "report-comparison.html")

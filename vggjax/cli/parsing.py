@@ -7,6 +7,7 @@ becomes a `ConfigError` here. A tyro without that hook prints its own box and ex
 import dataclasses
 import difflib
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
@@ -45,13 +46,14 @@ def parse(target: Callable[..., Any], argv: Sequence[str], command: str, **optio
 
 
 def value_of(argv: Sequence[str], flag: str) -> str | None:
-    """Return the value of `--flag` without parsing the rest; None if it is absent."""
+    """Return the last value of `--flag` without parsing the rest; None if it is absent."""
+    value = None
     for i, word in enumerate(argv):
         if word == f"--{flag}" and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"--{flag}="):
-            return word.split("=", 1)[1]
-    return None
+            value = argv[i + 1]
+        elif word.startswith(f"--{flag}="):
+            value = word.split("=", 1)[1]
+    return value
 
 
 def _on_parse_error(hook: Callable[[Any], None]) -> AbstractContextManager[None]:
@@ -71,8 +73,11 @@ def _refuse(event: Any, argv: list[str], flags: list[str], command: str) -> None
         case "InstantiationFailure":
             message = _wrong_value(argument, argv)
         case "InvalidChoice":
-            choices = ", ".join(event.choices)
-            message = f"{argument.display_name()} takes one of {choices}; got {event.value!r}."
+            choices = list(event.choices)
+            if "None" in choices:  # of an optional field, in the order of a set
+                choices = sorted({*choices} - {"None"})
+            names = ", ".join(choices)
+            message = f"{argument.display_name()} takes one of {names}; got {event.value!r}."
         case "BadValue":
             message = _wrong_value(argument, argv)
         case "UnrecognizedArgs":
@@ -105,15 +110,15 @@ def _unrecognized(tokens: list[str], flags: list[str]) -> str:
 
 
 def _values_after(argv: list[str], flag: str) -> str:
-    """Return the words given to a flag as they were typed, or "nothing"."""
+    """Return the words last given to a flag as they were typed, or "nothing"."""
+    values = "nothing"
     for i, word in enumerate(argv):
         if word.startswith(f"{flag}="):
-            return repr(word.split("=", 1)[1])
-        if word == flag:
-            rest = argv[i + 1 :]
-            end = next((k for k, other in enumerate(rest) if other.startswith("--")), len(rest))
-            return " ".join(map(repr, rest[:end])) or "nothing"
-    return "nothing"
+            values = repr(word.split("=", 1)[1])
+        elif word == flag:
+            given = itertools.takewhile(lambda other: not other.startswith("--"), argv[i + 1 :])
+            values = " ".join(map(repr, given)) or "nothing"
+    return values
 
 
 def flags_of(target: Callable[..., Any]) -> list[str]:

@@ -208,7 +208,7 @@ class SplitLoader:
         examples = "; ".join(f"{printable(self.source.ids[i])}: {reason}" for i, reason in first)
         if len(bad) > allowed:
             raise DataError(
-                f"More than {share:.0%} of the images cannot be read: at least "
+                f"More than {share:.0%} of the images of a split cannot be read: at least "
                 f"{len(bad)} of {len(self)} ({examples}). Repair or delete them, or raise "
                 f"`max_unreadable`."
             )

@@ -248,7 +248,7 @@ class Config(Augmentation, DataSettings):
                     f"long; leave `{name}` {shown_value(self, name)} out."
                 )
         if self.head_epochs is not None:
-            wanted = f"below `epochs` {self.num_epochs}, which include it"
+            wanted = f"below `epochs`, {self.num_epochs}, which counts the head's epochs too"
             check(self, "head_epochs", self.head_epochs < self.num_epochs, wanted)
         if self.unfrozen == ("none",):
             reason = "`stages` unfreeze nothing" if self.stages else "`unfreeze` is none"
@@ -353,7 +353,10 @@ class Config(Augmentation, DataSettings):
                     raise ConfigError(unknown_name("setting", name, names))
             return cls(**fields)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ConfigError(f"Not a saved configuration: {error}.") from None
+            raise ConfigError(
+                f"the saved settings are damaged ({error}). Restore the file from a backup, or "
+                "train again in another `workdir`."
+            ) from None
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
         """Return the fields that would change the result: {name: (own value, other's value)}.

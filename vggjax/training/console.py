@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,7 +25,7 @@ from vggjax.models.params import shapes
 from vggjax.training.config import Config, Stage
 from vggjax.training.freezing import block_of, describe_rates, label_layers
 from vggjax.training.prepare import Progress as ProgressCallback
-from vggjax.training.prepare import RunContext
+from vggjax.training.prepare import RunContext, count_trained_names
 from vggjax.training.recipes import lesson_of
 from vggjax.training.run_dir.folder import describe_duplicates
 
@@ -149,6 +150,12 @@ def _warnings(run: RunContext) -> list[str]:
         if not looks_like_slices(config.split):
             warnings.append(f"`split` {config.split} is not used: the dataset has its own splits.")
     warnings.append(_pixel_warning(run))
+    start = Path(config.start_from) if config.start_from else None
+    if start and (trained := count_trained_names(start, source, run.splits)):
+        warnings.append(
+            f"{trained:,} val and test images have the names of images that {start} was trained "
+            "on. If they are the same images, this run's metrics on them are too good."
+        )
     is_cpu = run.placement.devices[0].platform == "cpu"
     if is_cpu and config.convolution != "direct" and not winograd.is_compiled():
         warnings.append(

@@ -137,7 +137,7 @@ def _choose_devices(num_devices: int | None) -> list[jax.Device]:
         return devices
     if not 1 <= num_devices <= len(devices):
         raise ConfigError(
-            f"`devices` must be between 1 and {len(devices)}, the devices here; got {num_devices}."
+            f"`devices` must be from 1 to {len(devices)}, as many as there are; got {num_devices}."
         )
     processes = jax.process_count()
     if num_devices % processes:

@@ -318,15 +318,21 @@ def _check_start(config: Config, head: Head, source: Source, splits: dict[str, n
             f"{join_names(source.class_names)}. To use its backbone alone, give `weights` "
             f"{printable(folder / 'model.safetensors')}."
         )
-    held_out = [source.ids[i] for name in ("val", "test") for i in splits[name]]
-    split_of = read_image_splits(folder)
-    is_same = known_data_facts(folder).get("fingerprint") == source.fingerprint
-    leaked = sum(split_of.get(name) == "train" for name in held_out) if is_same else 0
-    if leaked:
+    # Of another dataset, or a changed one, the names alone are known: console.py prints a warning.
+    leaked = count_trained_names(folder, source, splits)
+    if leaked and known_data_facts(folder).get("fingerprint") == source.fingerprint:
         raise ConfigError(
-            f"{run} was trained on {leaked:,} of the {len(held_out):,} images of this run's val "
-            "and test splits. Give its `split`, `seed` and `duplicates`."
+            f"{run} was trained on {leaked:,} of the {len(splits['val']) + len(splits['test']):,} "
+            "images of this run's val and test splits. Give its `split`, `seed` and `duplicates`."
         )
+
+
+def count_trained_names(folder: Path, source: Source, splits: dict[str, np.ndarray]) -> int:
+    """Count the val and test images whose names are those of training images of another run."""
+    split_of = read_image_splits(folder)
+    return sum(
+        split_of.get(source.ids[i]) == "train" for name in ("val", "test") for i in splits[name]
+    )
 
 
 def _read_start(folder: Path) -> ModelInfo:

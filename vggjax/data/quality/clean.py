@@ -25,7 +25,7 @@ from vggjax.data.images.formats import ending_of, format_named, format_of_file
 from vggjax.data.quality.findings import Findings
 from vggjax.data.sources.source import SPLIT_WORDS, Source
 from vggjax.data.sources.tfds import is_tfds_name
-from vggjax.errors import DataError, printable
+from vggjax.errors import DataError, join_names, printable
 
 _MARKER = ".vggjax-doctor"
 """A file in an incomplete copy, which allows a later call to delete it."""
@@ -160,7 +160,9 @@ def _images_to_leave_out(findings: Findings, source: Source) -> dict[int, str]:
         )
         for i in group:
             if len(labels) > 1:
-                reasons.setdefault(i, f"the same image with {len(labels)} labels: {labels}")
+                reasons.setdefault(
+                    i, f"the same image with {len(labels)} labels: {join_names(labels)}"
+                )
             elif i != kept and kept is not None:
                 reasons.setdefault(i, f"the same pixels as {source.ids[kept]}")
     return reasons

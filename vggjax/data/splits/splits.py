@@ -55,7 +55,7 @@ def parse_split(text: str) -> Fractions | dict[str, str]:
     if not all(share > 0 for share in (train, val, test)) or abs(total - 1) > 1e-6:
         raise ConfigError(
             f"`split` must be three fractions above 0 that add up to 1, as val selects the best "
-            f"weights and test evaluates them; got {text!r}, which add up to {total:g}."
+            f"weights and test evaluates them; got {text!r} (sum {total:g})."
         )
     return train, val, test
 

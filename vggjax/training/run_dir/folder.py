@@ -193,10 +193,15 @@ def read_duplicates(workdir: Path) -> dict[str, int]:
 
 def describe_duplicates(counts: dict[str, int]) -> str:
     """Return a phrase about the duplicates among the images; empty if there are none."""
-    kinds = [f"{counts[kind]:,} {kind}" for kind in ("exact", "near") if counts.get(kind)]
+    names = {"exact": "exact duplicate", "near": "near-duplicate"}
+    kinds = [
+        f"{counts[kind]:,} {name}{'s' * (counts[kind] > 1)}"
+        for kind, name in names.items()
+        if counts.get(kind)
+    ]
     if not kinds:
         return ""
-    text = f"{' and '.join(kinds)}, each kept in one split with its original"
+    text = f"{' and '.join(kinds)}, kept in the same split"
     leaked = counts.get("leaked", 0)
     return text + (f", except {leaked:,} that the dataset has in train too" if leaked else "")
 
@@ -218,7 +223,7 @@ def _describe_change(workdir: Path, source: Source) -> str:
         if before and names:
             more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
             changes.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
-    return "; ".join(changes) or "the sizes of its images or its splits differ"
+    return "; ".join(changes) or "the labels, sizes or splits of its images differ"
 
 
 def _sha256(data: bytes) -> str:

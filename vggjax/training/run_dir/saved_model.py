@@ -75,7 +75,7 @@ def read_info(workdir: str | Path) -> ModelInfo:
     if (path.parent / "fold-1").is_dir():
         raise WeightsError(
             f"{printable(workdir)} is a cross-validation, which has one model per fold; give one "
-            f"of them as `workdir`: {printable(path.parent / 'fold-1')}."
+            f"of them instead: {printable(path.parent / 'fold-1')}."
         )
     if not path.is_file():
         raise WeightsError(
