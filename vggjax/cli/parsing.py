@@ -76,8 +76,8 @@ def _refuse(event: Any, argv: list[str], flags: list[str], command: str) -> None
             choices = list(event.choices)
             if "None" in choices:  # of an optional field, in the order of a set
                 choices = sorted({*choices} - {"None"})
-            names = ", ".join(choices)
-            message = f"{argument.display_name()} takes one of {names}; got {event.value!r}."
+            listed = ", ".join(choices)
+            message = f"{argument.display_name()} takes one of {listed}; got {event.value!r}."
         case "BadValue":
             message = _wrong_value(argument, argv)
         case "UnrecognizedArgs":
