@@ -98,7 +98,7 @@ def test_runs_in_folders_of_the_same_name_get_distinct_names(runs, tmp_path):
     [
         (["frozen", "other"], "c.html", "different classes cannot be compared.*a, b"),
         (["frozen", "frozen"], "c.html", "given twice"),
-        (["frozen", "flowers"], "c.html", "no run folder"),
+        (["frozen", "flowers"], "c.html", "not a run folder"),
         (["frozen", "fine"], "no/c.html", "--out must be a file in an existing folder"),
         (["frozen", "fine"], "c.png", r"--out must end in \.html"),
         (["frozen"], "c.html", "--out applies to the report of several runs"),

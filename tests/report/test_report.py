@@ -160,7 +160,7 @@ def test_a_run_that_was_not_evaluated_is_refused_with_the_command(run):
     (run / "eval.json").unlink()
     with pytest.raises(ConfigError, match=r"vggjax evaluate --workdir .*run"):
         write_report(run)
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="not a run folder"):
         write_report(run / "plots")
 
 

@@ -251,7 +251,7 @@ def draw_confusion(
     With more than `MAX_NUMBERED` classes there are no numbers and names, and the root of the share
     is the color, because each single confusion is then rare.
     """
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -265,7 +265,8 @@ def draw_confusion(
         axes = figure.subplots()
         # A transparent color lies well on light and dark pages alike.
         full = LIGHT["full"] if numbered else "#2f86d6"
-        colors = LinearSegmentedColormap.from_list("share", [(full, 0.0), (full, 1.0)])
+        ends = [to_rgba(full, alpha) for alpha in (0.0, 1.0)]
+        colors = LinearSegmentedColormap.from_list("share", ends)
         norm = PowerNorm(1 if numbered else 0.5, vmin=0, vmax=1)
         image = axes.imshow(shares, cmap=colors, norm=norm, interpolation="none")
         bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03)
