@@ -103,7 +103,9 @@ def test_the_page_is_written_for_every_state_of_the_data(tmp_path, write, duplic
     assert ("could not be examined" in quality) == (data == "gone")
     assert ("vggjax doctor" in quality) == (data != "gone")
     if data == "large":
-        assert ("3 exact duplicates and 1 near-duplicate" if duplicates else "none known") in quality
+        assert (
+            "3 exact duplicates and 1 near-duplicate" if duplicates else "none known"
+        ) in quality
     assert ("Folds" in page.words) == (write is cross_validated)
 
 
