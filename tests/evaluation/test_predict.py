@@ -222,10 +222,12 @@ def test_published_weights_predict_imagenet_classes_with_keras_preprocessing(
     with open("out.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     logits = np.asarray(jit_quickly(lambda images: model(images))(batch[:1]), np.float64)
-    (best,) = imagenet.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=3)
-    assert [row[f"class{i}"] for i in (1, 2, 3)] == [name for _, name, _ in best]
+    (best,) = imagenet.decode_predictions(np.exp(logits) / np.exp(logits).sum(), top=10)
+    share_of = {name: share for _, name, share in best}
     shares = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
-    expected = [share for _, _, share in best]
+    # By name and by rank: two classes may be as likely as each other up to rounding.
+    expected = [share_of[row[f"class{i}"]] for i in (1, 2, 3)]
+    np.testing.assert_allclose(shares, sorted(expected)[::-1], rtol=7 * PASS_RTOL, atol=0.5e-6)
     # Logits reach 7 (a share of 0.9 among 1000 classes), and six digits are written.
     np.testing.assert_allclose(shares, expected, rtol=7 * PASS_RTOL, atol=0.5e-6)
     assert 0.002 < shares[0] < 0.9  # otherwise another preprocessing might pass, too
