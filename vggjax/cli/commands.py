@@ -209,7 +209,7 @@ def summary(
     from vggjax.cli.tables import print_summary, summarize_model
     from vggjax.models.head import Head
 
-    found = summarize_model(
+    model_summary = summarize_model(
         model,
         image_size=image_size,
         include_top=include_top,
@@ -217,7 +217,7 @@ def summary(
         unfreeze=unfreeze,
         batch_size=batch_size,
     )
-    print_summary(found, title=f"{model}, {found.image_size} px")
+    print_summary(model_summary, title=f"{model}, {found.image_size} px")
     return 0
 
 

@@ -297,7 +297,7 @@ class Config(Augmentation, DataSettings):
 
     @property
     def base_layers(self) -> tuple[str, ...]:
-        """Names of the backbone's layers with parameters, in forward order."""
+        """The names of the backbone's layers with parameters, in forward order."""
         return find_arch(self.model).weighted_layers()
 
     @property

@@ -1,4 +1,4 @@
-"""Names of layers and parameters: the layer table's, and what the layers of a file are called.
+"""Layer and parameter names: those of the layer table, and those that files use.
 
 Keras 3.5 numbers layers by class (`conv2d_12`), a hand-written CNN has such names in every version,
 and a custom head is `dense`, `dense_1`. For these the order decides:

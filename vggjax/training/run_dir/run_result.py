@@ -34,7 +34,7 @@ class RunResult:
     splits: dict[str, np.ndarray] | None = None
     """Split -> indices into the source; None without a source, and for a cross-validation."""
     duplicates: dict[str, int] = field(default_factory=dict)
-    """Number of `exact`, `near` and `leaked` duplicates; empty where nobody looked."""
+    """Number of `exact`, `near` and `leaked` duplicates; empty if they were not searched for."""
     duplicate_groups: Duplicates | None = None
     """The result of the training's search for duplicates; None if it made none, or from files."""
 
