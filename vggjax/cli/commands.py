@@ -217,7 +217,7 @@ def summary(
         unfreeze=unfreeze,
         batch_size=batch_size,
     )
-    print_summary(model_summary, title=f"{model}, {found.image_size} px")
+    print_summary(model_summary, title=f"{model}, {model_summary.image_size} px")
     return 0
 
 
