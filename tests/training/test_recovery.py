@@ -8,12 +8,17 @@ lowered (see `spoil_weights`): the loss is then ln 3, however a training happens
 
 import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from support.cached_runs import make_config_of, spoil_weights
+from support.steps import make_step
 from support.training_runs import assert_same_log, assert_same_weights, interrupt_at
 
 from vggjax.cli.main import main
 from vggjax.errors import VggjaxError
+from vggjax.training.collapse.recovery import resume_from_eval_params
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.signals import Interrupted
 from vggjax.training.trainer import train
@@ -142,3 +147,13 @@ def test_a_run_that_recovers_and_is_killed_at_any_step_ends_with_the_same_weight
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
     assert_same_log(tmp_path / "whole", tmp_path / "broken")
     assert len(lines_of(tmp_path / "broken", "collapse")) == 1
+
+
+def test_a_recovery_continues_from_the_averaged_weights():
+    state = make_step(ema=0.9).state
+    params = jax.tree.map(jnp.zeros_like, state.params)  # collapsed; the averages are not
+    resumed = resume_from_eval_params(state._replace(params=params))
+    expected = jax.tree.leaves(state._replace(params=params).eval_params[0])
+    for leaf, average in zip(jax.tree.leaves(resumed.params), expected, strict=True):
+        np.testing.assert_array_equal(leaf, average)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(resumed.params))

@@ -3,6 +3,9 @@
 The cases are in tests/support/hostile_*.py.
 """
 
+import io
+import zipfile
+
 import h5py
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from vggjax.cli.main import main
 from vggjax.errors import CODES, WeightsError
 from vggjax.models.network import VGG
 from vggjax.models.params import extract
+from vggjax.weights.archive import open_archive
 from vggjax.weights.load import load_base, load_pretrained
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
@@ -124,3 +128,12 @@ def test_a_file_that_is_being_written_is_distinguished_from_a_damaged_one(tmp_pa
         with pytest.raises(WeightsError, match="another program is writing it") as caught:
             read_weights(tmp_path / "w.h5")
     assert caught.value.code == "E_FILE"
+
+
+def test_an_archive_with_many_small_members_is_opened():
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for number in range(500):
+            archive.writestr(f"model/data/{number}", b"")
+    with open_archive(data) as archive:
+        assert len(archive.namelist()) == 500
