@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vggjax.data.augment.fields import check, setting, shown_value
 from vggjax.data.augment.settings import NAMES as AUGMENTATION_FIELDS
-from vggjax.data.augment.settings import Augmentation, describe, is_on, resolve
+from vggjax.data.augment.settings import (
+    Augmentation,
+    check,
+    describe,
+    is_on,
+    resolve,
+    setting,
+    shown_value,
+)
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.splits.splits import parse_split
 from vggjax.errors import ConfigError, printable, unknown_name
