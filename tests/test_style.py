@@ -27,7 +27,6 @@ TWO_POSITIONAL_DEFAULTS = {
 MODULES = {
     "PIL": "pillow",
     "orbax": "orbax-checkpoint",
-    "sklearn": "scikit-learn",
     "tensorflow": "tensorflow-cpu",
     "tensorflow_datasets": "tensorflow-datasets",
 }

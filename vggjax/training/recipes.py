@@ -291,7 +291,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "digits": Recipe(
         "VGG11 from scratch on handwritten digits",
-        "The run that needs no network connection: 1,797 digits of 8x8 px come with scikit-learn. "
+        "The run that needs no network connection: 1,797 digits of 8x8 px come with vggjax. "
         "It shows every step from images to report within a minute or two, and that a large "
         "network can learn a small task from random weights.",
         _OWN,

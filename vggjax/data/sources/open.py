@@ -16,7 +16,7 @@ from vggjax.errors import DataError, nearest_name
 def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
     """Open a dataset by its name.
 
-    The name is tried, in this order, as `digits` (scikit-learn's), a CSV (`photos.csv`), an
+    The name is tried, in this order, as `digits`, a CSV (`photos.csv`), an
     existing folder (`./digits` is one), and a tfds name (`tf_flowers`, `name/config`,
     `name:1.2.3`). `data_dir` is where tfds stores datasets; None is tfds' default.
 
@@ -57,15 +57,13 @@ def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:
 
 
 def open_digits() -> Source:
-    """Open scikit-learn's 1,797 handwritten digits, 8x8 px, ten classes; no network."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    gray = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0..16
+    """Open 1,797 handwritten digits, 8x8 px, ten classes; digits.txt names their source."""
+    with np.load(Path(__file__).with_name("digits.npz")) as digits:
+        gray = np.round(digits["images"] * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0..16
+        labels = digits["labels"].astype(np.int32)
     images = np.repeat(gray[..., None], 3, axis=-1)
-    labels = digits.target.astype(np.int32)
     ids = [f"digits/{i}" for i in range(len(labels))]
-    class_names = tuple(str(name) for name in digits.target_names)
+    class_names = tuple("0123456789")
     return Source(
         name="digits",
         class_names=class_names,
