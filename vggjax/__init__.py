@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vggjax.models.params import extract as extract
     from vggjax.training.config import Config as Config
     from vggjax.training.recipes import make_config as make_config
-    from vggjax.training.run_dir.saved_model import load_model as load_model
+    from vggjax.training.run_dir.run_result import load_model as load_model
     from vggjax.weights.load import load_pretrained as load_pretrained
     from vggjax.weights.weight_file import read_weights as read_weights
     from vggjax.weights.weight_file import write_weights as write_weights
@@ -44,7 +44,7 @@ _MODULES = {
     "vggjax.models.network": ("VGG",),
     "vggjax.training.config": ("Config",),
     "vggjax.training.recipes": ("make_config",),
-    "vggjax.training.run_dir.saved_model": ("load_model",),
+    "vggjax.training.run_dir.run_result": ("load_model",),
     "vggjax.weights.load": ("load_pretrained",),
     "vggjax.weights.weight_file": ("read_weights", "write_weights"),
 }

@@ -24,8 +24,7 @@ from vggjax.training.lr_finder import RateTest, try_rates
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import RATE_FILE, RATE_PLOT, lock_workdir, unusable_workdir
 from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics
-from vggjax.training.run_dir.run_result import RunResult
-from vggjax.training.run_dir.saved_model import ModelInfo
+from vggjax.training.run_dir.run_result import ModelInfo, RunResult
 from vggjax.training.signals import Interrupted
 from vggjax.training.trainer import train
 

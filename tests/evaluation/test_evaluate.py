@@ -19,8 +19,7 @@ from vggjax.evaluation.metrics import summarize
 from vggjax.evaluation.probabilities import SplitPredictions, read_probabilities
 from vggjax.models.params import extract
 from vggjax.training.config import read_config
-from vggjax.training.run_dir.run_result import load_run_result
-from vggjax.training.run_dir.saved_model import load_model, save_model
+from vggjax.training.run_dir.run_result import load_model, load_run_result, save_model
 
 
 @pytest.fixture(scope="module")

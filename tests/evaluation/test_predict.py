@@ -19,7 +19,7 @@ from vggjax.evaluation.predict import find_images, predict_command, predict_imag
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.params import extract
-from vggjax.training.run_dir.saved_model import load_model
+from vggjax.training.run_dir.run_result import load_model
 from vggjax.weights.weight_file import write_weights
 
 

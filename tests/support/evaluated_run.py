@@ -12,7 +12,7 @@ from vggjax.evaluation.evaluate import pool_folds, predictions_csv
 from vggjax.evaluation.probabilities import SplitPredictions
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import fold_folders, make_workdir
-from vggjax.training.run_dir.saved_model import ModelInfo
+from vggjax.training.run_dir.run_result import ModelInfo
 
 
 def epochs_log(count):

@@ -16,7 +16,7 @@ from vggjax.models.network import VGG
 from vggjax.models.params import assign, extract, shapes
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import make_workdir
-from vggjax.training.run_dir.saved_model import ModelInfo, save_model
+from vggjax.training.run_dir.run_result import ModelInfo, save_model
 
 PASS_RTOL = 1e-4
 """How far two float32 passes of "tiny" over the same image may differ, relative to a probability.

@@ -12,7 +12,7 @@ from support.training_runs import interrupt_at, make_config
 from vggjax.api import cross_validate, fit
 from vggjax.errors import DataError, WeightsError
 from vggjax.training.config import Config
-from vggjax.training.run_dir.saved_model import load_model
+from vggjax.training.run_dir.run_result import load_model
 from vggjax.training.signals import Interrupted
 
 SETTINGS = {"head": "gap-classes", "split": Config.split, "epochs": 1}

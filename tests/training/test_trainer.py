@@ -37,8 +37,7 @@ from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.log import read_log
-from vggjax.training.run_dir.run_result import load_run_result
-from vggjax.training.run_dir.saved_model import load_model
+from vggjax.training.run_dir.run_result import load_model, load_run_result
 from vggjax.training.signals import Interrupted
 from vggjax.training.trainer import train
 

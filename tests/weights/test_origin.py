@@ -18,7 +18,7 @@ from vggjax.errors import ConfigError, WeightsError
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run
-from vggjax.training.run_dir.saved_model import load_model, save_model
+from vggjax.training.run_dir.run_result import load_model, save_model
 from vggjax.weights.convert import convert_file
 from vggjax.weights.digests import PUBLISHED, TORCHVISION, Digests
 from vggjax.weights.load import load_pretrained

@@ -17,7 +17,7 @@ from vggjax.errors import ConfigError, WeightsError, printable
 
 if TYPE_CHECKING:
     from vggjax.models.network import VGG
-    from vggjax.training.run_dir.saved_model import ModelInfo
+    from vggjax.training.run_dir.run_result import ModelInfo
     from vggjax.weights.weight_file import WeightFile
 
 PUBLISHED_PREPROCESSING = Preprocessing("caffe", 224, "crop", "bicubic")
@@ -66,7 +66,7 @@ def open_published(
     """
     from vggjax.models.arch import get_arch
     from vggjax.models.head import PUBLISHED_TOP
-    from vggjax.training.run_dir.saved_model import ModelInfo
+    from vggjax.training.run_dir.run_result import ModelInfo
     from vggjax.weights.load import load_pretrained, open_weights
 
     get_arch(model)

@@ -30,7 +30,7 @@ from vggjax.evaluation.imagenet import open_published
 from vggjax.evaluation.metrics import top_classes
 from vggjax.models.arch import ARCHS
 from vggjax.models.network import Network
-from vggjax.training.run_dir.saved_model import ModelInfo, load_model
+from vggjax.training.run_dir.run_result import ModelInfo, load_model
 from vggjax.training.step import make_predict_step
 
 

@@ -25,8 +25,7 @@ from vggjax.evaluation.probabilities import SplitPredictions, read_probabilities
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.log import read_log
-from vggjax.training.run_dir.run_result import RunResult, open_training_data
-from vggjax.training.run_dir.saved_model import load_model
+from vggjax.training.run_dir.run_result import RunResult, load_model, open_training_data
 
 
 @dataclass(frozen=True)

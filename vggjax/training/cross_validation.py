@@ -24,8 +24,8 @@ from vggjax.training.run_dir.folder import (
     describe_duplicates,
     find_workdir,
     fold_folders,
+    known_data_facts,
     make_workdir,
-    read_duplicates,
     unusable_workdir,
 )
 
@@ -73,7 +73,8 @@ def prepare_cross_validation(
     written = [workdir / "config.json"]
     written += [folder / SPLITS_FILE for folder in fold_folders(workdir, config)]
     if all(path.exists() for path in written):
-        return CrossValidation(config, workdir, source, None, read_duplicates(workdir))
+        counts = known_data_facts(workdir).get("duplicates", {})
+        return CrossValidation(config, workdir, source, None, counts)
     duplicates = group_duplicates(config, source, progress=progress)
     groups, counts = (duplicates.groups, duplicates.counts) if duplicates else (None, {})
     splits = make_folds(source, config.cross_validate, config.seed, groups)

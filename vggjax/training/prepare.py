@@ -42,10 +42,9 @@ from vggjax.training.run_dir.folder import (
     check_data,
     find_workdir,
     known_data_facts,
-    read_duplicates,
     read_image_splits,
 )
-from vggjax.training.run_dir.saved_model import ModelInfo, read_info
+from vggjax.training.run_dir.run_result import ModelInfo, read_info
 from vggjax.weights.load import load_base, open_weights
 from vggjax.weights.weight_file import WeightFile, read_weights
 
@@ -209,7 +208,7 @@ def _find_splits(
     """Return the splits, the number of duplicates, and a first start's search for them."""
     splits = read_splits(workdir, source)
     if splits is not None:
-        return splits, read_duplicates(workdir), None
+        return splits, known_data_facts(workdir).get("duplicates", {}), None
     duplicates = group_duplicates(config, source, progress=progress)
     groups = duplicates.groups if duplicates else None
     splits = make_splits(source, parse_split(config.split), config.seed, groups)

@@ -25,8 +25,7 @@ from vggjax.training.progress import MetricAccumulator, Throughput, TrainProgres
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir
 from vggjax.training.run_dir.log import Log
-from vggjax.training.run_dir.run_result import RunResult, load_run_result
-from vggjax.training.run_dir.saved_model import save_model
+from vggjax.training.run_dir.run_result import RunResult, load_run_result, save_model
 from vggjax.training.signals import Stop, stop_signals
 from vggjax.training.stage_loop import (
     StageLoop,

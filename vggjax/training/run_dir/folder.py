@@ -179,16 +179,14 @@ def read_data_facts(workdir: Path) -> dict[str, Any] | None:
 
 
 def known_data_facts(workdir: Path) -> dict[str, Any]:
-    """Read `data.json`; empty if it is missing or damaged."""
+    """Read `data.json`; empty if it is missing or damaged.
+
+    `duplicates`, their number by kind, is empty if the first start did not search for them.
+    """
     try:
         return read_data_facts(workdir) or {}
     except ConfigError:
         return {}
-
-
-def read_duplicates(workdir: Path) -> dict[str, int]:
-    """Read the number of duplicates that the run's first start found; empty if it did not look."""
-    return known_data_facts(workdir).get("duplicates", {})
 
 
 def describe_duplicates(counts: dict[str, int]) -> str:
