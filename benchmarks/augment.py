@@ -17,8 +17,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.measure import Call, time_in_turn
-from vggjax.data.augment.augment import augment
-from vggjax.data.augment.mix import mix
+from vggjax.data.augment.augment import augment, mix
 from vggjax.data.augment.settings import PRESETS, Augmentation, describe
 from vggjax.data.images.preprocess import Preprocessing, resize_image
 from vggjax.data.sources.open import open_source

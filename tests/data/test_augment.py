@@ -57,7 +57,7 @@ def test_each_image_is_itself_or_its_mirror_image(keys, images, dtype, axis):
 def test_what_is_off_returns_the_same_array(key):
     images = jnp.zeros((2, 4, 4, 3), jnp.uint8)
     assert module.augment(key, images, Augmentation()) is images
-    assert module.augment(key, images, Augmentation(mixup=0.2)) is images  # mix.py has it
+    assert module.augment(key, images, Augmentation(mixup=0.2)) is images  # `mix` does it
     assert module.augment(key, images, Augmentation(zoom_range=(1, 1), fill_mode="wrap")) is images
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.pixels import assert_same_pixels, jit_quickly
 
-from vggjax.data.augment.mix import find_partners, mix
+from vggjax.data.augment.augment import find_partners, mix
 from vggjax.data.augment.rng import beta
 from vggjax.training.parallel import Placement
 

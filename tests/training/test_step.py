@@ -8,7 +8,7 @@ from flax import nnx
 from sklearn.utils.class_weight import compute_class_weight
 from support.steps import BN, PLAIN, make_batch, make_feature_batch, make_step
 
-from vggjax.data.augment.mix import mix
+from vggjax.data.augment.augment import mix
 from vggjax.data.augment.settings import PRESETS, Augmentation
 from vggjax.data.images.preprocess import preprocess
 from vggjax.data.splits.splits import balanced_weights

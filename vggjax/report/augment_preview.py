@@ -11,8 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vggjax.data.augment.augment import augment
-from vggjax.data.augment.mix import mix
+from vggjax.data.augment.augment import augment, mix
 from vggjax.data.augment.settings import Augmentation, describe, is_on
 from vggjax.data.images.preprocess import Preprocessing, resize_image
 from vggjax.data.sources.open import open_source

@@ -19,8 +19,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from vggjax.data.augment.augment import augment
-from vggjax.data.augment.mix import mix
+from vggjax.data.augment.augment import augment, mix
 from vggjax.data.augment.settings import Augmentation
 from vggjax.data.images.preprocess import preprocess
 from vggjax.models.network import Network

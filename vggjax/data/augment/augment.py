@@ -2,10 +2,15 @@
 
 In and out: (N, S, S, 3), 0-255, uint8 or float, the dtype kept: uint8 is rounded once, at the end.
 `key` is one PRNG key, from which each row gets its own by its number, or (N,) keys. What happens to
-an image depends on its key alone, not on its place in the batch. mix.py has mixup and CutMix.
+an image depends on its key alone, not on its place in the batch.
 
 The draws are distributed as ImageDataGenerator's: each axis is scaled by itself, and settings.py
 has the units. Only the shifts are not swapped, as they are there (keras issue 17398).
+
+`mix` mixes images with one another, labels included: mixup and CutMix. The partner of a row is the
+next row whose mask is 1, the last one's the first: the epoch's order is random already. A row of
+mask 0, padding or unreadable, is never mixed into another. Rows are those of the global batch,
+which pmap gathers along `axis_name`: four devices mix what one would.
 """
 
 import math
@@ -13,9 +18,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from vggjax.data.augment import randaugment
-from vggjax.data.augment.rng import between, draw_numbers, noise, per_example_keys
+from vggjax.data.augment.rng import beta, between, draw_numbers, noise, per_example_keys
 from vggjax.data.augment.settings import (
     Augmentation,
     is_affine,
@@ -40,6 +46,17 @@ class Transform(NamedTuple):
     flip_vertical: jax.Array
     channel_shift: jax.Array | None
     brightness: jax.Array | None
+
+
+class Mixed(NamedTuple):
+    """A mixed batch; a row with `share` 1 is unchanged."""
+
+    images: jax.Array
+    """(N, S, S, 3), the dtype kept."""
+    other: jax.Array
+    """int32 (N,): the partner's label."""
+    share: jax.Array
+    """float32 (N,): the weight, 0 to 1, of the row's own label."""
 
 
 def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> jax.Array:
@@ -67,9 +84,10 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
         images = warp(images, matrices, fill_mode=a.fill_mode, cval=a.cval)
     else:
         if a.horizontal_flip:
-            images = _where_row(t.flip_horizontal, images[:, :, ::-1], images)
+            flips = t.flip_horizontal[:, None, None, None]
+            images = jnp.where(flips, images[:, :, ::-1], images)
         if a.vertical_flip:
-            images = _where_row(t.flip_vertical, images[:, ::-1], images)
+            images = jnp.where(t.flip_vertical[:, None, None, None], images[:, ::-1], images)
     if t.channel_shift is not None:
         images = shift_channels(images, t.channel_shift)
     if t.brightness is not None:
@@ -102,6 +120,63 @@ def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.
     box &= (number[:, 0] < probability)[:, None, None]
     filling = noise(keys, (height, width)).astype(images.dtype)
     return jnp.where(box[..., None], filling, images)
+
+
+def mix(
+    key: jax.Array,
+    images: jax.Array,
+    label: jax.Array,
+    mask: jax.Array,
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    axis_name: str | None = None,
+) -> Mixed:
+    """Mix each row with its partner by mixup or CutMix with these alphas; 0 is off.
+
+    If both are on, each row draws one of them. `key` is one key, or (N,) keys of the local rows.
+    """
+    images, label, mask = map(jnp.asarray, (images, label, mask))
+    height, width = images.shape[1:3]
+    keys = per_example_keys(key, len(images))
+    numbers = draw_numbers(keys)
+    partners, other = find_partners(images, label, mask, axis_name)
+    shares, results = [], []
+    if mixup:
+        share = beta(keys, mixup)
+        weight = share[:, None, None, None]
+        blended = images.astype(jnp.float32) * weight + partners.astype(jnp.float32) * (1 - weight)
+        shares.append(share)
+        results.append(to_dtype(blended, images.dtype))
+    if cutmix:
+        center, side = numbers["cutmix box"], jnp.sqrt(1 - beta(keys, cutmix))
+        tall, wide = side * height, side * width
+        top, left = center[:, 0] * height - tall / 2, center[:, 1] * width - wide / 2
+        box = in_box((height, width), top=top, left=left, height=tall, width=wide)
+        shares.append(1 - box.mean((1, 2), dtype=jnp.float32))
+        results.append(jnp.where(box[..., None], partners, images))
+    takes_last = (numbers["mixup or cutmix"][:, 0] < 0.5) & (len(results) == 2)
+    share = jnp.where(takes_last, shares[-1], shares[0])
+    mixed = jnp.where(takes_last[:, None, None, None], results[-1], results[0])
+    return Mixed(mixed, other, share)
+
+
+def find_partners(
+    images: jax.Array, label: jax.Array, mask: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the partners' images and labels; a row of mask 0 is its own partner."""
+    first = lax.axis_index(axis_name) * len(images) if axis_name else 0
+    own = first + jnp.arange(len(images))
+    if axis_name:
+        images, label, mask = (
+            lax.all_gather(rows, axis_name, tiled=True) for rows in (images, label, mask)
+        )
+    valid = mask > 0
+    in_order = jnp.argsort(~valid, stable=True)  # the valid rows first
+    rank = jnp.cumsum(valid) - 1
+    following = in_order[(rank + 1) % jnp.maximum(valid.sum(), 1)]
+    partner = jnp.where(valid, following, jnp.arange(len(mask)))[own]
+    return images[partner], label[partner]
 
 
 def make_transform(numbers: dict[str, jax.Array], a: Augmentation, *, size: int) -> Transform:
@@ -149,10 +224,6 @@ def to_dtype(images: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     if images.dtype == dtype or jnp.issubdtype(dtype, jnp.floating):
         return images.astype(dtype)
     return jnp.clip(jnp.round(images), 0, 255).astype(dtype)
-
-
-def _where_row(chosen: jax.Array, images: jax.Array, others: jax.Array) -> jax.Array:
-    return jnp.where(chosen[:, None, None, None], images, others)
 
 
 def _shift(numbers: jax.Array, span: int | float, size: int) -> jax.Array:

@@ -41,17 +41,12 @@ def between(numbers: jax.Array, low: float, high: float) -> jax.Array:
     return low + (high - low) * numbers
 
 
-def fold_in_keys(key: jax.Array, number: int) -> jax.Array:
-    """Derive another key from each of (N,) keys, for draws beyond the row."""
-    return jax.vmap(jax.random.fold_in, (0, None))(key, number)
-
-
 def noise(key: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Draw uint8 RGB noise for each of (N,) keys: (N, *size, 3)."""
-    bits = jax.vmap(lambda k: jax.random.bits(k, size, jnp.uint32))(fold_in_keys(key, 1))
+    bits = jax.vmap(lambda k: jax.random.bits(jax.random.fold_in(k, 1), size, jnp.uint32))(key)
     return jax.lax.bitcast_convert_type(bits, jnp.uint8)[..., :3]  # three of the four bytes
 
 
 def beta(key: jax.Array, alpha: float) -> jax.Array:
     """Draw from Beta(alpha, alpha) for each of (N,) keys: (N,)."""
-    return jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(fold_in_keys(key, 2))
+    return jax.vmap(lambda k: jax.random.beta(jax.random.fold_in(k, 2), alpha, alpha))(key)

@@ -6,7 +6,7 @@ Each field is also a flag of the command line. A message names a setting by its 
 
 Names, units and defaults are those of Keras' ImageDataGenerator, so that its calls can be copied;
 random resized crops, RandAugment, random erasing, mixup and CutMix are added. All are off by
-default. augment.py and mix.py apply them on the device.
+default. augment.py applies them on the device.
 """
 
 import dataclasses
