@@ -13,14 +13,14 @@ same steps, and the results are bit-identical.
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vggjax.data.loader import Batch
+from vggjax.data.loader import Batch, SplitLoader
 from vggjax.models.network import Network
 from vggjax.training.cache.plan import FeaturePlan
 from vggjax.training.parallel import Placement
@@ -29,17 +29,8 @@ MAX_STACK_BYTES = 2**26
 """Of one stack of batches; a few of them are on the devices at a time."""
 
 
-class BatchLoader(Protocol):
-    """A split in batches: a `SplitLoader`, or the `CachedFeatures` that replace its images."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, *args: Any, **options: Any) -> Iterator[Batch]:
-        """Yield the batches of one pass; see `SplitLoader.batches`."""
-
-
 def epoch_batches(
-    loader: BatchLoader,
+    loader: SplitLoader,
     step: int,
     until: int,
     *,

@@ -31,30 +31,16 @@ from vggjax.models.registry import find_arch
 from vggjax.weights.digests import expected_sha256
 
 RESUME_MUTABLE_FIELDS = (
-    "workdir",
-    "expect_sha256",
-    "data_dir",
-    "cache_mb",
-    "cache_features",
-    "feature_cache_mb",
-    "num_threads",
-    "max_unreadable",
-    "devices",
-    "log_every_steps",
-    "checkpoint_minutes",
-    "tensorboard",
-    "lr_find",
-    "on_collapse",
-)
+    "workdir", "expect_sha256", "data_dir", "cache_mb", "cache_features", "feature_cache_mb",
+    "num_threads", "max_unreadable", "devices", "log_every_steps", "checkpoint_minutes",
+    "tensorboard", "lr_find", "on_collapse",
+)  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it runs and not its result.
 
 Cached features agree to the last bit or two, as two compiled programs may round differently; so do
 the sums over another number of devices. A run that collapsed may be resumed with another
 `on_collapse`.
 """
-
-DEFAULT_EPOCHS = 6
-"""Epochs of a run with neither `epochs` nor `stages`."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +298,7 @@ class Config(Augmentation, DataSettings):
         """Epochs of the run: `epochs`, or the sum of the stages."""
         if self.stages:
             return sum(stage.epochs for stage in self.planned_stages)
-        return DEFAULT_EPOCHS if self.epochs is None else self.epochs
+        return 6 if self.epochs is None else self.epochs
 
     @property
     def planned_stages(self) -> tuple[Stage, ...]:

@@ -23,12 +23,7 @@ from vggjax.data.loader import SplitLoader
 from vggjax.data.quality.duplicates import Duplicates, find_duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
-from vggjax.data.splits.splits import (
-    balanced_weights,
-    make_splits,
-    parse_split,
-    read_splits,
-)
+from vggjax.data.splits.splits import balanced_weights, make_splits, parse_split, read_splits
 from vggjax.errors import ConfigError, VggjaxError, join_names, printable
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import make_convolve
@@ -153,17 +148,11 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
             steps_per_epoch=steps_per_epoch,
             steps_per_pass=steps_per_pass,
         ),
-        class_weights=_class_weights(config, source, splits),
+        class_weights=balanced_weights(source.labels[splits["train"]], len(source.class_names))
+        if config.class_weights == "balanced"
+        else None,
         weight_file=weight_file,
     )
-
-
-def _class_weights(
-    config: Config, source: Source, splits: dict[str, np.ndarray]
-) -> np.ndarray | None:
-    if config.class_weights != "balanced":
-        return None
-    return balanced_weights(source.labels[splits["train"]], len(source.class_names))
 
 
 def _open_given(config: Config) -> WeightFile | None:

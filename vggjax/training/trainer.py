@@ -21,12 +21,12 @@ from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_
 from vggjax.training.config import Config, Stage
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
 from vggjax.training.prepare import RunContext, prepare_run, resolve
-from vggjax.training.progress import MetricAccumulator, Throughput, TrainProgress
+from vggjax.training.progress import MetricAccumulator, Throughput
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir
 from vggjax.training.run_dir.log import Log
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, save_model
-from vggjax.training.signals import Stop, stop_signals
+from vggjax.training.signals import stop_signals
 from vggjax.training.stage_loop import (
     StageLoop,
     evaluate_split,
@@ -58,13 +58,6 @@ def train(config: Config, console: Console | None = None) -> RunResult:
 class Trainer:
     """Trains one run, from wherever it stands to its end."""
 
-    _checkpoints: Checkpoints
-    _log: Log
-    _progress: TrainProgress
-    _monitor: CollapseMonitor
-    _stop: Stop
-    _saved_s: float
-
     def __init__(self, context: RunContext, console: Console):
         self._context = context
         self._console = ProgressConsole(console, context.config.num_epochs)
@@ -84,16 +77,8 @@ class Trainer:
                 info = dataclasses.replace(run.info, left_out=run.left_out())
                 model = save_model(workdir, run.model, info)
                 self._stop.check(workdir)
-        return RunResult(
-            workdir=workdir,
-            config=config,
-            model=model,
-            info=info,
-            source=run.source,
-            splits=run.splits,
-            duplicates=run.duplicates,
-            duplicate_groups=run.duplicate_groups,
-        )
+        data = run.source, run.splits, run.duplicates, run.duplicate_groups
+        return RunResult(workdir, config, model, info, *data)
 
     def _train_stages(self) -> None:
         """Train what is left of all stages; leave the best weights in the model."""
