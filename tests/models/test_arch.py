@@ -4,9 +4,8 @@ import pytest
 
 from vggjax.errors import ConfigError
 from vggjax.models.arch import ARCHS, Arch, get_arch, match_layers, register_arch
-from vggjax.models.convnets import CNNS, ConvSpec
+from vggjax.models.convnets import CNNS, ConvSpec, find_arch
 from vggjax.models.head import Head
-from vggjax.models.registry import find_arch
 
 VGG16 = get_arch("vgg16").layers()
 

@@ -10,7 +10,7 @@ from support.tiny_run import make_images
 from support.training_runs import pretend_pretrained
 
 from vggjax.errors import ConfigError, DataError
-from vggjax.models.registry import find_arch
+from vggjax.models.convnets import find_arch
 from vggjax.training import prepare
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary

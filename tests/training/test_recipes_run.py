@@ -14,7 +14,7 @@ from support.training_runs import pretend_pretrained
 
 from vggjax.cli.main import main
 from vggjax.data.sources.open import open_source
-from vggjax.models.registry import find_arch
+from vggjax.models.convnets import find_arch
 from vggjax.training.recipes import RECIPES
 from vggjax.weights.weight_file import read_weights
 

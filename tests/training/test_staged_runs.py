@@ -17,7 +17,7 @@ from support.training_runs import (
     weights_of,
 )
 
-from vggjax.models.registry import find_arch
+from vggjax.models.convnets import find_arch
 from vggjax.training.batches import epoch_batches
 from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run

@@ -31,7 +31,7 @@ from vggjax.cli.main import main
 from vggjax.data.sources.open import open_source
 from vggjax.errors import ConfigError, DataError, VggjaxError
 from vggjax.evaluation.evaluate import evaluate
-from vggjax.models.registry import find_arch
+from vggjax.models.convnets import find_arch
 from vggjax.training import prepare, trainer
 from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run

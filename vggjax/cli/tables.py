@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vggjax.errors import ConfigError, unknown_name
+from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
-from vggjax.models.registry import find_arch
 from vggjax.training.recipes import RECIPES, command_of
 
 

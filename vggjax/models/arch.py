@@ -10,11 +10,14 @@ import fnmatch
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vggjax.errors import ConfigError, unknown_name
+from vggjax.errors import ConfigError, join_names, unknown_name
 from vggjax.models.head import PUBLISHED_TOP, Head
+
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Layer -> parameter -> shape."""
 
 CONVS = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -201,3 +204,29 @@ def match_layers(patterns: Iterable[str], layers: Iterable[str]) -> tuple[str, .
             choices = ("none", "all", *blocks, *layers)
             raise ConfigError(unknown_name("layer in `unfreeze`", pattern, choices))
     return tuple(name for name in layers if name in chosen)
+
+
+def shape_problems(given: Shapes, wanted: Shapes) -> dict[str, list[str]]:
+    """Return the parameters that are `missing`, `unexpected` or of `wrong shape`, if there are any.
+
+    Parameters are named as in `block1_conv1/kernel`.
+    """
+    received, expected = (
+        {f"{layer}/{k}": tuple(shape) for layer in shapes for k, shape in shapes[layer].items()}
+        for shapes in (given, wanted)
+    )
+    problems = {
+        "missing": [key for key in expected if key not in received],
+        "unexpected": [key for key in received if key not in expected],
+        "wrong shape": [
+            f"{key} is {received[key]}, the model has {expected[key]}"
+            for key in expected
+            if key in received and received[key] != expected[key]
+        ],
+    }
+    return {kind: keys for kind, keys in problems.items() if keys}
+
+
+def list_problems(problems: Mapping[str, list[str]]) -> str:
+    """Return the text of `shape_problems` for a message."""
+    return "; ".join(f"{kind}: {join_names(keys)}" for kind, keys in problems.items())

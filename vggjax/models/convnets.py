@@ -10,8 +10,8 @@ ends a block. This file imports no jax.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vggjax.errors import ConfigError
-from vggjax.models.arch import Backbone
+from vggjax.errors import ConfigError, unknown_name
+from vggjax.models.arch import ARCHS, Backbone
 from vggjax.models.head import Head
 
 PREFIX = "cnn-"
@@ -126,3 +126,21 @@ CNNS = {
 }
 """The convnets of the lessons, with their heads. `cifar10-cnn` is the network of TensorFlow's
 tutorial "Convolutional Neural Network (CNN)"."""
+
+
+def find_arch(name: str) -> Backbone:
+    """Return the network `vgg16`, `cifar10-cnn`, or of a spec such as `cnn-gray-32-pool-32`.
+
+    Raises:
+        ConfigError: there is no such network, with the nearest name, or the spec is invalid.
+    """
+    if name in ARCHS:
+        return ARCHS[name]
+    if name in CNNS:
+        return CNNS[name]
+    text = name.removeprefix(PREFIX)
+    first = text.split("-")[0]
+    if text != name and (first in ("gray", "same") or first[:1].isdecimal()):
+        return ConvSpec(text)
+    hint = f" Or spell out a convnet, as in {PREFIX}32-pool-64-pool-64."
+    raise ConfigError(unknown_name("model", name, (*ARCHS, *CNNS), hint=hint))

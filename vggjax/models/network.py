@@ -21,10 +21,10 @@ from flax import nnx
 
 from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.arch import Backbone, get_arch
+from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import convolve
 from vggjax.models.layers import BatchNorm, max_pool
-from vggjax.models.registry import find_arch
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray image (ITU-R BT.601), as in Pillow's mode L."""

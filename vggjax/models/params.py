@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax.errors import WeightsError, join_names
+from vggjax.errors import WeightsError
+from vggjax.models.arch import list_problems, shape_problems
 from vggjax.models.network import Network
 
 Weights = dict[str, dict[str, np.ndarray]]
 """Layer name -> parameter name -> float32 array; kernels are HWIO or (in, out)."""
-
 
 T = TypeVar("T")
 
@@ -60,28 +60,16 @@ def assign(
         WeightsError: parameters are missing, unexpected or of another shape; each is listed.
     """
     skip, state = set(skip), nnx.state(model, (nnx.Param, nnx.BatchStat))
-    variables = {path: v for path, v in _variables(state).items() if path[0] not in skip}
-    given = {
-        (layer, name): array
-        for layer, arrays in weights.items()
-        if layer not in skip
-        for name, array in arrays.items()
-    }
-    problems = {
-        "missing": ["/".join(path) for path in variables if path not in given],
-        "unexpected": ["/".join(path) for path in given if path not in variables],
-        "wrong shape": [
-            f"{'/'.join(path)} is {np.shape(given[path])}, the model has {tuple(variable.shape)}"
-            for path, variable in variables.items()
-            if path in given and np.shape(given[path]) != tuple(variable.shape)
-        ],
-    }
-    if any(problems.values()):
-        listed = (f"{kind}: {join_names(names)}" for kind, names in problems.items() if names)
+    given = {layer: {k: np.shape(v) for k, v in weights[layer].items()} for layer in weights}
+    problems = shape_problems(
+        *({k: v for k, v in layers.items() if k not in skip} for layers in (given, shapes(model)))
+    )
+    if problems:
         head = f"with the head {model.head}" if model.head else "without a top"
         raise WeightsError(
-            f"These weights do not fit {model.arch.name} {head}: {'; '.join(listed)}."
+            f"These weights do not fit {model.arch.name} {head}: {list_problems(problems)}."
         )
-    for path, variable in variables.items():
-        variable.set_value(jnp.asarray(given[path], jnp.float32))
+    for (layer, name), variable in _variables(state).items():
+        if layer not in skip:
+            variable.set_value(jnp.asarray(weights[layer][name], jnp.float32))
     nnx.update(model, state)

@@ -26,8 +26,8 @@ from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.splits.splits import parse_split
 from vggjax.errors import ConfigError, printable, unknown_name
 from vggjax.models.arch import match_layers
+from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
-from vggjax.models.registry import find_arch
 from vggjax.weights.digests import expected_sha256
 
 RESUME_MUTABLE_FIELDS = (

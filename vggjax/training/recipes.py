@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vggjax.errors import ConfigError, unknown_name
-from vggjax.models.registry import find_arch
+from vggjax.models.convnets import find_arch
 from vggjax.training.config import Config
 
 

@@ -1,13 +1,10 @@
 """Compare the shapes of a weight file with a model's, before any number is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from vggjax.errors import WeightsError, join_names
-from vggjax.models.arch import ARCHS, get_arch
+from vggjax.models.arch import ARCHS, Shapes, get_arch, list_problems, shape_problems
 from vggjax.weights.names import BATCH_NORM, in_base
-
-Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
-"""Layer -> parameter -> shape."""
 
 Check = Callable[[Shapes], None]
 """Called with a file's shapes before its numbers are read; raises if they do not fit."""
@@ -42,33 +39,19 @@ def check_fits(shapes: Shapes, expected: Shapes, *, name: str, model: str) -> No
         WeightsError: missing, unexpected or wrong-shape parameters, listed by name; E_TOP if only
             the top differs, E_ARCH if the file holds another network of the table.
     """
-    given, wanted = _flat(shapes), _flat(expected)
-    missing = [key for key in wanted if key not in given]
-    unexpected = [key for key in given if key not in wanted]
-    wrong = [key for key in wanted if key in given and given[key] != wanted[key]]
-    if not missing and not unexpected and not wrong:
+    problems = shape_problems(shapes, expected)
+    if not problems:
         return
-    lists = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "wrong shape": [f"{key} is {given[key]}, the model has {wanted[key]}" for key in wrong],
-    }
-    problems = "; ".join(f"{label}: {join_names(keys)}" for label, keys in lists.items() if keys)
-    code = "E_MISSING" if missing else "E_UNEXPECTED" if unexpected else "E_SHAPE"
+    codes = {"missing": "E_MISSING", "unexpected": "E_UNEXPECTED", "wrong shape": "E_SHAPE"}
+    code = codes[next(iter(problems))]
     way_out = ""
-    if not any(in_base(key.split("/")[0]) for key in (*missing, *unexpected, *wrong)):
+    if not any(in_base(key.split("/")[0]) for keys in problems.values() for key in keys):
         code, way_out = "E_TOP", _way_out(shapes, expected)
     elif (network := network_of(shapes)) and network != network_of(expected):
         code, way_out = "E_ARCH", f" The file holds {network}: set `model` to {network}."
-    raise WeightsError(f"{name}: These weights do not fit {model}: {problems}.{way_out}", code=code)
-
-
-def _flat(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{layer}/{param}": tuple(shape)
-        for layer, params in shapes.items()
-        for param, shape in params.items()
-    }
+    raise WeightsError(
+        f"{name}: These weights do not fit {model}: {list_problems(problems)}.{way_out}", code=code
+    )
 
 
 def _way_out(shapes: Shapes, expected: Shapes) -> str:

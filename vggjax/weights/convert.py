@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
-from vggjax.weights.compatibility import Shapes, network_of
+from vggjax.models.arch import Shapes
+from vggjax.weights.compatibility import network_of
 from vggjax.weights.weight_file import WeightFile, check_destination, write_weights
 
 

@@ -14,10 +14,6 @@ from vggjax.errors import WeightsError, printable
 from vggjax.weights.tensor_spans import open_regular
 
 ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications"
-LICENSE = (
-    "Creative Commons Attribution 4.0 (https://creativecommons.org/licenses/by/4.0/): Karen "
-    "Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford; converted by Keras"
-)
 _PIECE_BYTES = 2**20
 
 
@@ -54,7 +50,8 @@ PUBLISHED = (
     Published("vgg19", True, 574_710_816, "cbe5617147190e668d6c5d5026f83318"),
     Published("vgg19", False, 80_134_624, "253f8cb515780f3b799900260a226db6"),
 )
-"""Keras' four files, all under `LICENSE`; md5 as in `keras.applications`."""
+"""Keras' four files, md5 as in `keras.applications`; by Karen Simonyan and Andrew Zisserman, Visual
+Geometry Group, University of Oxford, under https://creativecommons.org/licenses/by/4.0/."""
 
 TORCHVISION = {
     "8a719046": "vgg11", "6002323d": "vgg11_bn", "19584684": "vgg13", "abd245e5": "vgg13_bn",

@@ -5,6 +5,7 @@
 top. This is the only module of weights/ that imports jax.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vggjax.errors import ConfigError, WeightsError, printable, unknown_name
-from vggjax.models.arch import Arch
+from vggjax.models.arch import Arch, Shapes
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import convolve
 from vggjax.models.network import VGG, Network
 from vggjax.models.params import assign, shapes
-from vggjax.weights.compatibility import Shapes, check_fits
+from vggjax.weights.compatibility import check_fits
 from vggjax.weights.digests import expected_sha256
 from vggjax.weights.names import in_base
 from vggjax.weights.pretrained import find_pretrained
@@ -65,17 +66,8 @@ def load_pretrained(
             "include_top=False."
         )
 
-    def build() -> VGG:
-        return VGG(
-            arch,
-            include_top=include_top,
-            head=head,
-            image_size=image_size,
-            dtype=dtype,
-            conv=conv,
-            rngs=rngs,
-        )
-
+    options: dict[str, Any] = {"image_size": image_size, "dtype": dtype, "conv": conv, "rngs": rngs}
+    build = functools.partial(VGG, arch, include_top=include_top, head=head, **options)
     if weights == "none":
         model = build()
     else:
@@ -98,11 +90,7 @@ def open_weights(
 ) -> WeightFile:
     """Open the weight file that `imagenet` or a path stands for.
 
-    Args:
-        weights: `imagenet`, the path of a weight file, or one that is open already.
-        arch: the network whose published weights `imagenet` stands for.
-        include_top: whether those must include Keras' classifier.
-        expect_sha256: refuse a file with another checksum.
+    `arch` and `include_top` say which published file `imagenet` is.
 
     Raises:
         WeightsError: there is no such file, the published weights cannot be downloaded, or the

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggjax.errors import WeightsError, printable
-from vggjax.models.arch import ARCHS, EPSILON, get_arch
-from vggjax.weights.compatibility import Shapes, check_fits, expected_base, network_of
+from vggjax.models.arch import ARCHS, EPSILON, Shapes, get_arch
+from vggjax.weights.compatibility import check_fits, expected_base, network_of
 from vggjax.weights.names import in_base
 from vggjax.weights.weight_file import WeightFile
 
