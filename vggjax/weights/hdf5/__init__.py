@@ -1,1 +1,1 @@
-"""Find arrays in untrusted HDF5 files, unpack them, and write new files."""
+"""Find arrays in untrusted HDF5 files, and unpack them."""

@@ -14,10 +14,13 @@ it. The caller preprocesses the pixels, as with Keras' own VGG.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,6 @@ import numpy as np
 
 from vggjax.errors import WeightsError, printable
 from vggjax.models.arch import EPSILON
-from vggjax.weights.hdf5.write import create_hdf5
 from vggjax.weights.names import TABLE_NAME, Layer, in_base
 
 if TYPE_CHECKING:
@@ -45,12 +47,65 @@ _MAX_METADATA_BYTES = 60_000
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # a constant: the same weights give the same bytes
 
 
+class _Sink(io.FileIO):
+    """A file that accepts whatever HDF5 writes, and keeps the first failure in `error`.
+
+    The HDF5 library alone would crash on a full disk.
+    """
+
+    error: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the whole buffer, with zeros where a failure has left a hole."""
+        count = super().readinto(buffer) or 0
+        buffer[count:] = bytes(len(buffer) - count)
+        return len(buffer)
+
+    def write(self, buffer: Any) -> int:
+        """Write the whole buffer, or nothing once something has failed."""
+        rest = memoryview(buffer)
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(buffer)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's length, or do nothing once something has failed."""
+        size = self.tell() if size is None else size
+        try:
+            if self.error is None:
+                super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size
+
+
+@contextlib.contextmanager
+def _create_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file, or replace one.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the file is then unusable.
+    """
+    import h5py
+
+    with _Sink(path, "w+") as sink:
+        try:
+            with h5py.File(sink, "w") as root:
+                yield root
+        finally:
+            if sink.error is not None:
+                raise sink.error from None
+
+
 def write_legacy_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
     """Write the layout of the published files: `/block1_conv1/block1_conv1_W_1:0`."""
     suffixes = {
         "kernel": "W_1", "scale": "gamma_1", "mean": "moving_mean_1", "var": "moving_variance_1"
     }  # fmt: skip
-    with create_hdf5(path) as file:
+    with _create_hdf5(path) as file:
         _write_metadata(file, metadata)
         layers = _with_plain_layers(weights)
         file.attrs["layer_names"] = np.array(layers, dtype="S")
@@ -72,7 +127,7 @@ def write_weights_h5(path: Path, weights: Weights, metadata: dict[str, str]) -> 
     """Write Keras 3's `.weights.h5`: `/layers/conv2d/vars/0`, numbered by class in order."""
     counts: dict[str, int] = {}
     classes = {"conv": "conv2d", "dense": "dense"}
-    with create_hdf5(path) as file:
+    with _create_hdf5(path) as file:
         _write_metadata(file, metadata)
         for layer, params in weights.items():
             kind = classes.get(Layer(layer, params).kind, "batch_normalization")
