@@ -12,8 +12,7 @@ from rich.console import Console
 
 from vggjax.atomic import write_text
 from vggjax.errors import ConfigError, VggjaxError, printable
-from vggjax.evaluation.evaluate import evaluate_split, pool_folds
-from vggjax.evaluation.probabilities import SplitPredictions
+from vggjax.evaluation.evaluate import SplitPredictions, evaluate_split, pool_folds
 from vggjax.models.network import Network
 from vggjax.report.figures import draw_rate_test
 from vggjax.report.report import write_report

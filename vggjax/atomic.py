@@ -1,11 +1,13 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and check where a user wants one."""
 
 import contextlib
 import glob
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from vggjax.errors import ConfigError, printable
 
 _STALE_S = 3600
 
@@ -47,6 +49,34 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def check_output_file(path: str | Path, *, field: str, endings: Iterable[str] = ()) -> Path:
+    """Return the path of a file that the setting `field` names.
+
+    Raises:
+        ConfigError: it is a folder, its folder does not exist, or it has none of the `endings`.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"`{field}` must be a file in an existing folder; got {printable(path)}.")
+    if endings and path.suffix.lower() not in endings:
+        choices = ", ".join(endings)
+        raise ConfigError(f"`{field}` must end in {choices}; got {printable(path.name)!r}.")
+    return path
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a setting names, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {printable(path)}: {error.strerror or error}.") from None
 
 
 def _remove_stale(path: Path) -> None:

@@ -14,9 +14,15 @@ from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
 from vggjax.errors import ConfigError, DataError, VggjaxError, WeightsError
-from vggjax.evaluation.evaluate import MAX_ROWS, evaluate, predictions_csv, print_summary
+from vggjax.evaluation.evaluate import (
+    MAX_ROWS,
+    SplitPredictions,
+    evaluate,
+    predictions_csv,
+    print_summary,
+    read_probabilities,
+)
 from vggjax.evaluation.metrics import summarize
-from vggjax.evaluation.probabilities import SplitPredictions, read_probabilities
 from vggjax.models.params import extract
 from vggjax.training.config import read_config
 from vggjax.training.run_dir.run_result import load_model, load_run_result, save_model
@@ -108,7 +114,7 @@ def test_one_sigmoid_unit_is_evaluated_as_two_classes(tmp_path):
 
 
 def test_neither_the_batch_size_nor_a_run_in_memory_changes_a_figure(run, evaluated):
-    result = load_run_result(run, require_data=True)
+    result = load_run_result(run, strict=True)
     for name in ("model.safetensors", "config.json", "data.json"):
         (run / name).unlink()  # nothing is read a second time
     expected = json.loads((evaluated / "eval.json").read_text())

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vggjax.evaluation.label_issues import class_thresholds, find_label_issues
+from vggjax.evaluation.metrics import class_thresholds, find_label_issues
 
 PROBS = np.array(
     [[0.9, 0.1, 0], [0.7, 0.3, 0], [0.2, 0.8, 0], [0.1, 0.9, 0], [0.45, 0.55, 0], [0.95, 0.05, 0]]

@@ -8,8 +8,7 @@ import numpy as np
 from vggjax.data.sources.open import open_source
 from vggjax.data.splits.splits import make_splits, parse_split
 from vggjax.evaluation import metrics
-from vggjax.evaluation.evaluate import pool_folds, predictions_csv
-from vggjax.evaluation.probabilities import SplitPredictions
+from vggjax.evaluation.evaluate import SplitPredictions, pool_folds, predictions_csv
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import fold_folders, make_workdir
 from vggjax.training.run_dir.run_result import ModelInfo

@@ -1,7 +1,7 @@
 """Evaluate a finished run on one of its splits, and write the results into its folder.
 
 In: a `RunResult`, or the folder that it is read from. Out: eval.json, the metrics of
-metrics.summarize; predictions.csv, one line per image; and all probabilities (probabilities.py).
+metrics.summarize; predictions.csv, one line per image; and all probabilities (probabilities.npz).
 For a split other than test, `-<split>` is added to their names. Images that cannot be read are
 named and left out. A cross-validation has one eval.json and predictions.csv over all folds.
 """
@@ -12,11 +12,12 @@ import io
 import json
 import platform
 import time
+import zipfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,12 +26,11 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from vggjax.atomic import write_text
+from vggjax.atomic import atomic_write, write_text
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
 from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
-from vggjax.evaluation.probabilities import SplitPredictions, write_probabilities
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.run_result import RunResult, load_run_result
@@ -38,6 +38,17 @@ from vggjax.training.step import make_predict_step
 
 MAX_ROWS = 20
 """Classes in the printed table, those with the lowest F1."""
+
+
+class SplitPredictions(NamedTuple):
+    """A model's predictions for the readable images of a split."""
+
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nothing uses
+    """int64 (N,), into the source."""
+    labels: np.ndarray
+    """int32 (N,)."""
+    probs: np.ndarray
+    """float32 (N, C), each row summing to 1."""
 
 
 def evaluate(
@@ -144,6 +155,29 @@ def predict_split(
     return predictions, loader.unreadable
 
 
+def write_probabilities(workdir: Path, split: str, predictions: SplitPredictions) -> None:
+    """Write probabilities.npz, the fields of `SplitPredictions`, for the report."""
+    with atomic_write(_path(workdir, split)) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **predictions._asdict())
+
+
+def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> SplitPredictions | None:
+    """Read the file; None if it is missing or unusable."""
+    try:
+        # np.load leaves a damaged file that it opened itself open.
+        with open(_path(workdir, split), "rb") as data, np.load(data, allow_pickle=False) as file:
+            predictions = SplitPredictions(file["index"], file["labels"], file["probs"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    rows, probs = len(predictions.index), predictions.probs
+    fits = predictions.labels.shape == (rows,) and probs.shape == (rows, num_classes)
+    return predictions if fits and rows and np.isfinite(probs).all() else None
+
+
+def _path(workdir: Path, split: str) -> Path:
+    return workdir / f"probabilities{'' if split == 'test' else f'-{split}'}.npz"
+
+
 def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
     """Write and print the metrics over all folds of a cross-validation, each evaluated before.
 
@@ -240,7 +274,7 @@ def _with_data(run: RunResult | str | Path) -> RunResult:
     """Return the run with its model and data, read from its folder if they are missing."""
     if not isinstance(run, RunResult) or run.source is None:
         workdir = run.workdir if isinstance(run, RunResult) else run
-        run = load_run_result(workdir, require_data=True)
+        run = load_run_result(workdir, strict=True)
     if run.model is None:
         folds = ", ".join(path.name for path in fold_folders(run.workdir, run.config))
         raise ConfigError(

@@ -68,25 +68,15 @@ def map_layer(model: Network, image_size: int) -> str:
     The paper uses the last convolution, the best compromise between semantics and spatial detail.
     Small images need an earlier layer; if all are too coarse, the finest is used.
     """
-    shapes = _shapes(model, image_size)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    outputs = nnx.eval_shape(lambda network, x: network(x, taps=network.layers), model, images)
     last: dict[int, str] = {}  # side of an output -> the last layer that has it
-    for name, shape in shapes.items():
+    for name in model.layers:
+        shape = outputs[name].shape
         if len(shape) == 4 and (shape[1] in last or hasattr(model, name)):
             last[shape[1]] = name
     fine = [side for side in last if side >= MIN_MAP_PX]
     return last[min(fine) if fine else max(last)]
-
-
-def _shapes(model: Network, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each layer's output for one image, in the order of the layers."""
-    graphdef, state = nnx.split(model)
-
-    def run(state: nnx.State, images: jax.Array) -> dict[str, jax.Array]:
-        return nnx.merge(graphdef, state)(images, taps=model.layers)
-
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    outputs = jax.eval_shape(run, state, images)
-    return {name: outputs[name].shape for name in model.layers}
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

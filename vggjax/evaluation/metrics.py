@@ -1,4 +1,4 @@
-"""Compute a classifier's metrics from probabilities and labels.
+"""Compute a classifier's metrics, and find doubtful labels, from probabilities and labels.
 
 In: probs (N, C), each row summing to 1, and labels (N,) in 0..C-1. Out: plain Python numbers, ready
 for JSON. A class without examples, or one that is never predicted, has precision, recall and F1 of
@@ -7,7 +7,7 @@ for JSON. A class without examples, or one that is never predicted, has precisio
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,6 +124,45 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     total = only_first + only_second
     return float(binomtest(only_first, total).pvalue) if total else 1.0
+
+
+class LabelIssue(NamedTuple):
+    """One image whose label is in doubt."""
+
+    row: int
+    """The index of the image in `probs`."""
+    suggested: int
+    """The class that the model suggests."""
+    margin: float
+    """The suggested class' probability minus the label's; larger means more doubt."""
+
+
+def find_label_issues(probs: np.ndarray, labels: np.ndarray) -> list[LabelIssue]:
+    """Return the images whose label is in doubt, the largest margin first.
+
+    The rule is confident learning's (Northcutt et al., arXiv:1911.00068): the probability of
+    another class reaches that class' threshold and is the highest that does. Only a person who
+    looks can decide whether the label or the model is wrong.
+
+    `probs` (N, C) must be of images that the model was not trained on: it agrees with a label that
+    it has learned, right or wrong. A class without images is never suggested.
+    """
+    probs, labels = np.asarray(probs, np.float64), np.asarray(labels)
+    reached = np.where(probs >= class_thresholds(probs, labels), probs, -1.0)
+    suggested = reached.argmax(1)
+    rows = np.arange(len(labels))
+    is_issue = (reached[rows, suggested] >= 0) & (suggested != labels)
+    margins = probs[rows, suggested] - probs[rows, labels]
+    order = np.argsort(-margins, kind="stable")
+    return [LabelIssue(int(i), int(suggested[i]), float(margins[i])) for i in order if is_issue[i]]
+
+
+def class_thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return each class' mean probability on its images, (C,), equation 2; inf without images."""
+    num_classes = probs.shape[1]
+    counts = np.bincount(labels, minlength=num_classes)
+    sums = np.bincount(labels, probs[np.arange(len(labels)), labels], num_classes)
+    return np.divide(sums, counts, out=np.full(num_classes, np.inf), where=counts > 0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vggjax.atomic import check_output_file, write_output
 from vggjax.data.augment.augment import augment, mix
 from vggjax.data.augment.settings import Augmentation, describe, is_on
 from vggjax.data.images.preprocess import Preprocessing, resize_image
@@ -18,9 +19,8 @@ from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.arch import MIN_SIZE_PX
-from vggjax.report.output_file import check_output_file, write_output
 from vggjax.report.plot_style import drawable, image_bytes
-from vggjax.report.thumbnails import Cell, image_grid, thumbnail
+from vggjax.report.thumbnails import Cell, image_grid, round_robin, thumbnail
 from vggjax.training.run_dir.run_result import RunResult
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -145,14 +145,10 @@ def choose_images(
     """
     among = np.arange(len(source)) if among is None else np.asarray(among)
     order = among[np.random.default_rng(seed).permutation(len(among))]
-    labels = source.labels[order]
-    rank = np.empty(len(order), np.int64)  # of an image within its class
-    for label in np.unique(labels):
-        rank[labels == label] = np.arange((labels == label).sum())
     chosen: list[int] = []
     images: list[np.ndarray] = []
     reasons: list[str] = []
-    for i in order[np.argsort(rank, kind="stable")]:
+    for i in order[round_robin(source.labels[order].tolist())]:
         if len(chosen) == rows or len(reasons) > 10 * rows:
             break
         try:

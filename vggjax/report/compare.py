@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vggjax.atomic import check_output_file, write_output
 from vggjax.data.augment.settings import NAMES as AUGMENTATION_FIELDS
 from vggjax.data.augment.settings import describe
 from vggjax.errors import ConfigError, join_names, printable
 from vggjax.evaluation.metrics import mcnemar
 from vggjax.report.facts import describe_stages, duration, short, train_command, value_text
 from vggjax.report.figures import Line, line_chart
-from vggjax.report.output_file import check_output_file, write_output
 from vggjax.report.page import render
 from vggjax.report.run_files import RunFiles, read_run
 from vggjax.training.config import RESUME_MUTABLE_FIELDS, Config

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from vggjax.atomic import check_output_file, write_output
 from vggjax.data.quality.findings import Entry, Finding, Findings
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, printable
 from vggjax.report.doctor_screen import describe_entry, describe_finding, verdict
-from vggjax.report.output_file import check_output_file, write_output
 from vggjax.report.page import render
 from vggjax.report.thumbnails import Thumbnails
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vggjax.atomic import write_text
 from vggjax.errors import printable
-from vggjax.evaluation.probabilities import SplitPredictions
+from vggjax.evaluation.evaluate import SplitPredictions
 from vggjax.report import figures, sections
 from vggjax.report.augment_preview import augmented_examples
 from vggjax.report.facts import (
@@ -32,10 +32,10 @@ from vggjax.report.facts import (
 )
 from vggjax.report.page import render
 from vggjax.report.plot_style import image_bytes, png, shorten
-from vggjax.report.run_files import RunFiles, load_run, read_run, split_predictions
+from vggjax.report.run_files import RunFiles, read_run, split_predictions
 from vggjax.report.thumbnails import Cell, Thumbnails, image_grid
 from vggjax.training.recipes import lesson_of
-from vggjax.training.run_dir.run_result import RunResult
+from vggjax.training.run_dir.run_result import RunResult, load_run_result
 
 MAX_CLASSES = 15
 """With more classes the page shows the hardest ones first, and all of them folded."""
@@ -60,7 +60,7 @@ def write_report(
         ConfigError: there is no run, or it was not evaluated on its test split yet.
     """
     files = read_run(run, evaluation=evaluation)
-    run, missing_data = load_run(run, files)
+    run = run if isinstance(run, RunResult) else load_run_result(run)
     thumbnails = Thumbnails(run.source)
     folds = files.config.cross_validate  # whose validation images are other folds' test images
     test = predictions or split_predictions(run, files, "test")
@@ -88,7 +88,7 @@ def write_report(
         "grad_cam_layer": layer,
         "grad_cam_side": side,
         "augmented": augmented,
-        "missing_data": missing_data,
+        "missing_data": run.missing_data,
         "quality": sections.data_quality(run, examine_all=doctor),
     }
     path = files.workdir / "report.html"

@@ -4,7 +4,6 @@ The input is a `RunResult` that is already in memory, or a run folder (a cross-v
 A file that is missing or damaged raises `ConfigError` with the command that writes it again.
 """
 
-import contextlib
 import csv
 import itertools
 import json
@@ -18,14 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from vggjax.data.splits.splits import read_splits
 from vggjax.errors import ConfigError, VggjaxError, printable
-from vggjax.evaluation.evaluate import predict_split
-from vggjax.evaluation.probabilities import SplitPredictions, read_probabilities
+from vggjax.evaluation.evaluate import SplitPredictions, predict_split, read_probabilities
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.log import read_log
-from vggjax.training.run_dir.run_result import RunResult, load_model, open_training_data
+from vggjax.training.run_dir.run_result import RunResult
 
 
 @dataclass(frozen=True)
@@ -109,26 +106,6 @@ def read_run(
             for record in collapses
         ],
     )
-
-
-def load_run(run: RunResult | str | os.PathLike[str], files: RunFiles) -> tuple[RunResult, str]:
-    """Load a run's dataset and model, unless `run` has them; return it, and why data is missing.
-
-    Its source, model or splits are None where they are gone or damaged.
-    """
-    if isinstance(run, RunResult):
-        return run, "" if run.source else "The dataset is gone or was changed."
-    workdir, config = files.workdir, files.config
-    model, info, source, splits, missing = None, None, None, None, ""
-    try:
-        source = open_training_data(workdir, config)
-    except VggjaxError as error:
-        missing = printable(error)
-    if source is not None and not config.cross_validate:
-        with contextlib.suppress(VggjaxError):
-            splits = read_splits(workdir, source)
-            model, info = load_model(workdir)
-    return RunResult(workdir, config, model, info, source, splits), missing
 
 
 def split_predictions(run: RunResult, files: RunFiles, split: str) -> SplitPredictions | None:

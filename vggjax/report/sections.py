@@ -4,7 +4,6 @@ An image is uint8 RGB (H, W, 3), or None where it cannot be read any more.
 """
 
 import shlex
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +21,13 @@ from vggjax.evaluation.calibration import (
     fit_temperature,
     reliability,
 )
+from vggjax.evaluation.evaluate import SplitPredictions
 from vggjax.evaluation.grad_cam import grad_cam, map_layer, overlay
-from vggjax.evaluation.label_issues import find_label_issues
-from vggjax.evaluation.metrics import log_loss, most_confused
-from vggjax.evaluation.probabilities import SplitPredictions
+from vggjax.evaluation.metrics import find_label_issues, log_loss, most_confused
 from vggjax.report.doctor_screen import describe_finding
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
-from vggjax.report.thumbnails import Cell, Thumbnails, thumbnail
+from vggjax.report.thumbnails import Cell, Thumbnails, round_robin, thumbnail
 from vggjax.training.run_dir.run_result import RunResult
 
 MAX_MISTAKES = 12
@@ -272,10 +270,5 @@ def _most_confident(predictions: SplitPredictions, *, correct: bool) -> list[int
     predicted = predictions.probs.argmax(1)
     rows = np.flatnonzero((predicted == predictions.labels) == correct)
     rows = rows[np.argsort(-predictions.probs[rows].max(1), kind="stable")]
-    counts: Counter[tuple[int, int]] = Counter()
-    ranks = []
-    for row in rows:
-        pair = int(predictions.labels[row]), int(predicted[row])
-        ranks.append(counts[pair])
-        counts[pair] += 1
-    return rows[np.argsort(ranks, kind="stable")].tolist()
+    pairs = zip(predictions.labels[rows].tolist(), predicted[rows].tolist(), strict=True)
+    return rows[round_robin(pairs)].tolist()

@@ -5,7 +5,8 @@ Images are uint8 RGB arrays (H, W, 3), or None where an image cannot be read any
 
 import base64
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -68,6 +69,16 @@ def thumbnail(image: np.ndarray, *, side_px: int = THUMBNAIL_PX) -> np.ndarray:
     method = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.BICUBIC
     # Reducing a large image by a whole factor first is fast, and good enough here.
     return np.asarray(Image.fromarray(image).resize((width, height), method, reducing_gap=2.0))
+
+
+def round_robin(keys: Iterable[Hashable]) -> np.ndarray:
+    """Return an order that takes one item of each key before a second of any, else as given."""
+    counts: Counter[Hashable] = Counter()
+    ranks = []
+    for key in keys:
+        ranks.append(counts[key])
+        counts[key] += 1
+    return np.argsort(ranks, kind="stable")
 
 
 def jpeg_uri(image: np.ndarray) -> str:

@@ -46,7 +46,7 @@ def train(config: Config, console: Console | None = None) -> RunResult:
     console = console or Console()
     if config.workdir is not None and (Path(config.workdir) / "model.json").exists():
         workdir = find_workdir(resolve(config))  # refuses other settings
-        finished = load_run_result(workdir, require_data=True)
+        finished = load_run_result(workdir, strict=True)
         console.print(f"{printable(workdir)} is already trained.", markup=False, soft_wrap=True)
         return finished
     with progress_bar(console, "comparing images") as progress:

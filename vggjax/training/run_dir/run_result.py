@@ -6,8 +6,11 @@ command scans the dataset and loads the model once.
 """
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +29,8 @@ from vggjax.models.params import Weights, assign, extract
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.folder import check_data, known_data_facts, read_data_facts
 from vggjax.weights.weight_file import read_weights, write_weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class RunResult:
     """Number of `exact`, `near` and `leaked` duplicates; empty if they were not searched for."""
     duplicate_groups: Duplicates | None = None
     """The result of the training's search for duplicates; None if it made none, or from files."""
+    missing_data: str = ""
+    """Why there is no source."""
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -128,36 +135,35 @@ class RunResult:
         return self.info.left_out if self.info else {}
 
 
-def load_run_result(workdir: str | Path, *, require_data: bool = False) -> RunResult:
+def load_run_result(workdir: str | os.PathLike[str], *, strict: bool = False) -> RunResult:
     """Read the result of a finished training from its run folder.
 
-    Without `require_data`, `source` and `splits` are None if the dataset is missing or was changed.
+    Without `strict`, the model, the source or the splits are None if missing, damaged or changed.
 
     Raises:
-        WeightsError: the training has not finished, or the model is damaged.
-        VggjaxError: there is no run, or `require_data` and its dataset is missing or was changed.
+        ConfigError: there is no run.
+        WeightsError: with `strict`, the training has not finished, or the model is damaged.
+        VggjaxError: with `strict`, the dataset is missing or was changed.
     """
-    workdir = Path(workdir)
+    workdir, reasons = Path(workdir), [""]
     config = read_config(workdir)
-    model, info = (None, None) if config.cross_validate else load_model(workdir)
-    source, splits = None, None
-    try:
-        source = open_training_data(workdir, config)
-        if not config.cross_validate:
-            splits = _read_splits(workdir, source)
-    except VggjaxError:
-        if require_data:
-            raise
-        source = None
-    return RunResult(
-        workdir,
-        config,
-        model,
-        info,
-        source,
-        splits,
-        known_data_facts(workdir).get("duplicates", {}),
-    )
+
+    def load(read: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return read(workdir, *arguments)
+        except VggjaxError as error:
+            if strict:
+                raise
+            reasons.append(printable(error))
+            return None
+
+    folds = bool(config.cross_validate)
+    model, info = (None if folds else load(load_model)) or (None, None)
+    source = load(open_training_data, config)
+    missing_data = "" if source else reasons[-1]
+    splits = None if folds or source is None else load(_read_splits, source)
+    counts = known_data_facts(workdir).get("duplicates", {})
+    return RunResult(workdir, config, model, info, source, splits, counts, None, missing_data)
 
 
 def open_training_data(workdir: Path, config: Config) -> Source:
