@@ -9,6 +9,7 @@ and exit code 2; any other exception is a bug and exits with 1 and its traceback
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 
 CODES = {
@@ -111,6 +112,14 @@ def printable(name: object) -> str:
     text = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def with_flags(message: str, fields: Iterable[str]) -> str:
+    """Write those of `fields` that a message names in backticks as flags of the command line."""
+    known = set(fields)
+    return re.sub(
+        r"`(\w+)`", lambda match: flag_of(match[1]) if match[1] in known else match[0], message
     )
 
 

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from vggjax.cli.parsing import parse, value_of
 from vggjax.data.augment.settings import Augmentation
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.errors import ConfigError, printable
 from vggjax.training.config import Config
 from vggjax.training.recipes import check_needs, recipe_fields
@@ -242,6 +243,7 @@ def doctor(
     data: Annotated[Positional[str], arg(metavar="DATA")],
     /,
     *,
+    options: Annotated[DatasetOptions, arg(name="")] = DEFAULT_OPTIONS,
     data_dir: str | None = None,
     json: bool = False,
     html: Path | None = None,
@@ -253,6 +255,7 @@ def doctor(
 
     Args:
         data: A folder, a CSV, a tfds name or digits.
+        options: How to read the dataset.
         data_dir: Where tfds keeps prepared datasets.
         json: Print the findings as JSON instead of a table.
         html: A page to write, with thumbnails.
@@ -272,7 +275,7 @@ def doctor(
         check_output(data, fix)
     console = Console(stderr=json)  # stdout holds the JSON alone
     with progress_bar(console, "reading images") as progress:
-        findings = examine(data, data_dir=data_dir, progress=progress)
+        findings = examine(data, data_dir=data_dir, options=options, progress=progress)
     if json:
         print(json_module.dumps(findings.to_json(), indent=2))
     else:
@@ -292,6 +295,7 @@ def augment_preview(
     /,
     *,
     settings: Annotated[Augmentation, arg(name="")] = Augmentation(),  # noqa: B008
+    options: Annotated[DatasetOptions, arg(name="")] = DEFAULT_OPTIONS,
     augment: str | None = None,
     image_size: int = 224,
     rows: int = 6,
@@ -304,6 +308,7 @@ def augment_preview(
         data: A folder, a CSV, a tfds name or digits.
         out: The file to write: .png, .jpg or .webp.
         settings: The augmentation.
+        options: How to read the dataset.
         augment: A named augmentation: none, flip, crop-flip or randaugment.
         image_size: Side in px of the images that the model would see.
         rows: Number of images.
@@ -321,6 +326,7 @@ def augment_preview(
         rows=rows,
         seed=seed,
         data_dir=data_dir,
+        options=options,
     )
     print(f"Preview  {printable(path)}")
     return 0

@@ -7,7 +7,6 @@ done, and one line on stderr says what to fix; 1 a bug; 130 and 143 after a Ctrl
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,10 +16,10 @@ from vggjax.cli.parsing import flags_of, parse
 from vggjax.errors import (
     ConfigError,
     VggjaxError,
-    flag_of,
     one_line_message,
     printable,
     unknown_name,
+    with_flags,
 )
 from vggjax.training.config import Config
 from vggjax.training.signals import Interrupted
@@ -101,11 +100,7 @@ def _run(argv: list[str]) -> int:
 def _with_flags(message: str) -> str:
     """Write the settings that a message names in backticks as flags: `num_threads` in the code."""
     flags = {*flags_of(Config), *(flag for run in COMMANDS.values() for flag in flags_of(run))}
-
-    def flag(match: re.Match[str]) -> str:
-        return flag_of(match[1]) if flag_of(match[1]) in flags else match[0]
-
-    return re.sub(r"`(\w+)`", flag, message)
+    return with_flags(message, (flag.removeprefix("--").replace("-", "_") for flag in flags))
 
 
 def _fail(message: str, *, code: int = 2) -> int:

@@ -16,6 +16,7 @@ from vggjax.data.augment.augment import augment, mix
 from vggjax.data.augment.settings import Augmentation, describe, is_on
 from vggjax.data.images.preprocess import Preprocessing, resize_image
 from vggjax.data.sources.open import open_source
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.arch import MIN_SIZE_PX
@@ -40,11 +41,13 @@ def write_preview(
     rows: int = 6,
     seed: int = 0,
     data_dir: str | None = None,
+    options: DatasetOptions = DEFAULT_OPTIONS,
 ) -> Path:
     """Write the preview of a dataset as a PNG, JPEG or WebP file, by its ending.
 
     Raises:
-        ConfigError: the file cannot be written, or a number is out of range.
+        ConfigError: the file cannot be written, a number is out of range, or an option does not
+            apply to the dataset.
         DataError: there is no such dataset, or none of its images can be read.
     """
     path = check_output_file(out, field="out", endings=FORMATS)
@@ -56,7 +59,7 @@ def write_preview(
         if not low <= value <= high:
             raise ConfigError(f"`{name}` must be from {low} to {high}{unit}; got {value}.")
     preprocessing = Preprocessing(image_size=image_size)
-    source = open_source(dataset, data_dir=data_dir)
+    source = open_source(dataset, data_dir=data_dir, options=options)
     _check_outside(path, source)
     indices, images = choose_images(source, preprocessing, rows=rows, seed=seed)
     draws = augmented_draws(images, source.labels[indices], augmentation, seed=seed)

@@ -4,6 +4,7 @@ File names are printed safely and never broken across lines; long lists are cut.
 findings.py and the page of doctor_page.py are complete.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from rich.table import Table
 from vggjax.data.quality.clean import CleanCopy
 from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.source import Source
-from vggjax.errors import printable
+from vggjax.errors import printable, with_flags
+from vggjax.training.config import Config
 
 MAX_ENTRIES = 10
 MAX_MEMBERS = 3
@@ -25,6 +27,8 @@ UNCOUNTED = ("refused", "imbalance", "uneven", "note")
 
 UNFIXED = ("near_duplicate", "tiny", "extreme_aspect", "imbalance")
 """Problems that `--fix` leaves to the user."""
+
+_FIELDS = [field.name for field in fields(Config)]
 
 
 def print_findings(console: Console, findings: Findings) -> None:
@@ -79,7 +83,7 @@ def verdict(findings: Findings) -> str:
 
 def describe_entry(kind: str, entry: Entry, source: Source | None) -> str:
     """Describe one case: its images, joined by `=` where they are duplicates, and its text."""
-    text = printable(entry.text)
+    text = with_flags(printable(entry.text), _FIELDS)
     if kind == "adapted":
         return f"{text}: {len(entry.images):,}"
     if source is None or not entry.images:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vggjax.data.augment.settings import describe
+from vggjax.data.sources.options import DatasetOptions
 from vggjax.errors import flag_of, join_names, printable
 from vggjax.report.run_files import RunFiles
 from vggjax.training.config import Config
@@ -124,8 +125,21 @@ def train_command(config: Config) -> str:
 
     The run folder is left out, because in it the command would find the run finished.
     """
-    words = ["vggjax", "train"]
-    for name, value in _changed_settings(config).items():
+    return _command(["vggjax", "train"], _changed_settings(config))
+
+
+def doctor_command(config: Config) -> str:
+    """Return the `vggjax doctor ...` that examines a run's dataset, read as the run read it."""
+    options = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(DatasetOptions)
+        if getattr(config, field.name) != field.default
+    }
+    return _command(["vggjax", "doctor", config.dataset], options | {"html": "doctor.html"})
+
+
+def _command(words: list[str], settings: dict[str, Any]) -> str:
+    for name, value in settings.items():
         if isinstance(value, bool):
             words.append(flag_of(name if value else f"no_{name}"))
         else:

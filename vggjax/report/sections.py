@@ -3,7 +3,6 @@
 An image is uint8 RGB (H, W, 3), or None where it cannot be read any more.
 """
 
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from vggjax.evaluation.evaluate import SplitPredictions
 from vggjax.evaluation.grad_cam import grad_cam, map_layer, overlay
 from vggjax.evaluation.metrics import find_label_issues, log_loss, most_confused
 from vggjax.report.doctor_screen import describe_finding
+from vggjax.report.facts import doctor_command
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
 from vggjax.report.thumbnails import Cell, Thumbnails, round_robin, thumbnail
@@ -162,7 +162,7 @@ def data_quality(run: RunResult, *, examine_all: bool = False) -> dict[str, Any]
         everything. A dataset that is gone is not examined, a large one only with `examine_all`.
     """
     config, source = run.config, run.source
-    command = f"vggjax doctor {shlex.quote(printable(config.dataset))} --html doctor.html"
+    command = doctor_command(config)
     values = {"examined": False, "findings": [], "command": command}
     if source is None or not (examine_all or _is_small(source)):
         return values

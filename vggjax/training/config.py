@@ -23,6 +23,7 @@ from vggjax.data.augment.settings import (
     shown_value,
 )
 from vggjax.data.images.preprocess import Preprocessing
+from vggjax.data.sources.options import DatasetOptions
 from vggjax.data.splits.splits import parse_split
 from vggjax.errors import ConfigError, printable, unknown_name
 from vggjax.models.arch import match_layers
@@ -55,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where images come from, and how they are split, decoded and resized."""
+    """Where the images and the results are."""
 
     dataset: str = setting("digits", non_empty=True)
     """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), a CSV file with
@@ -70,6 +71,12 @@ class DataSettings:
 
     data_dir: str | None = None
     """Where tfds keeps prepared datasets; None is its default."""
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """How images are split, decoded and resized."""
+
     split: str = "0.8,0.1,0.1"
     """Shares of train,val,test, stratified by class, for a dataset without splits; or slices of its
     splits, as in train[:80%],train[80%:90%],train[90%:]."""
@@ -101,10 +108,10 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class Config(Augmentation, DataSettings):
+class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     """The settings of one run: data, augmentation, model, training and bookkeeping.
 
-    A dataclass has the fields of its last base class first, so this is their order in --help.
+    A dataclass has the fields of its last base class first, so --help begins with the data.
     """
 
     model: str = "vgg16"
@@ -218,6 +225,7 @@ class Config(Augmentation, DataSettings):
             ConfigError: what cannot be run, with the fix.
         """
         super().__post_init__()  # types, choices and bounds of all fields
+        DatasetOptions.__post_init__(self)
         match_layers(self.unfreeze, self.base_layers)
         find_arch(self.model).check_size(self.image_size)
         Head.parse(self.head)

@@ -1,5 +1,6 @@
 """The terminal output of a run: its summary, a progress bar, and a line per epoch."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from rich.table import Table
 from vggjax.data.augment.settings import describe
 from vggjax.data.splits.slices import looks_like_slices
 from vggjax.data.splits.splits import split_notes
-from vggjax.errors import join_names, printable
+from vggjax.errors import join_names, printable, with_flags
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
 from vggjax.training.config import Config, Stage
@@ -161,7 +162,8 @@ def _warnings(run: RunContext) -> list[str]:
             "The frozen layers have random weights. Use pretrained `weights`, or set `unfreeze` "
             "to all."
         )
-    return [warning for warning in warnings if warning]
+    fields = [field.name for field in dataclasses.fields(Config)]
+    return [with_flags(warning, fields) for warning in warnings if warning]
 
 
 def _pixel_warning(run: RunContext) -> str:

@@ -66,7 +66,7 @@ def prepare_cross_validation(
 ) -> CrossValidation:
     """Open the data, find the run folder and make the folds; write nothing."""
     config = resolve(config)
-    source = open_source(config.dataset, data_dir=config.data_dir)
+    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)

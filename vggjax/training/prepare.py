@@ -101,7 +101,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     config = resolve(config, weight_file)
     placement = Placement(config.parallel, num_devices=config.devices)
     placement.check_batch_size(config.batch_size)
-    source = open_source(config.dataset, data_dir=config.data_dir)
+    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
     head = Head.parse(config.head).for_classes(len(source.class_names))
     workdir = find_workdir(config)
     check_outside(workdir, source)

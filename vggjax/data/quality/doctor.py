@@ -14,6 +14,7 @@ from vggjax.data.images.formats import format_named, format_of_file
 from vggjax.data.quality.duplicates import Duplicates, find_duplicates
 from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.open import scan_source
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import Scan, Source
 from vggjax.data.splits.splits import balanced_weights, make_splits, split_notes
 from vggjax.errors import DataError
@@ -50,6 +51,7 @@ def examine(
     source: Source | None = None,
     duplicates: Duplicates | None = None,
     data_dir: str | None = None,
+    options: DatasetOptions = DEFAULT_OPTIONS,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
@@ -61,13 +63,18 @@ def examine(
         duplicates: `find_duplicates(source)`, if that was called already; no image is then decoded
             again. From `near=False`, near-duplicates are missing.
         data_dir: where tfds stores datasets.
+        options: how to read the dataset.
         num_threads: threads that decode; None is one per core.
         progress: called with (done, total) while images are decoded.
 
     Raises:
         DataError: there is no such dataset.
+        ConfigError: an option that does not apply to it.
     """
-    scan = Scan(source) if source is not None else scan_source(dataset, data_dir=data_dir)
+    if source is not None:
+        scan = Scan(source)
+    else:
+        scan = scan_source(dataset, data_dir=data_dir, options=options)
     entries: _Entries = defaultdict(list)
     for kind, texts in (
         ("refused", scan.faults),

@@ -23,6 +23,7 @@ from vggjax.data.quality.similarity import (
     is_near_duplicate,
 )
 from vggjax.data.sources.source import Source
+from vggjax.data.splits.stratify import connect
 from vggjax.errors import DataError
 
 _READ_CHUNK = 32
@@ -94,7 +95,8 @@ def find_duplicates(
                 is_first = exact_groups == np.arange(len(source))
                 candidates = np.flatnonzero(is_first & images.comparable)
                 pairs = _near_pairs(images.hashes, images.thumbs, candidates, threads)
-                groups = _unite(exact_groups, pairs)
+                equal = np.stack([np.arange(len(source)), exact_groups], 1)
+                groups = connect(len(source), np.concatenate([equal, pairs]))
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
     return Duplicates(groups, exact_groups, images.unreadable, images.sizes, images.notes)
@@ -191,16 +193,3 @@ def _close(rows: np.ndarray, columns: np.ndarray, offset: int) -> np.ndarray:
     later = column + offset > row
     row, column = row[later], column[later]
     return np.stack([row, column + offset, distances[row, column].astype(np.int64)])
-
-
-def _unite(groups: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Merge the groups of each pair; a group's number is its smallest index."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    count = len(groups)
-    one, other = np.concatenate([np.stack([np.arange(count), groups], 1), pairs]).T
-    graph = coo_array((np.ones(len(one), bool), (one, other)), (count, count))
-    _, labels = connected_components(graph, directed=False)
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return first[inverse]

@@ -19,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import SPLIT_WORDS, ImageFile, Scan, make_file_source, nearest_path
 from vggjax.errors import DataError, join_names, nearest_name, printable, unknown_name
 
@@ -49,7 +50,7 @@ def is_csv(dataset: str) -> bool:
     return dataset.lower().endswith(EXTENSIONS) and not os.path.isdir(os.path.expanduser(dataset))
 
 
-def scan_csv(path: str | os.PathLike[str]) -> Scan:
+def scan_csv(path: str | os.PathLike[str], options: DatasetOptions = DEFAULT_OPTIONS) -> Scan:
     """Open a CSV of images, collecting the errors in its rows.
 
     Raises:

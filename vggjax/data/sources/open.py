@@ -1,19 +1,36 @@
 """Open a dataset by its name: `digits`, a folder of images, a CSV, or a tfds name."""
 
+import dataclasses
 import os
-from pathlib import Path
+import re
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.sources.csv import is_csv, scan_csv
 from vggjax.data.sources.folder import scan_folder
-from vggjax.data.sources.source import Scan, Source, fingerprint, nearest_path
+from vggjax.data.sources.options import (
+    CSV_OPTIONS,
+    DEFAULT_OPTIONS,
+    FOLDER_OPTIONS,
+    DatasetOptions,
+)
+from vggjax.data.sources.source import (
+    Scan,
+    Source,
+    describe_groups,
+    fingerprint,
+    nearest_path,
+    number_groups,
+)
 from vggjax.data.sources.tfds import is_tfds_name, open_tfds, tfds_names
-from vggjax.errors import DataError, nearest_name
+from vggjax.errors import ConfigError, DataError, nearest_name
 
 
-def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
+def open_source(
+    dataset: str, *, data_dir: str | None = None, options: DatasetOptions = DEFAULT_OPTIONS
+) -> Source:
     """Open a dataset by its name.
 
     The name is tried, in this order, as `digits`, a CSV (`photos.csv`), an
@@ -22,28 +39,36 @@ def open_source(dataset: str, *, data_dir: str | None = None) -> Source:
 
     Raises:
         DataError: there is no such dataset (the nearest name is given), or it is unusable.
+        ConfigError: an option that does not apply to the dataset, or names what it lacks.
     """
-    scan = scan_source(dataset, data_dir=data_dir)
+    scan = scan_source(dataset, data_dir=data_dir, options=options)
     if scan.faults:
         raise DataError(scan.faults[0])
     assert scan.source is not None
     return scan.source
 
 
-def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:
+def scan_source(
+    dataset: str, *, data_dir: str | None = None, options: DatasetOptions = DEFAULT_OPTIONS
+) -> Scan:
     """Open a dataset as `open_source` does, collecting its errors instead of raising them.
 
     Raises:
         DataError: there is nothing to scan.
+        ConfigError: an option that does not apply to the dataset, or names what it lacks.
     """
     if dataset == "digits":
+        options.check_only((), "digits")
         return Scan(open_digits())
     if is_csv(dataset):
-        return scan_csv(dataset)
+        options.check_only(CSV_OPTIONS, "a CSV")
+        return _group_by_name(scan_csv(dataset, options), options)
     is_path = dataset.startswith((".", "~", "/", os.sep)) or "\\" in dataset
     if is_path or os.path.exists(dataset):
-        return scan_folder(dataset)
+        options.check_only(FOLDER_OPTIONS, "a folder")
+        return _group_by_name(scan_folder(dataset), options)
     if is_tfds_name(dataset):
+        options.check_only((), "a tfds dataset")
         return Scan(open_tfds(dataset, data_dir=data_dir))
     folder = nearest_path(Path(dataset), Path.is_dir)
     known = [*([folder] if folder else []), "digits", *tfds_names()]
@@ -54,6 +79,25 @@ def scan_source(dataset: str, *, data_dir: str | None = None) -> Scan:
         f"{suggestion} `dataset` takes digits, a folder (FOLDER/<class>/*.jpg), a CSV (photos.csv) "
         f"or a tfds name (tf_flowers)."
     )
+
+
+def _group_by_name(scan: Scan, options: DatasetOptions) -> Scan:
+    """Group the images by `group_pattern`, if it is given."""
+    source, pattern = scan.source, options.group_pattern
+    if source is None or pattern is None:
+        return scan
+    stems = [PurePath(image_id.replace("\\", "/")).stem for image_id in source.ids]
+    matches = [re.search(pattern, stem) for stem in stems]
+    names = [match[1] or "" if match else "" for match in matches]
+    if not any(names):
+        raise ConfigError(
+            f"`group_pattern` {pattern!r} finds no group in the file names; the first one is "
+            f"{stems[0]!r}."
+        )
+    note = f"{describe_groups(names)} by `group_pattern` {pattern!r}."
+    notes = (*source.notes, note)
+    groups = number_groups(names)
+    return dataclasses.replace(scan, source=dataclasses.replace(source, groups=groups, notes=notes))
 
 
 def open_digits() -> Source:

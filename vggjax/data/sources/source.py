@@ -39,6 +39,12 @@ class Source:
     """Index -> the decoded image; raises `DataError` with nothing but the reason."""
     fingerprint: str
     """SHA-256 of class names, ids, labels, splits and sizes; identifies the dataset."""
+    groups: np.ndarray | None = None
+    """int64 (N,): images with the same number (of one patient, one scene) stay in one split where
+    the splits are made here; None without groups."""
+    targets: np.ndarray | None = None
+    """bool (N, C): the labels of each image, any number of them; None if each image has one label,
+    the one in `labels`."""
     root: Path | None = None
     """The folder that holds exactly these images, if there is one."""
     path: Callable[[int], Path | None] = lambda i: None
@@ -67,6 +73,8 @@ class ImageFile(NamedTuple):
     """train, val, test, or empty."""
     size: int
     """In bytes."""
+    group: str = ""
+    """The name of its group; empty if it is in none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +135,29 @@ def make_file_source(
         read=lambda i: read_image(locate(ids[i])),
         fingerprint=fingerprint(class_names, ids, labels, splits, [file.size for file in files]),
         root=root,
+        groups=number_groups([file.group for file in files]),
         path=lambda i: locate(ids[i]),
         notes=(*_class_notes(class_names), *notes),
     )
+
+
+def number_groups(names: Sequence[str]) -> np.ndarray | None:
+    """Return each image's group as the index of its first image, int64 (N,); None without groups.
+
+    An image without a name of a group is alone.
+    """
+    if not any(names):
+        return None
+    first: dict[str, int] = {}
+    numbers = [first.setdefault(name, i) if name else i for i, name in enumerate(names)]
+    return np.asarray(numbers, np.int64)
+
+
+def describe_groups(names: Sequence[str]) -> str:
+    """Describe groups for a note: their number, and how many images are in none."""
+    text = f"{len({*names} - {''}):,} groups of images, each in one split,"
+    alone = sum(not name for name in names)
+    return f"{text} and {alone:,} images in none," if alone else text
 
 
 def nearest_path(path: Path, is_candidate: Callable[[Path], bool]) -> str | None:

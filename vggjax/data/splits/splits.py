@@ -16,7 +16,7 @@ import numpy as np
 
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.slices import looks_like_slices, parse_slices, resolve_slices
-from vggjax.data.splits.stratify import count_distinct, stratified_split
+from vggjax.data.splits.stratify import count_distinct, merge_groups, stratified_split
 from vggjax.errors import ConfigError, DataError, join_names, printable
 
 SPLITS = ("train", "val", "test")
@@ -70,12 +70,14 @@ def make_splits(
 
     The size of a class in a split is its fraction, rounded by the largest remainder, and at least
     one. A split missing from the official ones is split off official train with its renormalized
-    fraction: 0.1 next to 0.8 is one ninth. Examples with the same number in `groups`, int (N,),
-    stay in the same split where this function splits; groups of one example change nothing.
+    fraction: 0.1 next to 0.8 is one ninth. Examples with the same number in `groups`, int (N,), or
+    in the source's own groups stay in the same split where this function splits; groups of one
+    example change nothing.
 
     Raises:
         DataError: a split without images, or without one of the classes; with the counts.
     """
+    groups = merge_groups(source.groups, groups)
     if isinstance(split, dict):
         splits, fractions = resolve_slices(source, split), FRACTIONS
     else:
@@ -106,6 +108,7 @@ def make_folds(
         DataError: a class with fewer distinct images than folds.
     """
     everything = np.arange(len(source))
+    groups = merge_groups(source.groups, groups)
     distinct = count_distinct(source.labels, groups, len(source.class_names))
     if few := [(n, int(c)) for n, c in zip(source.class_names, distinct, strict=True) if c < k]:
         least = min(count for _, count in few)

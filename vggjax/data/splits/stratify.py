@@ -54,6 +54,29 @@ def count_distinct(labels: np.ndarray, groups: np.ndarray | None, num_classes: i
     return np.bincount(labels, minlength=num_classes)
 
 
+def connect(count: int, pairs: np.ndarray) -> np.ndarray:
+    """Return each example's group, the smallest index that pairs, int (K, 2), connect it with."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    one, other = pairs.T
+    graph = coo_array((np.ones(len(one), bool), (one, other)), (count, count))
+    _, labels = connected_components(graph, directed=False)
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def merge_groups(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    """Return the groups, int (N,), of the examples that either grouping keeps together."""
+    if one is None or other is None:
+        return other if one is None else one
+    pairs = []
+    for groups in (one, other):
+        _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+        pairs.append(np.stack([np.arange(len(groups)), first[inverse]], 1))
+    return connect(len(one), np.concatenate(pairs))
+
+
 class _Assigner:
     """Assigns units to parts, one by one: a unit is a group, or a single image."""
 

@@ -173,7 +173,7 @@ def open_training_data(workdir: Path, config: Config) -> Source:
             f"{printable(workdir / 'data.json')} is missing, so the dataset that the model was "
             "trained on cannot be identified. Train again in another `workdir`."
         )
-    source = open_source(config.dataset, data_dir=config.data_dir)
+    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
     check_data(workdir, source)
     return source
 
