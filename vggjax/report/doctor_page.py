@@ -8,11 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vggjax.atomic import check_output_file, write_output
 from vggjax.data.quality.findings import Entry, Finding, Findings
-from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, printable
 from vggjax.report.doctor_screen import describe_entry, describe_finding, verdict
 from vggjax.report.page import render
@@ -48,7 +45,7 @@ def write_doctor_page(findings: Findings, path: str | Path) -> Path:
         ConfigError: for the reasons of `check_doctor_page`.
     """
     path = check_doctor_page(path, dataset=findings.dataset)
-    source = findings.source
+    source, classes = findings.source, findings.classes()
     thumbnails = Thumbnails(source)
     context = {
         "name": printable(Path(findings.dataset).name or findings.dataset),
@@ -56,8 +53,9 @@ def write_doctor_page(findings: Findings, path: str | Path) -> Path:
         "clean": not findings.problems,
         "verdict": verdict(findings),
         "tiles": _tiles(findings),
-        "classes": [] if source is None else _classes(findings, source),
-        "splits": [split for split in findings.counts() if split],
+        "classes": [row | {"name": printable(row["name"])} for row in classes],
+        "largest": max((row["images"] for row in classes), default=1) or 1,
+        "splits": list(classes[0]["splits"]) if classes else [],
         "problems": [_section(item, findings, thumbnails) for item in findings.problems],
         "remarks": [_section(item, findings, thumbnails) for item in findings.remarks],
         "fix": f"vggjax doctor {shlex.quote(printable(findings.dataset))} --fix CLEANED",
@@ -83,21 +81,6 @@ def _tiles(findings: Findings) -> list[tuple[str, str]]:
     if source.splits:
         tiles.append((counts.get("leaked", 0), "leaked"))
     return [(f"{count:,}", text) for count, text in tiles]
-
-
-def _classes(findings: Findings, source: Source) -> list[dict[str, Any]]:
-    counts, names = findings.counts(), source.class_names
-    total = sum(counts.values(), np.zeros(len(names), np.int64))
-    return [
-        {
-            "name": printable(name),
-            "splits": [count[label] for split, count in counts.items() if split],
-            "images": total[label],
-            "share": total[label] / max(1, total.max()),
-            "weight": None if findings.weights is None else findings.weights[label],
-        }
-        for label, name in enumerate(names)
-    ]
 
 
 def _section(item: Finding, findings: Findings, thumbnails: Thumbnails) -> dict[str, Any]:

@@ -7,7 +7,6 @@ findings.py and the page of doctor_page.py are complete.
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -41,7 +40,7 @@ def print_findings(console: Console, findings: Findings) -> None:
         if duplicates is not None and duplicates.unreadable:
             text += f", {total - len(duplicates.unreadable):,} of them readable"
         _print(console, text)
-        console.print(_class_table(findings, source.class_names))
+        console.print(_class_table(findings))
     for title, items, style in (
         ("Problems", findings.problems, "bold red"),
         ("Remarks", findings.remarks, "bold"),
@@ -117,24 +116,22 @@ def _print_finding(console: Console, finding: dict[str, Any]) -> None:
     _print_more(console, finding["more"])
 
 
-def _class_table(findings: Findings, names: tuple[str, ...]) -> Table:
-    counts = findings.counts()
-    total = sum(counts.values(), np.zeros(len(names), np.int64))
+def _class_table(findings: Findings) -> Table:
+    rows = findings.classes()
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("class", overflow="fold")
-    splits = [split for split in counts if split]
-    for split in (*splits, "images", "balanced weight"):
+    for split in (*rows[0]["splits"], "images", "balanced weight"):
         table.add_column(split, justify="right", no_wrap=True)
-    order = list(range(len(names)))
-    if len(names) > MAX_CLASSES:  # the smallest ones may lack images
-        order = sorted(np.argsort(total, kind="stable")[:MAX_CLASSES].tolist())
-        table.caption = f"the {MAX_CLASSES} smallest of {len(names):,} classes"
-    for label in order:
+    if len(rows) > MAX_CLASSES:  # the smallest ones may lack images
+        table.caption = f"the {MAX_CLASSES} smallest of {len(rows):,} classes"
+        smallest = sorted(rows, key=lambda row: row["images"])[:MAX_CLASSES]
+        rows = [row for row in rows if row in smallest]
+    for row in rows:
         table.add_row(
-            escape(printable(names[label])),
-            *(f"{counts[split][label]:,}" for split in splits),
-            f"{total[label]:,}",
-            "" if findings.weights is None else f"{findings.weights[label]:.3f}",
+            escape(printable(row["name"])),
+            *(f"{size:,}" for size in row["splits"].values()),
+            f"{row['images']:,}",
+            "" if row["weight"] is None else f"{row['weight']:.3f}",
         )
     return table
 

@@ -75,14 +75,11 @@ def examine(
         scan = Scan(source)
     else:
         scan = scan_source(dataset, data_dir=data_dir, options=options)
+    texts = {"refused": scan.faults, "empty_class": scan.empty}
+    texts |= {"missing": scan.missing, "loose": scan.loose}
     entries: _Entries = defaultdict(list)
-    for kind, texts in (
-        ("refused", scan.faults),
-        ("empty_class", scan.empty),
-        ("missing", scan.missing),
-        ("loose", scan.loose),
-    ):
-        entries[kind] += [Entry(text=text) for text in texts]
+    for kind in texts:
+        entries[kind] += [Entry(text=text) for text in texts[kind]]
     source, weights = scan.source, None
     if source is not None:
         if duplicates is None:

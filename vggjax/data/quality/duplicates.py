@@ -90,7 +90,8 @@ def find_duplicates(
         try:
             images = _Images(source, near=near)
             images.decode(threads, progress)
-            exact_groups = groups = _group_equal(images.digests, images.unreadable)
+            _, first, inverse = np.unique(images.digests, return_index=True, return_inverse=True)
+            exact_groups = groups = first[inverse]
             if near:
                 is_first = exact_groups == np.arange(len(source))
                 candidates = np.flatnonzero(is_first & images.comparable)
@@ -108,7 +109,7 @@ class _Images:
     def __init__(self, source: Source, *, near: bool) -> None:
         count = len(source)
         self._source, self._near = source, near
-        self.digests = np.zeros(count, "V16")  # of shape and pixels
+        self.digests = np.zeros(count, "V16")  # of shape and pixels; each unreadable one differs
         self.hashes = np.zeros(count, np.uint64)
         self.thumbs = np.zeros((count if near else 0, THUMB_PX**2), np.uint8)
         self.comparable = np.zeros(count, bool)  # large enough for a perceptual hash
@@ -135,6 +136,7 @@ class _Images:
         try:
             pixels, notes = self._source.read(i)
         except DataError as error:
+            self.digests[i] = np.void(i.to_bytes(16, "little"))
             return str(error)
         height, width = pixels.shape[:2]
         self.sizes[i] = width, height
@@ -147,14 +149,6 @@ class _Images:
             self.hashes[i], self.thumbs[i] = signature[0], signature[1].ravel()
             self.comparable[i] = True
         return None
-
-
-def _group_equal(digests: np.ndarray, unreadable: dict[int, str]) -> np.ndarray:
-    groups = np.arange(len(digests))
-    readable = np.delete(groups, list(unreadable))
-    _, first, inverse = np.unique(digests[readable], return_index=True, return_inverse=True)
-    groups[readable] = readable[first[inverse]]
-    return groups
 
 
 def _near_pairs(

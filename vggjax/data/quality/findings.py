@@ -118,13 +118,22 @@ class Findings:
         """Return the entries of one kind."""
         return next((item.entries for item in self.items if item.kind == kind), ())
 
-    def counts(self) -> dict[str, np.ndarray]:
-        """Return the class sizes, split -> int64 (C,); the key is "" without official splits."""
+    def classes(self) -> list[dict[str, Any]]:
+        """Return each class's `name`, number of `images`, `splits` (name -> size) and `weight`."""
         if self.source is None:
-            return {}
+            return []
         parts = self.source.splits or {"": np.arange(len(self.source))}
-        labels, num_classes = self.source.labels, len(self.source.class_names)
-        return {name: np.bincount(labels[i], minlength=num_classes) for name, i in parts.items()}
+        labels, names, weights = self.source.labels, self.source.class_names, self.weights
+        counts = {part: np.bincount(labels[i], minlength=len(names)) for part, i in parts.items()}
+        return [
+            {
+                "name": name,
+                "images": sum(int(count[label]) for count in counts.values()),
+                "splits": {part: int(count[label]) for part, count in counts.items() if part},
+                "weight": None if weights is None else round(float(weights[label]), 6),
+            }
+            for label, name in enumerate(names)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything for `json.dump`; file names may not be valid UTF-8."""
@@ -137,25 +146,10 @@ class Findings:
             "readable": num_images - num_unreadable,
             "exact_duplicates": self.duplicates.exact if self.duplicates else 0,
             "near_duplicates": self.duplicates.near if self.duplicates else 0,
-            "classes": self._classes_to_json(),
+            "classes": self.classes(),
             "problems": self._items_to_json(self.problems),
             "remarks": self._items_to_json(self.remarks),
         }
-
-    def _classes_to_json(self) -> list[dict[str, Any]]:
-        counts, weights = self.counts(), self.weights
-        classes = []
-        for label, name in enumerate(() if self.source is None else self.source.class_names):
-            sizes = {split: int(count[label]) for split, count in counts.items()}
-            classes.append(
-                {
-                    "name": name,
-                    "images": sum(sizes.values()),
-                    "splits": {split: size for split, size in sizes.items() if split},
-                    "weight": None if weights is None else round(float(weights[label]), 6),
-                }
-            )
-        return classes
 
     def _items_to_json(self, items: Iterable[Finding]) -> list[dict[str, Any]]:
         return [
