@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).parents[1] / "vggjax"
 ROOMS = (
     "errors",
     "atomic",
+    "download",
     "models",
     "weights",
     "data",

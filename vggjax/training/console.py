@@ -185,10 +185,21 @@ def _pixel_warning(run: RunContext) -> str:
 
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
-    """Show a bar on a terminal during the `with`; yield the function (done, total) to move it."""
-    with _make_progress(console) as progress:
-        task = progress.add_task(title, total=None, metrics="")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    """Yield the function (done, total) that moves a bar, shown on a terminal from its first call on.
+
+    What runs before that call, such as a download, may show a bar of its own.
+    """
+    progress = _make_progress(console)
+    task = progress.add_task(title, total=None, metrics="")
+
+    def move(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield move
+    finally:
+        progress.stop()
 
 
 def _make_progress(console: Console) -> Progress:

@@ -9,18 +9,13 @@ that it was converted from the published file.
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from vggjax.download import PROBE_S, DownloadError, RemoteFile, byte_bar, download
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.digests import PUBLISHED, Published
 from vggjax.weights.weight_file import WeightFile
-
-PROBE_S = 5.0
-"""Seconds to wait for the server's first answer before giving up on the network."""
-
-_READ_TIMEOUT_S = 30.0
 
 
 def cache_dir() -> Path:
@@ -98,20 +93,13 @@ def _problem_of_converted(file: WeightFile, entry: Published) -> str | None:
 
 def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFile:
     target = cache_dir() / entry.file_name
-    reason = _probe(entry.url, probe_s)
-    if reason is None:
-        # The same name in every process, so that the next one resumes an interrupted download.
-        part = target.with_name(f".{target.name}.part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(entry, part)
-            if problem := _problem(WeightFile(part), entry):
-                part.unlink()
-                raise OSError(f"the download is damaged and was removed: {problem}")
-            os.replace(part, target)
-            return WeightFile(target)
-        except OSError as error:  # requests' errors are OSErrors as well
-            reason = printable(error)
+    file = RemoteFile(entry.url, entry.file_name, entry.size_bytes, entry.md5)
+    try:
+        with byte_bar(entry.file_name) as progress:
+            download(file, target, progress=progress, probe_s=probe_s)
+        return WeightFile(target)
+    except DownloadError as error:
+        reason = error
     listed = f" Skipped: {'; '.join(skipped)}." if skipped else ""
     raise WeightsError(
         f"The published weights of {entry.arch} are not on this machine and cannot be downloaded "
@@ -120,53 +108,3 @@ def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFil
         f"file of your own; or set `weights` to none.",
         code="E_FILE",
     )
-
-
-def _fetch(entry: Published, part: Path) -> None:
-    """Download to `part`, resuming an earlier attempt; an `OSError` keeps it for the next one."""
-    import requests
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-
-    start = part.stat().st_size if part.is_file() else 0
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    with requests.get(entry.url, headers=headers, stream=True, timeout=_READ_TIMEOUT_S) as response:
-        if response.status_code == 416:  # no byte follows, so this is not a part of the file
-            part.unlink()
-            raise OSError("an earlier download was longer than the file and was removed")
-        response.raise_for_status()
-        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            start = 0
-        length = int(response.headers.get("Content-Length", 0)) + start
-        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-        with (
-            open(part, "ab" if start else "wb") as file,
-            Progress(*columns, console=Console(stderr=True)) as progress,
-        ):
-            task = progress.add_task(entry.file_name, total=length, completed=start)
-            for piece in response.iter_content(2**20):
-                file.write(piece)
-                progress.advance(task, len(piece))
-    if part.stat().st_size != length:
-        raise OSError("the connection ended early; the same command resumes the download")
-
-
-def _probe(url: str, timeout_s: float) -> str | None:
-    """Ask the server for the file's header; return why it cannot be downloaded, or None."""
-    import requests
-
-    answer: list[str | None] = [f"no answer within {timeout_s:g} s"]
-
-    def ask() -> None:
-        try:
-            response = requests.head(url, timeout=timeout_s, allow_redirects=True)
-            ok = response.status_code == 200
-            answer[0] = None if ok else f"the server answers {response.status_code}"
-        except requests.RequestException as error:
-            answer[0] = f"no connection: {type(error).__name__}"
-
-    # A thread, because name resolution takes no timeout and may hang for minutes.
-    thread = threading.Thread(target=ask, daemon=True, name="vggjax-probe")
-    thread.start()
-    thread.join(timeout_s)
-    return answer[0]
