@@ -9,6 +9,7 @@ ROOMS = (
     "errors",
     "atomic",
     "download",
+    "csv_text",
     "models",
     "weights",
     "data",

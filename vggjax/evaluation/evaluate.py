@@ -6,9 +6,7 @@ For a split other than test, `-<split>` is added to their names. Images that can
 named and left out. A cross-validation has one eval.json and predictions.csv over all folds.
 """
 
-import csv
 import functools
-import io
 import json
 import platform
 import time
@@ -27,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from vggjax.atomic import atomic_write, write_text
+from vggjax.csv_text import csv_line, csv_rows
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
@@ -242,28 +241,24 @@ def predictions_csv(
     names = tuple(map(printable, class_names))
     columns = ["id", "split", "truth", "guess", "probability", "truth_probability", "correct"]
     with_top = len(names) > TOP_K
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*columns, f"top{TOP_K}"] if with_top else columns)
+    lines = [csv_line([*columns, f"top{TOP_K}"] if with_top else columns)]
     top_rows = top_classes(predictions.probs)
     for index, label, probs, top in zip(*predictions, top_rows, strict=True):
         shares = [f"{probs[top[0]]:.6f}", f"{probs[label]:.6f}"]
         row = [printable(ids[index]), split, names[label], names[top[0]], *shares]
         top_names = ["; ".join(names[i] for i in top)] if with_top else []
-        writer.writerow([*row, int(label == top[0]), *top_names])
-    return file.getvalue()
+        lines.append(csv_line([*row, int(label == top[0]), *top_names]))
+    return "".join(lines)
 
 
 def _join_predictions(folders: list[Path]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    joined: list[list[str]] = []
     for folder in folders:
-        with open(folder / "predictions.csv", encoding="utf-8", newline="") as lines:
-            header, *rows = csv.reader(lines)
-        if not file.tell():
-            writer.writerow(header)
-        writer.writerows([image_id, folder.name, *rest] for image_id, _, *rest in rows)
-    return file.getvalue()
+        with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
+            header, *rows = csv_rows(file)
+        joined += [] if joined else [header]
+        joined += [[image_id, folder.name, *rest] for image_id, _, *rest in rows]
+    return "".join(map(csv_line, joined))
 
 
 def _write_result(path: Path, result: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vggjax.csv_text import csv_rows
 from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import SplitPredictions, predict_split, read_probabilities
 from vggjax.training.config import Config, read_config
@@ -63,13 +64,14 @@ class RunFiles:
         path = self.workdir / "predictions.csv"
         try:
             with open(path, encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
+                header, *lines = csv_rows(file)
+            rows = [dict(zip(header, line, strict=True)) for line in lines]
             for row in rows:
                 shares = float(row["probability"]), float(row["truth_probability"])
                 texts = row["id"], row["truth"], row["guess"], row["correct"]
-                if None in texts or not all(0 <= share <= 1 for share in shares):
+                if not all(texts) or not all(0 <= share <= 1 for share in shares):
                     raise ValueError("a value is missing or out of range")
-        except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        except (OSError, ValueError, KeyError, csv.Error):
             message = f"{printable(path)} is missing or damaged; evaluate the run again."
             raise ConfigError(message) from None
         return rows

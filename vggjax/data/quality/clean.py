@@ -8,7 +8,6 @@ the extension of their content and names that every operating system accepts. Th
 under another name and renamed when complete; `OUT.doctor.csv` next to it lists every change.
 """
 
-import csv
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from unicodedata import normalize
 import numpy as np
 
 from vggjax.atomic import atomic_write
+from vggjax.csv_text import csv_line
 from vggjax.data.images.formats import ending_of, format_named, format_of_file
 from vggjax.data.quality.findings import Findings
 from vggjax.data.sources.source import SPLIT_WORDS, Source
@@ -269,4 +269,4 @@ def _describe_without_files(dataset: str) -> str:
 def _write_table(path: Path, changes: list[Change]) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         rows = [(change.id, change.action, change.target, change.reason) for change in changes]
-        csv.writer(file).writerows([("path", "action", "target", "reason"), *rows])
+        file.writelines(map(csv_line, [("path", "action", "target", "reason"), *rows]))

@@ -19,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from vggjax.csv_text import original_text
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import SPLIT_WORDS, ImageFile, Scan, make_file_source, nearest_path
 from vggjax.errors import DataError, join_names, nearest_name, printable, unknown_name
@@ -120,7 +121,7 @@ def _read_rows(path: Path, *, exact: bool) -> tuple[list[str], list[_Row]]:
                     f"Line {line} of {name} has {len(cells)} cells, the first line has "
                     f"{len(columns)}. Quote names that contain a {_DELIMITERS[delimiter]}."
                 )
-            values = defaultdict(str, zip(columns, cells, strict=False))
+            values = defaultdict(str, zip(columns, map(original_text, cells), strict=False))
             split = values["split"].strip().lower()
             rows.append(_Row(line, values["path"], values["label"], SPLIT_WORDS.get(split, split)))
     except csv.Error as error:

@@ -8,12 +8,12 @@ together (stratify.py), and each split has each class, unless a class has too fe
 """
 
 import csv
-import io
 import os
 from pathlib import Path
 
 import numpy as np
 
+from vggjax.csv_text import csv_line, csv_rows
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.slices import looks_like_slices, parse_slices, resolve_slices
 from vggjax.data.splits.stratify import count_distinct, merge_groups, stratified_split
@@ -162,9 +162,7 @@ def splits_text(source: Source, splits: dict[str, np.ndarray]) -> str:
     rows = [
         (source.ids[i], source.class_names[source.labels[i]], split_of[i]) for i in sorted(split_of)
     ]
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *rows])
-    return file.getvalue()
+    return "".join(map(csv_line, [_COLUMNS, *rows]))
 
 
 def read_splits(folder: str | os.PathLike[str], source: Source) -> dict[str, np.ndarray] | None:
@@ -180,7 +178,7 @@ def read_splits(folder: str | os.PathLike[str], source: Source) -> dict[str, np.
     splits: dict[str, list[int]] = {name: [] for name in SPLITS}
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file)
+            rows = csv_rows(file)
             if next(rows, None) != _COLUMNS:
                 raise ValueError(f"its first line is not {','.join(_COLUMNS)}")
             for image_id, label, split in rows:

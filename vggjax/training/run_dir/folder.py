@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from vggjax.atomic import write_text
+from vggjax.csv_text import csv_rows
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, splits_text
 from vggjax.errors import ConfigError, DataError, printable
@@ -209,8 +210,10 @@ def read_image_splits(workdir: Path) -> dict[str, str]:
     path = workdir / SPLITS_FILE
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return {row["path"]: row["split"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, TypeError, csv.Error):
+            header, *rows = csv_rows(file)
+        path_column, split_column = header.index("path"), header.index("split")
+        return {row[path_column]: row[split_column] for row in rows}
+    except (OSError, ValueError, IndexError, csv.Error):
         return {}
 
 
