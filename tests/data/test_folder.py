@@ -74,7 +74,9 @@ def test_skipped_files_below_split_folders_are_noted(tmp_path):
     put_all(tmp_path, *(f"{split}/{name}" for split in ("train", "test") for name in PLAIN))
     put_all(tmp_path, ".git/x", "train/.old/1.png", "test/loose.png", "train/a/x.heic", "all.zip")
     scan = scan_folder(tmp_path)
-    assert scan.loose == ("test/loose.png",)
+    assert [(seen.kind, seen.cases) for seen in scan.observations] == [
+        ("loose", ("test/loose.png",))
+    ]
     text = " ".join(scan.source.notes)
     for word in ("'.git', 'train/.old'", "'test/loose.png'", "'all.zip'", "1 .heic"):
         assert word in text

@@ -21,7 +21,10 @@ MAX_ENTRIES = 10
 MAX_MEMBERS = 3
 MAX_CLASSES = 30
 
-UNCOUNTED = ("refused", "imbalance", "uneven", "note")
+UNCOUNTED = (
+    *("refused", "layout", "masks", "passed_over"),
+    *("imbalance", "uneven", "unlabeled", "note"),
+)
 """Kinds whose entries are sentences; their number has no meaning."""
 
 UNFIXED = ("near_duplicate", "tiny", "extreme_aspect", "imbalance")

@@ -7,12 +7,13 @@ import os
 import re
 
 _ENDINGS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp"),
     "PNG": (".png",),
     "WEBP": (".webp",),
     "GIF": (".gif",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
 
 FORMATS = tuple(_ENDINGS)
@@ -28,6 +29,7 @@ _SIGNATURES = {
     "GIF": rb"GIF8",
     "BMP": rb"BM",
     "TIFF": rb"II\*\x00|MM\x00\*",
+    "PPM": rb"P[1-6]\s",
     "HEIC or AVIF": rb".{4}ftyp",
     "EPS": rb"%!PS",
     "PDF": rb"%PDF",
@@ -50,6 +52,16 @@ def format_of_file(path: str | os.PathLike[str]) -> str | None:
     except OSError:
         return None
     return next((name for name in FORMATS if _COMPILED[name].match(start)), None)
+
+
+def format_of_content(path: str | os.PathLike[str]) -> str | None:
+    """Return the image format, read here or not, whose signature a file begins with, if any."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError:
+        return None
+    return next((name for name, known in _COMPILED.items() if known.match(start)), None)
 
 
 def format_named(name: str) -> str | None:

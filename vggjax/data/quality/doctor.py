@@ -75,11 +75,14 @@ def examine(
         scan = Scan(source)
     else:
         scan = scan_source(dataset, data_dir=data_dir, options=options)
-    texts = {"refused": scan.faults, "empty_class": scan.empty}
-    texts |= {"missing": scan.missing, "loose": scan.loose}
     entries: _Entries = defaultdict(list)
-    for kind in texts:
-        entries[kind] += [Entry(text=text) for text in texts[kind]]
+    for kind, texts in (
+        ("refused", scan.faults),
+        ("empty_class", scan.empty),
+        ("missing", scan.missing),
+        *((seen.kind, seen.cases or (seen.note,)) for seen in scan.observations),
+    ):
+        entries[kind] += [Entry(text=text) for text in texts]
     source, weights = scan.source, None
     if source is not None:
         if duplicates is None:
@@ -89,7 +92,8 @@ def examine(
         _add_sizes(entries, duplicates)
         _add_formats(entries, source, duplicates)
         weights = _add_classes(entries, scan, source, duplicates)
-        entries["note"] += [Entry(text=note) for note in source.notes]
+        listed = {seen.note for seen in scan.observations}
+        entries["note"] += [Entry(text=note) for note in source.notes if note not in listed]
     items = tuple(Finding(kind, tuple(entries[kind])) for kind in KINDS if entries[kind])
     return Findings(dataset, source, duplicates, items, weights)
 

@@ -25,6 +25,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     "refused": Kind("problem", "Training refuses it", "training stops at once with this error"),
+    "layout": Kind("problem", "Folder layout", "the class folders may not be the classes"),
+    "masks": Kind("problem", "Masks", "images that mark regions of other images"),
+    "passed_over": Kind("problem", "Images passed over", "in formats that are not read"),
     "empty_class": Kind("problem", "Empty classes", "class folders without images"),
     "missing": Kind("problem", "Missing files", "named by a CSV, or the target of a link"),
     "empty_file": Kind("problem", "Empty files", "zero bytes"),
@@ -48,6 +51,7 @@ KINDS = {
     "imbalance": Kind("problem", "Class imbalance", "10 to 1 or more: use balanced class weights"),
     "misnamed": Kind("remark", "Misnamed files", "the content has another format than the name"),
     "loose": Kind("remark", "Without a class", "images next to the class folders, skipped"),
+    "unlabeled": Kind("remark", "Unlabeled folders", "not used for training"),
     "small_pictures": Kind("remark", "Small images", "a side below 32 px, as most images here"),
     "uneven": Kind("remark", "Uneven classes", "the largest class is 3 times the smallest"),
     "adapted": Kind("remark", "Converted images", "converted to 8-bit RGB when decoded"),

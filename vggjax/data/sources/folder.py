@@ -2,20 +2,47 @@
 
 The scan is sorted and opens no image; an image is recognized by its extension. Classes are
 numbered by their sorted names, as in Keras (as strings: "1", "10", "2"). Images in subfolders of a
-class folder belong to the class. Links are followed, but never into an ancestor and never twice
-into the same folder. Hidden files, `__MACOSX`, files that are not images and images next to the
-class folders are skipped; `Source.notes` mentions those that a user might miss.
+class folder belong to the class. With `label_from` name, the label is a part of the file name, and
+folders other than the splits say nothing.
+
+Split folders are recognized by a word in their names (layout.py); a single folder in one, as in
+`seg_train/seg_train/<class>`, is entered. A split other than train without class folders is not
+labeled, and not used. Links are followed, but never into an ancestor and never twice into the same
+folder. Hidden files, `__MACOSX`, files that are not images and images next to the class folders
+are skipped; `Source.notes` mentions those that a user might miss.
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from vggjax.data.images.formats import ENDINGS
+from vggjax.data.images.formats import ENDINGS, format_of_content
+from vggjax.data.sources.layout import (
+    UNLABELED,
+    describe_level,
+    find_label_pattern,
+    find_masks,
+    find_split_folders,
+    first_groups,
+    says_nothing,
+)
+from vggjax.data.sources.listing import (
+    by_ending,
+    describe_endings,
+    has_image,
+    list_folder,
+    list_subfolders,
+    list_tree,
+    sort_out,
+    visible,
+)
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import (
-    SPLIT_WORDS,
     ImageFile,
+    Observation,
     Scan,
     make_file_source,
     nearest_path,
@@ -24,9 +51,14 @@ from vggjax.errors import DataError, join_names, printable
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_TABLES = (".csv", ".tsv")
+_USUAL_SPLITS = ("", "train", "validation", "val", "valid", "test")
+
+MAX_PASSED_OVER = 0.05
+"""The fraction of a folder's image files in other formats from which they are a problem."""
 
 
-def scan_folder(folder: str | os.PathLike[str]) -> Scan:
+def scan_folder(folder: str | os.PathLike[str], options: DatasetOptions = DEFAULT_OPTIONS) -> Scan:
     """Scan a folder of images, collecting its errors.
 
     Raises:
@@ -34,7 +66,7 @@ def scan_folder(folder: str | os.PathLike[str]) -> Scan:
     """
     root = Path(folder).expanduser()
     if root.is_dir():
-        return _Scanner(root).scan()
+        return _Scanner(root, options).scan()
     if root.exists():
         raise DataError(
             f"{printable(root)} is a file, not a folder. If it is an archive, unpack it and give "
@@ -46,194 +78,347 @@ def scan_folder(folder: str | os.PathLike[str]) -> Scan:
 
 
 class _Scanner:
-    """One scan of a folder; collects images, errors and skipped files."""
+    """One scan of a folder; collects images, errors and what is worth a note."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: DatasetOptions) -> None:
         self.root = root
+        self.options = options
         self.files: list[ImageFile] = []
         self.faults: list[str] = []
         self.empty: list[str] = []
         self.loose: list[str] = []
         self.others: list[str] = []
         self.hidden: list[str] = []
+        self.passed_over: list[str] = []
+        self.split_folders: dict[str, str] = {}
+        self.pattern = options.label_pattern
+        self.notes: list[str] = []
+        self.observations: list[Observation] = []
 
     def scan(self) -> Scan:
         split_folders = self._find_splits()
         if split_folders:
-            self._list_top("")
-        parts = [
-            (split, self._scan_classes(folder, split))
-            for folder, split in split_folders or [("", "")]
-        ]
-        self._compare_splits(parts)
-        for paths in (self.hidden, self.loose, self.others):
-            paths.sort()  # the disk's order is arbitrary
+            self.loose += self._list_top("")[1]
+        scan_part = self._scan_names if self.options.label_from == "name" else self._scan_classes
+        class_names: dict[str, list[str]] = {}
+        for folder, split in split_folders or [("", "")]:
+            class_names[split] = scan_part(folder, split, class_names.get("train", []))
+        if any(name.lower() not in _USUAL_SPLITS for name in self.split_folders.values()):
+            text = ", ".join(f"{name} is {folder!r}" for name, folder in self.split_folders.items())
+            self.notes.append(f"Split folders: {text}. Give one alone to split it by `split`.")
+        self._compare_splits(class_names)
+        self._observe_files()
         filled = {file.label for file in self.files}
         if len(filled) == 1 and not self.faults:
             self._add_single_class(*filled)
-        class_names = tuple(sorted({name for _, names in parts for name in names}))
+        notes = (*self.notes, *(observation.note for observation in self.observations))
         return Scan(
             source=make_file_source(
                 self.root.resolve().name,
-                class_names,
+                tuple(sorted({name for names in class_names.values() for name in names})),
                 self.files,
                 locate=lambda image_id: self.root / image_id,
                 root=self.root,
-                notes=self._notes(),
+                notes=notes,
             )
             if filled
             else None,
             faults=tuple(self.faults),
             empty=tuple(self.empty),
-            loose=tuple(self.loose),
+            observations=tuple(self.observations),
         )
 
     def _find_splits(self) -> list[tuple[str, str]]:
         """Return (folder, split) of the split folders, train first; none if all are classes."""
-        names = _visible(_list_folder(self.root)[0])
-        splits = {name: SPLIT_WORDS[name.lower()] for name in names if name.lower() in SPLIT_WORDS}
-        words = list(splits.values())
-        root = printable(self.root)
-        if "train" in words and 1 < len(splits) < len(names):
-            others = _quoted(name for name in names if name not in splits)
-            self.faults.append(
-                f"{root} has other folders next to its split folders: {others}. Remove them, or "
-                f"give one of the folders alone."
-            )
-        elif len(splits) < len(names):
+        names = list_subfolders(self.root)
+        splits = find_split_folders(names)
+        words = [split for split in splits.values() if split != UNLABELED]
+        others = [name for name in names if name not in splits]
+        if others and not ("train" in words and len(splits) > 1):
             return []
-        if len(set(words)) < len(words):
-            self.faults.append(f"{root} has two folders for one split: {', '.join(names)}.")
+        self._refuse_others(others)
+        if len({*words}) < len(words):
+            self.faults.append(
+                f"{printable(self.root)} has two folders for one split: {_quoted(splits)}."
+            )
         if splits and "train" not in words:
             self.faults.append(
-                f"{root} has {', '.join(names)} but no train folder. {_LAYOUT} To split one set of "
-                f"images by `split`, give the folder that contains the class folders."
+                f"{printable(self.root)} has {', '.join(names)} but no train folder. {_LAYOUT} To "
+                f"split one set of images by `split`, give the folder that contains the class "
+                f"folders."
             )
-        order = ("train", "val", "test")
+        order = ("train", "val", "test", UNLABELED)
         return sorted(splits.items(), key=lambda item: order.index(item[1]))
 
-    def _compare_splits(self, parts: list[tuple[str, list[str]]]) -> None:
-        train = [name for split, names in parts for name in names if split == "train"]
-        for split, names in parts:
+    def _refuse_others(self, others: list[str]) -> None:
+        """Refuse folders with images next to the split folders, and note those without any."""
+        filled = [name for name in others if has_image(self.root / name)]
+        if rest := [name for name in others if name not in filled]:
+            self.notes.append(f"Skipped folders without images: {_quoted(rest)}.")
+        if not filled:
+            return
+        copies = [name for name in filled if find_split_folders(list_folder(self.root / name)[0])]
+        hint = f" {copies[0]!r} has split folders itself." if copies else ""
+        self.faults.append(
+            f"{printable(self.root)} has other folders next to its split folders: "
+            f"{_quoted(filled)}.{hint} Remove them, or give one of the folders alone."
+        )
+
+    def _compare_splits(self, class_names: dict[str, list[str]]) -> None:
+        train = class_names.get("train", [])
+        for split, names in class_names.items():
             extra = [name for name in names if name not in train]
             if extra and train:
+                near = [(name, _same_letters(name, train)) for name in extra]
+                hints = [f"{name!r} may be {other!r}" for name, other in near if other]
+                hint = f" {join_names(hints, most=5)}." if hints else ""
                 self.faults.append(
                     f"The {split} folder of {printable(self.root)} has classes that train lacks: "
-                    f"{_quoted(extra)}. Train has {_quoted(train)}."
+                    f"{_quoted(extra)}. Train has {_quoted(train)}.{hint}"
                 )
 
     def _add_single_class(self, name: str) -> None:
+        top = self.root / PurePosixPath(self.files[0].id).parent
         inside = self.root / name
         # The top folder of an unpacked archive?
-        is_wrapper = inside.is_dir() and len(_visible(_list_folder(inside)[0])) > 1
+        is_wrapper = inside.is_dir() and len(list_subfolders(inside)) > 1
         suggestion = f" Did you mean {printable(inside)!r}?" if is_wrapper else ""
+        if not suggestion:
+            suggestion = self._suggest_labels(top, [file.id for file in self.files])
         self.faults.append(
             f"{printable(self.root)} has only one class, {name!r}; training needs at least 2."
             f"{suggestion} {_LAYOUT}"
         )
 
-    def _scan_classes(self, below: str, split: str) -> list[str]:
-        """Collect the images of all class folders directly below; return the classes' names."""
-        top = printable(self.root / below)
-        names, has_images = self._list_top(below)
-        if not names:
-            content = "images but no class folders" if has_images else "no class folders"
-            self.faults.append(f"{top} has {content}. {_LAYOUT}")
-        if empty := [name for name in names if not self._scan_class(below, name, split)]:
-            self.empty += [_join(below, name) for name in empty]
-            self.faults.append(
-                f"{top} has class folders without images: {_quoted(empty)}. Fill or delete them. "
-                f"Images are {' '.join(ENDINGS)}."
+    def _suggest_labels(self, top: Path, images: list[str]) -> str:
+        """Return where the labels of images without class folders may be: their names, a CSV."""
+        suggestion = ""
+        if found := find_label_pattern(images):
+            text = join_names((f"{label} {n}" for label, n in found[1].items()), most=5)
+            suggestion = (
+                f" The file names give {len(found[1])} classes ({text}): set `label_from` to name."
             )
+        folders = [top, top.parent, self.root]
+        if find_split_folders([self.root.name]):
+            folders.append(self.root.parent)
+        tables = [
+            folder / name
+            for folder in dict.fromkeys(folders)
+            for name in list_folder(folder)[1]
+            if name.lower().endswith(_TABLES)
+            and (folder == folders[-1] or folder.is_relative_to(self.root))
+        ]
+        if tables:
+            names = join_names((repr(printable(path)) for path in tables), most=3)
+            suggestion += f" If a CSV has their labels, give it as `dataset`: {names}."
+        return suggestion
+
+    def _scan_classes(self, folder: str, split: str, train: list[str]) -> list[str]:
+        """Collect the images of all class folders in a folder; return the classes' names."""
+        below = self._enter(folder, split, train) if split else folder
+        top = self.root / below
+        names, images, _ = self._list_top(below)
+        if split == UNLABELED or (split in ("val", "test") and images and not names):
+            self._add_unlabeled(folder)
+            return []
+        self.split_folders[split] = below
+        if names:
+            self.loose += images
+        else:
+            content = "images but no class folders" if images else "no class folders"
+            hint = self._suggest_labels(top, images) if images else ""
+            self.faults.append(f"{printable(top)} has {content}.{hint} {_LAYOUT}")
+        others = {name: self._scan_class(below, name, split) for name in names}
+        filled = {file.label for file in self.files if file.split == split}
+        if empty := [name for name in names if name not in filled]:
+            self.empty += [_join(below, name) for name in empty]
+            self._refuse_empty(top, {name: others[name] for name in empty}, filled)
+        elif split in ("", "train"):
+            self._observe_level(below, names, split)
         return names
 
-    def _list_top(self, below: str) -> tuple[list[str], bool]:
-        """Return the folders directly below, and whether images are next to them."""
-        folders, files = _list_folder(self.root / below)
-        self.hidden += [_join(below, name) for name in folders if name.startswith(".")]
-        images, others = _sorted_out(files)
-        self.loose += [_join(below, name) for name in images]
-        self.others += [_join(below, name) for name in others]
-        return _visible(folders), bool(images)
+    def _enter(self, folder: str, split: str, train: list[str]) -> str:
+        """Return the folder with the class folders: often `folder`, or the only folder in it."""
+        while True:
+            names, files = list_folder(self.root / folder)
+            names = visible(names)
+            if len(names) != 1 or names[0] in train or sort_out(files)[0]:
+                return folder
+            inner = _join(folder, names[0])
+            inside = list_subfolders(self.root / inner)
+            # Without folders, or with others than train has, it may be a class itself.
+            is_level = len(inside) > 1 if split == "train" else {*inside} & {*train}
+            if (
+                not is_level
+                and not says_nothing(names[0])
+                and names[0] != PurePosixPath(folder).name
+            ):
+                return folder
+            folder = inner
 
-    def _scan_class(self, below: str, class_name: str, split: str) -> bool:
-        """Collect a class's images, sorted by path, and return whether there are any."""
-        top = self.root / below
-        files: list[ImageFile] = []
-        entered = {str(folder) for folder in (top.resolve(), *top.resolve().parents)}
-        for folder, folders, names in _walk(top / class_name):
-            real = os.path.realpath(folder)
-            if real in entered:
-                folders.clear()
-                continue
-            entered.add(real)
-            folders[:] = _visible(sorted(folders))  # os.walk enters these, in this order
-            path = Path(folder).relative_to(self.root).as_posix()
-            images, others = _sorted_out(names)
-            self.others += [f"{path}/{name}" for name in others]
-            files += [
-                ImageFile(f"{path}/{name}", class_name, split, _size(os.path.join(folder, name)))
-                for name in images
-            ]
-        self.files += sorted(files)
-        return bool(files)
-
-    def _notes(self) -> list[str]:
-        archives = [name for name in self.others if name.lower().endswith(_ARCHIVES)]
-        notes = [
-            f"Skipped {len(names):,} {noun}{'s' * (len(names) > 1)}{remark}: "
-            f"{join_names(map(repr, names), most=3)}."
-            for names, noun, remark in (
-                (self.hidden, "hidden folder", ""),
-                (self.loose, "image", " next to the class folders, without a label"),
-                (archives, "archive", ", unpack first"),
-            )
-            if names
+    def _scan_class(self, below: str, class_name: str, split: str) -> list[str]:
+        """Collect a class's images, sorted by path; return the paths of its other files."""
+        images, others = list_tree(self.root, _join(below, class_name))
+        self.files += [ImageFile(path, class_name, split, size) for path, size in images]
+        self.others += others
+        pictures = [
+            path
+            for _, paths in by_ending(others)
+            if format_of_content(self.root / paths[0])
+            for path in paths
         ]
-        extensions = Counter(
-            PurePosixPath(name).suffix.lower() or "without an extension"
-            for name in self.others
-            if not name.lower().endswith(_ARCHIVES)
+        if len(pictures) > MAX_PASSED_OVER * (len(pictures) + len(images)):
+            self.passed_over += pictures
+        return others
+
+    def _scan_names(self, folder: str, split: str, train: list[str]) -> list[str]:
+        """Collect the images in a folder, whose names have their labels; return the labels."""
+        images, others = list_tree(self.root, folder)
+        self.others += others
+        paths = [path for path, _ in images]
+        if not self.pattern and (found := find_label_pattern(paths)):
+            self.pattern = found[0]
+        labels = first_groups(self.pattern, paths) if self.pattern and split != UNLABELED else []
+        counts = Counter(labels)
+        if not self.options.label_pattern:  # an odd file, rather than a class
+            labels = [x if x in train or counts[x] > 1 and not train else "" for x in labels]
+        if not any(labels):
+            if split in ("", "train"):
+                example = f"; the first is {PurePosixPath(paths[0]).name!r}" if paths else ""
+                self.faults.append(
+                    f"The file names in {printable(self.root / folder)} have no labels{example}. "
+                    f"`label_pattern` takes a regular expression whose first group is the label."
+                )
+            elif images:
+                self._add_unlabeled(folder)
+            return []
+        self.split_folders[split] = folder
+        if split in ("", "train"):
+            text = join_names(
+                (f"{x} {n}" for x, n in sorted(Counter(filter(None, labels)).items())), most=5
+            )
+            self.notes.append(
+                f"Labels are the file names' `label_pattern` '{self.pattern}': {text}."
+            )
+        for label, (path, size) in zip(labels, images, strict=True):
+            if label:
+                self.files.append(ImageFile(path, label, split, size))
+            else:
+                self.loose.append(path)
+        return sorted({*labels} - {""})
+
+    def _list_top(self, below: str) -> tuple[list[str], list[str], list[str]]:
+        """Return the folders directly below, and the paths of the images and other files there."""
+        folders, files = list_folder(self.root / below)
+        self.hidden += [_join(below, name) for name in folders if name.startswith(".")]
+        images, others = ([_join(below, name) for name in names] for names in sort_out(files))
+        self.others += others
+        return visible(folders), images, others
+
+    def _refuse_empty(self, top: Path, others: dict[str, list[str]], filled: set[str]) -> None:
+        """Refuse class folders without images; `others` are the other files in each."""
+        if len(filled) == 1:
+            (name,) = filled
+            if says_nothing(name) or len(list_subfolders(top / name)) > 1:
+                self.notes.append(f"Skipped folders without images: {_quoted(others)}.")
+                return  # it holds the images of all classes
+        descriptions = [
+            f"{name!r}" + (f" ({describe_endings(self.root, files)})" if files else "")
+            for name, files in others.items()
+        ]
+        way_out = "Fill or delete them."
+        if any(others.values()):
+            way_out = "Save their images as JPEG or PNG, or move these folders away."
+        self.faults.append(
+            f"{printable(top)} has class folders without images: "
+            f"{join_names(descriptions, most=10)}. {way_out} Images are {' '.join(ENDINGS)}."
         )
-        if extensions:
-            most = sorted(extensions.items(), key=lambda item: (-item[1], item[0]))[:5]
-            text = ", ".join(f"{count:,} {printable(extension)}" for extension, count in most)
-            notes.append(f"Skipped files without an image's extension: {text}.")
-        return notes
+
+    def _add_unlabeled(self, below: str) -> None:
+        images, others = list_tree(self.root, below)
+        if not images:
+            return
+        path = shlex.quote(printable(self.root / below))
+        text = (
+            f"{below!r} has {len(images):,} images without class folders, which are not used. To "
+            f"classify them after training: vggjax predict {path}"
+        )
+        tables = [name for name in others if name.lower().endswith((*_TABLES, ".txt"))]
+        if tables:
+            text += (
+                f". Do {_quoted(tables)} hold their labels? Then give a CSV with path,label,split"
+            )
+        self.observations.append(Observation("unlabeled", f"{text}."))
+
+    def _observe_level(self, below: str, names: list[str], split: str) -> None:
+        """Note folders that all classes have, and images that are masks of others."""
+        start = len(_join(below, ""))
+        paths = defaultdict(list)
+        for file in self.files:
+            if file.split == split:
+                paths[file.label].append(file.id[start + len(file.label) + 1 :])
+        if found := describe_level(str(self.root / below), paths):
+            is_likely, text = found
+            self.observations.append(Observation("layout" if is_likely else "note", text))
+        masks = find_masks(f"{name}/{path}" for name in paths for path in paths[name])
+        if not masks:
+            return
+        counts = Counter(name.split("/")[0] for name in masks)
+        text = join_names(
+            (f"{n:,} of {len(paths[x]):,} in {x!r}" for x, n in counts.items()), most=3
+        )
+        note = (
+            f"Images that are masks of others by their names: {text}, such as "
+            f"{_join(below, masks[0])!r}."
+        )
+        rest = [name for name in paths if counts[name] < len(paths[name])]
+        if len(rest) == 1:
+            top = self.root / below / rest[0]
+            note += f" Give {printable(top)!r} alone.{self._suggest_labels(top, paths[rest[0]])}"
+        else:
+            note += " Move them out of the dataset."
+        self.observations.append(Observation("masks", note))
+
+    def _observe_files(self) -> None:
+        """Note the skipped files, sorted, as the disk's order is arbitrary."""
+        for paths in (self.hidden, self.loose, self.others):
+            paths.sort()
+        archives = [name for name in self.others if name.lower().endswith(_ARCHIVES)]
+        for names, noun, remark in (
+            (self.hidden, "hidden folder", ""),
+            (self.loose, "image", self._describe_loose()),
+            (archives, "archive", ", unpack first"),
+        ):
+            if names:
+                note = (
+                    f"Skipped {len(names):,} {noun}{'s' * (len(names) > 1)}{remark}: "
+                    f"{join_names(map(repr, names), most=3)}."
+                )
+                if names is self.loose:
+                    self.observations.append(Observation("loose", note, tuple(names)))
+                else:
+                    self.notes.append(note)
+        if self.passed_over:
+            text = describe_endings(self.root, self.passed_over)
+            note = (
+                f"Passed over images in other formats: {text}. Save or rename them as .jpg or .png."
+            )
+            self.observations.append(Observation("passed_over", note))
+        skipped = {*archives, *self.passed_over}
+        if rest := [name for name in self.others if name not in skipped]:
+            text = describe_endings(self.root, rest)
+            self.notes.append(f"Skipped files without an image's extension: {text}.")
+
+    def _describe_loose(self) -> str:
+        if self.options.label_from == "name":
+            return " whose name has no label"
+        return " next to the class folders, without a label"
 
 
-def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk a folder as os.walk does, links included; a folder that cannot be listed is an error."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from None
-
-    return os.walk(top, onerror=refuse, followlinks=True)
-
-
-def _list_folder(top: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the folders and of the files directly below, each sorted."""
-    _, folders, files = next(_walk(top))
-    return sorted(folders), sorted(files)
-
-
-def _visible(names: Iterable[str]) -> list[str]:
-    return [name for name in names if not name.startswith(".") and name != "__MACOSX"]
-
-
-def _sorted_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the images and the other files, without hidden ones and those of file browsers."""
-    names = _visible(names)
-    images = [name for name in names if name.lower().endswith(ENDINGS)]
-    skipped = (*ENDINGS, "/thumbs.db", "/desktop.ini", "/icon\r")
-    return images, [name for name in names if not f"/{name.lower()}".endswith(skipped)]
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # a dangling link: reading it as an image gives the reason
-        return -1
+def _same_letters(name: str, names: Iterable[str]) -> str | None:
+    """Return which of `names` has the same letters and digits: `no_tumor` is `notumor`."""
+    letters = {re.sub(r"[\W_]", "", other).casefold(): other for other in names}
+    return letters.get(re.sub(r"[\W_]", "", name).casefold())
 
 
 def _join(below: str, name: str) -> str:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import os
-import re
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.sources.csv import is_csv, scan_csv
 from vggjax.data.sources.folder import scan_folder
+from vggjax.data.sources.layout import first_groups
 from vggjax.data.sources.options import (
     CSV_OPTIONS,
     DEFAULT_OPTIONS,
@@ -66,7 +66,7 @@ def scan_source(
     is_path = dataset.startswith((".", "~", "/", os.sep)) or "\\" in dataset
     if is_path or os.path.exists(dataset):
         options.check_only(FOLDER_OPTIONS, "a folder")
-        return _group_by_name(scan_folder(dataset), options)
+        return _group_by_name(scan_folder(dataset, options), options)
     if is_tfds_name(dataset):
         options.check_only((), "a tfds dataset")
         return Scan(open_tfds(dataset, data_dir=data_dir))
@@ -86,13 +86,12 @@ def _group_by_name(scan: Scan, options: DatasetOptions) -> Scan:
     source, pattern = scan.source, options.group_pattern
     if source is None or pattern is None:
         return scan
-    stems = [PurePath(image_id.replace("\\", "/")).stem for image_id in source.ids]
-    matches = [re.search(pattern, stem) for stem in stems]
-    names = [match[1] or "" if match else "" for match in matches]
+    paths = [image_id.replace("\\", "/") for image_id in source.ids]
+    names = first_groups(pattern, paths)
     if not any(names):
         raise ConfigError(
             f"`group_pattern` {pattern!r} finds no group in the file names; the first one is "
-            f"{stems[0]!r}."
+            f"{PurePosixPath(paths[0]).stem!r}."
         )
     note = f"{describe_groups(names)} by `group_pattern` {pattern!r}."
     notes = (*source.notes, note)

@@ -18,7 +18,11 @@ import numpy as np
 from vggjax.data.images.decode import DecodedImage, read_image
 from vggjax.errors import join_names, nearest_name
 
-SPLIT_WORDS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "evaluation", "eval"), "test"),
+}
 """Accepted split names, in lower case -> `train`, `val` or `test`."""
 
 
@@ -77,6 +81,17 @@ class ImageFile(NamedTuple):
     """The name of its group; empty if it is in none."""
 
 
+class Observation(NamedTuple):
+    """What a scan noticed without a reason to refuse the dataset."""
+
+    kind: str
+    """A kind of finding, see `vggjax doctor`."""
+    note: str
+    """One sentence, which is also one of the source's notes."""
+    cases: tuple[str, ...] = ()
+    """The files, below the root; doctor lists them in place of the sentence."""
+
+
 @dataclass(frozen=True, eq=False)
 class Scan:
     """The result of scanning a dataset, including its errors; no image was opened."""
@@ -87,8 +102,7 @@ class Scan:
     """Error messages: each is a reason why the dataset cannot be trained on."""
     empty: tuple[str, ...] = ()
     """Class folders without images, below the root."""
-    loose: tuple[str, ...] = ()
-    """Images next to the class folders, below the root: they have no label."""
+    observations: tuple[Observation, ...] = ()
     missing: tuple[str, ...] = ()
     """Paths in a CSV that do not exist, as written there."""
 

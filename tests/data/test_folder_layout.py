@@ -1,0 +1,247 @@
+"""Folders arranged as people have them: splits, labels in names, a level too high, masks."""
+
+import re
+from pathlib import Path
+
+import pytest
+from support.scenes import put, put_flat, scene
+
+from vggjax.data.quality.doctor import examine
+from vggjax.data.sources.layout import find_label_pattern, find_split_folders
+from vggjax.data.sources.open import open_source, scan_source
+from vggjax.data.sources.options import DatasetOptions
+from vggjax.errors import DataError
+
+BY_NAME = DatasetOptions(label_from="name")
+
+
+def tree(root: Path, counts: dict[str, int], ending: str = ".png") -> str:
+    """Write `count` images into each folder, 000.png and so on; return the root."""
+    put_flat(root, *(f"{name}/{i:03}{ending}" for name in counts for i in range(counts[name])))
+    return str(root)
+
+
+def sizes(dataset: str, options: DatasetOptions = BY_NAME) -> dict[str, int]:
+    splits = open_source(dataset, options=options).splits or {}
+    return {split: len(part) for split, part in splits.items()}
+
+
+SPLIT_FOLDERS = {
+    ("Training", "Testing"): ["train", "test"],
+    ("training", "validation", "evaluation"): ["train", "val", "test"],
+    ("training_set", "test_set", "single_prediction"): ["train", "test", "unlabeled"],
+    ("Final_Training", "Final_Test"): ["train", "test"],
+    ("seg_train", "seg_test", "seg_pred"): ["train", "test", "unlabeled"],
+    ("train", "test1"): ["train", "test"],
+    ("asl_alphabet_train", "asl_alphabet_test"): ["train", "test"],
+    ("TrainSet", "testimages", "Dev"): ["train", "test", "val"],
+    ("train2017", "val2017"): ["train", "val"],
+    ("trainval", "test"): ["train", "test"],
+    ("train", "car", "bus"): ["train"],
+    ("toy_train", "toy_car"): [],
+    ("test_tube", "train_station", "tested"): [],
+    ("valid", "invalid"): ["val"],
+    ("00000", "images", "train_test_split"): [],
+}
+
+
+@pytest.mark.parametrize("names", SPLIT_FOLDERS)
+def test_a_split_folder_is_named_by_one_word_beside_fillers(names):
+    assert list(find_split_folders(names).values()) == SPLIT_FOLDERS[names]
+
+
+def test_split_folders_under_other_names_are_the_splits_and_are_noted(tmp_path):
+    counts = {f"Training/{name}": 6 for name in "abcd"} | {f"Testing/{name}": 2 for name in "abcd"}
+    source = open_source(tree(tmp_path, counts))
+    assert source.class_names == tuple("abcd")
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 24, "test": 8}
+    note = "Split folders: train is 'Training', test is 'Testing'."
+    assert source.notes == (f"{note} Give one alone to split it by `split`.",)
+
+
+def test_the_only_folder_in_a_split_folder_is_entered(tmp_path):
+    nested = {f"seg_train/seg_train/{name}": 5 for name in "ab"}
+    nested |= {f"seg_test/seg_test/{name}": 3 for name in "ab"}
+    source = open_source(tree(tmp_path, nested | {"seg_pred/seg_pred": 4}))
+    assert source.class_names == ("a", "b")
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 10, "test": 6}
+    path = re.escape(str(tmp_path / "seg_pred"))
+    assert any(
+        re.search(rf"'seg_pred' has 4 images without .* vggjax predict {path}\.$", note)
+        for note in source.notes
+    )
+
+
+def test_a_single_class_in_a_split_folder_is_not_entered(tmp_path):
+    tree(tmp_path, {"train/a/x": 2, "train/b/y": 2, "val/a/x": 1, "test/b/y": 1})
+    assert open_source(str(tmp_path)).class_names == ("a", "b")
+
+
+def test_a_test_folder_without_class_folders_is_not_used(tmp_path):
+    root = tree(tmp_path, {"train/a": 5, "train/b": 5, "test": 3})
+    put(tmp_path, "test/answers.csv", b"id,label\n")
+    scan = scan_source(root)
+    assert scan.source.class_names == ("a", "b") and sizes(root, DatasetOptions()) == {"train": 10}
+    (seen,) = scan.observations
+    assert seen.kind == "unlabeled" and seen.note in scan.source.notes
+    assert "3 images without class folders" in seen.note and "'test/answers.csv'" in seen.note
+
+
+def test_classes_called_train_car_and_bus_stay_classes(tmp_path):
+    names = ("bus", "car", "train")
+    assert open_source(tree(tmp_path, dict.fromkeys(names, 2))).class_names == names
+
+
+def test_folders_without_images_beside_the_splits_are_skipped_and_copies_are_named(tmp_path):
+    tree(tmp_path, {f"{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
+    put(tmp_path, "devkit/readme.md", b"text")
+    source = open_source(str(tmp_path))
+    assert "Skipped folders without images: 'devkit'." in source.notes
+    tree(tmp_path, {f"sets/{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
+    with pytest.raises(DataError, match="'sets'. 'sets' has split folders itself. .*give one of"):
+        open_source(str(tmp_path))
+
+
+def test_a_class_spelled_in_two_ways_is_named(tmp_path):
+    tree(tmp_path, {"train/notumor": 2, "train/glioma": 2, "test/no_tumor": 2, "test/Glioma": 2})
+    with pytest.raises(DataError, match="'Glioma' may be 'glioma', 'no_tumor' may be 'notumor'"):
+        open_source(str(tmp_path))
+
+
+# Labels in the file names
+
+
+def names_of(*labels: str, count: int = 10) -> list[str]:
+    return [f"{label.format(i)}.png" for label in labels for i in range(count)]
+
+
+def test_labels_in_file_names_are_offered_and_used(tmp_path):
+    put_flat(tmp_path, *(f"train/{name}" for name in names_of("cat.{}", "dog.{}")))
+    put_flat(tmp_path, *(f"test1/{i}.png" for i in range(5)))
+    with pytest.raises(DataError, match=r"2 classes \(cat 10, dog 10\): set `label_from` to name"):
+        open_source(str(tmp_path))
+    for dataset, expected in ((tmp_path, {"train": 20}), (tmp_path / "train", {})):
+        source = open_source(str(dataset), options=BY_NAME)
+        assert source.class_names == ("cat", "dog") and sizes(str(dataset)) == expected
+        assert "`label_pattern`" in source.notes[0] and "cat 10, dog 10" in source.notes[0]
+    with pytest.raises(DataError, match="test1 have no labels; the first is '0.png'.*pattern"):
+        open_source(str(tmp_path / "test1"), options=BY_NAME)
+
+
+NAMES = {
+    ("Abyssinian_{}", "basset_hound_{}"): {"Abyssinian": 10, "basset_hound": 10},
+    ("dog ({})", "cat ({})"): {"cat": 10, "dog": 10},
+    ("00{}_cat", "10{}_dog"): {"cat": 10, "dog": 10},
+    ("{}", "0{}"): None,
+    ("img_{}",): None,
+    ("x{}a", "x{}b"): None,
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_labels_are_found_before_or_after_the_digits(names):
+    found = find_label_pattern(names_of(*names))
+    assert (found and found[1]) == NAMES[names]
+
+
+def test_a_pattern_of_ones_own_takes_the_labels_and_skips_the_rest(tmp_path):
+    put_flat(tmp_path, *names_of("p{}-ill-left", "p{}-well-left", count=3), "cover.png")
+    options = DatasetOptions(label_from="name", label_pattern=r"-(\w+)-")
+    scan = scan_source(str(tmp_path), options=options)
+    assert scan.source.class_names == ("ill", "well") and len(scan.source) == 6
+    (seen,) = scan.observations
+    assert seen.cases == ("cover.png",) and "whose name has no label" in seen.note
+
+
+def test_where_the_only_folder_is_full_of_named_images_the_way_out_is_said(tmp_path):
+    put_flat(tmp_path, *(f"images/{name}" for name in names_of("cat_{}", "dog_{}")))
+    put(tmp_path, "lists/all.txt", b"cat_1 1")
+    put(tmp_path, "labels.csv", b"id,breed\n")
+    with pytest.raises(DataError, match="one class, 'images'.*`label_from`.*labels.csv"):
+        open_source(str(tmp_path))
+
+
+# One level too high, and masks
+
+
+def test_domains_of_a_dataset_are_a_problem_and_the_right_folder_is_named(tmp_path):
+    counts = {
+        f"{domain}/images/{name}": 2
+        for domain in ("amazon", "dslr", "webcam")
+        for name in ("back_pack", "bike", "mug")
+    }
+    source = open_source(tree(tmp_path, counts))
+    assert source.class_names == ("amazon", "dslr", "webcam"), "it is a guess, not a refusal"
+    findings = examine(str(tmp_path))
+    assert findings.exit_code == 2
+    (entry,) = findings.of("layout")
+    for text in ("'back_pack', 'bike', 'mug'", str(tmp_path / "dslr" / "images")):
+        assert text in entry.text
+    assert entry.text in source.notes
+    assert entry.text not in [note.text for note in findings.of("note")]
+
+
+@pytest.mark.parametrize("names", [("cam1", "cam2"), ("2019", "2020", "2021"), ("left", "right")])
+def test_views_that_all_classes_have_are_only_noted(tmp_path, names):
+    tree(tmp_path, {f"{label}/{name}": 2 for label in ("healthy", "sick") for name in names})
+    scan = scan_source(str(tmp_path))
+    assert scan.source.class_names == ("healthy", "sick")
+    assert [seen.kind for seen in scan.observations] == ["note"]
+
+
+def test_folders_that_some_classes_have_are_not_noted(tmp_path):
+    tree(tmp_path, {"a/x": 2, "a/y": 2, "b/x": 2, "b/z": 2, "c": 2})
+    assert scan_source(str(tmp_path)).observations == ()
+
+
+def test_splits_inside_the_class_folders_are_a_problem(tmp_path):
+    tree(tmp_path, {f"{name}/{split}": 2 for name in "ab" for split in ("train", "test")})
+    (seen,) = scan_source(str(tmp_path)).observations
+    assert seen.kind == "layout" and "'train/a'" in seen.note
+
+
+def test_masks_beside_images_are_a_problem(tmp_path):
+    names = [f"{label}_{i}" for label in ("Abyssinian", "beagle") for i in range(10)]
+    put_flat(tmp_path, *(f"images/{name}.jpg" for name in names))
+    put_flat(tmp_path, *(f"annotations/trimaps/{name}.png" for name in names))
+    (seen,) = scan_source(str(tmp_path)).observations
+    assert seen.kind == "masks" and "20 of 20 in 'annotations'" in seen.note
+    assert "Abyssinian 10, beagle 10" in seen.note, "and what the images alone would be"
+
+
+def test_masks_among_the_images_are_a_problem(tmp_path):
+    for label in ("benign", "normal"):
+        names = [f"{label} ({i})" for i in range(4)]
+        put_flat(tmp_path, *(f"{label}/{name}{end}.png" for name in names for end in ("", "_mask")))
+    (seen,) = scan_source(str(tmp_path)).observations
+    assert seen.kind == "masks" and "4 of 8 in 'benign', 4 of 8 in 'normal'" in seen.note
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("mask", "no_mask"), ("with_mask", "face")])
+def test_classes_with_equal_file_names_are_not_masks(tmp_path, names):
+    assert scan_source(tree(tmp_path, dict.fromkeys(names, 4), ".jpg")).observations == ()
+
+
+# Formats
+
+
+def test_image_formats_that_are_not_read_are_named_by_their_content(tmp_path):
+    put_flat(tmp_path, *(f"{name}/{i}.png" for name in "ab" for i in range(4)))
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    put(tmp_path, "b/1.xyz", heic)
+    put(tmp_path, "c/1.xyz", heic)
+    put(tmp_path, "d/1.txt", b"text")
+    findings = examine(str(tmp_path))
+    (fault,) = (entry.text for entry in findings.of("refused"))
+    assert "'c' (1 .xyz (HEIC or AVIF)), 'd' (1 .txt)" in fault and "Fill" not in fault
+    (entry,) = findings.of("passed_over")
+    assert "2 .xyz (HEIC or AVIF)" in entry.text and findings.exit_code == 2
+
+
+def test_jfif_and_netpbm_files_are_images(tmp_path):
+    for i, (name, kind) in enumerate({"a.jfif": "JPEG", "b.pjpeg": "JPEG", "c.pnm": "PPM"}.items()):
+        put(tmp_path, f"x/{name}", scene(i, 16), kind)
+    put(tmp_path, "y/d.pgm", scene(3, 16)[..., 0], "PPM")
+    source = open_source(str(tmp_path))
+    assert len(source) == 4 and source.notes == ()
+    assert all(source.read(i).pixels.shape == (16, 16, 3) for i in range(4))

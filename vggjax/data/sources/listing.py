@@ -1,0 +1,102 @@
+"""List a dataset's folders and files: what is an image, what is skipped, how files are described.
+
+Sorted, as the disk's order is arbitrary. Hidden files, `__MACOSX` and the files of file browsers
+are never returned. Links are followed, but never into an ancestor and never twice into the same
+folder.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from vggjax.data.images.formats import ENDINGS, format_of_content
+from vggjax.errors import DataError, printable
+
+
+def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as os.walk does, links included; a folder that cannot be listed is an error."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from None
+
+    return os.walk(top, onerror=refuse, followlinks=True)
+
+
+def list_folder(top: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders, hidden ones too, and of the files directly below."""
+    _, folders, files = next(walk(top))
+    return sorted(folders), sorted(files)
+
+
+def list_subfolders(top: Path) -> list[str]:
+    """Return the names of the folders directly below."""
+    return visible(list_folder(top)[0])
+
+
+def list_tree(root: Path, below: str) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return (path, bytes) of all images below a folder, and the paths of the other files.
+
+    Paths are relative to `root`, with `/`. The size of a dangling link is -1.
+    """
+    top = root / below
+    images: list[tuple[str, int]] = []
+    others: list[str] = []
+    parent = Path(os.path.abspath(top)).parent.resolve()
+    entered = {str(folder) for folder in (parent, *parent.parents)}
+    for folder, folders, names in walk(top):
+        real = os.path.realpath(folder)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = visible(sorted(folders))  # os.walk enters these, in this order
+        relative = Path(folder).relative_to(root).as_posix()
+        prefix = "" if relative == "." else f"{relative}/"
+        here, rest = sort_out(names)
+        others += [f"{prefix}{name}" for name in rest]
+        images += [(f"{prefix}{name}", _size(os.path.join(folder, name))) for name in here]
+    return sorted(images), sorted(others)
+
+
+def has_image(top: Path) -> bool:
+    """Return whether an image is anywhere below a folder."""
+    return any(sort_out(files)[0] for _, _, files in walk(top))
+
+
+def visible(names: Iterable[str]) -> list[str]:
+    """Return the names that are not hidden, in their order."""
+    return [name for name in names if not name.startswith(".") and name != "__MACOSX"]
+
+
+def sort_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the images and the other files, in their order."""
+    names = visible(names)
+    images = [name for name in names if name.lower().endswith(ENDINGS)]
+    skipped = (*ENDINGS, "/thumbs.db", "/desktop.ini", "/icon\r")
+    return images, [name for name in names if not f"/{name.lower()}".endswith(skipped)]
+
+
+def by_ending(files: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Return (extension, files) of all extensions, the most frequent first."""
+    groups = defaultdict(list)
+    for name in files:
+        groups[PurePosixPath(name).suffix.lower() or "without an extension"].append(name)
+    return sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def describe_endings(root: Path, files: Iterable[str]) -> str:
+    """Describe files by extension, and by their first bytes if these are an image format's."""
+    texts = []
+    for ending, paths in by_ending(files)[:5]:
+        content = format_of_content(root / paths[0])
+        text = f"{len(paths):,} {printable(ending)}"
+        texts.append(f"{text} ({content})" if content else text)
+    return ", ".join(texts)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a dangling link: reading it as an image gives the reason
+        return -1
