@@ -1,9 +1,10 @@
 """Read the examples of one split into batches, ahead of their consumer.
 
-Out: {"images": uint8 (B, S, S, 3), "label": int32 (B,), "mask": float32 (B,), "index": int64 (B,)
-into the source, -1 on padding}; always B rows. The order is a function of (seed, epoch), a batch is
-a slice of it, whatever the threads and the cache. An image that cannot be read keeps its row, with
-mask 0, and is counted. Preprocessing and augmentation follow on the device.
+Out: {"images": uint8 (B, S, S, 3), "label": int32 (B,), or bool (B, C) of several labels per image,
+"mask": float32 (B,), "index": int64 (B,) into the source, -1 on padding}; always B rows. The order
+is a function of (seed, epoch), a batch is a slice of it, whatever the threads and the cache. An
+image that cannot be read keeps its row, with mask 0, and is counted. Preprocessing and augmentation
+follow on the device.
 
 With several processes, each reads and judges only its own rows of every batch. One that gives up
 must exit at once (parallel.exit_process), which ends all.
@@ -66,7 +67,8 @@ class SplitLoader:
     ) -> None:
         self.source = source
         self.indices = np.asarray(indices, np.int64)
-        self.labels = np.asarray(source.labels[self.indices], np.int32)
+        labels = source.labels.astype(np.int32) if source.targets is None else source.targets
+        self.labels = labels[self.indices]
         self.preprocessing = preprocessing
         self.unreadable: dict[int, str] = {}
         self.adapted: Counter[str] = Counter()
@@ -138,15 +140,9 @@ class SplitLoader:
         return part
 
     def _batch(self, positions: np.ndarray, images: np.ndarray) -> Batch:
-        padding = (0, len(images) - len(positions))
         index = self.indices[positions]
         mask = np.isin(index, list(self.unreadable), invert=True).astype(np.float32)
-        return {
-            "images": images,
-            "label": np.pad(self.labels[positions], padding),
-            "mask": np.pad(mask, padding),
-            "index": np.pad(index, padding, constant_values=-1),
-        }
+        return {"images": images} | pad_rows(self.labels[positions], mask, index, len(images))
 
     def _decoded(self, slices: Iterator[_Slice], rows: int) -> Iterator[_Slice]:
         """Yield the slices in order, filled by threads that run ahead and end with the iterator."""
@@ -212,14 +208,22 @@ class SplitLoader:
                 f"{len(bad)} of {len(self)} ({examples}). Repair or delete them, or raise "
                 f"`max_unreadable`."
             )
-        num_classes = len(self.source.class_names)
-        counts = np.bincount(self.labels, minlength=num_classes)
-        lost = np.bincount(self.source.labels[bad], minlength=num_classes)
+        counts, lost = self.source.class_counts(self.indices), self.source.class_counts(bad)
         for label in np.flatnonzero((counts >= 2) & (lost == counts)):
             raise DataError(
                 f"No image of class {self.source.class_names[label]!r} can be read: "
                 f"{counts[label]} of {counts[label]} ({examples}). Repair them or drop the class."
             )
+
+
+def pad_rows(label: np.ndarray, mask: np.ndarray, index: np.ndarray, rows: int) -> Batch:
+    """Return the part of a batch beside its images, padded to `rows` rows."""
+    padding = rows - len(index)
+    return {
+        "label": np.pad(label, [(0, padding), *[(0, 0)] * (label.ndim - 1)]),
+        "mask": np.pad(mask, (0, padding)),
+        "index": np.pad(index, (0, padding), constant_values=-1),
+    }
 
 
 def epoch_order(length: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> np.ndarray:

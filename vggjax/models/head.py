@@ -2,7 +2,8 @@
 
 `flatten-256-0.5-5` means: flatten the feature map, one hidden layer of 256 units, dropout 0.5 after
 it, 5 outputs. `avg2` averages 2x2 windows before flattening, `gap` averages the whole map. One
-output is a sigmoid unit for two classes, more are a softmax; the model itself returns logits.
+output is a sigmoid unit for two classes, more are a softmax, or a sigmoid unit each if images have
+several labels; the model itself returns logits.
 Keras' published top is `flatten-4096-4096-1000`. This file imports no jax (see network.py).
 """
 
@@ -72,15 +73,17 @@ class Head:
         words += [str(self.dropout)] if self.dropout else []
         return "-".join([*words, "classes" if self.outputs is None else str(self.outputs)])
 
-    def for_classes(self, num_classes: int) -> "Head":
+    def for_classes(self, num_classes: int, *, multilabel: bool = False) -> "Head":
         """Return the head with its outputs set for a dataset of `num_classes`.
 
         Raises:
-            ConfigError: the spec has another number of outputs; 1, a sigmoid unit, fits 2 classes.
+            ConfigError: the spec has another number of outputs; 1, a sigmoid unit, fits 2 classes
+                of which each image has one.
         """
         if self.outputs is None:
             return replace(self, outputs=num_classes)
-        if self.outputs == num_classes or (self.outputs == 1 and num_classes == 2):
+        single = self.outputs == 1 and num_classes == 2 and not multilabel
+        if self.outputs == num_classes or single:
             return self
         fitting = str(replace(self, outputs=None))
         raise ConfigError(

@@ -7,6 +7,7 @@ functions of the training step itself. With mixup or CutMix, each draw shows its
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,15 +63,14 @@ def write_preview(
     source = open_source(dataset, data_dir=data_dir, options=options)
     _check_outside(path, source)
     indices, images = choose_images(source, preprocessing, rows=rows, seed=seed)
-    draws = augmented_draws(images, source.labels[indices], augmentation, seed=seed)
+    draws = augmented_draws(images, indices, augmentation, seed=seed)
     grid = []
-    for row, index in enumerate(indices):
-        label = int(source.labels[index])
-        name, file = drawable(source.class_names[label], label), Path(source.ids[index]).name
+    for row, index in enumerate(indices.tolist()):
+        name, file = _name(source, index), Path(source.ids[index]).name
         cells = [Cell(images[row], ((name, "bold"), (drawable(file), "muted")))]
         for draw in draws:
             mixed = [draw[key][row] for key in ("other", "share") if key in draw]
-            caption = _caption(source, label, *mixed) if mixed else "augmented"
+            caption = _caption(source, index, *mixed) if mixed else "augmented"
             cells.append(Cell(draw["images"][row], ((caption, "muted"),)))
         grid.append(cells)
     title = f"Augmentation: {describe(augmentation)}"
@@ -80,29 +80,29 @@ def write_preview(
 
 
 def augmented_draws(
-    images: np.ndarray, labels: np.ndarray, augmentation: Augmentation, *, seed: int = 0
+    images: np.ndarray, indices: np.ndarray, augmentation: Augmentation, *, seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
     """Augment a batch `DRAWS` times.
 
     Returns:
-        For each draw `images`, uint8 (N, S, S, 3), and with mixup or CutMix `other`, the label of
+        For each draw `images`, uint8 (N, S, S, 3), and with mixup or CutMix `other`, the index of
         the image that was mixed in, and `share`, the weight of the image's own label, both (N,).
     """
     key = jax.random.key(seed)
     keys = (jax.random.fold_in(key, number) for number in range(DRAWS))
-    return [jax.tree.map(np.asarray, _draw(k, images, labels, augmentation)) for k in keys]
+    return [jax.tree.map(np.asarray, _draw(k, images, indices, augmentation)) for k in keys]
 
 
 @partial(jax.jit, static_argnums=3)
 def _draw(
-    key: jax.Array, images: jax.Array, labels: jax.Array, augmentation: Augmentation
+    key: jax.Array, images: jax.Array, indices: jax.Array, augmentation: Augmentation
 ) -> dict[str, jax.Array]:
     augmented = augment(key, images, augmentation)
     mixup, cutmix = augmentation.mixup, augmentation.cutmix
     if not (mixup or cutmix):
         return {"images": augmented}
     mask = jax.numpy.ones(len(images))
-    return mix(key, augmented, labels, mask, mixup=mixup, cutmix=cutmix)._asdict()
+    return mix(key, augmented, indices, mask, mixup=mixup, cutmix=cutmix)._asdict()
 
 
 def augmented_examples(run: RunResult) -> list[tuple[str, list[np.ndarray]]]:
@@ -121,12 +121,11 @@ def augmented_examples(run: RunResult) -> list[tuple[str, list[np.ndarray]]]:
         )
     except DataError:
         return []
-    labels = source.labels[indices].astype(np.int32)
-    draws = augmented_draws(images, labels, augmentation, seed=seed)
+    draws = augmented_draws(images, indices, augmentation, seed=seed)
     columns = [images, *(draw["images"] for draw in draws)]
     return [
-        (printable(source.class_names[label]), [thumbnail(image, side_px=128) for image in row])
-        for label, *row in zip(labels, *columns, strict=True)
+        (printable(source.label_text(index)), [thumbnail(image, side_px=128) for image in row])
+        for index, *row in zip(indices.tolist(), *columns, strict=True)
     ]
 
 
@@ -178,9 +177,13 @@ def _check_outside(path: Path, source: Source) -> None:
         raise ConfigError(f"{printable(path)} is an image of the dataset; choose another file.")
 
 
-def _caption(source: Source, label: int, other: int, share: float) -> str:
-    """Return a mixed label, such as `70% rose, 30% tulip`."""
-    names = [drawable(source.class_names[i], i, width=9) for i in (label, other)]
+def _name(source: Source, index: int, **options: Any) -> str:
+    return drawable(source.label_text(index), int(source.labels[index]), **options)
+
+
+def _caption(source: Source, index: int, other: int, share: float) -> str:
+    """Return a mixed label, such as `70% rose, 30% tulip`, of the images at two indices."""
+    names = [_name(source, int(i), width=9) for i in (index, other)]
     percent = round(100 * float(share))
     if percent == 100:
         return f"100% {names[0]}"

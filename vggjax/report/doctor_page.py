@@ -99,7 +99,7 @@ def _case(kind: str, entry: Entry, thumbnails: Thumbnails) -> dict[str, Any]:
     members = [
         {
             "id": printable(source.ids[i]),
-            "label": printable(source.class_names[source.labels[i]]),
+            "label": printable(source.label_text(i)),
             "split": str(source.split_of[i]),
             "image": thumbnails.image(i),
         }

@@ -43,7 +43,7 @@ def describe_training(files: RunFiles) -> Facts:
         "Augmentation": describe(config.augmentation),
     }
     if files.best_epoch is not None:
-        facts["Kept weights"] = f"epoch {files.best_epoch:g}, best by {config.monitor}"
+        facts["Kept weights"] = f"epoch {files.best_epoch:g}, best by {config.best_metric}"
     facts["Duration"] = _describe_duration(files.rows) or "not logged"
     return facts | {"Device": files.evaluation["device"]}
 

@@ -136,7 +136,7 @@ def _training_context(files: RunFiles) -> dict[str, Any]:
     seconds = float(np.sum([row["seconds"] for row in rows]))
     return {
         "best": next((row for row in rows if row["epoch"] == files.best_epoch), None),
-        "monitor": files.config.monitor,
+        "monitor": files.config.best_metric,
         "last": rows[-1] if rows else None,
         "stages": describe_stages(rows),
         "collapses": files.collapses,

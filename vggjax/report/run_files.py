@@ -56,7 +56,9 @@ class RunFiles:
     @property
     def best_epoch(self) -> float | None:
         """Return the epoch whose weights were kept; None for a cross-validation."""
-        return None if self.config.cross_validate else best_epoch(self.rows, self.config.monitor)
+        return (
+            None if self.config.cross_validate else best_epoch(self.rows, self.config.best_metric)
+        )
 
     @cached_property
     def predictions(self) -> list[dict[str, str]]:

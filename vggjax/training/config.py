@@ -178,17 +178,19 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     clip_norm: float = setting(0.0, at_least=0)
     """Clip the gradients of the trained layers to this global norm; 0 turns it off."""
     label_smoothing: float = setting(0.0, at_least=0, below=1)
-    """Share of each label spread over all classes, in the training loss only."""
+    """Share of each label spread over all classes, in the training loss only; with --task
+    multilabel over its presence and absence."""
     ema: float = setting(0.0, at_least=0, below=1)
     """Evaluate and keep an exponential moving average of the weights with this decay per step, as
     in 0.999 (lower in the first steps); 0 keeps the weights themselves."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` gives each class the same weight in the training loss, however many images it
-    has."""
+    has; with --task multilabel, the presence and the absence of each label."""
     patience: int = setting(0, at_least=0)
     """Stop early after this many epochs without a better --monitor; 0 never does."""
-    monitor: Literal["val/accuracy", "val/loss"] = "val/accuracy"
-    """The metric that selects the best weights, which are kept."""
+    monitor: Literal["val/accuracy", "val/loss", "val/mAP"] | None = None
+    """The metric that selects the best weights, which are kept; None is val/accuracy, and val/mAP
+    (mean average precision) with --task multilabel."""
     on_collapse: Literal["warn", "stop", "recover"] = "warn"
     """When the network stops learning (loss or accuracy at chance, or not finite): warn, stop, or
     go back to the last good checkpoint with a tenth of the learning rates."""
@@ -231,6 +233,8 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
         Head.parse(self.head)
         parse_split(self.split)
         check(self, "cross_validate", self.cross_validate != 1, "0, or at least 2 folds")
+        has_metric = self.monitor != "val/mAP" or self.task == "multilabel"
+        check(self, "monitor", has_metric, "another metric unless `task` is multilabel")
         if self.expect_sha256 is not None:
             expected_sha256(self.expect_sha256)
             check(self, "expect_sha256", self.pretrained, "left out if `weights` is none")
@@ -319,6 +323,11 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
         return self.planned_stages[-1].unfreeze if self.stages else self.unfreeze
 
     @property
+    def best_metric(self) -> str:
+        """The metric that selects the best weights: `monitor`, or what None stands for."""
+        return self.monitor or ("val/mAP" if self.task == "multilabel" else "val/accuracy")
+
+    @property
     def pretrained(self) -> bool:
         """Whether the backbone starts from pretrained weights."""
         return self.weights != "none" or self.start_from is not None
@@ -363,11 +372,13 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
         """Return the fields that would change the result: {name: (own value, other's value)}.
 
         The same augmentation by preset or by settings is no difference, nor is the same number of
-        epochs by default or given.
+        epochs or the same metric by default or given.
         """
         ignored = set(RESUME_MUTABLE_FIELDS)
         if self.num_epochs == other.num_epochs:
             ignored.add("epochs")
+        if self.best_metric == other.best_metric:
+            ignored.add("monitor")
         if self.augmentation == other.augmentation:
             ignored |= {"augment", *AUGMENTATION_FIELDS}
         names = [field.name for field in dataclasses.fields(self) if field.name not in ignored]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -45,6 +46,7 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         ("Classes", f"{len(class_names)}: {join_names(class_names, most=12)}"),
         ("Splits", _describe_splits(run)),
         ("Duplicates", describe_duplicates(run.duplicates)),
+        ("Task", _describe_task(run)),
         ("Class weights", _describe_class_weights(run)),
         ("Images", f"{preprocessing.image_size} px, {preprocessing.resize}, "
                    f"{preprocessing.interpolation}, {_PIXEL_MODES[preprocessing.mode]}"),
@@ -73,10 +75,30 @@ def _describe_splits(run: RunContext) -> str:
     return f"{sizes}; {' and '.join(taken)} taken from train" if taken else sizes
 
 
+def _describe_task(run: RunContext) -> str:
+    """Return how images with several labels are learned; "" of one label each."""
+    targets = run.source.targets
+    if targets is None:
+        return ""
+    counts = targets.sum(1)
+    without = f", {(counts == 0).sum():,} images without any" if not counts.all() else ""
+    return (
+        f"multilabel: {counts.mean():.2f} labels per image{without}; a sigmoid unit for each "
+        f"class, binary cross-entropy, best weights by {run.config.best_metric}"
+    )
+
+
 def _describe_class_weights(run: RunContext) -> str:
     weights = run.class_weights
     if weights is None:
         return ""
+    if run.is_multilabel:
+        ratios = weights[:, 1] / np.maximum(weights[:, 0], 1e-9)
+        low, high = (
+            f"{ratios[i]:.2f} ({printable(run.source.class_names[i])})"
+            for i in (ratios.argmin(), ratios.argmax())
+        )
+        return f"balanced: the presence of a label counts {low} to {high} times its absence"
     if weights.min() == weights.max():
         return "balanced: all classes have the same number of images"
     low, high = (
@@ -213,6 +235,13 @@ def _make_progress(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
+def _scores(values: dict[str, float], split: str, *, digits: int = 4) -> str:
+    """Return the accuracy of a split as text, or of several labels per image mAP and F1."""
+    names = {"mAP": "mAP", "f1": "F1"} if f"{split}/f1" in values else {"accuracy": "accuracy"}
+    shown = [(text, values.get(f"{split}/{name}")) for name, text in names.items()]
+    return ", ".join(f"{text} {value:.{digits}f}" for text, value in shown if value is not None)
+
+
 class ProgressConsole:
     """A progress bar on a terminal, and lines of text on any output; a context manager."""
 
@@ -239,8 +268,8 @@ class ProgressConsole:
         self._progress.update(self._task, completed=done)
 
     def show_metrics(self, values: dict[str, float], images_per_s: float) -> None:
-        """Show the latest training loss and accuracy beside the bar."""
-        text = "loss {train/loss:.4f}, accuracy {train/accuracy:.3f}".format(**values)
+        """Show the latest training loss and accuracy, or F1, beside the bar."""
+        text = f"loss {values['train/loss']:.4f}, {_scores(values, 'train', digits=3)}"
         self._progress.update(self._task, metrics=f"{text}, {images_per_s:.0f} images/s")
 
     def print_epoch(
@@ -249,9 +278,9 @@ class ProgressConsole:
         """Print the results of an epoch on one line."""
         parts = [f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs} {stage}"]
         for split in ("train", "val"):
-            loss, accuracy = values[f"{split}/loss"], values[f"{split}/accuracy"]
+            loss = values[f"{split}/loss"]
             digits = f"{loss:.4f}" if abs(loss) < 1e4 else f"{loss:.3e}"
-            parts.append(f"{split} loss {digits}, accuracy {accuracy:.4f}")
+            parts.append(f"{split} loss {digits}, {_scores(values, split)}")
         parts.append(f"{values['images_per_s']:.0f} images/s, {values['seconds']:.0f} s")
         self.print(" | ".join(parts) + (" | best" if is_best else ""))
 

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from vggjax.data.loader import SplitLoader
+from vggjax.data.multilabel import binary_weights
 from vggjax.data.quality.duplicates import Duplicates, find_duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
@@ -74,9 +75,15 @@ class RunContext:
     feature_plans: dict[str, FeaturePlan]
     """Stage name -> what it keeps of its frozen layers' outputs; other stages are left out."""
     class_weights: np.ndarray | None
-    """Weights in the loss, float32 (C,); None weighs every image the same."""
+    """Weights in the loss, float32 (C,), of several labels per image (C, 2), of the absence and of
+    the presence of each; None weighs every image the same."""
     weight_file: WeightFile | None
     """The pretrained weights; None from random weights and with `start_from`."""
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether images have several labels, and the head a sigmoid unit for each class."""
+        return self.source.targets is not None
 
     def left_out(self) -> dict[str, str]:
         """Return the images of train and val that could not be read so far: id -> reason."""
@@ -102,7 +109,8 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     placement = Placement(config.parallel, num_devices=config.devices)
     placement.check_batch_size(config.batch_size)
     source = open_source(config.dataset, data_dir=config.data_dir, options=config)
-    head = Head.parse(config.head).for_classes(len(source.class_names))
+    multilabel = source.targets is not None
+    head = Head.parse(config.head).for_classes(len(source.class_names), multilabel=multilabel)
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)
@@ -119,8 +127,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     # A batch larger than the data would be padding; it still has to divide over the devices.
     devices = len(placement.devices)
     batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
-    steps_per_pass = loaders["train"].num_batches(batch_size)
-    steps_per_epoch = steps_per_pass
+    steps_per_epoch = steps_per_pass = loaders["train"].num_batches(batch_size)
     if config.epoch_images:
         steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
     stages = plan_stages(config)
@@ -148,11 +155,17 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
             steps_per_epoch=steps_per_epoch,
             steps_per_pass=steps_per_pass,
         ),
-        class_weights=balanced_weights(source.labels[splits["train"]], len(source.class_names))
-        if config.class_weights == "balanced"
-        else None,
+        class_weights=_class_weights(config, source, splits["train"]),
         weight_file=weight_file,
     )
+
+
+def _class_weights(config: Config, source: Source, train: np.ndarray) -> np.ndarray | None:
+    if config.class_weights != "balanced":
+        return None
+    if source.targets is not None:
+        return binary_weights(source.targets[train])
+    return balanced_weights(source.labels[train], len(source.class_names))
 
 
 def _open_given(config: Config) -> WeightFile | None:
@@ -253,6 +266,7 @@ def _describe_model(
         preprocessing=config.preprocessing,
         dtype=config.dtype,
         provenance=provenance,
+        task=config.task,
     )
 
 
@@ -296,7 +310,11 @@ def _check_start(config: Config, head: Head, source: Source, splits: dict[str, n
     """Check that the run fits the one of `start_from` and holds out images that are new to it."""
     folder = Path(config.start_from or "")
     info, run = _read_start(folder), f"The run in `start_from` {printable(folder)}"
-    pairs = {"model": (info.arch, config.model), "head": (info.head, str(head))}
+    pairs = {
+        "task": (info.task, config.task),
+        "model": (info.arch, config.model),
+        "head": (info.head, str(head)),
+    }
     for name, (value, received) in pairs.items():
         if value != received:
             raise ConfigError(f"{run} has `{name}` {value}; got {received}. Give `{name}` {value}.")

@@ -29,6 +29,8 @@ class TrainProgress:
     stage: str | None = None
     best_value: float | None = None
     best_step: int = 0
+    thresholds: list[float] = field(default_factory=list)
+    """With several labels per image, each class's threshold at the best step."""
     stale_epochs: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     """Metric sums of the current epoch; see `MetricAccumulator`."""

@@ -3,10 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
+from typing import Any
 
 import jax
+import numpy as np
 
 from vggjax.data.loader import Batch, prefetch
+from vggjax.data.multilabel import choose_thresholds, epoch_metrics, f1_score
 from vggjax.errors import printable
 from vggjax.training.batches import epoch_batches, images_seen, stack_batches, stack_size
 from vggjax.training.config import Stage
@@ -66,7 +69,9 @@ class StageLoop:
             stack_batches=self._stack_size > 1,
         )
         self.train_step = CompiledStep(train_step, log)
-        eval_step = make_eval_step(model, placement=placement, mode=mode, after=after)
+        eval_step = make_eval_step(
+            model, placement=placement, mode=mode, after=after, multilabel=run.is_multilabel
+        )
         self.eval_step = CompiledStep(eval_step)
 
     def initial_state(self, *, step: int = 0, factor: float = 1.0) -> TrainState:
@@ -131,13 +136,22 @@ def report_adapted(
 
 def evaluate_split(
     run: RunContext, split: str, eval_step: Callable, state: TrainState
-) -> dict[str, float]:
-    """Evaluate every readable image of a split once: `val/loss`, `val/accuracy`, `val/top5`."""
-    metrics = MetricAccumulator(run.placement)
+) -> dict[str, Any]:
+    """Evaluate every readable image of a split once: `val/loss`, `val/accuracy`, `val/top5`.
+
+    Of several labels per image they are `epoch_metrics`, and `val/thresholds`, which have the best
+    F1 of each class.
+    """
+    outputs = []
     batches = run.loaders[split].batches(run.batch_size, process=run.placement.process)
     with closing(prefetch(batches, run.placement.put_batch)) as placed_batches:
         for batch in placed_batches:
-            metrics.add(1, eval_step(state.eval_params, batch))
+            outputs.append(eval_step(state.eval_params, batch))
+    if run.is_multilabel:
+        return _multilabel_metrics(run.placement.fetch(outputs), split)
+    metrics = MetricAccumulator(run.placement)
+    for sums in outputs:
+        metrics.add(1, sums)
     metrics.fetch()
     values = mean_metrics(metrics.sums, split)
     if len(run.source.class_names) <= 5:
@@ -145,10 +159,26 @@ def evaluate_split(
     return values
 
 
+def _multilabel_metrics(outputs: list[dict[str, np.ndarray]], split: str) -> dict[str, Any]:
+    probs, targets = (
+        np.concatenate([output[key][output["mask"] > 0] for output in outputs])
+        for key in ("probs", "label")
+    )
+    values = {f"{split}/{name}": value for name, value in epoch_metrics(probs, targets).items()}
+    return values | {f"{split}/thresholds": choose_thresholds(probs, targets).tolist()}
+
+
 def mean_metrics(sums: dict[str, float], split: str) -> dict[str, float]:
-    """Return the means over the examples, as `train/loss` and `train/accuracy`."""
+    """Return the means over the examples, as `train/loss` and `train/accuracy`.
+
+    Of several labels per image there is `train/f1`, too, the micro F1.
+    """
     count = max(float(sums["count"]), 1.0)
     names = {"loss": "loss", "correct": "accuracy"}
     if split != "train":
         names["top5"] = "top5"
-    return {f"{split}/{name}": float(sums[key]) / count for key, name in names.items()}
+    values = {f"{split}/{name}": float(sums[key]) / count for key, name in names.items()}
+    if "hits" in sums:
+        f1 = f1_score(sums["hits"], sums["predicted"], sums["positive"])
+        values[f"{split}/f1"] = float(f1)
+    return values

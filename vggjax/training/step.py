@@ -1,10 +1,10 @@
 """The compiled functions of a network: train, evaluate, compute features, predict.
 
 A batch is a dict of arrays as the loader yields it: `images` uint8 (N, S, S, 3), `label` int32
-(N,), `mask` float32 (N,), `index` int64 (N,). Randomness is a function of (seed, step, row): a
-resumed run draws what the uninterrupted run draws, and four devices draw what one draws. Metrics
-are masked sums over examples, to be divided once at the end, so that padded rows and uneven batches
-are weighted correctly.
+(N,), or bool (N, C) of several labels per image, `mask` float32 (N,), `index` int64 (N,).
+Randomness is a function of (seed, step, row): a resumed run draws what the uninterrupted run draws,
+and four devices draw what one draws. Metrics are masked sums over examples, to be divided once at
+the end, so that padded rows and uneven batches are weighted correctly.
 """
 
 import math
@@ -30,7 +30,8 @@ from vggjax.training.parallel import Placement
 Arrays = dict[str, jax.Array]
 
 Metrics = Arrays
-"""Sums over the examples of a batch: `loss` (nats), `correct`, `top5`, `count`."""
+"""Sums over the examples of a batch: `loss` (nats), `correct`, `count`, and `top5`, or of several
+labels per image the numbers of labels `hits`, `predicted` and `positive`."""
 
 ModelState = tuple[nnx.State, nnx.State]
 """The parameters and the batch normalizations' running statistics."""
@@ -109,7 +110,7 @@ def make_train_step(
 
     Args:
         mode: the pixel mode of `preprocess`.
-        class_weights: (C,), the weight of each class in the loss; None weighs all by 1.
+        class_weights: (C,), or (C, 2) of absence and presence, in the loss; None weighs all by 1.
         label_smoothing: the share of each label that the loss spreads over all classes.
         ema: the decay of the moving average of the weights, if the state has one.
         after: run only the layers after this one, on the batch's `features` instead of `images`.
@@ -151,17 +152,28 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Network, *, placement: Placement, mode: str, after: str | None = None
-) -> Callable[[ModelState, Arrays], Metrics]:
-    """Compile ((params, batch_stats), batch) -> metrics; for `after` see `make_train_step`."""
+    model: Network,
+    *,
+    placement: Placement,
+    mode: str,
+    after: str | None = None,
+    multilabel: bool = False,
+) -> Callable[[ModelState, Arrays], Arrays]:
+    """Compile ((params, batch_stats), batch) -> metrics; for `after` see `make_train_step`.
+
+    With `multilabel` the result is `probs`, `label` and `mask` of the whole global batch, on every
+    process: average precision is no sum over images.
+    """
     model.eval()
     graphdef = nnx.graphdef(model)
 
-    def eval_step(state: ModelState, batch: Arrays) -> Metrics:
+    def eval_step(state: ModelState, batch: Arrays) -> Arrays:
         logits = nnx.merge(graphdef, *state)(_inputs(batch, mode, after), after=after)
+        if multilabel:
+            return {"probs": jax.nn.sigmoid(logits), "label": batch["label"], "mask": batch["mask"]}
         return placement.sum(metric_sums(logits, batch))
 
-    return placement.compile(eval_step)
+    return placement.compile(eval_step, gather=multilabel)
 
 
 def make_feature_step(
@@ -198,20 +210,27 @@ def make_feature_step(
     return placement.compile(feature_step, gather=True)
 
 
-def make_predict_step(model: Network, mode: str) -> Callable[[np.ndarray], jax.Array]:
+def make_predict_step(
+    model: Network, mode: str, *, multilabel: bool = False
+) -> Callable[[np.ndarray], jax.Array]:
     """Return a function of images uint8 (N, S, S, 3) that returns probabilities float32 (N, C).
 
-    It is compiled once for each shape. One sigmoid unit yields two columns, (1 - p, p).
+    It is compiled once for each shape. Each row sums to 1, one sigmoid unit yields two columns,
+    (1 - p, p); with `multilabel` each column is a sigmoid unit.
     """
     model.eval()
     graphdef, state = nnx.split(model)
-    return lambda images: _predict(graphdef, mode, state, images)
+    return lambda images: _predict(graphdef, mode, multilabel, state, images)
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # module-level: equal networks share one compilation
-def _predict(graphdef: Any, mode: str, state: nnx.State, images: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1, 2))  # module-level: equal networks share one compilation
+def _predict(
+    graphdef: Any, mode: str, multilabel: bool, state: nnx.State, images: jax.Array
+) -> jax.Array:
     network = nnx.merge(graphdef, state)
     logits = map_microbatches(lambda x: network(preprocess(x, mode)), images)
+    if multilabel:
+        return jax.nn.sigmoid(logits)
     if logits.shape[-1] == 1:
         return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=-1)
     return jax.nn.softmax(logits)
@@ -246,9 +265,11 @@ def metric_sums(
 ) -> Metrics:
     """Return the metrics of a batch, summed over its unmasked examples.
 
-    `logits` is (N, C) for a softmax or (N, 1) for one sigmoid unit. `class_weights` (C,) and
-    `label_smoothing` affect the loss only, as in Keras. An image mixed of two has the loss of its
-    soft label; for accuracy its label is the heavier one.
+    `logits` is (N, C) for a softmax or (N, 1) for one sigmoid unit; with labels bool (N, C), each
+    column is a sigmoid unit, the loss is the mean of their cross-entropies and `correct` the share
+    of correct labels at 0.5, as Keras' binary accuracy. `class_weights` and `label_smoothing`
+    affect the loss only, as in Keras. An image mixed of two has the loss of its soft label; for
+    the other metrics its label is the heavier one's.
     """
     label, mask = batch["label"], batch["mask"]
     loss = _cross_entropy(logits, label, class_weights, label_smoothing)
@@ -256,15 +277,21 @@ def metric_sums(
         other, share = batch["other"], batch["share"]
         other_loss = _cross_entropy(logits, other, class_weights, label_smoothing)
         loss = share * loss + (1 - share) * other_loss
-        label = jnp.where(share >= 0.5, label, other)
-    if logits.shape[-1] == 1:
-        prediction = (logits[:, 0] > 0).astype(label.dtype)
-        top5 = jnp.ones_like(mask)
+        is_own = share >= 0.5
+        label = jnp.where(is_own[:, None] if label.ndim == 2 else is_own, label, other)
+    values = {"loss": loss, "count": jnp.ones_like(mask)}
+    if label.ndim == 2:
+        prediction = logits > 0
+        numbers = {"hits": prediction & label, "predicted": prediction, "positive": label}
+        values |= {name: labels.sum(-1) for name, labels in numbers.items()}
+        values["correct"] = (prediction == label).mean(-1)
+    elif logits.shape[-1] == 1:
+        values["correct"] = (logits[:, 0] > 0).astype(label.dtype) == label
+        values["top5"] = jnp.ones_like(mask)
     else:
-        prediction = logits.argmax(-1)
-        top5 = (lax.top_k(logits, min(5, logits.shape[-1]))[1] == label[:, None]).any(-1)
-    correct = prediction == label
-    values = {"loss": loss, "correct": correct, "top5": top5, "count": jnp.ones_like(mask)}
+        values["correct"] = logits.argmax(-1) == label
+        best = lax.top_k(logits, min(5, logits.shape[-1]))[1]
+        values["top5"] = (best == label[:, None]).any(-1)
     # `where`, not a product: a padded row may hold NaN.
     return {name: jnp.where(mask > 0, value, 0.0).sum() for name, value in values.items()}
 
@@ -272,15 +299,23 @@ def metric_sums(
 def _cross_entropy(
     logits: jax.Array, label: jax.Array, class_weights: np.ndarray | None, label_smoothing: float
 ) -> jax.Array:
-    if logits.shape[-1] == 1:
-        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], label.astype(jnp.float32))
-        uniform = optax.sigmoid_binary_cross_entropy(logits[:, 0], 0.5)
+    is_multilabel = label.ndim == 2
+    if is_multilabel or logits.shape[-1] == 1:
+        logits = logits if is_multilabel else logits[:, 0]
+        loss = optax.sigmoid_binary_cross_entropy(logits, label.astype(jnp.float32))
+        uniform = optax.sigmoid_binary_cross_entropy(logits, 0.5)
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
     if label_smoothing:  # `uniform` is the mean of the losses of all labels
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
-    return loss if class_weights is None else loss * jnp.asarray(class_weights)[label]
+    if class_weights is not None:
+        weights = jnp.asarray(class_weights)
+        if is_multilabel:
+            loss *= jnp.where(label, weights[None, :, 1], weights[None, :, 0])
+        else:
+            loss *= weights[label]
+    return loss.mean(-1) if is_multilabel else loss
 
 
 def _update_averages(averages: Any, new: Any, ema: float, step: jax.Array) -> Any:

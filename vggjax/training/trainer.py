@@ -74,7 +74,8 @@ class Trainer:
                 with Checkpoints(workdir) as self._checkpoints:
                     self._train_stages()
                 report_adapted(run, self._console, already=adapted)  # while the network trained
-                info = dataclasses.replace(run.info, left_out=run.left_out())
+                thresholds = tuple(self._progress.thresholds)
+                info = dataclasses.replace(run.info, left_out=run.left_out(), thresholds=thresholds)
                 model = save_model(workdir, run.model, info)
                 self._stop.check(workdir)
         data = run.source, run.splits, run.duplicates, run.duplicate_groups
@@ -136,13 +137,16 @@ class Trainer:
         metrics.fetch()
         values = mean_metrics(metrics.sums, "train")
         values["images_per_s"] = throughput.images_per_s()
-        values |= evaluate_split(run, "val", loop.eval_step, loop.state)  # 3. evaluate
+        val = evaluate_split(run, "val", loop.eval_step, loop.state)  # 3. evaluate
+        values |= val
         values["seconds"] = throughput.seconds()
         values |= loop.rates(progress.step, progress.factor)
         if self._monitor.recovered(metrics.sums, val=values):
             return True
-        value = values[config.monitor]  # 4. keep the best
-        is_best = progress.update_best(-value if config.monitor == "val/loss" else value)
+        value = values[config.best_metric]  # 4. keep the best
+        is_best = progress.update_best(-value if config.best_metric == "val/loss" else value)
+        if is_best:
+            progress.thresholds = val.get("val/thresholds", [])
         self._monitor.record_epoch(values, is_best=is_best)
         lower_rates = progress.reduce_on_plateau(config, values["val/loss"])
         progress.sums = {}
@@ -177,7 +181,7 @@ class Trainer:
         if not (is_last and 0 < config.patience <= self._progress.stale_epochs):
             return False
         self._console.print(
-            f"No better {config.monitor} for {config.patience} epochs: stopping early."
+            f"No better {config.best_metric} for {config.patience} epochs: stopping early."
         )
         return True
 

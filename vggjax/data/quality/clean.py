@@ -109,6 +109,12 @@ def write_clean_copy(
     source = findings.source
     if source is None or not len(source):
         raise DataError(f"{printable(findings.dataset)} has no labeled images to copy.")
+    if source.targets is not None:
+        raise DataError(
+            f"A cleaned copy has one folder per class, and the images of "
+            f"{printable(findings.dataset)} have several labels. Remove the rows that `doctor` "
+            "names from the CSV."
+        )
     files = [path for path in map(source.path, range(len(source))) if path is not None]
     if not files:
         raise DataError(_describe_without_files(findings.dataset))
@@ -152,7 +158,7 @@ def _images_to_leave_out(findings: Findings, source: Source) -> dict[int, str]:
         for i in np.flatnonzero(split_of == "").tolist():
             reasons.setdefault(i, "in none of the official splits")
     for group in duplicates.members(exact=True):
-        labels = sorted({source.class_names[source.labels[i]] for i in group})
+        labels = sorted({source.label_text(i) for i in group})
         kept = min(
             (i for i in group if i not in reasons),
             key=lambda i: (_PREFERENCE.index(split_of[i]), i),

@@ -4,7 +4,7 @@ What training would refuse with an error is a finding here. The table `KINDS` of
 which kinds of findings are problems. Cleaned copies are written by clean.py.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -102,9 +102,9 @@ def _add_unreadable(entries: _Entries, source: Source, unreadable: dict[int, str
     for i, reason in unreadable.items():
         kinds = (kind for prefix, kind in _KIND_OF_REASON.items() if reason.startswith(prefix))
         entries[next(kinds, "unreadable")].append(Entry((i,), reason))
-    sizes = Counter(source.labels.tolist())
-    lost = Counter(source.labels[list(unreadable)].tolist())
-    for label in sorted(label for label in lost if lost[label] == sizes[label]):
+    sizes = source.class_counts(np.arange(len(source)))
+    lost = source.class_counts(np.array(list(unreadable), np.int64))
+    for label in np.flatnonzero((lost == sizes) & (lost > 0)):
         name = source.class_names[label]
         text = f"No image of class {name!r} is readable: 0 of {sizes[label]}."
         entries["refused"].append(Entry(text=text))
@@ -169,7 +169,7 @@ def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> N
 def _add_classes(
     entries: _Entries, scan: Scan, source: Source, duplicates: Duplicates
 ) -> np.ndarray | None:
-    """Add findings on the class sizes; return the balanced class weights."""
+    """Add findings on the class sizes; return the balanced class weights, if it has one each."""
     names = source.class_names
     train = (source.splits or {}).get("train", np.arange(len(source)))
     if not scan.faults:
@@ -181,7 +181,9 @@ def _add_classes(
             train = splits["train"]
             entries["note"] += [Entry(text=note) for note in split_notes(source, splits)]
     readable = np.setdiff1d(np.arange(len(source)), list(duplicates.unreadable))
-    labels, counts = np.unique(source.labels[readable], return_counts=True)
+    counts = source.class_counts(readable)
+    labels = np.flatnonzero(counts)
+    counts = counts[labels]
     if len(labels):
         least, most = int(counts.argmin()), int(counts.argmax())
         ratio = counts[most] / counts[least]
@@ -191,4 +193,6 @@ def _add_classes(
                 f"{names[labels[least]]!r}: {ratio:.1f} to 1"
             )
             entries["imbalance" if ratio >= IMBALANCE else "uneven"].append(Entry(text=text))
-    return balanced_weights(source.labels[train], len(names)) if len(train) else None
+    if source.targets is not None or not len(train):
+        return None
+    return balanced_weights(source.labels[train], len(names))

@@ -127,8 +127,8 @@ class Findings:
         if self.source is None:
             return []
         parts = self.source.splits or {"": np.arange(len(self.source))}
-        labels, names, weights = self.source.labels, self.source.class_names, self.weights
-        counts = {part: np.bincount(labels[i], minlength=len(names)) for part, i in parts.items()}
+        names, weights = self.source.class_names, self.weights
+        counts = {part: self.source.class_counts(i) for part, i in parts.items()}
         return [
             {
                 "name": name,
@@ -176,6 +176,6 @@ class Findings:
         return {
             "id": source.ids[i],
             "path": None if path is None else str(path),
-            "label": source.class_names[source.labels[i]],
+            "label": source.label_text(i),
             "split": str(source.split_of[i]) or None,
         }

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage, read_image
+from vggjax.data.multilabel import join_labels, number_combinations, stratification_labels
 from vggjax.errors import join_names, nearest_name
 
 SPLIT_WORDS = {
@@ -33,7 +34,8 @@ class Source:
     name: str
     class_names: tuple[str, ...]
     labels: np.ndarray
-    """int32 (N,), indices into `class_names`."""
+    """int32 (N,), indices into `class_names`; with `targets`, the number of each image's
+    combination of labels, which is no class (see `label_text` and `class_counts`)."""
     ids: Sequence[str]
     """(N,), unique: the path below `root` with `/`, the path written in a CSV, or `train/17`, the
     tfds split and the position in it."""
@@ -58,6 +60,23 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def strata(self) -> np.ndarray:
+        """Return what splits are stratified by, int (N,): the labels, or what stands for them."""
+        return self.labels if self.targets is None else stratification_labels(self.targets)
+
+    def label_text(self, i: int) -> str:
+        """Return the label of an image, or its labels: `circle|square`, "" without any."""
+        if self.targets is None:
+            return self.class_names[self.labels[i]]
+        return join_labels(self.class_names, self.targets[i])
+
+    def class_counts(self, indices: np.ndarray) -> np.ndarray:
+        """Count the images of each class among `indices`, int64 (C,)."""
+        if self.targets is None:
+            return np.bincount(self.labels[indices], minlength=len(self.class_names))
+        return self.targets[indices].sum(0)
 
     @cached_property
     def split_of(self) -> np.ndarray:
@@ -113,12 +132,15 @@ def fingerprint(
     labels: np.ndarray,
     splits: dict[str, np.ndarray] | None,
     sizes: Iterable[int],
+    targets: np.ndarray | None = None,
 ) -> str:
     """Return the SHA-256 of a dataset's contents, independent of its location."""
     digest = hashlib.sha256()
     for part in (class_names, ids, map(str, sizes)):
         digest.update("\0".join(part).encode("utf-8", "surrogateescape") + b"\0\0")
     digest.update(np.asarray(labels, "<i4").tobytes())
+    if targets is not None:
+        digest.update(np.packbits(targets).tobytes())
     for name, indices in sorted((splits or {}).items()):
         digest.update(name.encode() + np.asarray(indices, "<i8").tobytes())
     return digest.hexdigest()
@@ -132,10 +154,17 @@ def make_file_source(
     locate: Callable[[str], Path],
     root: Path | None = None,
     notes: Sequence[str] = (),
+    targets: np.ndarray | None = None,
 ) -> Source:
-    """Return the source of image files; `locate` maps an id to its path."""
-    label_of = {class_name: i for i, class_name in enumerate(class_names)}
-    labels = np.asarray([label_of[file.label] for file in files], np.int32)
+    """Return the source of image files; `locate` maps an id to its path.
+
+    With `targets`, bool (N, C), they are the labels, not the files' own.
+    """
+    if targets is None:
+        label_of = {class_name: i for i, class_name in enumerate(class_names)}
+        labels = np.asarray([label_of[file.label] for file in files], np.int32)
+    else:
+        labels = number_combinations(targets)
     ids = [file.id for file in files]
     split_of = np.asarray([file.split for file in files], np.str_)
     parts = {split: np.flatnonzero(split_of == split) for split in ("train", "val", "test")}
@@ -147,7 +176,10 @@ def make_file_source(
         ids=ids,
         splits=splits,
         read=lambda i: read_image(locate(ids[i])),
-        fingerprint=fingerprint(class_names, ids, labels, splits, [file.size for file in files]),
+        fingerprint=fingerprint(
+            class_names, ids, labels, splits, [file.size for file in files], targets
+        ),
+        targets=targets,
         root=root,
         groups=number_groups([file.group for file in files]),
         path=lambda i: locate(ids[i]),

@@ -82,12 +82,12 @@ def make_splits(
         splits, fractions = resolve_slices(source, split), FRACTIONS
     else:
         splits, fractions = dict(source.splits or {"train": np.arange(len(source))}), split
-    fixed = set(splits) | {"train"}
+    fixed = {"train"} if source.targets is not None else set(splits) | {"train"}
     missing = [name for name in SPLITS if name not in splits]
     if missing:
         shares = _renormalized(fractions, ("train", *missing))
         train = np.asarray(splits.get("train", ()), np.int64)
-        splits.update(stratified_split(source.labels, train, shares, seed, groups))
+        splits.update(stratified_split(source.strata, train, shares, seed, groups))
     splits = {name: np.sort(np.asarray(splits[name], np.int64)) for name in SPLITS}
     hint = _SLICES_HINT if isinstance(split, dict) else ""
     _check_classes(source, splits, fixed=fixed, hint=hint)
@@ -105,12 +105,15 @@ def make_folds(
     split off the rest with the default fraction, a ninth.
 
     Raises:
-        DataError: a class with fewer distinct images than folds.
+        DataError: a class with fewer distinct images than folds, or of several labels per image
+            one that a fold's train split lacks.
     """
     everything = np.arange(len(source))
     groups = merge_groups(source.groups, groups)
-    distinct = count_distinct(source.labels, groups, len(source.class_names))
-    if few := [(n, int(c)) for n, c in zip(source.class_names, distinct, strict=True) if c < k]:
+    distinct = _count_distinct(source, groups)
+    wanted = k if source.targets is None else 2  # a fold may lack a label
+    few = [(n, int(c)) for n, c in zip(source.class_names, distinct, strict=True) if c < wanted]
+    if few:
         least = min(count for _, count in few)
         fewer = f"Set `cross_validate` to at most {least}, or add" if least > 1 else "Add"
         raise DataError(
@@ -120,10 +123,11 @@ def make_folds(
     shares = {f"part {i}": 1 / k for i in range(k)}
     train_and_val = _renormalized(FRACTIONS, ("train", "val"))
     folds = []
-    for test in stratified_split(source.labels, everything, shares, seed, groups).values():
+    for test in stratified_split(source.strata, everything, shares, seed, groups).values():
         rest = np.setdiff1d(everything, test)
-        fold = stratified_split(source.labels, rest, train_and_val, seed, groups) | {"test": test}
+        fold = stratified_split(source.strata, rest, train_and_val, seed, groups) | {"test": test}
         fold = {name: np.sort(fold[name]) for name in SPLITS}
+        _check_classes(source, fold, fixed={"train"}, hint=" Try another `seed`.")
         _check_not_empty(source, fold)
         folds.append(fold)
     return folds
@@ -159,9 +163,7 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 def splits_text(source: Source, splits: dict[str, np.ndarray]) -> str:
     """Return the contents of `splits.csv`."""
     split_of = {int(i): split for split, indices in splits.items() for i in indices}
-    rows = [
-        (source.ids[i], source.class_names[source.labels[i]], split_of[i]) for i in sorted(split_of)
-    ]
+    rows = [(source.ids[i], source.label_text(i), split_of[i]) for i in sorted(split_of)]
     return "".join(map(csv_line, [_COLUMNS, *rows]))
 
 
@@ -183,7 +185,7 @@ def read_splits(folder: str | os.PathLike[str], source: Source) -> dict[str, np.
                 raise ValueError(f"its first line is not {','.join(_COLUMNS)}")
             for image_id, label, split in rows:
                 i = index_of[image_id]
-                if source.class_names[source.labels[i]] != label:
+                if source.label_text(i) != label:
                     raise ValueError(f"{image_id} was labeled {label}")
                 splits[split].append(i)
     except (OSError, ValueError, KeyError, csv.Error) as error:
@@ -201,10 +203,15 @@ def _renormalized(fractions: Fractions, names: tuple[str, ...]) -> dict[str, flo
 
 
 def _count_classes(source: Source, splits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    num_classes = len(source.class_names)
-    return {
-        name: np.bincount(source.labels[i], minlength=num_classes) for name, i in splits.items()
-    }
+    return {name: source.class_counts(indices) for name, indices in splits.items()}
+
+
+def _count_distinct(source: Source, groups: np.ndarray | None) -> np.ndarray:
+    """Count the distinct images of each class, int64 (C,): a group counts once."""
+    if source.targets is None:
+        return count_distinct(source.labels, groups, len(source.class_names))
+    groups = np.arange(len(source)) if groups is None else groups
+    return np.array([len(np.unique(groups[has_label])) for has_label in source.targets.T])
 
 
 def _check_classes(
@@ -218,19 +225,22 @@ def _check_classes(
     name, *others = [source.class_names[label] for label in lacking]
     here = {split: int(count[lacking[0]]) for split, count in counts.items()}
     more = f" Other such classes: {join_names(map(repr, others), most=3)}." if others else ""
+    split = "Each split" if source.targets is None else "The train split"
     raise DataError(
-        f"Class {name!r} is not in every split: {_list_counts(here)}. Each split needs at least "
-        f"one example of each class.{more}{hint}"
+        f"Class {name!r} is not in every split: {_list_counts(here)}. {split} needs at least one "
+        f"example of each class.{more}{hint}"
     )
 
 
 def _check_not_empty(source: Source, splits: dict[str, np.ndarray]) -> None:
-    empty = [name for name in SPLITS if not len(splits[name])]
+    counts_of = _count_classes(source, splits)
+    empty = [name for name in SPLITS if not counts_of[name].any()]
     if not empty:
         return
-    counts = np.sum(list(_count_classes(source, splits).values()), axis=0).tolist()
+    counts = np.sum(list(counts_of.values()), axis=0).tolist()
+    lack = "be empty" if source.targets is None else "have no label"
     raise DataError(
-        f"Too few images, {' and '.join(empty)} would be empty: "
+        f"Too few images, {' and '.join(empty)} would {lack}: "
         f"{_list_classes(list(zip(source.class_names, counts, strict=True)))}. A class needs three "
         f"distinct images, one for each split. Add images or remove classes."
     )

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from vggjax.data.augment.settings import is_on
-from vggjax.data.loader import Batch, SplitLoader, epoch_order, prefetch
+from vggjax.data.loader import Batch, SplitLoader, epoch_order, pad_rows, prefetch
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes, view_of
 from vggjax.training.cache.store import FileStore, Store
@@ -69,16 +69,10 @@ class CachedFeatures:
         view = self._views[view_of(epoch, self._cached_views)]
         for offset in range(start * batch_size, len(self), batch_size):
             positions = order[offset + which * rows : offset + (which + 1) * rows]
-            padding = (0, rows - len(positions))
             features = np.zeros((rows, *view.shape[1:]), view.dtype)
             features[: len(positions)] = view[positions]
-            index = self._loader.indices[positions]
-            yield {
-                "features": features,
-                "label": np.pad(self._loader.labels[positions], padding),
-                "mask": np.pad(self._mask[positions], padding),
-                "index": np.pad(index, padding, constant_values=-1),
-            }
+            labels, index = self._loader.labels[positions], self._loader.indices[positions]
+            yield {"features": features} | pad_rows(labels, self._mask[positions], index, rows)
 
 
 @contextmanager

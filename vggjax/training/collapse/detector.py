@@ -38,6 +38,8 @@ class PriorBaseline:
     """The share of the largest class."""
     loss: float
     """Of the best constant prediction, in nats: ln(classes) for balanced classes."""
+    val_loss: float | None = None
+    """Of several labels per image, the loss without class weights and label smoothing."""
 
     @classmethod
     def from_counts(
@@ -54,6 +56,31 @@ class PriorBaseline:
         target = (1 - label_smoothing) * target + label_smoothing / len(target)
         entropy = -float(np.sum(target * np.log(np.where(target > 0, target, 1))))
         return cls(len(shares), float(shares.max()), entropy * float(mass.sum()))
+
+    @classmethod
+    def from_targets(
+        cls,
+        targets: np.ndarray,
+        *,
+        class_weights: np.ndarray | None = None,
+        label_smoothing: float = 0.0,
+    ) -> "PriorBaseline":
+        """Return the baseline for several labels per image, bool (N, C): the mean of the classes.
+
+        Each class is a choice between absence and presence, whose prior is its frequency.
+        """
+        counts = np.stack([(~targets).sum(0), targets.sum(0)], axis=1)
+        weights = [None] * len(counts) if class_weights is None else class_weights
+        parts = [
+            cls.from_counts(count, class_weights=weight, label_smoothing=label_smoothing)
+            for count, weight in zip(counts, weights, strict=True)
+        ]
+        return cls(
+            2,
+            float(np.mean([part.accuracy for part in parts])),
+            float(np.mean([part.loss for part in parts])),
+            float(np.mean([cls.from_counts(count).loss for count in counts])),
+        )
 
 
 @dataclass(frozen=True)
@@ -131,7 +158,12 @@ class CollapseDetector:
         return self._judge(marks, step, stretch, val)
 
     def beats_chance(self, val: Mapping[str, float]) -> bool:
-        """Return whether the validation accuracy is significantly better than the prior's."""
+        """Return whether the validation accuracy is significantly better than the prior's.
+
+        Of several labels per image the loss may be, too: at first no probability reaches 0.5.
+        """
+        if self._baseline.val_loss is not None and val["val/loss"] < 0.98 * self._baseline.val_loss:
+            return True
         low, _ = _wilson_interval(val["val/accuracy"] * self._val_images, self._val_images)
         return low > self._baseline.accuracy
 
@@ -198,10 +230,13 @@ class CollapseDetector:
         baseline = self._baseline
         is_even = math.isclose(baseline.loss, math.log(baseline.classes), rel_tol=0.005)
         chance = f"ln {baseline.classes} = " if is_even else ""
+        prior = f"the largest of {baseline.classes} classes"
+        if baseline.val_loss is not None:
+            prior = "the presence or absence of each label, whichever is more frequent"
         return (
             f"loss {loss:.4g} (chance: {chance}{baseline.loss:.4g}), accuracy "
-            f"{whole.correct / whole.images:.1%} (chance: {baseline.accuracy:.1%}, the largest of "
-            f"{baseline.classes} classes); the network learns nothing from the images"
+            f"{whole.correct / whole.images:.1%} (chance: {baseline.accuracy:.1%}, {prior}); the "
+            "network learns nothing from the images"
         )
 
     def _collapse(self, step: int, symptom: str, *, is_finite: bool = True) -> Collapse:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from vggjax.errors import VggjaxError
@@ -46,12 +45,17 @@ class CollapseMonitor:
     ):
         self._run, self._stage, self._progress = run, stage, progress
         self._checkpoints, self._log, self._console = checkpoints, log, console
-        labels = run.source.labels[run.splits["train"]]
-        baseline = PriorBaseline.from_counts(
-            np.bincount(labels, minlength=len(run.source.class_names)),
-            class_weights=run.class_weights,
-            label_smoothing=run.config.label_smoothing,
-        )
+        source, train, smoothing = run.source, run.splits["train"], run.config.label_smoothing
+        if source.targets is None:
+            baseline = PriorBaseline.from_counts(
+                source.class_counts(train),
+                class_weights=run.class_weights,
+                label_smoothing=smoothing,
+            )
+        else:
+            baseline = PriorBaseline.from_targets(
+                source.targets[train], class_weights=run.class_weights, label_smoothing=smoothing
+            )
         self._detector = CollapseDetector(
             run.config,
             stage,
@@ -170,7 +174,7 @@ def _go_back(
         earlier = TrainProgress(step=first_step)
         if best_step:
             earlier.best_value, earlier.best_step = progress.best_value, best_step
-            earlier.good_step = best_step
+            earlier.good_step, earlier.thresholds = best_step, progress.thresholds
     earlier.rate_factor = progress.rate_factor / 10
     earlier.recoveries, earlier.back_step = progress.recoveries + 1, earlier.step
     if best_step:

@@ -45,6 +45,16 @@ class ModelInfo:
     provenance: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     """Training and validation images that could not be read: id -> reason."""
+    task: str = "multiclass"
+    """`multiclass`, or `multilabel`: each class has a sigmoid unit and a threshold."""
+    thresholds: tuple[float, ...] = ()
+    """With `multilabel`, the probability from which on each class is predicted: the one with the
+    highest F1 on the validation split."""
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether images have several labels."""
+        return self.task == "multilabel"
 
 
 def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> Network:
@@ -102,8 +112,11 @@ def read_info(workdir: str | Path) -> ModelInfo:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
         fields["class_names"] = tuple(fields["class_names"])
+        fields["thresholds"] = tuple(fields.get("thresholds", ()))
         info = ModelInfo(**fields)
         Head.parse(info.head)
+        if info.is_multilabel and len(info.thresholds) != len(info.class_names):
+            raise ValueError("it needs a threshold for each class")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{printable(path)} is damaged: {error}.") from None
     return info
