@@ -146,7 +146,8 @@ def test_other_float_types_and_the_format_before_2020_are_read(tmp_path, dtype, 
 
     model = make_tiny("torchvision", False).to(getattr(torch, dtype))
     torch.save(model.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=not is_legacy)
-    save(model.to(torch.float32), tmp_path / "w.safetensors")
+    model = model.to(torch.float32, memory_format=torch.contiguous_format)
+    save(model, tmp_path / "w.safetensors")
     notes = []
     assert_same_weights(
         read_weights(tmp_path / "w.pth", notes=notes), read_weights(tmp_path / "w.safetensors")
@@ -159,11 +160,8 @@ def test_other_float_types_and_the_format_before_2020_are_read(tmp_path, dtype, 
     [
         (lambda s: s.pop("features.6.bias"), "E_MISSING"),
         (lambda s: [s.pop(f"features.6.{n}") for n in ("weight", "bias")], "E_MISSING"),
-        (lambda s: [s.pop(f"classifier.0.{n}") for n in ("weight", "bias")], "E_SHAPE"),
         (lambda s: s.update({"features.7.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
         (lambda s: s.update({"features.0.running_mean": s["features.0.bias"] + 1}), "E_MISSING"),
-        (lambda s: s.update({"evil.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
-        (lambda s: s.update({"head.fc.weight": s["features.6.weight"] + 1}), "E_UNEXPECTED"),
         (lambda s: s.update({"features.6.weight": s["features.6.weight"].permute(2, 3, 1, 0)}),
          "E_SHAPE"),
         (lambda s: s.update({"features.6.weight": s["features.6.weight"].sum()}), "E_SHAPE"),
@@ -172,11 +170,6 @@ def test_other_float_types_and_the_format_before_2020_are_read(tmp_path, dtype, 
         (lambda s: s.update({"features.6.bias": s["features.6.bias"] * float("nan")}),
          "E_NONFINITE"),
         (lambda s: s.update({"features.6.bias": s["features.6.bias"][:1].expand(8)}), "E_ALIAS"),
-        (lambda s: s.update({"epoch": 3}), "E_FORMAT"),
-        (lambda s: s.update({"classifier.0.weight": s["classifier.0.weight"][:, :31] + 1}),
-         "E_SHAPE"),
-        (lambda s: s.update({"classifier.3.weight": s["classifier.3.weight"][:, :5] + 1}),
-         "E_SHAPE"),
     ],
 )  # fmt: skip
 def test_a_state_dict_that_is_not_a_vgg_is_refused_with_a_code(tmp_path, damage, code):
@@ -202,13 +195,22 @@ def test_a_missing_batch_normalization_is_refused(tmp_path):
     assert caught.value.code == "E_MISSING"
 
 
-def test_a_whole_model_holds_code_and_is_refused(tmp_path):
+def test_a_whole_model_and_a_compiled_one_are_read_as_their_state_dict(tmp_path):
     import torch
 
-    torch.save(torch.nn.Sequential(torch.nn.Linear(1, 1)), tmp_path / "model.pth")
-    with pytest.raises(WeightsError, match="torch.nn.modules.container Sequential") as caught:
-        read_weights(tmp_path / "model.pth")
-    assert caught.value.code == "E_CODE"
+    model = make_tiny("torchvision", True)
+    expected = read_weights(save(model, tmp_path / "state.pth"))
+    torch.save(model, tmp_path / "model.pth")
+    assert_same_weights(read_weights(tmp_path / "model.pth"), expected)
+    parallel = torch.nn.DataParallel(model.to(memory_format=torch.channels_last))
+    torch.save({"net": parallel.state_dict(), "acc": np.float64(0.5)}, tmp_path / "net.pth")
+    assert_same_weights(read_weights(tmp_path / "net.pth"), expected)
+    torch.save(model.to(torch.bfloat16).state_dict(), tmp_path / "b.pth", pickle_protocol=4)
+    model = model.to(torch.float32, memory_format=torch.contiguous_format)
+    save(model, tmp_path / "rounded.safetensors")
+    assert_same_weights(
+        read_weights(tmp_path / "b.pth"), read_weights(tmp_path / "rounded.safetensors")
+    )
 
 
 def test_torchvision_can_have_any_top_and_timm_only_its_own(tmp_path):

@@ -8,7 +8,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from support.torch_models import needs_torch
 
 from vggjax.errors import WeightsError
 from vggjax.weights.weight_file import read_weights, write_weights
@@ -89,22 +88,17 @@ def test_a_compressed_archive_and_a_pickle_of_other_objects_are_refused(tmp_path
     assert error.code == "E_FORMAT" and "not a state dict" in str(error)
 
 
-def test_without_torch_the_error_says_what_to_do(tmp_path, monkeypatch):
+def test_writing_without_torch_says_what_to_do(tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
     )
-    path = write_archive(tmp_path / "w.pth", pickle.dumps({}, 2))
-    message = str(refusal(path))
-    for part in ("torch is not installed", "pip install torch", "safetensors.torch.save_file"):
-        assert part in message
     weights = {"block1_conv1": {"kernel": np.ones((3, 3, 3, 4), np.float32)}}
-    with pytest.raises(WeightsError, match=r"new\.pth is a file of PyTorch"):
+    with pytest.raises(WeightsError, match=r"new\.pth is a file of PyTorch.*pip install torch"):
         write_weights(tmp_path / "new.pth", weights)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["w.pth"]
+    assert not list(tmp_path.iterdir())
 
 
-@needs_torch
 @pytest.mark.parametrize("text", [pickle.dumps({}, 2), pickle.dumps([1], 2), pickle.dumps(None, 2)])
 def test_an_archive_without_tensors_is_not_a_state_dict(tmp_path, text):
     path = write_archive(tmp_path / "w.pth", text, ("archive/byteorder", b"little"))

@@ -91,6 +91,10 @@ def open_published(
                 f"{file.digests.sha256}",
                 file=sys.stderr,
             )
+            if doubt := file.info.preprocess_doubt:
+                print(
+                    f"vggjax: The preprocessing is uncertain: {printable(doubt)}.", file=sys.stderr
+                )
     names = tuple(name for _, name in imagenet_classes())
     return network, ModelInfo(model, str(PUBLISHED_TOP), names, preprocessing)
 

@@ -58,6 +58,8 @@ def print_run_summary(console: Console, run: RunContext) -> None:
     for stage in run.stages:
         rows.append(("Stage", _describe_stage(run, stage)))
         rows.append(("Features", str(run.feature_plans.get(stage.name, ""))))
+    if run.weight_file is not None:
+        rows += [("Weights", printable(note)) for note in run.weight_file.notes]
     rows += [("Warning", printable(warning)) for warning in _warnings(run)]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -192,12 +194,11 @@ def _pixel_warning(run: RunContext) -> str:
     """Return a warning if the weights were trained on other pixels than they will get."""
     if run.weight_file is None:
         return ""
-    mode, expected = run.config.preprocessing.mode, None
-    if run.config.weights != "imagenet":
-        expected = run.weight_file.info.metadata.get("preprocess")
-    if expected not in _PIXEL_MODES:  # the file does not state it; no published one is `unit`
-        expected = "caffe" if mode == "unit" else mode
-    if expected == mode:
+    mode, info = run.config.preprocessing.mode, run.weight_file.info
+    expected = "caffe" if mode == "unit" and not info.preprocess_doubt else mode
+    if run.config.weights != "imagenet" and info.states_preprocess:
+        expected = info.preprocess
+    if expected == mode:  # or the file does not state it; no published one is `unit`
         return ""
     return (
         f"The weights were trained on {_PIXEL_MODES[expected]}, not on {_PIXEL_MODES[mode]}, so "

@@ -179,6 +179,9 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
 
     A weight file may state the preprocessing that it was trained with; `weight_file` is that of
     `weights`, if it is open already.
+
+    Raises:
+        ConfigError: `preprocess` is auto, and what the file holds puts it in doubt.
     """
     changes: dict[str, Any] = {
         name: str(Path(value).resolve())
@@ -189,6 +192,11 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
         changes["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
     if config.preprocess == "auto" and "weights" in changes:
         info = (weight_file or WeightFile(config.weights)).info
+        if info.preprocess_doubt and not config.start_from:
+            raise ConfigError(
+                f"The pixels that {printable(config.weights)} expects are uncertain: "
+                f"{info.preprocess_doubt}. Set `preprocess` to caffe, torch or unit."
+            )
         changes["preprocess"] = info.preprocess if info.states_preprocess else "auto"
     if config.start_from:
         changes |= _start_settings(config)

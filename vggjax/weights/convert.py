@@ -45,7 +45,9 @@ def _converted_metadata(source: WeightFile) -> dict[str, str]:
 
     The `source_...` keys describe the first file in a chain of conversions.
     """
-    metadata = source.info.metadata | {"preprocess": source.info.preprocess}
+    doubt = source.info.preprocess_doubt
+    stated = {"preprocess_doubt": doubt} if doubt else {"preprocess": source.info.preprocess}
+    metadata = source.info.metadata | stated
     if "source_md5" not in metadata:
         metadata |= {
             "source": printable(source.path.name),

@@ -65,6 +65,11 @@ def layer_order(name: str) -> tuple:
     return (2,) if name == "predictions" else (3,)
 
 
+def natural_order(key: str) -> list[tuple[int, str]]:
+    """Sort `conv2d_2` before `conv2d_10`, and `conv2d` before both."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", key)]
+
+
 def has_package_names(names: Iterable[str]) -> bool:
     """Return whether any name is one of this package's own files, as in `block1_conv1.kernel`."""
     return any(name.rpartition(".")[2] in PARAMS and not name.endswith(".bias") for name in names)
@@ -100,7 +105,7 @@ def with_table_names(layers: list[Layer]) -> dict[str, dict[str, Any]]:
     )
     table = list(zip(dense, _top_names(dense), strict=True))
     if convs and all(_KERAS_NAME.fullmatch(layer.name) for layer in convs):
-        blocks = _block_names(convs)
+        blocks = block_names([layer.params["kernel"].shape for layer in convs])
         table += zip(convs, blocks, strict=False)
         if len(norms) == len(blocks):
             table += zip(norms, (name.replace("conv", "bn") for name in blocks), strict=True)
@@ -116,17 +121,18 @@ def with_table_names(layers: list[Layer]) -> dict[str, dict[str, Any]]:
     return in_table_order(weights)
 
 
-def _block_names(convs: list[Layer]) -> list[str]:
-    # The count alone would accept another network of 13 convolutions. So the channels must form a
-    # chain, with one width in each block.
+def block_names(kernels: list[tuple[int, ...]]) -> list[str]:
+    """Return the names of convolutions with these kernels, HWIO, in order; [] if not a VGG's.
+
+    The count alone would accept another network of 13 convolutions. So the channels must form a
+    chain, with one width in each block.
+    """
     for name, counts in CONVS.items():
-        if len(convs) != sum(counts):
+        if len(kernels) != sum(counts) or any(len(kernel) != 4 for kernel in kernels):
             continue
-        kernels = [layer.params["kernel"].shape for layer in convs]
         firsts = [sum(counts[:block]) for block in range(len(counts))]
         arch = Arch(name, counts, tuple(kernels[i][3] for i in firsts))
-        expected = [(3, 3, *channels) for channels in arch.conv_channels().values()]
-        if kernels == expected:
+        if kernels == [(3, 3, *channels) for channels in arch.conv_channels().values()]:
             return list(arch.conv_channels())
     return []
 

@@ -25,20 +25,27 @@ class FileInfo:
     """The format, for display, as in "Keras, legacy" or "torchvision safetensors"."""
     metadata: dict[str, str] = field(default_factory=dict)
     """What this package noted when it wrote the file; empty for other files."""
-    default_preprocess: str = "caffe"
-    """The preprocessing that weights of this kind expect unless the metadata says otherwise."""
+    determined: str | None = None
+    """The preprocessing that the file's names, layers or checksum determine."""
+    doubt: str = ""
+    """Why the preprocessing that these weights expect is uncertain; empty if it is not."""
 
     @property
     def preprocess(self) -> str:
-        """The preprocessing that these weights expect: caffe, torch or unit."""
+        """The preprocessing that these weights expect: caffe, torch or unit; Keras' if unknown."""
         stated = self.metadata.get("preprocess")
-        return stated if stated in PREPROCESS_MODES else self.default_preprocess
+        return stated if stated in PREPROCESS_MODES else self.determined or "caffe"
 
     @property
     def states_preprocess(self) -> bool:
-        """Whether the file itself determines its preprocessing, by metadata or by its names."""
-        is_stated = self.metadata.get("preprocess") in PREPROCESS_MODES
-        return is_stated or self.default_preprocess != FileInfo.default_preprocess
+        """Whether the file itself determines its preprocessing, by metadata or by what it holds."""
+        return self.metadata.get("preprocess") in PREPROCESS_MODES or self.determined is not None
+
+    @property
+    def preprocess_doubt(self) -> str:
+        """Why the user must say which preprocessing these weights expect; empty if not."""
+        noted = self.doubt or self.metadata.get("preprocess_doubt", "")
+        return "" if self.states_preprocess else noted
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,7 @@ class ParsedFile:
     def notes(self) -> list[str]:
         """A line for each stored type that reading casts to float32, and about what is left out."""
         spans = (span for arrays in self.layers.values() for span, _ in arrays.values())
-        casts = Counter(
-            f"{'big-endian ' * (span.dtype[0] == '>')}float{8 * int(span.dtype[-1])}"
-            for span in spans
-            if span.dtype != "<f4"
-        )
+        casts = Counter(span.type_name for span in spans if span.dtype != "<f4")
         return [
             f"{count} array{'s' * (count > 1)} stored as {kind} became float32"
             for kind, count in sorted(casts.items())

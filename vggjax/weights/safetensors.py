@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 2**20
 MAX_TENSORS = 10_000
 
 _WRITTEN = {"float32": "F32", "int64": "I64"}
-_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_FLOATS = {"F16": "<f2", "BF16": "<bf2", "F32": "<f4", "F64": "<f8"}
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
           "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
 
@@ -99,7 +99,7 @@ def _entry(key: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _SIZES:
         raise WeightsError(
-            f"{name} has the type {printable(repr(dtype))[:40]}; expected F16, F32 or F64.",
+            f"{name} has the type {printable(repr(dtype))[:40]}; expected F16, BF16, F32 or F64.",
             code="E_DTYPE",
         )
     valid = all(

@@ -15,8 +15,8 @@ import numpy as np
 
 from vggjax.errors import WeightsError, printable
 
-FLOATS = ("<f4", ">f4", "<f2", ">f2", "<f8", ">f8")
-"""The types in which weights may be stored: IEEE floats, little- or big-endian."""
+FLOATS = ("<f4", ">f4", "<f2", ">f2", "<f8", ">f8", "<bf2", ">bf2")
+"""The types in which weights may be stored: IEEE floats and bfloat16, little- or big-endian."""
 
 MAX_ELEMENTS = 2**28
 """The most numbers in one file. VGG19 has 1.4e8, with a classifier for 331 px 2.5e8."""
@@ -44,6 +44,12 @@ class Span:
     """Position of the first byte in the file; None if the numbers are not stored in one piece."""
 
     @property
+    def type_name(self) -> str:
+        """The stored type, one of `FLOATS`, for display."""
+        kind = "bfloat" if "bf" in self.dtype else "float"
+        return f"{'big-endian ' * (self.dtype[0] == '>')}{kind}{8 * int(self.dtype[-1])}"
+
+    @property
     def ndim(self) -> int:
         """The number of axes."""
         return len(self.shape)
@@ -63,11 +69,13 @@ class Span:
         return [] if self.start is None else [(self.start, self.nbytes)]
 
     def rows(self, file: Readable, start: int, stop: int) -> np.ndarray:
-        """Read the rows from `start` to `stop` along the first axis, as they are stored."""
+        """Read the rows from `start` to `stop` along the first axis, bfloat16 as float32."""
         assert self.start is not None
-        array = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        array = np.empty((stop - start, *self.shape[1:]), self.dtype.replace("bf", "u"))
         file.seek(self.start + start * math.prod(self.shape[1:]) * array.itemsize)
         _fill(file, array, self.where)
+        if "bf" in self.dtype:  # the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
         return array
 
     def blocks(self, file: Readable) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -116,7 +124,8 @@ def check_span(span: Span) -> None:
     """Refuse an array that no layer of a VGG can have: by its type, its rank or its size."""
     if span.dtype not in FLOATS:
         raise WeightsError(
-            f"{span.where} holds {printable(span.dtype)}; expected float16, float32 or float64.",
+            f"{span.where} holds {printable(span.dtype)}; expected float16, bfloat16, float32 or "
+            f"float64.",
             code="E_DTYPE",
         )
     if not span.shape or 0 in span.shape:

@@ -203,7 +203,7 @@ def _convolve(x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
 def print_verification(verification: Verification) -> None:
     """Print what was verified, a line for each fact, to stdout."""
     file, outputs = verification.file, verification.outputs
-    mode = file.info.preprocess
+    mode, doubt = file.info.preprocess, file.info.preprocess_doubt
     default = "" if file.info.states_preprocess else " (Keras' default; the file does not say)"
     lines = {
         "File": f"{printable(file.path)}, {file.path.stat().st_size:,} bytes",
@@ -213,7 +213,7 @@ def print_verification(verification: Verification) -> None:
         "Network": f"{verification.network}, {len(file.shapes)} layers with "
         f"{verification.num_parameters:,} parameters",
         "Top": ", ".join(verification.top) or "none",
-        "Type": "; ".join(map(printable, file.notes)) or "float32",
+        "Arrays": "; ".join(map(printable, file.notes)) or "float32",
         "Values": "finite: 0 NaN, 0 infinite",
         "Preprocess": f"{mode}: {FORMULAS[mode]}; {RANGES[mode]}{default}",
         "Not unit": f"the weights run on pixels in 0 to 1 as well, but were trained on "
@@ -222,8 +222,11 @@ def print_verification(verification: Verification) -> None:
         f"from {outputs.min():.4g} to {outputs.max():.4g}",
         "Digest": f"{verification.digest} (of these outputs, the same on every machine)",
     }
-    if mode == "unit":
+    if mode == "unit" or doubt:
         del lines["Not unit"]
+    if doubt:
+        readings = "; ".join(f"as {name} {formula}" for name, formula in FORMULAS.items())
+        lines["Preprocess"] = f"unsure: {printable(doubt)}. Set it when you train: {readings}"
     for name in ("source", "source_sha256", "source_format", "source_date", "class_names"):
         if name in file.info.metadata:
             lines[name.replace("_", " ").capitalize()] = printable(file.info.metadata[name])

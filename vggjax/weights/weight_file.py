@@ -35,7 +35,7 @@ from vggjax.weights.torch.state_dict_file import (
     require_torch,
     write_state_dict,
 )
-from vggjax.weights.torch.torchvision import has_torch_names, naming_style, plan_layers, to_torch
+from vggjax.weights.torch.torchvision import find_layers, to_torch
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
@@ -234,12 +234,14 @@ def _kind(path: Path) -> Literal["h5", "keras", "safetensors", "torch"]:
 
 
 def _parse_tensors(path: Path, kind: Literal["safetensors", "torch"]) -> ParsedFile:
+    left_out: list[str] = []
     if kind == "safetensors":
         with open_regular(path) as file:
             spans, metadata = read_header(file)
         metadata.pop("format", None)
     else:
-        spans, metadata = read_state_dict(path)
+        state = read_state_dict(path)
+        spans, metadata, left_out = state.spans, state.metadata, state.left_out
     if not spans:
         raise WeightsError("it holds no arrays.", code="E_MISSING")
     if has_package_names(spans):
@@ -252,10 +254,11 @@ def _parse_tensors(path: Path, kind: Literal["safetensors", "torch"]) -> ParsedF
                 for layer, params in group_by_layer(spans).items()
             },
         )
-    if has_torch_names(spans):
+    if (found := find_layers(spans)) is not None:
         ending = "safetensors" if kind == "safetensors" else "state dict (.pth)"
-        info = FileInfo(f"{naming_style(spans)} {ending}", metadata, "torch")
-        return ParsedFile(info, plan_layers(spans))
+        determined = None if found.doubt else "torch"
+        info = FileInfo(f"{found.style} {ending}", metadata, determined, found.doubt)
+        return ParsedFile(info, found.plan, left_out + found.left_out)
     raise WeightsError(
         f"it holds {printable(next(iter(spans)))!r}, which is not a name of a known VGG. Known are "
         f"the names of this package (block1_conv1.kernel), torchvision (features.0.weight) and "

@@ -28,6 +28,7 @@ from vggjax.weights.names import (
     TABLE_NAME,
     Layer,
     layer_order,
+    natural_order,
     with_table_names,
 )
 from vggjax.weights.tensor_spans import Span
@@ -145,7 +146,7 @@ def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[
             code="E_FORMAT",
         )
     previous = None
-    for key in sorted(link_names(group), key=_natural_order):
+    for key in sorted(link_names(group), key=natural_order):
         if key in _NOT_WEIGHTS:
             continue
         node = file.get(group, key)
@@ -169,7 +170,7 @@ def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[
 
 
 def _v3_layer(file: CheckedFile, name: str, node: h5py.Group) -> Layer:
-    numbers = sorted(link_names(node), key=_natural_order)
+    numbers = sorted(link_names(node), key=natural_order)
     if len(numbers) > len(BATCH_NORM) or numbers != [str(i) for i in range(len(numbers))]:
         raise WeightsError(
             f"the layer {printable(name)!r} at {name_of(node)} has the arrays "
@@ -215,8 +216,3 @@ def _checked(layer: Layer) -> Layer:
     if kernel is None and len({span.shape for span in layer.params.values()}) > 1:
         raise WeightsError(f"{where} has statistics of different lengths.", code="E_SHAPE")
     return layer
-
-
-def _natural_order(key: str) -> list[tuple[int, str]]:
-    """Sort `conv2d_2` before `conv2d_10`, and `conv2d` before both."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", key)]

@@ -12,19 +12,18 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, TensorToWrite, flattened, whole_map
-from vggjax.weights.names import TABLE_NAME, in_base
+from vggjax.weights.names import TABLE_NAME, block_names, in_base, in_table_order, natural_order
 from vggjax.weights.tensor_spans import Span, check_span
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
-
-Style = Literal["torchvision", "timm"]
 
 TIMM_TOP = {"pre_logits.fc1": "fc1", "pre_logits.fc2": "fc2", "head.fc": "predictions"}
 """timm's modules on top of the base -> the layer table's names."""
@@ -32,32 +31,182 @@ TIMM_TOP = {"pre_logits.fc1": "fc1", "pre_logits.fc2": "fc2", "head.fc": "predic
 _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 _LINEAR = {"weight": "kernel", "bias": "bias"}
 _TRACKED = "num_batches_tracked"
+_PARAM = rf"({'|'.join(_NORM)}|{_TRACKED})"
 _NAME = re.compile(
-    r"(features\.\d{1,3}|classifier\.\d{1,3}|pre_logits\.fc[12]|head\.fc)"
-    rf"\.({'|'.join(_NORM)}|{_TRACKED})"
+    rf"(features\.\d{{1,3}}|classifier\.\d{{1,3}}|pre_logits\.fc[12]|head\.fc)\.{_PARAM}"
 )
-_WRAPPERS = ("module.", "model.")
+_IN_BASE = re.compile(rf"((?:.*\.)?)features\.\d{{1,3}}\.{_PARAM}")
+_NUMBERED = re.compile(rf"((?:.*\.)?)(\d{{1,3}}\.{_PARAM})")
+
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
+"""Parts of names that DataParallel, torch.compile and FSDP insert, anywhere."""
+
+_COPIES = ("ema", "teacher", "avg", "shadow", "target", "momentum")
+"""Words in the prefix of a copy of a network."""
+
+_DROPOUT_FIRST = ["classifier.1", "classifier.4", "classifier.6"]
+"""torchvision's top before 2017, and that of Caffe's VGG in torch's format."""
 
 Modules = dict[str, dict[str, Span]]
 """torch's module -> parameter -> array."""
 
-
-def has_torch_names(names: Iterable[str]) -> bool:
-    """Return whether any name is one of torchvision's or timm's VGG."""
-    return any(_NAME.fullmatch(_unwrapped(name)) for name in names)
+Plan = dict[str, dict[str, tuple[Span, Layout]]]
+"""Layer -> parameter -> array with its layout."""
 
 
-def naming_style(names: Iterable[str]) -> Style:
-    """Return the library whose names these are; a base without a top has the same in both."""
-    tops = tuple(f"{module}." for module in TIMM_TOP)
-    return "timm" if any(_unwrapped(name).startswith(tops) for name in names) else "torchvision"
+@dataclass(frozen=True)
+class TorchLayers:
+    """The layers of a file with torch's axis orders."""
+
+    style: str
+    """The library whose names these are; a base without a top has the same in both."""
+    plan: Plan
+    left_out: list[str]
+    """A line about each array or group of arrays that is not in `plan`."""
+    doubt: str = ""
+    """Why these weights may expect other pixels than torchvision's."""
 
 
-def _unwrapped(name: str) -> str:
-    """Remove the prefixes of DataParallel and of training frameworks."""
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
+    """Find a VGG's layers under torchvision's or timm's names, or under similar ones.
+
+    A common prefix and the parts that wrappers insert are taken off, and the modules of `features`
+    alone may have bare numbers. Failing that, convolutions of any names are the base if their
+    channels form the chain of a VGG. A top that is neither library's is left out, and so are all
+    other arrays. Return None if there is no base.
+
+    Raises:
+        WeightsError: the base is incomplete or not a VGG's, or there are several.
+    """
+    spans = _without_wrappers(spans)
+    prefixes = _prefixes(_IN_BASE, spans)
+    original, left_out = _original(prefixes)
+    if original is None:
+        renamed = _numbered(spans)
+    else:
+        renamed = {k: k.removeprefix(original) for k in spans if k.startswith(original)}
+    if not renamed:
+        return _find_in_order(spans)
+    modules, others = _group_by_module({short: spans[name] for name, short in renamed.items()})
+    try:
+        base = _base_layers(modules)
+    except WeightsError:
+        if original is None and (found := _find_in_order(spans)):
+            return found
+        raise
+    plan = _plan_layers(modules, base)
+    others += [k for k in spans if k not in renamed and not k.startswith(tuple(prefixes) or "\0")]
+    style = "timm" if any(module in TIMM_TOP for module in modules) else "torchvision"
+    in_top = [name for name in others if name.startswith(("classifier.", "pre_logits.", "head."))]
+    top: dict[str, str] = {}
+    try:
+        if in_top:
+            raise WeightsError("it has modules of other names")
+        top = _top_layers(modules)
+        plan |= _plan_layers(modules, top, width=_width(plan))
+    except WeightsError as error:
+        names = [*(m for m in modules if m not in base), *in_top]
+        left_out.append(
+            f"left out the top ({join_names(map(printable, names))}), neither torchvision's nor "
+            f"timm's: {printable(error).rstrip('.')}"
+        )
+    if others := [printable(name) for name in others if name not in in_top]:
+        left_out.append(f"left out what is not a VGG's: {join_names(others)}")
+    doubt = ""
+    if list(top) == _DROPOUT_FIRST:
+        doubt = (
+            f"{', '.join(_DROPOUT_FIRST)} are the names of torchvision before 2017, whose weights "
+            f"expect torch, and of Caffe's VGG in torch's format, whose weights expect caffe"
+        )
+    return TorchLayers(style, plan, left_out, doubt)
+
+
+def _without_wrappers(spans: Mapping[str, Span]) -> dict[str, Span]:
+    plain: dict[str, Span] = {}
+    for name, span in spans.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if short in plain:
+            raise WeightsError(f"it holds {printable(short)!r} twice.", code="E_DUPLICATE")
+        plain[short] = span
+    return plain
+
+
+def _prefixes(pattern: re.Pattern[str], names: Iterable[str]) -> list[str]:
+    matches = (pattern.fullmatch(name) for name in names)
+    return list(dict.fromkeys(match[1] for match in matches if match))
+
+
+def _original(prefixes: list[str]) -> tuple[str | None, list[str]]:
+    """Return the prefix of the one network that is no copy, and a line about the copies."""
+    if len(prefixes) < 2:
+        return next(iter(prefixes), None), []
+    originals = [p for p in prefixes if not any(word in p.lower() for word in _COPIES)]
+    if len(originals) != 1:
+        raise WeightsError(
+            f"it holds several networks, "
+            f"{join_names(printable(f'{prefix}features') for prefix in prefixes)}. Save the state "
+            f"dict of one alone.",
+            code="E_NAME",
+        )
+    copies = [printable(f"{prefix}features") for prefix in prefixes if prefix != originals[0]]
+    return originals[0], [f"read {originals[0]}features, left out {join_names(copies)}"]
+
+
+def _numbered(spans: Mapping[str, Span]) -> dict[str, str]:
+    """Return `{name: features.N.param}` for the bare numbers of `features` alone.
+
+    They may have several prefixes, as the slices of a perceptual loss, if no number repeats.
+    """
+    dense = {k.removesuffix("weight") for k, span in spans.items() if span.ndim == 2}
+    renamed: dict[str, str] = {}
+    for prefix in _prefixes(_NUMBERED, [name for name, span in spans.items() if span.ndim == 4]):
+        for name in spans:
+            match = _NUMBERED.fullmatch(name)
+            if match and match[1] == prefix and not name.startswith(tuple(dense) or "\0"):
+                renamed[name] = f"features.{match[2]}"
+    return renamed if len(set(renamed.values())) == len(renamed) else {}
+
+
+def _find_in_order(spans: Mapping[str, Span]) -> TorchLayers | None:
+    """Find a VGG's base under any names: the order of the convolutions decides."""
+    modules: Modules = {}
+    for name, span in spans.items():
+        module, _, param = name.rpartition(".")
+        if param in _NORM:
+            modules.setdefault(module, {})[param] = span
+    convs = [k for k, v in modules.items() if "weight" in v and v["weight"].ndim == 4]
+    norms = [k for k, v in modules.items() if "running_mean" in v]
+    layers: dict[str, str] = {}
+    for order in (convs, sorted(convs, key=natural_order)):
+        blocks = block_names([CONV.held_shape(modules[k]["weight"].shape) for k in order])
+        candidate = dict(zip(order, blocks, strict=False))
+        if layers and blocks and candidate != layers:
+            return None  # the file's order and that of the names disagree
+        layers = layers or candidate
+    if not layers:
+        return None
+    if norms:
+        ordered = norms if list(layers) == convs else sorted(norms, key=natural_order)
+        if len(ordered) < len(layers):
+            return None
+        named = (layer.replace("conv", "bn") for layer in layers.values())
+        layers |= dict(zip(ordered, named, strict=False))
+    plan = in_table_order(_plan_layers(modules, layers))
+    first, last = next(iter(layers)), list(layers)[len(convs) - 1]
+    left_out = [
+        f"named the layers by their order, from {printable(first)} (block1_conv1) to "
+        f"{printable(last)} ({layers[last]})"
+    ]
+    used = tuple(f"{module}." for module in layers)
+    if others := [printable(name) for name in spans if not name.startswith(used)]:
+        left_out.append(f"left out what is not in a VGG's base: {join_names(others)}")
+    return TorchLayers(
+        "PyTorch",
+        plan,
+        left_out,
+        "its names are not torchvision's, whose weights expect torch; Caffe's in torch's format "
+        "expect caffe",
+    )
 
 
 def _module_names(layers: Iterable[str]) -> dict[str, str]:
@@ -81,22 +230,20 @@ def _layout(module: str, *, width: int, is_first_dense: bool, side: int = 1) -> 
     return flattened(width) if is_first_dense else DENSE
 
 
-def plan_layers(spans: Mapping[str, Span]) -> dict[str, dict[str, tuple[Span, Layout]]]:
-    """Return each layer's arrays with their layouts, `{layer: {parameter: (span, layout)}}`."""
-    modules = _group_by_module(spans)
-    for arrays in modules.values():
-        for span in arrays.values():
+def _plan_layers(modules: Modules, names: Mapping[str, str], *, width: int = 0) -> Plan:
+    """Return each layer's arrays with their layouts; `width` is that of the base below a top."""
+    plan: Plan = {}
+    is_first_dense = True
+    for module, layer in names.items():
+        for span in modules[module].values():
             check_span(span)
-    plan: dict[str, dict[str, tuple[Span, Layout]]] = {}
-    width, is_first_dense = 0, True
-    for module, layer in (_base_layers(modules) | _top_layers(modules)).items():
-        params = _params(modules[module], module, is_norm="_bn" in layer)
+        params = _params(modules[module], module, is_norm="_bn" in layer, in_base=in_base(layer))
         plan[layer] = {param: (span, AS_IS) for param, span in params.items()}
         if "kernel" not in params:
             continue
         kernel = params["kernel"]
         layout = _layout(module, width=width, is_first_dense=is_first_dense)
-        plan[layer]["kernel"] = (kernel, layout)
+        plan[layer]["kernel"] = (kernel, CONV if in_base(layer) else layout)
         if not in_base(layer):
             inputs = math.prod(kernel.shape[1:])
             if inputs % width if is_first_dense else inputs != width:
@@ -110,26 +257,23 @@ def plan_layers(spans: Mapping[str, Span]) -> dict[str, dict[str, tuple[Span, La
     return plan
 
 
-def _group_by_module(spans: Mapping[str, Span]) -> Modules:
+def _width(plan: Plan) -> int:
+    return [arrays["kernel"][0].shape[0] for arrays in plan.values() if "kernel" in arrays][-1]
+
+
+def _group_by_module(spans: Mapping[str, Span]) -> tuple[Modules, list[str]]:
+    """Return the arrays of the modules that a VGG has, and the names of all others."""
     modules: Modules = {}
+    others = []
     for name, span in spans.items():
-        match = _NAME.fullmatch(_unwrapped(name))
-        if not match:
-            raise WeightsError(
-                f"it holds {printable(name)!r}; torchvision's and timm's VGG have features.N, "
-                f"classifier.N, {', '.join(TIMM_TOP)}, each with .weight, .bias ...",
-                code="E_UNEXPECTED",
-            )
-        module, param = match.groups()
-        if param == _TRACKED:
-            continue
-        if param in modules.setdefault(module, {}):
-            raise WeightsError(f"it holds {match[0]!r} twice.", code="E_DUPLICATE")
-        modules[module][param] = span
-    return modules
+        if not (match := _NAME.fullmatch(name)):
+            others.append(name)
+        elif match[2] != _TRACKED:
+            modules.setdefault(match[1], {})[match[2]] = span
+    return modules, others
 
 
-def _params(module: dict[str, Span], name: str, *, is_norm: bool) -> dict[str, Span]:
+def _params(module: dict[str, Span], name: str, *, is_norm: bool, in_base: bool) -> dict[str, Span]:
     """Return a module's arrays by this package's names, complete and of fitting shapes."""
     names = _NORM if is_norm else _LINEAR
     if missing := [f"{name}.{key}" for key in names if key not in module]:
@@ -139,7 +283,7 @@ def _params(module: dict[str, Span], name: str, *, is_norm: bool) -> dict[str, S
             f"it holds {join_names(surplus)}, where a VGG has another kind of layer.",
             code="E_UNEXPECTED",
         )
-    rank = 1 if is_norm else 4 if name.startswith(("features.", "pre_logits.")) else 2
+    rank = 1 if is_norm else 4 if in_base or name.startswith("pre_logits.") else 2
     outputs = module["weight"].shape[0]
     for key, span in module.items():
         if len(span.shape) != (rank if key == "weight" else 1) or span.shape[0] != outputs:
