@@ -25,6 +25,7 @@ TWO_POSITIONAL_DEFAULTS = {
 """Elsewhere at most one optional argument, the function's subject, is positional."""
 
 MODULES = {
+    "pillow_heif": "pillow-heif",
     "PIL": "pillow",
     "orbax": "orbax-checkpoint",
     "tensorflow": "tensorflow-cpu",
@@ -153,7 +154,7 @@ def test_dependencies_are_exactly_what_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = project["dependencies"] + [
-        line for name in ("tfds", "torch", "tensorboard") for line in extras[name]
+        line for name in ("tfds", "torch", "tensorboard", "dicom", "heif") for line in extras[name]
     ]
     declared = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
     undeclared = {name: where for name, where in imported.items() if name.lower() not in declared}

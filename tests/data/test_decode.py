@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import struct
+import sys
 import threading
 import warnings
 
@@ -12,11 +13,12 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image, ImageOps
-from support.image_files import encode, noise, orientation_exif, raw_png, smooth
+from support.image_files import encode, noise, orientation_exif, raw_png, raw_tiff, smooth
 
-from vggjax.data.images import decode
+from vggjax.data.images import decode, depth
 from vggjax.data.images.decode import (
     MAX_PIXELS,
+    Rendering,
     count_scans,
     decode_plain_jpeg,
     load_image,
@@ -244,6 +246,77 @@ def test_too_little_memory_is_a_reason(monkeypatch):
     assert outcome(encode(smooth(), "JPEG")) == "too large for the memory"
 
 
+# Huge JPEGs, and more formats
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    """Let 40,000 pixels be as many as 64 million, and a side of 16 px as long as 1,024."""
+    monkeypatch.setattr(decode, "MAX_PIXELS", 40_000)
+    monkeypatch.setattr(decode, "MAX_JPEG_PIXELS", 160_000)
+    monkeypatch.setattr(decode, "_REDUCED_SIDE_PX", 16)
+
+
+@pytest.mark.parametrize(
+    "size, expected", [((300, 400), (38, 50)), ((120, 400), (30, 100)), ((40, 2000), (20, 1000))]
+)
+@pytest.mark.parametrize("by", ["simplejpeg", "Pillow"])
+def test_a_huge_jpeg_is_decoded_at_a_fraction_of_its_size(
+    size, expected, by, small_limits, monkeypatch
+):
+    if by == "Pillow":
+        monkeypatch.setattr(decode, "read_jpeg_header", lambda data: None)
+    pixels = np.asarray(Image.fromarray(smooth()).resize(size[::-1]))
+    got = read_image(encode(pixels, "JPEG", quality=95, exif=orientation_exif(3)))
+    assert got.pixels.shape == (*expected, 3)
+    assert set(got.notes) == {decode.REDUCED, decode.TURNED}
+    small = np.asarray(Image.fromarray(pixels).resize(expected[::-1], Image.Resampling.BOX))
+    assert np.abs(got.pixels.astype(int) - small[::-1, ::-1]).mean() < 3
+
+
+def test_a_jpeg_beyond_the_limit_for_huge_ones_is_refused(small_limits):
+    for pixels, options in ((noise(401, 400), {}), (noise(201, 400), {"progressive": True})):
+        with pytest.raises(DataError, match="too large: .* at most 160,000 pixels"):
+            read_image(encode(pixels, "JPEG", **options))
+    with pytest.raises(DataError, match="too large: .* at most 40,000 pixels"):
+        read_image(encode(noise(201, 200), "PNG"))
+
+
+@pytest.mark.parametrize(
+    "bands, kind, text",
+    [(13, np.uint16, "13 bands of 16 bits"), (5, np.uint8, "5 bands of 8 bits")],
+)
+def test_a_tiff_of_many_bands_is_named_as_such(bands, kind, text, capfd):
+    with pytest.raises(DataError, match=f"^unsupported: {text}; save three of them as RGB$"):
+        read_image(raw_tiff(np.zeros((4, 6, bands), kind)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_avif_and_heic_are_read():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(smooth())).save(file, quality=95)
+    for data in (encode(smooth(), "AVIF", quality=95), file.getvalue()):
+        image = read_image(data)
+        assert np.abs(image.pixels.astype(int) - smooth()).mean() < 4 and image.notes == ()
+
+
+def test_heic_without_its_package_names_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"unsupported: HEIC needs .*'vggjax\[heif\]'"):
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+
+
+def test_transparency_is_laid_over_the_background():
+    drawing = Image.new("L", (8, 8), 255)
+    drawing.putalpha(Image.fromarray(np.diag([255] * 8).astype(np.uint8)))
+    white = read_image(encode(drawing, "PNG"))
+    assert white.pixels.min() == 255 and white.notes == (GRAY, WHITE, BLANK)
+    black = read_image(encode(drawing, "PNG"), Rendering(background="black"))
+    np.testing.assert_array_equal(black.pixels[..., 0], np.diag([255] * 8))
+    assert black.notes == (GRAY, decode.TRANSPARENT.format("black"))
+
+
 # Notes
 
 
@@ -266,7 +339,8 @@ COLOR_16 = raw_png(2, 1, struct.pack(">x6H", 0, 0x1234, 0xFFFF, 0xFF00, 0x00FF, 
 IMAGE_16 = Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 150)
 FRAMES = {"save_all": True, "append_images": [Image.fromarray(noise())] * 2}
 BROKEN_EXIF = b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40
-GRAY, GRAY_16, WHITE = decode.GRAY, decode.GRAY_16, decode.TRANSPARENT
+GRAY, GRAY_16, WHITE = decode.GRAY, depth.GRAY_16, decode.TRANSPARENT.format("white")
+BLANK = decode.BLANK.format("white")
 TURNED, FIRST = decode.TURNED, decode.FIRST
 CASES = {
     "plain JPEG": (encode(image(), "JPEG"), ()),
@@ -285,11 +359,11 @@ CASES = {
     "opaque gray": (encode(transparent("LA", 255), "PNG"), (GRAY,)),
     "alpha": (encode(transparent("RGBA", 90), "PNG"), (WHITE,)),
     "gray alpha": (encode(transparent("LA", 90), "PNG"), (GRAY, WHITE)),
-    "transparent color": (encode(image("P"), "PNG", transparency=bytes(256)), (WHITE,)),
+    "transparent color": (encode(image("P"), "PNG", transparency=bytes(256)), (WHITE, BLANK)),
     "16-bit PNG": (encode(IMAGE_16, "PNG"), (GRAY_16, GRAY)),
     "16-bit TIFF": (encode(IMAGE_16, "TIFF"), (GRAY_16, GRAY)),
-    "16-bit color": (COLOR_16, (decode.COLOR_16,)),
-    "float": (encode(image("F"), "TIFF"), (decode.FLOAT, GRAY)),
+    "16-bit color": (COLOR_16, (depth.COLOR_16,)),
+    "float": (encode(image("F"), "TIFF"), (depth.FLOAT, GRAY)),
     "CMYK JPEG": (encode(image("CMYK"), "JPEG"), ("CMYK made RGB",)),
     "CMYK TIFF": (encode(image("CMYK"), "TIFF"), ("CMYK made RGB",)),
     "LAB": (encode(Image.merge("LAB", [image("L")] * 3), "TIFF"), ("LAB made RGB",)),
@@ -334,7 +408,7 @@ BAD = {
     "png_start": (encode(noise(), "PNG")[:20], "corrupt|truncated"),
     "webp_start": (b"RIFF\x10\0\0\0WEBPVP8 ", "corrupt|truncated"),
     "huffman": (JPEG.replace(b"\xff\xc4", b"\xff\xc4\xff\xff\xff\xff"), "corrupt|truncated"),
-    "heic": (struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + b"\0" * 99, "unsupported.*HEIC"),
+    "heic": (struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + b"\0" * 99, "HEIC|corrupt"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "unsupported.*EPS"),
     "pdf": (b"%PDF-1.4\n1 0 obj<<>>endobj\ntrailer<<>>\n%%EOF", "unsupported.*PDF"),
     "svg": (b"<?xml version='1.0'?><svg width='9' height='9'/>", "unsupported.*SVG"),

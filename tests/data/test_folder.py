@@ -36,8 +36,8 @@ NOTES = {
     "archive": (["photos.zip"], "^Skipped 1 archive, unpack first: 'photos.zip'"),
     "archives": (["a/x.tar.gz", "y.7z"], "^Skipped 2 archives, .*'a/x.tar.gz', 'y.7z'"),
     "others": (
-        ["a/1.HEIC", "a/deep/2.heic", "b/notes.txt", "b/photo"],
-        r"^Skipped files without an image's extension: 2 .heic, 1 .txt, 1 without",
+        ["a/1.PSD", "a/deep/2.psd", "b/notes.txt", "b/photo"],
+        r"^Skipped files without an image's extension: 2 .psd, 1 .txt, 1 without",
     ),
     "case": (["A/1.png"], "^Classes 'A', 'a' differ only in case.*each is a class"),
     "spaces": (["a /1.png"], "^Classes 'a', 'a ' differ only"),
@@ -72,13 +72,13 @@ def test_numbers_sorted_as_text_are_noted(tmp_path):
 
 def test_skipped_files_below_split_folders_are_noted(tmp_path):
     put_all(tmp_path, *(f"{split}/{name}" for split in ("train", "test") for name in PLAIN))
-    put_all(tmp_path, ".git/x", "train/.old/1.png", "test/loose.png", "train/a/x.heic", "all.zip")
+    put_all(tmp_path, ".git/x", "train/.old/1.png", "test/loose.png", "train/a/x.psd", "all.zip")
     scan = scan_folder(tmp_path)
     assert [(seen.kind, seen.cases) for seen in scan.observations] == [
         ("loose", ("test/loose.png",))
     ]
     text = " ".join(scan.source.notes)
-    for word in ("'.git', 'train/.old'", "'test/loose.png'", "'all.zip'", "1 .heic"):
+    for word in ("'.git', 'train/.old'", "'test/loose.png'", "'all.zip'", "1 .psd"):
         assert word in text
 
 

@@ -233,9 +233,9 @@ def test_image_formats_that_are_not_read_are_named_by_their_content(tmp_path):
     put(tmp_path, "d/1.txt", b"text")
     findings = examine(str(tmp_path))
     (fault,) = (entry.text for entry in findings.of("refused"))
-    assert "'c' (1 .xyz (HEIC or AVIF)), 'd' (1 .txt)" in fault and "Fill" not in fault
+    assert "'c' (1 .xyz (HEIF)), 'd' (1 .txt)" in fault and "Fill" not in fault
     (entry,) = findings.of("passed_over")
-    assert "2 .xyz (HEIC or AVIF)" in entry.text and findings.exit_code == 2
+    assert "2 .xyz (HEIF)" in entry.text and findings.exit_code == 2
 
 
 def test_jfif_and_netpbm_files_are_images(tmp_path):

@@ -27,16 +27,32 @@ def encode(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def raw_png(width: int, height: int, rows: bytes, *, bits: int = 8) -> bytes:
-    """Return an RGB PNG with any header and any (filtered) rows, whether they match or not."""
+def raw_png(width: int, height: int, rows: bytes, *, bits: int = 8, color: int = 2) -> bytes:
+    """Return a PNG, RGB or of another color type, with any header and any (filtered) rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + checksum
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     body = header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def raw_tiff(samples: np.ndarray) -> bytes:
+    """Return an uncompressed TIFF of any number of bands, (H, W, bands), of uint8 or uint16."""
+    height, width, bands = samples.shape
+    bits = 8 * samples.dtype.itemsize
+    bits_at = 8 + 2 + 12 * 9 + 4
+    data_at = bits_at + 2 * bands
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, bands, bits_at), (259, 3, 1, 1),
+        (262, 3, 1, 1), (273, 4, 1, data_at), (277, 3, 1, bands), (278, 4, 1, height),
+        (279, 4, 1, samples.nbytes),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+    return head + struct.pack(f"<{bands}H", *[bits] * bands) + samples.astype("<u2").tobytes()
 
 
 def orientation_exif(orientation: int) -> Image.Exif:

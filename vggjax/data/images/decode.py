@@ -1,13 +1,15 @@
 """Decode one image, from a file or from bytes, without trusting it.
 
-Out: uint8 RGB (H, W, 3). JPEG, PNG, WebP, GIF, BMP and TIFF, identified by content; the first frame
-of an animation; EXIF rotation applied; transparency composited over white; 16 bits scaled to 8.
-Only regular files are opened: a pipe or a device would block. The size is checked before anything
-is decoded. An unusable image is a `DataError`; what had to be done to use an image is a note.
+Out: uint8 RGB (H, W, 3). JPEG, PNG, WebP, GIF, BMP, TIFF, PPM and AVIF, identified by content, and
+HEIC and DICOM with their extras; the first frame of an animation; EXIF rotation applied;
+transparency laid over a background; more than 8 bits scaled to 8 (depth.py). Only regular files are
+opened: a pipe or a device would block. The size is checked before anything is decoded. An unusable
+image is a `DataError`; what had to be done to use an image is a note.
 
 Plain JPEG files, which most photographs are (baseline or progressive, 8 bits, gray or three
 components, sound), are decoded by libjpeg-turbo without Pillow around it: the same pixels at a
-quarter of the cost. It stops at its first warning, and Pillow decodes everything else.
+quarter of the cost. It stops at its first warning, and Pillow decodes everything else. A JPEG of
+more than `MAX_PIXELS` is decoded at 1/2, 1/4 or 1/8 of its size, which costs less than the whole.
 """
 
 import io
@@ -23,11 +25,20 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from vggjax.data.images.formats import FORMATS, unidentified_reason
+from vggjax.data.images.depth import is_deep, read_pnm, to_8_bits
+from vggjax.data.images.dicom import is_dicom, read_dicom, render_dicom
+from vggjax.data.images.formats import PILLOW_FORMATS, is_heif, unidentified_reason
 from vggjax.errors import DataError
 
 MAX_PIXELS = 64_000_000
 """64 million pixels are 192 MB as RGB; Pillow's own limit lets 537 MB pass with a warning."""
+
+MAX_JPEG_PIXELS = 256_000_000
+"""Of a JPEG that is decoded at a fraction of its size; a progressive one, whose coefficients are
+all kept, counts twice."""
+
+_REDUCED_SIDE_PX = 1024
+"""A reduced JPEG has at least this short side, if a fraction allows it."""
 
 MAX_FILE_BYTES = 512 * 2**20
 
@@ -35,9 +46,10 @@ MAX_SCANS = 100
 """A progressive JPEG has about ten scans; each costs a pass over the whole image."""
 
 GRAY = "gray made RGB"
-TRANSPARENT = "transparency laid over white"
-GRAY_16, COLOR_16 = "16-bit gray scaled to 8 bits", "16-bit color scaled to 8 bits"
-FLOAT = "float pixels scaled to 8 bits"
+TRANSPARENT = "transparency laid over {}"
+BLANK = "one color once transparency is laid over {}"
+REDUCED = "huge JPEG decoded at a fraction of its size"
+EXTRA_BANDS = "first three of more than four bands used"
 FIRST = "first of several frames used"
 TURNED, NO_EXIF = "turned as its EXIF says", "damaged EXIF ignored"
 NO_END, FLAW = "end marker missing", "flaw in the JPEG data passed over"
@@ -45,10 +57,7 @@ NO_END, FLAW = "end marker missing", "flaw in the JPEG data passed over"
 _GRAY_MODES = ("1", "L", "LA", "La")
 _RGB_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA")
 
-# In Pillow's raw modes; BGR;16 has 16 bits for a whole pixel.
-_SIXTEEN_BITS = re.compile(r"(I|LA?|RGB[AX]*|CMYK);16")
-
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _SAMPLES_TAG = 0x0112, 0x0115
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -76,8 +85,20 @@ _FILLERS = (
 )
 """Data to continue a scan with, which changes pixels if and only if the scan is incomplete."""
 
-_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"(PIL|pydicom)\."), 0)
 """The entry that `warnings.filterwarnings("ignore", module=...)` inserts into the filters."""
+
+
+class Rendering(NamedTuple):
+    """How pixels that are not 8-bit RGB become so; a part of a model's preprocessing."""
+
+    background: str = "white"
+    """The color that transparency is laid over, by a name that Pillow knows."""
+    pixel_range: tuple[float, float] | None = None
+    """The numbers of black and white in images of more than 8 bits; None is their full range."""
+
+
+DEFAULT_RENDERING = Rendering()
 
 
 class DecodedImage(NamedTuple):
@@ -87,6 +108,9 @@ class DecodedImage(NamedTuple):
     """uint8 RGB (H, W, 3)."""
     notes: tuple[str, ...] = ()
     """Fixed texts, such as `16-bit gray scaled to 8 bits`, so that they can be counted."""
+    extent: tuple[float, float] | None = None
+    """Lowest and highest number of an image of more than 8 bits, without a few outliers, if a pixel
+    range was given; None elsewhere, and where the file says what is shown."""
 
 
 class JPEGHeader(NamedTuple):
@@ -97,17 +121,25 @@ class JPEGHeader(NamedTuple):
     is_gray: bool
     has_metadata: bool
     """Whether EXIF or XMP is present, which may hold an orientation."""
+    size_at: int
+    """Position of the height, and then the width, 16 bits each."""
 
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())
+for _name in ("PIL", "pydicom"):  # the reasons are in our own messages
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
 
 
-def load_image(source: str | os.PathLike[str] | bytes) -> np.ndarray:
+def load_image(
+    source: str | os.PathLike[str] | bytes, rendering: Rendering = DEFAULT_RENDERING
+) -> np.ndarray:
     """Return the pixels of `read_image`: uint8 RGB (H, W, 3)."""
-    return read_image(source).pixels
+    return read_image(source, rendering).pixels
 
 
-def read_image(source: str | os.PathLike[str] | bytes) -> DecodedImage:
+def read_image(
+    source: str | os.PathLike[str] | bytes, rendering: Rendering = DEFAULT_RENDERING
+) -> DecodedImage:
     """Decode an image file, or its bytes; silence Pillow's warnings for the whole process.
 
     Raises:
@@ -118,7 +150,7 @@ def read_image(source: str | os.PathLike[str] | bytes) -> DecodedImage:
         raise DataError("empty file")
     _silence_pillow()
     if not data.startswith(_START):
-        return _decode_by_pillow(data)
+        return _decode_by_library(data, rendering)
     flaws: tuple[str, ...] = ()
     header = read_jpeg_header(data)
     if header is not None:
@@ -132,7 +164,7 @@ def read_image(source: str | os.PathLike[str] | bytes) -> DecodedImage:
         except Exception:  # Pillow raises below, with the reason
             pass
     try:
-        image = _decode_by_pillow(data)
+        image = _decode_by_library(data, rendering)
     except DataError as error:
         if str(error) == "truncated":
             return _decode_without_end(data)
@@ -141,10 +173,13 @@ def read_image(source: str | os.PathLike[str] | bytes) -> DecodedImage:
 
 
 def _decode_plain(data: bytes, header: JPEGHeader) -> DecodedImage:
-    pixels = decode_plain_jpeg(data, header)
-    notes = (GRAY,) if header.is_gray else ()
+    factor = _reduction(header.width, header.height)
+    pixels = decode_plain_jpeg(data, header, factor)
+    notes = ((GRAY,) if header.is_gray else ()) + ((REDUCED,) if factor > 1 else ())
     if not header.has_metadata:
         return DecodedImage(pixels, notes)
+    if factor > 1:  # Pillow refuses to open an image of this size, even for its metadata
+        data = data[: header.size_at] + b"\0\1\0\1" + data[header.size_at + 4 : 2**20]
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:  # reads the header alone
         transpose, exif_notes = _exif_transpose(image)
     if transpose is not None:
@@ -153,18 +188,46 @@ def _decode_plain(data: bytes, header: JPEGHeader) -> DecodedImage:
 
 
 def _check_cost(width: int, height: int, jpeg: bytes = b"") -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(f"too large: {width}x{height}, at most {MAX_PIXELS:,} pixels")
+    limit, cost = MAX_PIXELS, width * height
+    if jpeg:
+        limit, cost = MAX_JPEG_PIXELS, cost * (1 + _is_progressive(jpeg))
+    if cost > limit:
+        raise DataError(f"too large: {width}x{height}, at most {limit:,} pixels")
     if count_scans(jpeg) > MAX_SCANS:
         raise DataError(f"too slow to decode: more than {MAX_SCANS} progressive scans")
 
 
-def _decode_by_pillow(data: bytes) -> DecodedImage:
+def _is_progressive(jpeg: bytes) -> bool:
+    return b"\xff\xc2" in jpeg[: jpeg.find(b"\xff\xda")]
+
+
+def _reduction(width: int, height: int) -> int:
+    """Return by what a JPEG's sides are divided when it is decoded: 1, 2, 4 or 8."""
+    if width * height <= MAX_PIXELS:
+        return 1
+    return next((n for n in (8, 4) if min(width, height) >= n * _REDUCED_SIDE_PX), 2)
+
+
+def _decode_by_library(data: bytes, rendering: Rendering) -> DecodedImage:
+    notes: tuple[str, ...]
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            is_jpeg = image.format in ("JPEG", "MPO")
-            _check_cost(image.width, image.height, data if is_jpeg else b"")
-            return _to_rgb(image)
+        if is_dicom(data):
+            return _decode_dicom(data, rendering)
+        if (pnm := read_pnm(data, rendering.pixel_range)) is not None:
+            notes = (pnm.note, GRAY) if pnm.image.mode == "L" else (pnm.note,)
+            return DecodedImage(np.asarray(pnm.image.convert("RGB")), notes, pnm.extent)
+        with _open(data) as image:
+            notes = ()
+            if image.format in ("JPEG", "MPO"):
+                _check_cost(image.width, image.height, data)
+                factor = _reduction(image.width, image.height)
+                if factor > 1:
+                    image.draft(None, (image.width // factor, image.height // factor))
+                    notes = (REDUCED,)
+            else:
+                _check_cost(image.width, image.height)
+            decoded = _to_rgb(image, data, rendering)
+            return decoded._replace(notes=decoded.notes + notes)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -183,15 +246,39 @@ def _decode_by_pillow(data: bytes) -> DecodedImage:
         raise DataError(reason) from None
 
 
+def _open(data: bytes) -> Image.Image:
+    """Open an image without decoding it; of a HEIC, decode the primary image."""
+    if not is_heif(data):
+        return Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+    try:
+        import pillow_heif
+    except ImportError:
+        raise DataError(
+            "unsupported: HEIC needs pillow-heif: pip install 'vggjax[heif]', or save it as JPEG"
+        ) from None
+    images = pillow_heif.open_heif(data)
+    _check_cost(*images.size)
+    return images.to_pillow()
+
+
+def _decode_dicom(data: bytes, rendering: Rendering) -> DecodedImage:
+    dataset = read_dicom(data)
+    _check_cost(int(dataset.Columns), int(dataset.Rows))
+    image, extent, notes, has_more_frames = render_dicom(dataset, rendering.pixel_range)
+    notes += ((GRAY,) if image.mode == "L" else ()) + ((FIRST,) if has_more_frames else ())
+    return DecodedImage(np.asarray(image.convert("RGB")), notes, extent)
+
+
 def _decode_without_end(data: bytes) -> DecodedImage:
     """Decode a JPEG that lacks only its end marker, as some cameras write them."""
-    if b"\xff\xc2" in data[: data.find(b"\xff\xda")]:  # progressive: scans may be missing
+    if _is_progressive(data):  # scans may be missing
         raise DataError("truncated")
     data = data.removesuffix(_END[:1])  # half of the marker: what follows would be no data
-    image = _decode_by_pillow(data + _END)
+    image = _decode_by_library(data + _END, DEFAULT_RENDERING)
     # Other data is missing if and only if the pixels depend on what is appended in its place.
     for filler in _FILLERS:
-        if not np.array_equal(image.pixels, _decode_by_pillow(data + filler + _END).pixels):
+        filled = _decode_by_library(data + filler + _END, DEFAULT_RENDERING)
+        if not np.array_equal(image.pixels, filled.pixels):
             raise DataError("truncated")
     return image._replace(notes=(*image.notes, NO_END))
 
@@ -223,48 +310,37 @@ def _read_file(path: str | os.PathLike[str]) -> bytes:
         raise DataError(f"cannot be read: {reason}") from None
 
 
-def _to_rgb(image: Image.Image) -> DecodedImage:
-    mode = image.mode
+def _to_rgb(image: Image.Image, data: bytes, rendering: Rendering) -> DecodedImage:
     notes: tuple[str, ...] = ()
-    if mode == "I":
-        raise DataError("unsupported: 32-bit pixels have no known range; save it with 8 or 16 bits")
-    # Checked before loading: Pillow keeps only the high byte of 16-bit RGB.
-    has_16_bits = bool(_SIXTEEN_BITS.search(f"{mode} {getattr(image, 'tile', '')}"))
+    last_notes: tuple[str, ...] = (
+        (FIRST,) if image.format != "MPO" and _has_more_frames(image) else ()
+    )
+    if getattr(image, "tag_v2", {}).get(_SAMPLES_TAG, 1) > 4:
+        last_notes += (EXTRA_BANDS,)
+    deep = None
+    if is_deep(image):  # asked before loading: Pillow keeps only the high byte of 16-bit RGB
+        deep = to_8_bits(image, data, rendering.pixel_range)
+        notes = (deep.note,)
     image.load()
     transpose, exif_notes = _exif_transpose(image)
-    frame_notes = (FIRST,) if image.format != "MPO" and _has_more_frames(image) else ()
-    if mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-    elif mode == "F":
-        image, notes = Image.fromarray(_scale_float(np.asarray(image))), (FLOAT,)
+    image = deep.image if deep else image
     if image.mode in _GRAY_MODES:
-        notes += (GRAY_16, GRAY) if has_16_bits else (GRAY,)
+        notes += (GRAY,)
     elif image.mode not in _RGB_MODES:
         notes += (f"{image.mode} made RGB",)
-    elif has_16_bits:
-        notes += (COLOR_16,)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if np.asarray(image.getchannel("A")).min() < 255:
-            notes += (TRANSPARENT,)
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        is_clear = np.asarray(image.getchannel("A")).min() < 255
+        background = Image.new("RGBA", image.size, rendering.background)
+        image = Image.alpha_composite(background, image).convert("RGB")
+        if is_clear:
+            notes += (TRANSPARENT.format(rendering.background),)
+            if len(image.getcolors(1) or ()) == 1:
+                notes += (BLANK.format(rendering.background),)
     if transpose is not None:
         image = image.transpose(transpose)
-    return DecodedImage(np.asarray(image.convert("RGB")), notes + exif_notes + frame_notes)
-
-
-def _scale_float(pixels: np.ndarray) -> np.ndarray:
-    """Scale pixels in [0, 1], or else in [0, 255], to uint8; NaN becomes 0."""
-    pixels = np.nan_to_num(pixels, nan=0.0, posinf=np.inf, neginf=-np.inf)
-    low, high = pixels.min(), pixels.max()
-    if low < 0 or high > 255:
-        raise DataError(
-            f"unsupported: float pixels from {low:g} to {high:g}; save it with 8 or 16 bits, or "
-            f"with values from 0 to 1 or from 0 to 255"
-        )
-    return np.rint(pixels * (255 if high <= 1 else 1)).astype(np.uint8)
+    pixels = np.asarray(image.convert("RGB"))
+    return DecodedImage(pixels, notes + exif_notes + last_notes, deep.extent if deep else None)
 
 
 def _has_more_frames(image: Image.Image) -> bool:
@@ -279,7 +355,7 @@ def _exif_transpose(image: Image.Image) -> tuple[Image.Transpose | None, tuple[s
     try:
         exif = image.getexif()
         transpose = _TRANSPOSES.get(exif.get(_ORIENTATION_TAG, 1))
-        is_damaged = not exif and len(image.info.get("exif", b"")) > _EMPTY_EXIF_BYTES
+        is_damaged = not exif and len(image.info.get("exif") or b"") > _EMPTY_EXIF_BYTES
     except Exception:  # Pillow's EXIF parser raises anything; the image itself is sound
         transpose, is_damaged = None, True
     if transpose is not None:
@@ -308,7 +384,7 @@ def read_jpeg_header(data: bytes) -> JPEGHeader | None:
             bits, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
             if bits != 8 or components not in (1, 3) or length != 8 + 3 * components:
                 return None
-            frame = JPEGHeader(height, width, components == 1, False)
+            frame = JPEGHeader(height, width, components == 1, False, position + 5)
         elif marker == 0xE1:
             has_metadata = True
         elif marker not in _SEGMENTS or data.startswith(b"MPF\0", position + 4):
@@ -317,14 +393,18 @@ def read_jpeg_header(data: bytes) -> JPEGHeader | None:
     return None
 
 
-def decode_plain_jpeg(data: bytes, header: JPEGHeader) -> np.ndarray:
+def decode_plain_jpeg(data: bytes, header: JPEGHeader, factor: int = 1) -> np.ndarray:
     """Decode a JPEG whose header `read_jpeg_header` returned, to uint8 RGB (H, W, 3).
+
+    Its sides are divided by `factor`, 1, 2, 4 or 8, and rounded up.
 
     Raises:
         ValueError: the decoder's first warning or error.
     """
-    pixels = np.empty((header.height, header.width, 3), np.uint8)
-    decoded = simplejpeg.decode_jpeg(data, buffer=pixels, strict=True)
+    height, width = -(-header.height // factor), -(-header.width // factor)
+    pixels = np.empty((height, width, 3), np.uint8)
+    least = {"min_height": height, "min_width": width, "min_factor": factor} if factor > 1 else {}
+    decoded = simplejpeg.decode_jpeg(data, buffer=pixels, strict=True, **least)
     if decoded.shape != pixels.shape:
         raise ValueError("two headers")
     return pixels

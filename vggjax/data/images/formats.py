@@ -5,6 +5,7 @@ One table of signatures serves both the formats that decode.py reads and the ref
 
 import os
 import re
+import struct
 
 _ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp"),
@@ -14,10 +15,16 @@ _ENDINGS = {
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+    "DICOM": (".dcm", ".dicom"),
 }
 
 FORMATS = tuple(_ENDINGS)
 """No others: Pillow hands EPS to Ghostscript, and rarely used decoders are rarely checked."""
+
+PILLOW_FORMATS = tuple(name for name in FORMATS if name not in ("HEIF", "DICOM"))
+"""Those that Pillow decodes; the others need pillow-heif and pydicom."""
 
 ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 """File names that count as images when a folder is scanned; in lower case."""
@@ -28,9 +35,12 @@ _SIGNATURES = {
     "WEBP": rb"RIFF.{4}WEBP",
     "GIF": rb"GIF8",
     "BMP": rb"BM",
-    "TIFF": rb"II\*\x00|MM\x00\*",
-    "PPM": rb"P[1-6]\s",
-    "HEIC or AVIF": rb".{4}ftyp",
+    "TIFF": rb"II[*+]\x00|MM\x00[*+]",
+    "PPM": rb"P[1-6][\s#]",
+    "AVIF": rb".{4}ftyp.{0,56}avi[fs]",
+    "HEIF": rb".{4}ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)",
+    "DICOM": rb".{128}DICM",
+    "MP4 or QuickTime": rb".{4}ftyp",
     "EPS": rb"%!PS",
     "PDF": rb"%PDF",
     "PSD": rb"8BPS",
@@ -46,12 +56,8 @@ _COMPILED = {name: re.compile(start, re.DOTALL) for name, start in _SIGNATURES.i
 
 def format_of_file(path: str | os.PathLike[str]) -> str | None:
     """Return which of `FORMATS` a regular file's content has; None if it cannot be opened."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(12)
-    except OSError:
-        return None
-    return next((name for name in FORMATS if _COMPILED[name].match(start)), None)
+    name = format_of_content(path)
+    return name if name in FORMATS else None
 
 
 def format_of_content(path: str | os.PathLike[str]) -> str | None:
@@ -61,6 +67,10 @@ def format_of_content(path: str | os.PathLike[str]) -> str | None:
             start = file.read(512)
     except OSError:
         return None
+    return _identify(start)
+
+
+def _identify(start: bytes) -> str | None:
     return next((name for name, known in _COMPILED.items() if known.match(start)), None)
 
 
@@ -75,11 +85,51 @@ def ending_of(format_name: str) -> str:
     return _ENDINGS[format_name][0]
 
 
+def is_heif(data: bytes) -> bool:
+    """Return whether bytes are HEIC or another HEIF, AVIF aside."""
+    return _identify(data) == "HEIF"
+
+
 def unidentified_reason(data: bytes) -> str:
     """Return why bytes that Pillow does not identify are no usable image."""
-    name = next((name for name, start in _COMPILED.items() if start.match(data)), None)
+    name = _identify(data)
     if name is None:
         return "not an image"
+    if name == "AVIF":
+        return "unsupported format (AVIF): this Pillow was built without it; save it as JPEG or PNG"
     if name in FORMATS:
-        return "corrupt: its header cannot be read"
+        bands = _tiff_bands(data) if name == "TIFF" else None
+        return bands or "corrupt: its header cannot be read"
     return f"unsupported format ({name}): save it as JPEG or PNG"
+
+
+_SAMPLES, _BITS, _SAMPLE_FORMAT = 277, 258, 339
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+"""Field type -> its code in `struct`."""
+
+
+def _tiff_bands(data: bytes) -> str | None:
+    """Describe the bands of a TIFF that Pillow cannot read; None if its directory is damaged."""
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = data[2:4] in (b"+\x00", b"\x00+")
+    count_code, entry_code, size = ("Q", "HHQ8s", 20) if is_big else ("H", "HHI4s", 12)
+    tags = {}
+    try:
+        (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+        (count,) = struct.unpack_from(order + count_code, data, start)
+        start += struct.calcsize(count_code)
+        for position in range(start, start + size * min(count, 1000), size):
+            tag, kind, number, value = struct.unpack_from(order + entry_code, data, position)
+            if tag in (_SAMPLES, _BITS, _SAMPLE_FORMAT):
+                code = f"{order}{_TIFF_TYPES[kind]}"
+                fits = number * struct.calcsize(code) <= len(value)
+                offset = struct.unpack(order + ("Q" if is_big else "I"), value)[0]
+                tags[tag] = struct.unpack_from(code, value if fits else data, 0 if fits else offset)
+    except (struct.error, KeyError, OverflowError):
+        return None
+    (bands,), (bits,) = tags.get(_SAMPLES, (1,)), tags.get(_BITS, (1,))
+    pixels = "bits" if tags.get(_SAMPLE_FORMAT, (1,))[0] != 3 else "bits in floating point"
+    plural, way = (
+        ("", "save it with 8 or 16 bits") if bands == 1 else ("s", "save three of them as RGB")
+    )
+    return f"unsupported: {bands} band{plural} of {bits} {pixels}; {way}"

@@ -134,7 +134,7 @@ class _Images:
     def _decode(self, i: int) -> str | None:
         """Decode an image; return the reason if it is unreadable."""
         try:
-            pixels, notes = self._source.read(i)
+            pixels, notes, _ = self._source.read(i)
         except DataError as error:
             self.digests[i] = np.void(i.to_bytes(16, "little"))
             return str(error)
