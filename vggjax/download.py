@@ -11,12 +11,13 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vggjax.errors import printable
 
@@ -74,7 +75,7 @@ def download(
         raise DownloadError(reason)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+        with locked(target.with_name(f".{target.name}.lock"), f"downloads {target.name}"):
             if target.is_file() and file.problem(target) is None:
                 return  # another process was first
             part = target.with_name(f".{target.name}.part")
@@ -109,13 +110,24 @@ def byte_bar(title: str) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    path = target.with_name(f".{target.name}.lock")
+def locked(path: Path, activity: str) -> Iterator[None]:
+    """Hold the lock file `path`, for work that is done if it turns out to be done already.
+
+    A wait is announced on stderr, with the other process's `activity`, as in "downloads x.tgz".
+    """
+    lock = FileLock(path)
     try:
-        with FileLock(path):
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            print(f"Waiting for another process that {activity} ...", file=sys.stderr, flush=True)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
     finally:
-        with contextlib.suppress(OSError):  # a process that waits for it checks the target anew
+        with contextlib.suppress(OSError):
             path.unlink()
 
 

@@ -6,14 +6,12 @@ the network "tiny" and cut what is large.
 
 import html
 
-import numpy as np
 import pytest
 from support import tfds_archives
 from support.tiny_run import make_images
 from support.training_runs import pretend_pretrained
 
 from vggjax.cli.main import main
-from vggjax.data.sources.open import open_source
 from vggjax.models.convnets import find_arch
 from vggjax.training.recipes import RECIPES
 from vggjax.weights.weight_file import read_weights
@@ -40,21 +38,14 @@ RUN_ELSEWHERE = {
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     """Prepare each dataset as tfds does, with few images."""
-    from tensorflow_datasets.image_classification import mnist
-
     folder = tmp_path_factory.mktemp("tfds")
-    tfds_archives.place_cifar10(folder, train=40, test=20)
-    tfds_archives.place_cats_vs_dogs(folder, each=10)
+    cifar10, _ = tfds_archives.cifar10(train=40, test=20)
+    tfds_archives.prepare("cifar10", folder, cifar10)
+    tfds_archives.prepare("cats_vs_dogs", folder, tfds_archives.cats_vs_dogs(each=10))
     tfds_archives.prepare_flowers(folder, each=8)
-    rng = np.random.default_rng(0)
-    digits = {name: rng.integers(0, 255, (n, 28, 28), np.uint8)
-              for name, n in (("train", 100), ("t10k", 20))}  # fmt: skip
-    tfds_archives.place_mnist(folder, digits)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(mnist, "_TRAIN_EXAMPLES", 100)  # 60,000 would be of the same format
-        patched.setattr(mnist, "_TEST_EXAMPLES", 20)
-        for name in ("cifar10", "cats_vs_dogs", "mnist"):
-            open_source(name, data_dir=str(folder))
+    digits = tfds_archives.digits(train=100)
+    with tfds_archives.fewer_digits(digits):
+        tfds_archives.prepare("mnist", folder, tfds_archives.mnist(digits))
     return folder
 
 

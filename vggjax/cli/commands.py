@@ -256,7 +256,7 @@ def doctor(
     Args:
         data: A folder, a CSV, a tfds name or digits.
         options: How to read the dataset.
-        data_dir: Where tfds keeps prepared datasets.
+        data_dir: Where datasets of tfds are kept.
         json: Print the findings as JSON instead of a table.
         html: A page to write, with thumbnails.
         fix: A new folder for a cleaned copy; the original is never changed.
@@ -313,7 +313,7 @@ def augment_preview(
         image_size: Side in px of the images that the model would see.
         rows: Number of images.
         seed: Of the choice of images and of the random draws.
-        data_dir: Where tfds keeps prepared datasets.
+        data_dir: Where datasets of tfds are kept.
     """
     from vggjax.data.augment.settings import resolve
     from vggjax.report.augment_preview import write_preview

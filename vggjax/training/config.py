@@ -70,7 +70,8 @@ class DataSettings:
     """Seed of splits, shuffling, initialization, augmentation and dropout."""
 
     data_dir: str | None = None
-    """Where tfds keeps prepared datasets; None is its default."""
+    """Where datasets of tfds are kept, and archives are found that were put there by hand; None is
+    tfds' default."""
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def _pixel_warning(run: RunContext) -> str:
 
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
-    """Yield the function (done, total) that moves a bar, shown on a terminal from its first call on.
+    """Yield the function (done, total) that moves a bar, which appears with its first call.
 
     What runs before that call, such as a download, may show a bar of its own.
     """

@@ -206,6 +206,38 @@ def describe_groups(names: Sequence[str]) -> str:
     return f"{text} and {alone:,} images in none," if alone else text
 
 
+def make_split_source(
+    name: str,
+    class_names: tuple[str, ...],
+    labels: dict[str, np.ndarray],
+    *,
+    read: Callable[[int], DecodedImage],
+    sizes: Iterable[int],
+) -> Source:
+    """Return the source of images that their split and their position in it identify.
+
+    `labels` holds the labels of each split, by the dataset's names for them, in the order of
+    `read`; `sizes`, in bytes, tell versions of the dataset apart.
+    """
+    starts = np.cumsum([0, *map(len, labels.values())])
+    splits = {
+        SPLIT_WORDS[split]: np.arange(start, start + len(part))
+        for start, (split, part) in zip(starts, labels.items(), strict=False)
+    }
+    official = splits if len(splits) > 1 else None
+    ids = [f"{split}/{i}" for split, part in labels.items() for i in range(len(part))]
+    all_labels = np.concatenate(list(labels.values()))
+    return Source(
+        name=name,
+        class_names=class_names,
+        labels=all_labels,
+        ids=ids,
+        splits=official,
+        read=read,
+        fingerprint=fingerprint(class_names, ids, all_labels, official, sizes),
+    )
+
+
 def nearest_path(path: Path, is_candidate: Callable[[Path], bool]) -> str | None:
     """Return the sibling of a missing path with the most similar name; None without one."""
     try:

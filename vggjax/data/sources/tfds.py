@@ -1,5 +1,8 @@
 """Open a tfds dataset: prepared on first use, then read without TensorFlow.
 
+The well-known ones (wellknown.py) are never prepared: they are read from their archives, unless
+tfds prepared them before.
+
 Any tfds dataset with one image and one class label per example. Images stay encoded as tfds stores
 them and go through the same decoder as a folder's. Labels, needed for stratified splits, are read
 once and cached next to the prepared data. An example's id is `train/17`: the split and the
@@ -29,11 +32,12 @@ import numpy as np
 
 from vggjax.atomic import atomic_write
 from vggjax.data.images.decode import DecodedImage, read_image
-from vggjax.data.sources.source import Source, fingerprint
+from vggjax.data.sources.source import Source, make_split_source
+from vggjax.data.sources.wellknown import open_well_known, well_known
 from vggjax.errors import DataError, join_names, printable
 
-SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
-"""tfds split -> split here; others (`extra`, `unsupervised`) are ignored."""
+SPLIT_NAMES = ("train", "validation", "test")
+"""The splits of tfds that are used; others (`extra`, `unsupervised`) are ignored."""
 
 FILE_FORMAT = "array_record"
 """tfds' default, tfrecord, cannot be read without TensorFlow."""
@@ -55,7 +59,7 @@ def is_tfds_name(dataset: str) -> bool:
 
 
 def open_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Source:
-    """Open a tfds dataset; the first time it is downloaded and prepared, which takes minutes.
+    """Open a tfds dataset; the first time it is downloaded, and unpacked or prepared.
 
     Raises:
         DataError: it is not a dataset of labeled images, or it cannot be prepared now; the
@@ -67,49 +71,37 @@ def open_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> S
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # an unknown version or configuration, among others
         raise DataError(f"tfds cannot open {name!r}: {_reason(error)}") from None
+    if well_known(builder) is not None and FILE_FORMAT not in _prepared_formats(builder):
+        return open_well_known(name, builder)
     image_key, label_key = _find_keys(name, builder.info)
-    _prepare(builder)
+    prepare(builder)
     feature = builder.info.features[label_key]
     class_names = tuple(feature.names or map(str, range(feature.num_classes)))
     decoders = {image_key: tfds.decode.SkipDecoding()}
     records: list[Any] = []
-    labels: list[np.ndarray] = []
-    ids: list[str] = []
-    splits: dict[str, np.ndarray] = {}
-    for tfds_split, split in SPLIT_NAMES.items():
-        if tfds_split not in builder.info.splits:
+    labels: dict[str, np.ndarray] = {}
+    for split in SPLIT_NAMES:
+        if split not in builder.info.splits:
             continue
-        data = builder.as_data_source(tfds_split, decoders=decoders, file_format=FILE_FORMAT)
-        split_labels = _read_labels(Path(builder.data_path), tfds_split, data, label_key)
+        data = builder.as_data_source(split, decoders=decoders, file_format=FILE_FORMAT)
+        split_labels = _read_labels(Path(builder.data_path), split, data, label_key)
         if len(split_labels) == 0 or split_labels.min() < 0:  # -1: a competition's hidden labels
             continue
-        splits[split] = np.arange(len(ids), len(ids) + len(split_labels))
-        ids += [f"{tfds_split}/{i}" for i in range(len(split_labels))]
-        labels.append(split_labels)
+        labels[split] = split_labels
         records.append(data)
-    if "train" not in splits:
+    if "train" not in labels:
         raise DataError(
             f"The tfds dataset {name!r} has no labeled train split. Its splits: "
             f"{join_names(builder.info.splits) or 'none'}."
         )
-    starts = np.cumsum([0] + [len(part) for part in labels])
+    starts = np.cumsum([0, *map(len, labels.values())])
 
     def read(i: int) -> DecodedImage:
         part = int(np.searchsorted(starts, i, side="right")) - 1
         return read_image(bytes(records[part][int(i - starts[part])][image_key]))
 
-    all_labels = np.concatenate(labels)
-    official = splits if len(splits) > 1 else None
     sizes = [builder.info.splits[s].num_bytes for s in SPLIT_NAMES if s in builder.info.splits]
-    return Source(
-        name=name,
-        class_names=class_names,
-        labels=all_labels,
-        ids=ids,
-        splits=official,
-        read=read,
-        fingerprint=fingerprint(class_names, ids, all_labels, official, sizes),
-    )
+    return make_split_source(name, class_names, labels, read=read, sizes=sizes)
 
 
 def _find_keys(name: str, info: Any) -> tuple[str, str]:
@@ -144,15 +136,24 @@ def _read_labels(folder: Path, split: str, data: Any, label_key: str) -> np.ndar
     return labels
 
 
-def _prepare(builder: Any) -> None:
-    """Download and prepare the builder's dataset, unless it is prepared already."""
-    folder = Path(builder.data_path)
-    if (folder / "dataset_info.json").exists():
-        formats = {form.value for form in builder.info.available_file_formats()}
+def _prepared_formats(builder: Any) -> set[str]:
+    """Return the file formats that tfds prepared the builder's dataset in; none if it did not."""
+    if not (Path(builder.data_path) / "dataset_info.json").exists():
+        return set()
+    return {form.value for form in builder.info.available_file_formats()}
+
+
+def prepare(builder: Any) -> None:
+    """Download and prepare the builder's dataset, unless it is prepared already.
+
+    Raises:
+        DataError: TensorFlow, the network or a file is missing, or the preparation fails.
+    """
+    if formats := _prepared_formats(builder):
         if FILE_FORMAT not in formats:
             raise DataError(
-                f"{printable(folder)} was prepared as {', '.join(sorted(formats))}, which has no "
-                f"random access. Give another `data_dir`, or delete that folder."
+                f"{printable(builder.data_path)} was prepared as {', '.join(sorted(formats))}, "
+                f"which has no random access. Give another `data_dir`, or delete that folder."
             )
         return
     if importlib.util.find_spec("tensorflow") is None:
