@@ -22,8 +22,8 @@ MAX_MEMBERS = 3
 MAX_CLASSES = 30
 
 UNCOUNTED = (
-    *("refused", "layout", "masks", "passed_over"),
-    *("imbalance", "uneven", "unlabeled", "note"),
+    *("refused", "layout", "masks", "combined_labels", "passed_over", "kin"),
+    *("imbalance", "measurements", "uneven", "unlabeled", "note"),
 )
 """Kinds whose entries are sentences; their number has no meaning."""
 

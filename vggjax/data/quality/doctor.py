@@ -16,7 +16,7 @@ from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import Scan, Source
-from vggjax.data.splits.splits import balanced_weights, make_splits, split_notes
+from vggjax.data.splits.splits import balanced_weights, group_notes, make_splits, split_notes
 from vggjax.errors import DataError
 
 MIN_SIDE_PX = 32
@@ -180,6 +180,7 @@ def _add_classes(
         else:
             train = splits["train"]
             entries["note"] += [Entry(text=note) for note in split_notes(source, splits)]
+            entries["kin"] += [Entry(text=note) for note in group_notes(source, splits)]
     readable = np.setdiff1d(np.arange(len(source)), list(duplicates.unreadable))
     counts = source.class_counts(readable)
     labels = np.flatnonzero(counts)

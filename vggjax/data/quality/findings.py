@@ -27,6 +27,7 @@ KINDS = {
     "refused": Kind("problem", "Training refuses it", "training stops at once with this error"),
     "layout": Kind("problem", "Folder layout", "the class folders may not be the classes"),
     "masks": Kind("problem", "Masks", "images that mark regions of other images"),
+    "combined_labels": Kind("problem", "Combined labels", "several labels in a cell"),
     "passed_over": Kind("problem", "Images passed over", "in formats that are not read"),
     "empty_class": Kind("problem", "Empty classes", "class folders without images"),
     "missing": Kind("problem", "Missing files", "named by a CSV, or the target of a link"),
@@ -42,6 +43,7 @@ KINDS = {
     "unreadable": Kind("problem", "Unreadable files", "the disk or the dataset failed"),
     "label_conflict": Kind("problem", "Label conflicts", "one image with two labels"),
     "leaked": Kind("problem", "Leaked images", "one image in two of the official splits"),
+    "kin": Kind("problem", "Groups across splits", "images of one group in several splits"),
     "exact_duplicate": Kind("problem", "Exact duplicates", "the pixels of an earlier image"),
     "near_duplicate": Kind(
         "problem", "Near-duplicates", "re-encoded, resized, cropped, or a burst"
@@ -52,6 +54,7 @@ KINDS = {
     "misnamed": Kind("remark", "Misnamed files", "the content has another format than the name"),
     "loose": Kind("remark", "Without a class", "images next to the class folders, skipped"),
     "unlabeled": Kind("remark", "Unlabeled folders", "not used for training"),
+    "measurements": Kind("remark", "Measurements", "numbers that may not be classes"),
     "small_pictures": Kind("remark", "Small images", "a side below 32 px, as most images here"),
     "uneven": Kind("remark", "Uneven classes", "the largest class is 3 times the smallest"),
     "adapted": Kind("remark", "Converted images", "converted to 8-bit RGB when decoded"),

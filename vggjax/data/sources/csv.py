@@ -1,49 +1,63 @@
-"""Open a CSV of images: the columns `path`, `label` and optionally `split`.
+"""Open a CSV of images: its columns of paths, labels and, optionally, splits and groups.
 
-The first line names the columns, in any order; other columns are ignored. The text is UTF-8, the
-delimiter a comma, a semicolon or a tab, quoting as in Python's csv module. A path is absolute,
-below the home folder (`~`), or relative to the CSV's folder. Labels are class names, numbered in
-sorted order. Splits are train, val (validation, valid) and test, in any case, for every image or
-for none. Every file must exist; none is opened.
+The columns `path`, `label` and `split` are used as they are. Without them the column whose cells
+name files is that of the paths, and the labels are the other column, several columns of 0 and 1, or
+named like labels; the notes say so, and `DatasetOptions` says otherwise. A path is absolute, below
+the home folder (`~`), or relative to the CSV's folder; csv_files.py finds those that are written
+otherwise. Labels are class names, numbered in sorted order. Splits are train, val (validation,
+valid) and test, in any case, for every image or for none. Every file must exist; none is opened.
 
 The `splits.csv` in a run folder is also accepted: its paths are relative to that run's dataset,
 which the `config.json` next to it names.
 """
 
-import csv
-import io
+import dataclasses
 import json
 import os
-import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vggjax.csv_text import original_text
+import numpy as np
+
+from vggjax.data.sources.csv_files import FileFinder
+from vggjax.data.sources.csv_labels import (
+    describe_combinations,
+    describe_measurements,
+    describe_pixels,
+    find_label_columns,
+    is_group_name,
+    read_labels,
+)
+from vggjax.data.sources.csv_table import EXPECTED, EXTENSIONS, name_lines, read_table
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
-from vggjax.data.sources.source import SPLIT_WORDS, ImageFile, Scan, make_file_source, nearest_path
-from vggjax.errors import DataError, join_names, nearest_name, printable, unknown_name
+from vggjax.data.sources.source import (
+    SPLIT_WORDS,
+    ImageFile,
+    Observation,
+    Scan,
+    Source,
+    describe_groups,
+    make_file_source,
+    number_groups,
+)
+from vggjax.errors import DataError, join_names, printable, unknown_name
 
-EXTENSIONS = (".csv", ".tsv")
-"""Extensions, in lower case, of datasets that are a CSV."""
-
-COLUMNS = ("path", "label", "split")
-
-_SYNONYMS = {
-    "path": ("file", "filename", "file_name", "filepath", "image", "image_path", "image_id", "img"),
-    "label": ("class", "class_name", "category", "target", "name", "species", "y"),
-}
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
-_EXPECTED = "Expected a first line path,label or path,label,split."
+_MAX_COMPARED = 500
+"""Cells of a column that are looked up to find the column of the paths."""
 
 
 class _Row(NamedTuple):
     line: int
     """The line that it ends on, from 1."""
     path: str
-    label: str
+    size: int | None
+    """Of the file, in bytes; None if there is none."""
+    labels: tuple[str, ...]
     split: str
     """train, val, test, an unknown word in lower case, or empty."""
+    group: str
 
 
 def is_csv(dataset: str) -> bool:
@@ -55,213 +69,279 @@ def scan_csv(path: str | os.PathLike[str], options: DatasetOptions = DEFAULT_OPT
     """Open a CSV of images, collecting the errors in its rows.
 
     Raises:
-        DataError: it does not exist, is not text, or has no columns `path` and `label`, or no rows.
+        DataError: it does not exist, is not text, or has no columns of paths and labels, or no
+            rows.
+        ConfigError: it has no column that an option names.
     """
     path = Path(path).expanduser()
-    name = printable(path)
-    root, is_of_run = _find_root(path)
-    columns, all_rows = _read_rows(path, exact=is_of_run)
-    faults = _check_cells(name, all_rows)
-    complete = [row for row in all_rows if row.path and row.label]
-    rows, conflicts = _merge(name, root, complete)
-    faults += conflicts
-    sizes = [_size(root, row.path) for row in rows]
-    missing = [row for row, size in zip(rows, sizes, strict=True) if size is None]
-    if missing:
-        some = join_names((f"{row.path!r} (line {row.line})" for row in missing), most=3)
-        hint = " Use / instead of the backslash." if any("\\" in r.path for r in missing) else ""
-        faults.append(
-            f"{len(missing):,} of {len(rows):,} images in {name} do not exist: {some}. Paths are "
-            f"absolute or relative to {printable(root)}.{hint}"
+    return _Scanner(path, options).scan()
+
+
+class _Scanner:
+    """One scan of a CSV; collects notes and errors."""
+
+    def __init__(self, path: Path, options: DatasetOptions) -> None:
+        root, run = _find_root(path)
+        if run is not None and run.get("task") == "multilabel":
+            options = dataclasses.replace(options, task="multilabel", label_separator="|")
+        self._options = options
+        self._name = printable(path)
+        self._file_name = path.name
+        self._finder = FileFinder(root, path.name, exact=run is not None)
+        self._table = read_table(path, exact=run is not None)
+        self._notes: list[str] = []
+        self._faults: list[str] = []
+        self._observations: list[Observation] = []
+        self._label_columns: tuple[str, ...] = ()
+        self._group_column: str | None = None
+
+    def scan(self) -> Scan:
+        """Read the table and check it."""
+        if (pixels := describe_pixels(self._table)) is not None:
+            raise DataError(pixels)
+        self._drop_header()
+        rows = self._read_rows()
+        self._check_rows(rows)
+        is_multilabel = self._options.task == "multilabel"
+        complete = [row for row in rows if row.path and (row.labels or is_multilabel)]
+        rows = self._merge(complete)
+        if missing := [row for row in rows if row.size is None]:
+            self._refuse_missing(missing, len(rows))
+        class_names = self._find_classes(rows)
+        rows = [row for row in rows if row.size is not None]
+        return Scan(
+            source=self._make_source(rows, class_names) if rows else None,
+            faults=tuple(self._faults),
+            observations=tuple(self._observations),
+            missing=tuple(row.path for row in missing),
         )
-    files = [
-        ImageFile(row.path, row.label, row.split, size)
-        for row, size in zip(rows, sizes, strict=True)
-        if size is not None
-    ]
-    class_names = tuple(sorted({row.label for row in rows}))
-    if len(class_names) == 1:
-        faults.append(f"{name} has only one class, {class_names[0]!r}; training needs at least 2.")
-    notes = []
-    if unused := [column for column in columns if column not in COLUMNS]:
-        notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
-    if num_repeated := len(complete) - len(rows):
-        rows_text = f"{num_repeated:,} row{'s' * (num_repeated > 1)}"
-        notes.append(f"Ignored {rows_text} with an image of an earlier row.")
-    source = make_file_source(
-        path.name, class_names, files, locate=lambda x: _locate(root, x), notes=notes
-    )
-    return Scan(
-        source=source if files else None,
-        faults=tuple(faults),
-        missing=tuple(row.path for row in missing),
-    )
 
+    def _make_source(self, rows: Sequence[_Row], class_names: tuple[str, ...]) -> Source:
+        groups, targets, possible_groups = [row.group for row in rows], None, None
+        if self._options.group_column is not None:
+            self._notes.append(f"{describe_groups(groups)} by the column {self._group_column!r}.")
+        elif self._group_column and (numbers := number_groups(groups)) is not None:
+            possible_groups = self._group_column, numbers
+            groups = [""] * len(rows)
+        if self._options.task == "multilabel":
+            targets = np.array([[name in row.labels for name in class_names] for row in rows], bool)
+        source = make_file_source(
+            self._file_name,
+            class_names,
+            [
+                ImageFile(row.path, "".join(row.labels[:1]), row.split, row.size or 0, group)
+                for row, group in zip(rows, groups, strict=True)
+            ],
+            locate=self._finder.locate,
+            notes=[*self._notes, *(observation.note for observation in self._observations)],
+            targets=targets,
+        )
+        return dataclasses.replace(source, possible_groups=possible_groups)
 
-def _read_rows(path: Path, *, exact: bool) -> tuple[list[str], list[_Row]]:
-    """Return the column names, in lower case, and the rows; with `exact`, the cells as written."""
-    name = printable(path)
-    lines = enumerate(io.StringIO(_read_text(path, exact=exact), newline=""), 1)
-    header_line, header = next(((i, text) for i, text in lines if text.strip()), (1, ""))
-    if not header:
-        raise DataError(f"{name} is empty. {_EXPECTED}")
-    columns, delimiter = _read_header(header, name)
-    reader = csv.reader(
-        (text for _, text in lines), delimiter=delimiter, strict=True, skipinitialspace=not exact
-    )
-    rows: list[_Row] = []
-    line = header_line
-    try:
-        for cells in reader:
-            line = header_line + reader.line_num
-            if not any(cells):
+    def _drop_header(self) -> None:
+        """Take the first line as a row if it has no names but names a file."""
+        table = self._table
+        if any(table.named(role) for role in ("path", "label", "split")):
+            return
+        if not self._finder.exact and self._finder.count(table.columns):
+            self._table = table.without_header()
+            columns = join_names(map(repr, self._table.columns), most=10)
+            self._notes.append(f"The first line holds an image and no names; columns: {columns}.")
+
+    def _read_rows(self) -> list[_Row]:
+        """Find the columns and the files, and return the rows."""
+        table, options = self._table, self._options
+        path_column, is_named = self._find_path_column()
+        labels = find_label_columns(table, path_column, options)
+        files = self._finder.find(table.cells(path_column), path_column)
+        if not is_named and not files.notes:
+            self._notes.append(
+                f"The paths are in the column {path_column!r}; `path_column` names another."
+            )
+        self._notes += [*files.notes, *filter(None, [labels.note])]
+        if several := files.several:
+            i, paths = next(iter(several.items()))
+            self._faults.append(
+                f"{len(several):,} of {len(table.rows):,} images in {self._name} may be several "
+                f"files: {table.cells(path_column)[i]!r} (line {table.lines[i]}) is "
+                f"{join_names(paths, most=3)}. Write them with their folder and ending."
+            )
+        self._label_columns = labels.names
+        values, notes, faults = read_labels(table, labels.names, options)
+        self._notes += notes
+        self._faults += faults
+        splits = table.named("split")
+        self._group_column = self._find_group_column({path_column, *labels.names})
+        used = {path_column, *labels.names, *splits, options.group_column and self._group_column}
+        if unused := [name for name in table.described() if name not in used]:
+            self._notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
+        words = [cell.strip().lower() for cell in table.cells(splits[0])] if splits else []
+        groups = table.cells(self._group_column) if self._group_column else []
+        blank = [""] * len(table.rows)
+        rows = zip(
+            table.lines,
+            files.paths,
+            files.sizes,
+            values,
+            [SPLIT_WORDS.get(word, word) for word in words] or blank,
+            groups or blank,
+            strict=True,
+        )
+        return [_Row(*row) for i, row in enumerate(rows) if i not in several]
+
+    def _find_path_column(self) -> tuple[str, bool]:
+        """Return the column of the paths, and whether it is named so."""
+        table, options = self._table, self._options
+        if options.path_column is not None:
+            return table.find(options.path_column, setting="path_column"), True
+        named = table.named("path")
+        if [name.lower() for name in named] == ["path"]:
+            return named[0], True
+        counts = {}
+        for column in table.described():
+            cells = table.cells(column)
+            is_class = 2 * len({*cells}) <= len(cells)  # a label `5` is no image `5.png`
+            if column in named or not is_class:
+                counts[column] = self._finder.count(cells[:: len(cells) // _MAX_COMPARED + 1])
+        most = max(counts.values(), default=0)
+        likely = [column for column, count in counts.items() if most and 2 * count > most]
+        for candidates in (likely, [column for column in named if column in likely or not most]):
+            if len(candidates) == 1:
+                return candidates[0], False
+        shown = join_names(map(repr, likely or table.described()), most=10)
+        reason = (
+            f"the columns {shown} all name images" if likely else f"none of {shown} names files"
+        )
+        raise DataError(
+            f"{self._name} has no column 'path', and {reason} below "
+            f"{printable(self._finder.root)}. Name the column as `path_column`. {EXPECTED}"
+        )
+
+    def _find_group_column(self, used: set[str]) -> str | None:
+        """Return the column of the groups: the one given, or one that is named like one."""
+        table = self._table
+        if self._options.group_column is not None:
+            return table.find(self._options.group_column, setting="group_column")
+        sizes = {
+            name: Counter(filter(None, table.cells(name)))
+            for name in table.described()
+            if name not in used and is_group_name(name)
+        }
+        likely = {
+            name: len(count)
+            for name, count in sizes.items()
+            if 2 < len(count) < count.total() and 3 * max(count.values()) <= len(table.rows)
+        }
+        return min(likely, key=lambda name: likely[name], default=None)
+
+    def _check_rows(self, rows: Sequence[_Row]) -> None:
+        """Check that the cells are filled in, and the splits' names."""
+        faults, name = self._faults, self._name
+        empty = {"path": [row.line for row in rows if not row.path]}
+        if self._options.task == "multiclass" and len(self._label_columns) == 1:
+            empty["label"] = [row.line for row in rows if not row.labels]
+        for column, lines in empty.items():
+            if lines:
+                faults.append(f"{name} has no {column} in {name_lines(lines)}. Fill it in.")
+        with_split = [row for row in rows if row.split]
+        if not with_split:
+            return
+        if lines := [row.line for row in rows if not row.split]:
+            faults.append(
+                f"{name} has no split in {name_lines(lines)}. Give every image a split, or none."
+            )
+        if wrong := [row for row in with_split if row.split not in SPLIT_WORDS.values()]:
+            message = unknown_name("split", wrong[0].split, SPLIT_WORDS)
+            faults.append(f"{name}, {name_lines(row.line for row in wrong)}: {message}")
+        elif "train" not in (row.split for row in with_split):
+            faults.append(
+                f"{name} has no image in the split train. Add some, or drop the column split and "
+                f"use `split`."
+            )
+
+    def _merge(self, rows: Sequence[_Row]) -> list[_Row]:
+        """Return a row for each file: the first one, and with several labels those of all rows."""
+        is_multilabel = self._options.task == "multilabel"
+        merged: dict[str, _Row] = {}
+        repeated = []
+        conflicts: dict[str, list[tuple[_Row, _Row]]] = defaultdict(list)
+        for row in rows:
+            key = os.path.normpath(self._finder.locate(row.path))
+            first = merged.setdefault(key, row)
+            if first is row:
                 continue
-            if any(cells[len(columns) :]):
-                raise DataError(
-                    f"Line {line} of {name} has {len(cells)} cells, the first line has "
-                    f"{len(columns)}. Quote names that contain a {_DELIMITERS[delimiter]}."
-                )
-            values = defaultdict(str, zip(columns, map(original_text, cells), strict=False))
-            split = values["split"].strip().lower()
-            rows.append(_Row(line, values["path"], values["label"], SPLIT_WORDS.get(split, split)))
-    except csv.Error as error:
-        raise DataError(
-            f"{name} is not a valid CSV after line {line}: {error}. Is a quote left open?"
-        ) from None
-    if not rows:
-        raise DataError(f"{name} has no rows after its first line.")
-    return columns, rows
+            repeated.append(row.line)
+            if is_multilabel:
+                merged[key] = first._replace(labels=(*first.labels, *row.labels))
+            elif first.labels != row.labels:
+                conflicts["label"].append((first, row))
+            if first.split != row.split:
+                conflicts["split"].append((first, row))
+        for kind, pairs in conflicts.items():
+            self._refuse_conflict(kind, pairs)
+        if repeated:
+            what = "Joined the labels of" if is_multilabel else "Ignored"
+            self._notes.append(
+                f"{what} {len(repeated):,} row{'s' * (len(repeated) > 1)} with an image of an "
+                f"earlier row ({name_lines(repeated)})."
+            )
+        return list(merged.values())
 
-
-def _read_text(path: Path, *, exact: bool) -> str:
-    name = printable(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{name} is not a regular file. {_EXPECTED}")
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        near = nearest_path(path, lambda sibling: sibling.name.lower().endswith(EXTENSIONS))
-        suggestion = f" Did you mean {near!r}?" if near else ""
-        raise DataError(f"There is no file '{name}'.{suggestion} {_EXPECTED}") from None
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{name} is UTF-16. Save it as UTF-8.")
-    if (null := data.find(b"\0")) >= 0:
-        line = _line_at(data, null)
-        raise DataError(f"{name} is not text: line {line} contains a null byte. {_EXPECTED}")
-    try:
-        return data.decode("utf-8-sig", errors="surrogateescape" if exact else "strict")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8: line {_line_at(error.object, error.start)}. Save it as UTF-8 "
-            f"(in a spreadsheet, 'CSV UTF-8')."
-        ) from None
-
-
-def _line_at(data: bytes, position: int) -> int:
-    return len(data[: position + 1].splitlines())
-
-
-def _read_header(line: str, name: str) -> tuple[list[str], str]:
-    """Return the column names, in lower case, and the delimiter that separates them best."""
-    headers = {}
-    for delimiter in _DELIMITERS:
-        cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
-        headers[delimiter] = [cell.strip().lower() for cell in cells]
-    delimiter = max(
-        headers, key=lambda d: (len({"path", "label"} & set(headers[d])), len(headers[d]))
-    )
-    columns = headers[delimiter]
-    while columns and not columns[-1]:  # a delimiter at the end of the line
-        columns.pop()
-    for column in COLUMNS:
-        if columns.count(column) > 1:
-            raise DataError(f"{name} has {columns.count(column)} columns {column!r}. Keep one.")
-    missing = [column for column in ("path", "label") if column not in columns]
-    if missing:
-        suggestions = ""
-        for column in missing:
-            synonym = next((given for given in columns if given in _SYNONYMS[column]), None)
-            near = synonym or nearest_name(column, columns, cutoff=0.6)
-            suggestions += f" Rename {near!r} to {column!r}." if near else ""
-        given = join_names((repr(column[:80]) for column in columns), most=10)
-        raise DataError(
-            f"{name} has no column {' and no column '.join(map(repr, missing))}; its columns are "
-            f"{given}.{suggestions} {_EXPECTED}"
-        )
-    return columns, delimiter
-
-
-def _check_cells(name: str, rows: list[_Row]) -> list[str]:
-    faults = []
-    for column in ("path", "label"):
-        if empty := [row for row in rows if not getattr(row, column)]:
-            faults.append(f"{name} has no {column} in {_lines(empty)}. Fill it in.")
-    with_split = [row for row in rows if row.split]
-    if not with_split:
-        return faults
-    if empty := [row for row in rows if not row.split]:
-        faults.append(f"{name} has no split in {_lines(empty)}. Give every image a split, or none.")
-    if wrong := [row for row in with_split if row.split not in SPLIT_WORDS.values()]:
-        message = unknown_name("split", wrong[0].split, SPLIT_WORDS)
-        faults.append(f"{name}, {_lines(wrong)}: {message}")
-    elif "train" not in (row.split for row in with_split):
-        faults.append(
-            f"{name} has no image in the split train. Add some, or drop the column split and use "
-            f"`split`."
-        )
-    return faults
-
-
-def _merge(name: str, root: Path, rows: list[_Row]) -> tuple[list[_Row], list[str]]:
-    """Return the first row of each file, and the contradictions between rows."""
-    first_rows: dict[str, _Row] = {}
-    conflicts: dict[str, list[tuple[_Row, _Row]]] = defaultdict(list)
-    for row in rows:
-        first = first_rows.setdefault(os.path.normpath(_locate(root, row.path)), row)
-        for column in ("label", "split"):
-            if getattr(first, column) != getattr(row, column):
-                conflicts[column].append((first, row))
-    faults = []
-    for column, pairs in conflicts.items():
+    def _refuse_conflict(self, kind: str, pairs: Sequence[tuple[_Row, _Row]]) -> None:
         first, row = pairs[0]
+        values = [r.split if kind == "split" else ", ".join(r.labels) for r in (first, row)]
         more = f" {len(pairs) - 1:,} more such rows follow." if len(pairs) > 1 else ""
-        faults.append(
-            f"{name} lists {row.path!r} twice with different {column}s: {getattr(first, column)!r} "
-            f"in line {first.line}, {getattr(row, column)!r} in line {row.line}.{more} Keep one."
+        several = " For several labels per image set `task` multilabel." if kind == "label" else ""
+        self._faults.append(
+            f"{self._name} lists {row.path!r} twice with different {kind}s: {values[0]!r} in line "
+            f"{first.line}, {values[1]!r} in line {row.line}.{more} Keep one.{several}"
         )
-    return list(first_rows.values()), faults
+
+    def _refuse_missing(self, missing: Sequence[_Row], total: int) -> None:
+        some = join_names((f"{row.path!r} (line {row.line})" for row in missing), most=3)
+        rest = ""
+        if len(missing) < total:
+            rest = " The command doctor writes a CSV of the rows with a file, with `write_csv`."
+        self._faults.append(
+            f"{len(missing):,} of {total:,} images in {self._name} do not exist: {some}. Paths are "
+            f"absolute or relative to {printable(self._finder.root)}.{rest}"
+        )
+
+    def _find_classes(self, rows: Sequence[_Row]) -> tuple[str, ...]:
+        """Return the classes, and point out labels that are not meant as classes."""
+        labels = [label for row in rows for label in row.labels]
+        class_names = tuple(sorted({*labels}))
+        if len(class_names) < 2:
+            only = f"only one class, {class_names[0]!r}" if class_names else "no labels"
+            self._faults.append(f"{self._name} has {only}; training needs at least 2.")
+        if self._options.task == "multilabel" or self._finder.exact:
+            return class_names
+        if (text := describe_combinations(labels)) is not None:
+            self._observations.append(Observation("combined_labels", text))
+            return class_names
+        fault, question = describe_measurements(labels)
+        self._faults += filter(None, [fault])
+        if question is not None:
+            self._observations.append(Observation("measurements", question))
+        return class_names
 
 
-def _find_root(path: Path) -> tuple[Path, bool]:
-    """Return the folder that relative paths start from, and whether a run wrote the CSV."""
+def _find_root(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Return the folder that relative paths start from, and the settings of the run that wrote it.
+
+    The settings are None if it is not the `splits.csv` of a run.
+    """
     if path.name != "splits.csv":
-        return path.parent, False
+        return path.parent, None
     try:
-        dataset = Path(json.loads(path.with_name("config.json").read_text("utf-8"))["dataset"])
+        run = json.loads(path.with_name("config.json").read_text("utf-8"))
+        dataset = Path(run["dataset"])
         is_folder, exists = dataset.is_dir(), dataset.exists()
     except (OSError, ValueError, KeyError, TypeError):
-        return path.parent, False
+        return path.parent, None
     if not exists:
         raise DataError(
             f"{printable(path)} belongs to a run on {str(dataset)!r}, which is not an existing "
             f"folder or CSV. Give that dataset instead."
         )
-    return dataset if is_folder else dataset.parent, True
-
-
-def _locate(root: Path, path: str) -> Path:
-    return root / os.path.expanduser(path)
-
-
-def _size(root: Path, path: str) -> int | None:
-    try:
-        status = _locate(root, path).stat()
-    except (OSError, ValueError):
-        return None
-    return None if stat.S_ISDIR(status.st_mode) else status.st_size
-
-
-def _lines(rows: list[_Row]) -> str:
-    return f"line{'s' * (len(rows) > 1)} {join_names((row.line for row in rows), most=3)}"
+    return dataset if is_folder else dataset.parent, run

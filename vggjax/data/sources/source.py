@@ -48,6 +48,8 @@ class Source:
     groups: np.ndarray | None = None
     """int64 (N,): images with the same number (of one patient, one scene) stay in one split where
     the splits are made here; None without groups."""
+    possible_groups: tuple[str, np.ndarray] | None = None
+    """A CSV's column that is named like groups, and what `groups` would be, if it is not given."""
     targets: np.ndarray | None = None
     """bool (N, C): the labels of each image, any number of them; None if each image has one label,
     the one in `labels`."""

@@ -149,6 +149,30 @@ def split_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     return notes
 
 
+def group_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
+    """Describe the groups, or what may be groups, that have images in several splits."""
+    column, groups = source.possible_groups or ("", source.groups)
+    if groups is None:
+        return []
+    split_of = np.full(len(source), -1)
+    for number, indices in enumerate(splits.values()):
+        split_of[indices] = number
+    first = np.full(len(source), -1)
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    is_used = split_of >= 0
+    first[groups[is_used]] = split_of[is_used]
+    broken = np.unique(groups[is_used & (split_of != first[groups])])
+    if not len(broken):
+        return []
+    total = f"{len(broken):,} of {(sizes > 1).sum():,}"
+    if not column:
+        return [f"{total} groups have images in several splits of the dataset, which are kept."]
+    note = f"{total} values of the column {column!r} have images in several splits"
+    if source.splits:
+        return [f"{note} of the dataset, which are kept: metrics may be too good."]
+    return [f"{note}: set `group_column` {column} to keep them in one."]
+
+
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Return class weights N / (C * N_c), float32 (C,), with the mean 1 over the examples.
 

@@ -1,0 +1,196 @@
+"""Read a CSV into its columns and rows, whatever program wrote it.
+
+The text is UTF-8 or UTF-16, the delimiter a comma, a semicolon, a tab or a vertical bar, quoting as
+in Python's csv module. Cells stay the text that they are: `007`, `NA` and `1.0` are no numbers.
+"""
+
+import csv
+import dataclasses
+import io
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vggjax.csv_text import original_text
+from vggjax.data.sources.source import nearest_path
+from vggjax.errors import ConfigError, DataError, join_names, printable, unknown_name
+
+EXTENSIONS = (".csv", ".tsv")
+"""Extensions, in lower case, of datasets that are a CSV."""
+
+SYNONYMS = {
+    "path": (
+        *("path", "paths", "file", "files", "filename", "filepath", "imagepath", "imagename"),
+        *("image", "images", "imageid", "img", "imgid", "id", "photo", "photoid", "imagefile"),
+    ),
+    "label": (
+        *("label", "labels", "class", "classes", "classname", "classid", "category", "categories"),
+        *("target", "targets", "species", "breed", "tag", "tags", "diagnosis", "dx", "y", "name"),
+    ),
+    "split": ("split",),
+}
+"""Role -> the names of its columns, in lower case without punctuation, the first one preferred."""
+
+EXPECTED = "Expected a first line path,label or path,label,split."
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+_ROW_NUMBERS = re.compile(r"(unnamed: ?\d+)?", re.IGNORECASE)
+"""The name of the column of row numbers that pandas and R write."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a CSV."""
+
+    name: str
+    """Its path, for messages."""
+    columns: tuple[str, ...]
+    """The names in the first line."""
+    rows: list[tuple[str, ...]]
+    """A cell for each column."""
+    lines: list[int]
+    """The line that each row ends on, from 1."""
+    first_line: int = 1
+    """The line of the names."""
+
+    def cells(self, column: str) -> list[str]:
+        """Return the cells of a column."""
+        i = self.columns.index(column)
+        return [row[i] for row in self.rows]
+
+    def find(self, column: str, *, setting: str) -> str:
+        """Return the column that a setting names, in any case.
+
+        Raises:
+            ConfigError: there is none, with the nearest one, or there are several.
+        """
+        matches = [name for name in self.columns if name.lower() == column.lower()]
+        exact = [name for name in matches if name == column] or matches
+        if not matches:
+            names = [name for name in self.columns if name]
+            raise ConfigError(
+                f"`{setting}`: {unknown_name(f'column of {self.name}', column, names)}"
+            )
+        if len(exact) > 1:
+            raise ConfigError(f"{self.name} has {len(exact)} columns {column!r}. Keep one.")
+        return exact[0]
+
+    def named(self, role: str) -> list[str]:
+        """Return the columns whose name says that they are the paths, labels or splits."""
+        plain = {name: re.sub(r"[\W_]", "", name).lower() for name in self.columns}
+        exact = [name for name in self.columns if name.lower() == role]
+        if len(exact) > 1:
+            raise DataError(f"{self.name} has {len(exact)} columns {role!r}. Keep one.")
+        return exact or [name for name in self.columns if plain[name] in SYNONYMS[role]]
+
+    def described(self) -> tuple[str, ...]:
+        """Return the columns without that of the row numbers."""
+        return tuple(name for name in self.columns if not _ROW_NUMBERS.fullmatch(name))
+
+    def without_header(self) -> "Table":
+        """Return the table whose first line is a row, too; its columns are numbered."""
+        columns = tuple(f"column {i + 1}" for i in range(len(self.columns)))
+        rows, lines = [self.columns, *self.rows], [self.first_line, *self.lines]
+        return dataclasses.replace(self, columns=columns, rows=rows, lines=lines)
+
+
+def name_lines(lines: Iterable[int]) -> str:
+    """Return `line 3`, or `lines 3, 4, 5 and 2 more`."""
+    lines = list(lines)
+    return f"line{'s' * (len(lines) > 1)} {join_names(lines, most=3)}"
+
+
+def read_table(path: Path, *, exact: bool = False) -> Table:
+    """Read a CSV; with `exact`, the cells as a run wrote them, in any bytes.
+
+    Raises:
+        DataError: it does not exist, is not text or not a CSV, or has no rows.
+    """
+    name, text = printable(path), _read_text(path, exact=exact)
+    if given := re.match(r'"?sep=(.)"?\r?\n', text):  # Excel's way of naming the delimiter
+        text = "\n" + text[given.end() :]
+    lines = enumerate(io.StringIO(text, newline=""), 1)
+    first_line, header = next(((i, line) for i, line in lines if line.strip()), (1, ""))
+    if not header:
+        raise DataError(f"{name} is empty. {EXPECTED}")
+    columns, delimiter = _read_header(header, _DELIMITERS if given is None else given[1])
+    reader = csv.reader(
+        (line for _, line in lines), delimiter=delimiter, strict=True, skipinitialspace=not exact
+    )
+    records: list[tuple[int, list[str]]] = []
+    line = first_line
+    try:
+        for cells in reader:
+            line = first_line + reader.line_num
+            if any(cells):
+                records.append((line, cells))
+    except csv.Error as error:
+        raise DataError(
+            f"{name} is not a valid CSV after line {line}: {error}. Is a quote left open?"
+        ) from None
+    if not records:
+        raise DataError(f"{name} has no rows after its first line.")
+    numbered = all(cells[0] == str(i) for i, (_, cells) in enumerate(records, 1))
+    if numbered and all(len(cells) == len(columns) + 1 for _, cells in records):
+        columns = ["", *columns]  # R gives no name to its row numbers
+    width = len(columns)
+    for line, cells in records:
+        if any(cells[width:]):
+            raise DataError(
+                f"Line {line} of {name} has {len(cells)} cells, the first line has {width}. Quote "
+                f"names that contain a {_DELIMITERS.get(delimiter, 'delimiter')}."
+            )
+    rows = [tuple(map(original_text, (cells + [""] * width)[:width])) for _, cells in records]
+    return Table(name, tuple(columns), rows, [line for line, _ in records], first_line)
+
+
+def _read_text(path: Path, *, exact: bool) -> str:
+    name = printable(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{name} is not a regular file. {EXPECTED}")
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        near = nearest_path(path, lambda sibling: sibling.name.lower().endswith(EXTENSIONS))
+        suggestion = f" Did you mean {near!r}?" if near else ""
+        raise DataError(f"There is no file '{name}'.{suggestion} {EXPECTED}") from None
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not is_utf16 and (null := data.find(b"\0")) >= 0:
+        line = _line_at(data, null)
+        raise DataError(f"{name} is not text: line {line} contains a null byte. {EXPECTED}")
+    try:
+        if is_utf16:
+            return data.decode("utf-16")
+        return data.decode("utf-8-sig", errors="surrogateescape" if exact else "strict")
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if is_utf16 else "UTF-8"
+        raise DataError(
+            f"{name} is not {encoding}: line {_line_at(error.object, error.start)}. Save it as "
+            f"UTF-8 (in a spreadsheet, 'CSV UTF-8')."
+        ) from None
+
+
+def _line_at(data: bytes, position: int) -> int:
+    return len(data[: position + 1].splitlines())
+
+
+def _read_header(line: str, delimiters: Iterable[str]) -> tuple[list[str], str]:
+    """Return the column names and the delimiter that separates them best."""
+    known = {name for names in SYNONYMS.values() for name in names}
+
+    def quality(columns: Sequence[str]) -> tuple[int, int]:
+        plain = {re.sub(r"[\W_]", "", name).lower() for name in columns}
+        return len(plain & known), len(columns)
+
+    headers = {}
+    for delimiter in delimiters:
+        cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+        headers[delimiter] = [cell.strip() for cell in cells]
+    best = max(headers, key=lambda delimiter: quality(headers[delimiter]))
+    columns = headers[best]
+    while columns and not columns[-1]:  # a delimiter at the end of the line
+        columns.pop()
+    return columns, best
