@@ -214,7 +214,7 @@ def parses(monkeypatch, capsys):
         "vggjax.evaluation.evaluate.evaluate",
         "vggjax.report.report.write_report",
         "vggjax.report.compare.write_comparison",
-        "vggjax.evaluation.predict.predict_command",
+        "vggjax.evaluation.predict_files.predict_command",
         "vggjax.weights.convert.convert",
         "vggjax.cli.tables.summarize_model",
         "vggjax.report.augment_preview.write_preview",

@@ -3,6 +3,7 @@
 result = vggjax.fit(vggjax.Config(dataset="photos", unfreeze=("block5",)))
 model = vggjax.load_pretrained("vgg16", weights="imagenet", include_top=True)
 logits = model(vggjax.preprocess(images, mode="caffe"))
+names = vggjax.load_run("runs/roses").predict(["photo.jpg", pixels]).names
 
 The public names are loaded on first use (PEP 562): `import vggjax` imports neither jax nor flax.
 """
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from vggjax.errors import WeightsError as WeightsError
     from vggjax.evaluation.evaluate import evaluate as evaluate
     from vggjax.evaluation.imagenet import decode_predictions as decode_predictions
+    from vggjax.evaluation.predict import load_run as load_run
+    from vggjax.evaluation.predict import predict as predict
     from vggjax.models.head import Head as Head
     from vggjax.models.network import VGG as VGG
     from vggjax.models.params import assign as assign
@@ -39,6 +42,7 @@ _MODULES = {
     "vggjax.errors": ("ConfigError", "DataError", "VggjaxError", "WeightsError"),
     "vggjax.evaluation.evaluate": ("evaluate",),
     "vggjax.evaluation.imagenet": ("decode_predictions",),
+    "vggjax.evaluation.predict": ("load_run", "predict"),
     "vggjax.models.head": ("Head",),
     "vggjax.models.params": ("assign", "extract"),
     "vggjax.models.network": ("VGG",),

@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,11 +12,19 @@ from support.pixels import jit_quickly
 from support.tiny_run import PASS_RTOL, make_images, make_run, random_model, spread
 
 from vggjax.data.images.decode import load_image
+from vggjax.data.images.formats import ENDINGS
 from vggjax.data.images.preprocess import Preprocessing, preprocess, resize_image
 from vggjax.errors import ConfigError, DataError, WeightsError
-from vggjax.evaluation import imagenet, predict
+from vggjax.evaluation import imagenet
 from vggjax.evaluation.evaluate import evaluate
-from vggjax.evaluation.predict import find_images, predict_command, predict_images
+from vggjax.evaluation.predict import load_run
+from vggjax.evaluation.predict_files import (
+    find_images,
+    predict_command,
+    predict_files,
+    print_table,
+)
+from vggjax.evaluation.result_table import Prediction
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.params import extract
@@ -37,6 +46,11 @@ def run(finished, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "first"
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
 
 
 def touch(*names):
@@ -93,38 +107,50 @@ def test_files_folders_and_globs_resolve_to_each_image_once_in_order(tmp_path, m
     assert {given: [str(p) for p in find_images(given)] for given in found} == found
 
 
-def test_names_without_images_are_refused_with_the_nearest_name(tmp_path, monkeypatch):
+def test_names_without_images_have_a_reason_and_the_nearest_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     touch("photo.jpg", "texts/a.txt")
     os.mkdir("empty")
-    for patterns, message in {
-        ("phto.jpg",): "Did you mean 'photo.jpg'",
-        ("photo.jpg", "gone/x.jpg"): "No such file or folder: 'gone/x.jpg'",
-        ("*.png",): "No file matches '[*].png'",
-        ("empty",): "'empty' has no images",
-        ("texts",): "'texts' has no images",
-        ("emp*",): "No images found in",
-        (): "No images were named",
-        ("new\nline.jpg",): r"new\\\\nline",
-    }.items():
-        with pytest.raises(DataError, match=message) as error:
-            find_images(patterns)
-        assert "\n" not in str(error.value)
+    os.symlink("gone", "texts/dangling.jpg")
+    reasons = find_images(["phto.jpg", "photo.jpg", "gone/x.jpg", "*.png", "empty", "emp*"])
+    assert reasons == {
+        Path("phto.jpg"): "no such file or folder; did you mean 'photo.jpg'?",
+        Path("photo.jpg"): "",
+        Path("gone/x.jpg"): "no such file or folder",
+        Path("*.png"): "no file matches",
+        Path("empty"): f"the folder has no images; their names end in {', '.join(ENDINGS)}",
+        Path("emp*"): "has no images",
+    }
+    assert find_images(["texts"]) == {Path("texts/dangling.jpg"): ""}  # the decoder has the reason
+    with pytest.raises(DataError, match="No images were named"):
+        find_images([])
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
+def test_a_dash_reads_names_from_the_standard_input(tmp_path, monkeypatch, separator):
+    monkeypatch.chdir(tmp_path)
+    touch("a b.jpg", "d/1.jpg", "last.jpg")
+    names = io.TextIOWrapper(io.BytesIO(separator.join([b"a b.jpg", b"d", b"gone.jpg", b""])))
+    monkeypatch.setattr("sys.stdin", names)
+    assert list(map(str, find_images(["-", "last.jpg"]))) == [
+        "a b.jpg", "d/1.jpg", "gone.jpg", "last.jpg",
+    ]  # fmt: skip
 
 
 def test_a_prediction_is_the_model_s_output_for_that_image(run):
-    model, info = load_model(run)
-    paths = find_images(["flowers"])[::4]
-    rows, skipped = predict_images(model, info, paths, top=2)
-    assert [row.path for row in rows] == paths and not skipped
-    forward = jit_quickly(lambda images: model(preprocess(images, info.preprocessing.mode)))
-    for path, top in rows:
-        image = resize_image(load_image(path), info.preprocessing)
+    classifier = load_run(run)
+    model, preprocessing = load_model(run)[0], classifier.info.preprocessing
+    paths = list(find_images(["flowers"]))[::4]
+    rows = list(predict_files(classifier, dict.fromkeys(paths, ""), top=2))
+    assert [row.path for row in rows] == paths
+    forward = jit_quickly(lambda images: model(preprocess(images, preprocessing.mode)))
+    for row in rows:
+        image = resize_image(load_image(row.path), preprocessing)
         logits = np.asarray(forward(image[None]), np.float64)[0]
         probs = np.exp(logits) / np.exp(logits).sum()
         best = np.argsort(-probs)[:2]
-        assert [name for name, _ in top] == [info.class_names[i] for i in best]
-        np.testing.assert_allclose([share for _, share in top], probs[best], rtol=PASS_RTOL)
+        assert [name for name, _ in row.top] == [classifier.class_names[i] for i in best]
+        np.testing.assert_allclose([share for _, share in row.top], probs[best], rtol=PASS_RTOL)
 
 
 def test_predict_and_evaluate_agree_on_every_test_image(run, capsys):
@@ -143,21 +169,22 @@ def test_predict_and_evaluate_agree_on_every_test_image(run, capsys):
         assert float(row["probability1"]) == pytest.approx(expected, abs=tolerance)
 
 
-def test_neither_the_batch_size_nor_bad_images_change_a_prediction(run):
-    model, info = load_model(run)
-    paths = find_images(["flowers"])[:7]
-    whole, _ = predict_images(model, info, paths)
+def test_neither_the_batch_size_nor_bad_images_change_a_prediction(run, monkeypatch):
+    classifier, paths = load_run(run), list(find_images(["flowers"]))[:7]
+    whole = list(predict_files(classifier, dict.fromkeys(paths, "")))
     Path("bad.jpg").write_text("text")
     Path("none.png").touch()
     mixed = [paths[0], Path("bad.jpg"), *paths[1:6], Path("none.png"), paths[6]]
     for batch_size in (2, 64):
-        rows, skipped = predict_images(model, info, mixed, batch_size=batch_size)
-        assert skipped == [(Path("bad.jpg"), "not an image"), (Path("none.png"), "empty file")]
-        assert [row.path for row in rows] == paths
-        for row, expected in zip(rows, whole, strict=True):
+        monkeypatch.setattr("vggjax.evaluation.predict.MAX_BATCH", batch_size)
+        rows = list(predict_files(classifier, dict.fromkeys(mixed, "")))
+        assert [row.path for row in rows] == mixed
+        reasons = {str(row.path): row.reason for row in rows if row.reason}
+        assert reasons == {"bad.jpg": "not an image", "none.png": "empty file"}
+        read = [row for row in rows if not row.reason]
+        for row, expected in zip(read, whole, strict=True):
             assert [n for n, _ in row.top] == [n for n, _ in expected.top]
-            shares, theirs = [s for _, s in row.top], [s for _, s in expected.top]
-            np.testing.assert_allclose(shares, theirs, rtol=PASS_RTOL)
+            np.testing.assert_allclose(row.probs, expected.probs, rtol=PASS_RTOL)
 
 
 def test_an_image_left_out_is_named_and_changes_the_exit_code(run, capsys):
@@ -167,15 +194,28 @@ def test_an_image_left_out_is_named_and_changes_the_exit_code(run, capsys):
     assert code == 3
     assert output.err == "vggjax: left out: b\\x1b[31mad.jpg: not an image\n"
     assert "flowers/daisy/00.png" in output.out and "<i>rose & co" in output.out
-    assert len(Path("out.csv").read_text().splitlines()) == 11
+    assert read_csv("out.csv")[-1] == ["b\\x1b[31mad.jpg", *[""] * 6, "not an image"]
+
+
+def test_one_bad_name_is_a_row_and_does_not_end_the_batch(run, capsys):
+    os.mkdir("empty")
+    os.symlink("gone", "dangling.jpg")
+    names = ["gone.jpg", "flowers/daisy/00.png", "empty", "dangling.jpg", "*.webp"]
+    assert predict_command(names, workdir=str(run), csv="out.csv") == 3
+    rows = read_csv("out.csv")[1:]
+    assert [row[0] for row in rows] == names
+    assert [bool(row[-1]) for row in rows] == [True, False, True, True, True]
+    assert capsys.readouterr().err.count("left out") == 4
 
 
 def test_nothing_left_to_predict_is_an_error(run, capsys):
     Path("bad.jpg").write_text("text")
     with pytest.raises(DataError, match="The image cannot be used; bad.jpg: not an image"):
         predict_command(["bad.jpg"], workdir=str(run), csv="out.csv")
-    with pytest.raises(DataError, match="No such file"):
-        predict_command(["flowers", "gone.jpg"], workdir=str(run))
+    with pytest.raises(DataError, match="None of the 2 images can be used; bad.jpg: not an image"):
+        predict_command(["bad.jpg", "gone.jpg"], workdir=str(run), csv="out.csv")
+    with pytest.raises(DataError, match="gone.jpg: no such file"):
+        predict_command(["gone.jpg"], workdir="never opened")
     assert not Path("out.csv").exists()
 
 
@@ -246,7 +286,6 @@ def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):
 
 
 def test_the_table_prints_names_as_they_are(capsys):
-    rows = [predict.Prediction(Path("[bold]a.jpg"), [("[red]x[/]", 0.75), ("薔薇", 0.25)])]
-    predict.print_table(rows)
+    print_table([Prediction(Path("[bold]a.jpg"), [("[red]x[/]", 0.75), ("薔薇", 0.25)])])
     line = capsys.readouterr().out.splitlines()[1]
     assert line.split() == ["[bold]a.jpg", "[red]x[/]", "75.0%", "薔薇", "25.0%"]

@@ -52,7 +52,8 @@ class SplitLoader:
         cache_mb: `prepare` keeps the split in memory if it takes no more.
         num_threads: threads that decode; None is one for each core.
         max_unreadable: the share of unreadable images that is accepted (one always is, unless it is
-            0). More, or every image of a class that has two or more here, is a `DataError`.
+            0). More, or every image of a class that has two or more here, is a `DataError`. None
+            accepts any number.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class SplitLoader:
         *,
         cache_mb: int = 2048,
         num_threads: int | None = None,
-        max_unreadable: float = 0.05,
+        max_unreadable: float | None = 0.05,
     ) -> None:
         self.source = source
         self.indices = np.asarray(indices, np.int64)
@@ -192,13 +193,12 @@ class SplitLoader:
             elif notes and index not in self._noted:
                 self._noted.add(index)
                 self.adapted.update(notes)
-        if len(self.unreadable) > num_unreadable:
-            self._check_unreadable()
+        if len(self.unreadable) > num_unreadable and self._max_unreadable is not None:
+            self._check_unreadable(self._max_unreadable)
         return part
 
-    def _check_unreadable(self) -> None:
+    def _check_unreadable(self, share: float) -> None:
         bad = np.fromiter(self.unreadable, np.int64, len(self.unreadable))
-        share = self._max_unreadable
         allowed = max(1, int(share * len(self) + 1e-9)) if share else 0
         first = itertools.islice(self.unreadable.items(), 3)
         examples = "; ".join(f"{printable(self.source.ids[i])}: {reason}" for i, reason in first)

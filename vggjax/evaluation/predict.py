@@ -1,242 +1,196 @@
-"""Classify images: files, folders and globs in, the most probable classes out.
+"""Classify images in Python: a run's model, loaded once, and images in any form.
 
-A run's model is used with the preprocessing that was saved with it; published weights with Keras'
-('caffe', short side 256, bicubic, the center 224 px), which their accuracies need. An image that
-cannot be read is left out and named with its reason; the others are classified all the same.
+    classifier = vggjax.load_run("runs/roses")
+    classifier.predict(["photo.jpg", pixels, pil_image]).names
+
+A model is used with the preprocessing that was saved with it. A `Classifier` can be called from any
+thread and as often as needed: it keeps nothing of a call. Classifying files from the command line
+is in predict_files.py.
 """
 
-import csv as csv_module
-import glob
-import io
 import os
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias, Union
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
+from PIL.Image import Image
 
-from vggjax.atomic import write_text
-from vggjax.data.images.decode import load_image
-from vggjax.data.images.formats import ENDINGS
-from vggjax.data.images.preprocess import resize_image
-from vggjax.errors import ConfigError, DataError, nearest_name, printable
-from vggjax.evaluation.imagenet import open_published
-from vggjax.evaluation.metrics import top_classes
-from vggjax.models.arch import ARCHS
+from vggjax.data.images.decode import DecodedImage, convert_image, read_image
+from vggjax.data.loader import SplitLoader, prefetch
+from vggjax.data.sources.source import Source
+from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.network import Network
 from vggjax.training.run_dir.run_result import ModelInfo, load_model
 from vggjax.training.step import make_predict_step
 
+MAX_BATCH = 32
 
-class Prediction(NamedTuple):
-    """One image and its most probable classes."""
-
-    path: Path
-    top: list[tuple[str, float]]
-    """(class name, probability), best first."""
+ImageLike: TypeAlias = Union[str, "os.PathLike[str]", np.ndarray, Image]
+"""A file, an array (H, W, 3), or an image that Pillow opened."""
 
 
-def predict_command(
-    patterns: Sequence[str],
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions for a sequence of images, in its order."""
+
+    probs: np.ndarray
+    """float32 (N, C), each row summing to 1."""
+    class_names: tuple[str, ...]
+    """(C,), the names of the columns."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the most probable class of each image, int64 (N,)."""
+        return self.probs.argmax(1)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the name of the most probable class of each image."""
+        return [self.class_names[label] for label in self.labels]
+
+
+class Classifier:
+    """A model that is ready to predict, as `load_run` loads it."""
+
+    def __init__(self, model: Network, info: ModelInfo):
+        self.info = info
+        """Network, class names and preprocessing."""
+        self._predict_step = make_predict_step(model, info.preprocessing.mode)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the order of the model's outputs."""
+        return self.info.class_names
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        value_range: tuple[float, float] | None = None,
+    ) -> Predictions:
+        """Classify images.
+
+        Args:
+            images: files, images of Pillow, or RGB arrays (H, W, 3), or one of these; or an array
+                (N, H, W, 3). Sizes may differ.
+            value_range: the values of black and white in arrays. None is 0 and 255 of uint8; any
+                other type needs it, because 0.5 is gray in (0, 1) and black in (0, 255).
+
+        Raises:
+            DataError: an image that cannot be used; the message names it.
+            ConfigError: an empty value range.
+        """
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ConfigError(f"`value_range` must be (lowest, highest); got {value_range}.")
+        items = _as_list(images)
+
+        def read(index: int) -> DecodedImage:
+            image = items[index]
+            if isinstance(image, Image):
+                return convert_image(image)
+            if isinstance(image, str | os.PathLike):
+                return read_image(image)
+            return DecodedImage(_to_uint8(np.asarray(image), value_range))
+
+        rows: list[np.ndarray] = []
+        for item, outcome in zip(items, self.stream(read, len(items)), strict=True):
+            if isinstance(outcome, str):
+                name = printable(item) if isinstance(item, str | os.PathLike) else "an image"
+                raise DataError(f"Image {len(rows)}, {name}, cannot be used: {outcome}.")
+            rows.append(outcome)
+        num_classes = len(self.class_names)
+        probs = np.asarray(rows, np.float32).reshape(len(rows), num_classes)
+        return Predictions(probs, self.class_names)
+
+    def stream(self, read: Callable[[int], DecodedImage], count: int) -> Iterator[np.ndarray | str]:
+        """Yield the probabilities (C,) of images 0 to `count` - 1, or why one cannot be read.
+
+        Threads decode ahead by calling `read`, which raises `DataError` with the reason. The memory
+        needed does not depend on `count`.
+
+        Raises:
+            DataError: the model's outputs are not finite.
+        """
+        if not count:
+            return
+        labels, ids = np.zeros(count, np.int32), range(count)
+        source = Source("images", ("",), labels, list(map(str, ids)), None, read, "")
+        loader = SplitLoader(
+            source, np.arange(count), self.info.preprocessing, cache_mb=0, max_unreadable=None
+        )
+        # A power of two, because every other number of rows is compiled.
+        batch_size = min(MAX_BATCH, 1 << (count - 1).bit_length())
+        for batch in prefetch(loader.batches(batch_size), lambda batch: batch):
+            probs = np.asarray(self._predict_step(batch["images"]))
+            if not np.isfinite(probs[batch["mask"] > 0]).all():
+                raise DataError(
+                    "The model's outputs are not finite (NaN): its training diverged. Train again "
+                    "with a lower `learning_rate`."
+                )
+            for index, row in zip(batch["index"].tolist(), probs, strict=True):
+                if index >= 0:
+                    yield loader.unreadable.get(index, row)
+
+
+def load_run(run: str | os.PathLike[str]) -> Classifier:
+    """Load the model of a finished run, to predict any number of times.
+
+    Raises:
+        WeightsError: there is no finished model, or it is damaged.
+    """
+    return Classifier(*load_model(os.fspath(run)))
+
+
+def predict(
+    run: "str | os.PathLike[str] | Classifier",
+    images: ImageLike | Iterable[ImageLike],
     *,
-    workdir: str | None = None,
-    weights: str | None = None,
-    model: str | None = None,
-    top: int = 5,
-    csv: str | None = None,
-    expect_sha256: str | None = None,
-) -> int:
-    """Classify images, print a table and write it to a CSV file.
+    value_range: tuple[float, float] | None = None,
+) -> Predictions:
+    """Classify images with a run's model: `load_run(run).predict(images)`.
 
     Args:
-        patterns: files, folders and globs.
-        workdir: a run's folder; None, without weights, is the newest under runs/.
-        weights: a file, or `imagenet`, with the published 1000-class top.
-        model: the network of the weights.
-        top: number of classes per image.
-        csv: the file to write.
-        expect_sha256: refuse weights with another checksum.
-
-    Returns:
-        The exit code: 0, or 3 if images were left out, each named with its reason on stderr.
+        run: a run's folder, or the result of `load_run`, which spares loading it again.
+        images: files, images of Pillow, or RGB arrays, as in `Classifier.predict`.
+        value_range: the values of black and white in arrays that are not uint8.
 
     Raises:
-        DataError: a file that does not exist, or no image that can be classified.
-        ConfigError, WeightsError: settings or weights that cannot be used.
+        WeightsError: there is no finished model, or it is damaged.
+        DataError: an image that cannot be used; the message names it.
     """
-    if top < 1:
-        raise ConfigError(f"`top` must be above 0; got {top}.")
-    if csv is not None and (os.path.isdir(csv) or not Path(csv).absolute().parent.is_dir()):
-        raise ConfigError(f"`csv` must be a file in an existing folder; got {printable(csv)!r}.")
-    paths = find_images(patterns)
-    network, info = _open_model(workdir, weights, model, expect_sha256)
-    predictions, left_out = predict_images(network, info, paths, top=top)
-    messages = [f"{printable(path)}: {printable(reason)}" for path, reason in left_out]
-    if predictions or len(left_out) > 1:
-        for message in messages:
-            print(f"vggjax: left out: {message}", file=sys.stderr)
-    if not predictions:
-        several = len(left_out) > 1
-        subject = f"None of the {len(left_out)} images can" if several else "The image cannot"
-        raise DataError(f"{subject} be used; {messages[0]}.")
-    print_table(predictions)
-    if csv is not None:
-        write_csv(csv, predictions)
-    return 3 if left_out else 0
+    classifier = run if isinstance(run, Classifier) else load_run(run)
+    return classifier.predict(images, value_range=value_range)
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
-    """Resolve files, folders (all images below) and globs to files, each once, in order.
-
-    A file that is named, or that a glob matches, is accepted whatever its ending; in a folder the
-    ending decides, and hidden names are skipped.
-
-    Raises:
-        DataError: a name that does not exist, with the nearest one, or that has no images.
-    """
-    if not patterns:
-        raise DataError("No images were named. Give files, folders or globs.")
-    paths: dict[Path, None] = {}
-    for pattern in map(os.fspath, patterns):
-        if os.path.exists(pattern):
-            matches = [pattern]
-        elif glob.has_magic(pattern):
-            matches = sorted(glob.glob(pattern, recursive=True))
-            if not matches:
-                raise DataError(f"No file matches {printable(pattern)!r}.")
-        else:
-            hint = _suggestion(pattern)
-            raise DataError(f"No such file or folder: {printable(pattern)!r}.{hint}")
-        for match in matches:
-            if not os.path.isdir(match):
-                paths[Path(match)] = None
-            elif below := _images_below(match):
-                paths.update(dict.fromkeys(below))
-            elif match == pattern:
-                raise DataError(
-                    f"The folder {printable(pattern)!r} has no images; their names end in "
-                    f"{', '.join(ENDINGS)}."
-                )
-    if not paths:
-        raise DataError(f"No images found in {', '.join(map(printable, patterns))}.")
-    return list(paths)
+def _as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    if isinstance(images, str | os.PathLike | Image):
+        return [images]
+    if getattr(images, "ndim", None) == 3:  # one image, of NumPy or of JAX
+        return [np.asarray(images)]
+    return list(images)
 
 
-def predict_images(
-    model: Network, info: ModelInfo, paths: Sequence[Path], *, top: int = 5, batch_size: int = 32
-) -> tuple[list[Prediction], list[tuple[Path, str]]]:
-    """Return the predictions in the order of `paths`, and (path, reason) of images left out."""
-    predict_step = make_predict_step(model, info.preprocessing.mode)
-    batch_size, size = min(batch_size, len(paths)), info.preprocessing.image_size
-    predictions: list[Prediction] = []
-    left_out: list[tuple[Path, str]] = []
-
-    def read(path: Path, row: np.ndarray) -> str | None:
-        """Fill a row of the batch, or return why the image cannot be read."""
-        try:
-            resize_image(load_image(path), info.preprocessing, out=row)
-        except DataError as error:
-            return str(error)
-        return None
-
-    console = Console(stderr=True)
-    quiet = not console.is_terminal or len(paths) <= batch_size
-    starts = range(0, len(paths), max(batch_size, 1))
-    with ThreadPoolExecutor() as threads:
-        for start in track(starts, "Predicting", console=console, transient=True, disable=quiet):
-            batch_paths = paths[start : start + batch_size]
-            # Always the same number of rows: another one would compile the network again.
-            images = np.zeros((batch_size, size, size, 3), np.uint8)
-            reasons = list(threads.map(read, batch_paths, images))
-            left_out += [(path, why) for path, why in zip(batch_paths, reasons, strict=True) if why]
-            if all(reasons):
-                continue
-            probs = np.asarray(predict_step(images))
-            for path, reason, row in zip(batch_paths, reasons, probs, strict=False):
-                if not reason:
-                    best = top_classes(row[None], top)[0]
-                    classes = [(info.class_names[i], float(row[i])) for i in best]
-                    predictions.append(Prediction(path, classes))
-    return predictions, left_out
-
-
-def print_table(predictions: Sequence[Prediction]) -> None:
-    """Print a row per image: the predicted class, its probability, and the next classes."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # wrapped names are hard to search in a file
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("image", overflow="fold")
-    table.add_column("prediction", style="bold", overflow="fold")
-    table.add_column("probability", justify="right")
-    if any(len(prediction.top) > 1 for prediction in predictions):
-        table.add_column("next", style="dim", overflow="fold")
-    for path, (best, *others) in predictions:
-        following = ", ".join(f"{printable(name)} {share:.1%}" for name, share in others)
-        cells = [printable(path), printable(best[0]), f"{best[1]:.1%}"]
-        table.add_row(*map(escape, [*cells, following] if others else cells))
-    console.print(table)
-
-
-def write_csv(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Write path, class1, probability1, class2 ..., a line per image."""
-    file = io.StringIO()
-    writer = csv_module.writer(file, lineterminator="\n")
-    ranks = range(1, 1 + max(len(prediction.top) for prediction in predictions))
-    writer.writerow(["path", *(f"{name}{i}" for i in ranks for name in ("class", "probability"))])
-    for image, top in predictions:
-        cells = [cell for name, share in top for cell in (printable(name), f"{share:.6f}")]
-        writer.writerow([printable(image), *cells])
-    write_text(Path(path), file.getvalue())
-
-
-def _open_model(
-    workdir: str | None, weights: str | None, model: str | None, expect_sha256: str | None
-) -> tuple[Network, ModelInfo]:
-    if weights is None:
-        for name, value in (("expect_sha256", expect_sha256), ("model", model)):
-            if value is not None:
-                raise ConfigError(f"`{name}` needs `weights`, a file or imagenet; got {value}.")
-        return load_model(_newest_run() if workdir is None else workdir)
-    if workdir is not None:
-        raise ConfigError("`workdir` and `weights` both name a model; give one of them.")
-    if model is None:
-        raise ConfigError(f"`weights` needs `model`, one of {', '.join(ARCHS)}.")
-    return open_published(model, weights, expect_sha256=expect_sha256)
-
-
-def _newest_run() -> Path:
-    runs = [path.parent for path in Path("runs").glob("*/model.json")]
-    runs = [run for run in runs if (run / "model.safetensors").is_file()]
-    if not runs:
-        raise ConfigError(
-            "There is no finished run in runs/. Give `workdir`, or `weights` and `model`, or train "
-            "a model: python train.py."
+def _to_uint8(array: np.ndarray, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Return an RGB array (H, W, 3) as uint8; raise `DataError` where its values are unclear."""
+    if array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+        raise DataError(f"an array must be RGB, (H, W, 3) or (N, H, W, 3); got {array.shape}")
+    if value_range is None:
+        if array.dtype != np.uint8:
+            raise DataError(
+                f"{array.dtype} arrays need `value_range`, the values of black and white: (0, 1) "
+                "or (0, 255)"
+            )
+        return array
+    low, high = value_range
+    if not low < high:
+        raise DataError(
+            f"`value_range` must be (black, white), the lower one first; got {low, high}"
         )
-    newest = max(runs, key=lambda run: (run / "model.json").stat().st_mtime)
-    print(f"vggjax: using the newest run, {printable(newest)}", file=sys.stderr)
-    return newest
-
-
-def _images_below(folder: str) -> list[Path]:
-    paths: list[Path] = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = (name for name in sorted(names) if name.lower().endswith(ENDINGS))
-        paths += [Path(root, name) for name in images if not name.startswith(".")]
-    return [path for path in paths if path.is_file()]
-
-
-def _suggestion(pattern: str) -> str:
-    path = Path(pattern)
-    try:
-        near = nearest_name(path.name, os.listdir(path.parent))
-    except OSError:
-        return ""
-    return f" Did you mean {printable(path.parent / near)!r}?" if near else ""
+    values = array.astype(np.float64)
+    if not (values.min() >= low and values.max() <= high):  # NaN is neither
+        raise DataError(
+            f"its values, {values.min():g} to {values.max():g}, exceed the `value_range` {low:g} "
+            f"to {high:g}"
+        )
+    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)

@@ -172,6 +172,20 @@ def read_image(
     return image._replace(notes=image.notes + flaws)
 
 
+def convert_image(image: Image.Image) -> DecodedImage:
+    """Return the pixels of an image that Pillow opened or made, as `read_image` returns them.
+
+    Raises:
+        DataError: it cannot be used; the message is the reason alone.
+    """
+    _silence_pillow()
+    try:
+        _check_cost(image.width, image.height)
+        return _to_rgb(image)
+    except (OSError, ValueError) as error:  # DataError, too
+        raise error if isinstance(error, DataError) else DataError(f"corrupt: {error}") from None
+
+
 def _decode_plain(data: bytes, header: JPEGHeader) -> DecodedImage:
     factor = _reduction(header.width, header.height)
     pixels = decode_plain_jpeg(data, header, factor)

@@ -1,0 +1,212 @@
+"""Many images: the CSV that is continued, JSON lines, sorted copies, and the Python interface."""
+
+import csv
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.tiny_run import PASS_RTOL, make_images, make_run
+
+import vggjax
+from vggjax.errors import ConfigError, DataError
+from vggjax.evaluation.predict_files import MAX_ROWS, Summary, predict_command
+
+BAD = Path("flowers/bad.jpg")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return a folder with two runs, a/ and b/, and their 30 images in flowers/."""
+    root = tmp_path_factory.mktemp("finished")
+    images = make_images(root / "flowers")
+    make_run(root / "a", images)
+    make_run(root / "b", images, image_size=40)
+    return root
+
+
+@pytest.fixture
+def folder(finished, tmp_path, monkeypatch):
+    """Return a copy of that folder, which is the working directory."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_a_csv_is_continued_after_a_kill_and_no_row_is_written_twice(folder, capsys):
+    def predict():
+        return predict_command(["flowers"], workdir="a", csv="out.csv")
+
+    BAD.write_text("text")
+    assert predict() == 3
+    whole, rows = Path("out.csv").read_bytes(), read_csv("out.csv")
+    assert len(rows) == 32
+    for share in (0, 0.01, 0.3, 0.7, 1):
+        Path("out.csv").write_bytes(whole[: int(share * len(whole))])
+        assert predict() == 3
+        assert [row[:2] for row in read_csv("out.csv")] == [row[:2] for row in rows]
+    assert Path("out.csv").read_bytes() == whole  # it was complete
+    assert "out.csv: 31 rows, 31 of them from before" in capsys.readouterr().out
+
+
+def test_rows_are_written_as_they_come(folder, monkeypatch):
+    lengths = []
+    add = Summary.add
+
+    def counted(self, prediction):
+        lengths.append(len(read_csv("out.csv")))
+        add(self, prediction)
+
+    monkeypatch.setattr(Summary, "add", counted)
+    predict_command(["flowers/daisy"], workdir="a", csv="out.csv")
+    assert lengths == list(range(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(workdir="b"), "another model wrote it.*00.png has .* there and .* now"),
+        (dict(workdir="a", top=2), "columns are not path, class1, probability1, class2"),
+        (dict(workdir="a", probabilities=True), "columns are not path, .*daisy"),
+    ],
+)
+def test_a_csv_of_another_model_or_other_columns_is_not_appended_to(folder, settings, message):
+    predict_command(["flowers/daisy"], workdir="a", csv="out.csv")
+    before = Path("out.csv").read_bytes()
+    with pytest.raises(ConfigError, match=f"No rows can be added.*{message}.*`csv`, or delete"):
+        predict_command(["flowers"], csv="out.csv", **settings)
+    assert Path("out.csv").read_bytes() == before
+
+
+def test_a_csv_whose_images_are_gone_or_that_holds_other_things_is_left_alone(folder):
+    Path("notes.csv").write_text("my,notes\n")
+    with pytest.raises(ConfigError, match="columns are not path"):
+        predict_command(["flowers"], workdir="a", csv="notes.csv")
+    assert Path("notes.csv").read_text() == "my,notes\n"
+    shutil.copytree("flowers/daisy", "old")
+    predict_command(["old"], workdir="a", csv="out.csv")
+    shutil.rmtree("old")
+    with pytest.raises(ConfigError, match="none of its images is"):
+        predict_command(["flowers"], workdir="a", csv="out.csv")
+
+
+def test_probabilities_are_a_column_per_class_in_the_model_s_order(folder):
+    BAD.write_text("text")
+    assert predict_command(["flowers"], workdir="a", csv="out.csv", probabilities=True) == 3
+    header, *rows = read_csv("out.csv")
+    assert header == ["path", *json.loads(Path("a/model.json").read_text())["class_names"]]
+    shares = {row[0]: row[1:] for row in rows}
+    assert shares.pop(str(BAD)) == [""] * 3
+    sums = np.asarray(list(shares.values()), float).sum(1)
+    np.testing.assert_allclose(sums, 1, atol=3 * 0.5e-6)  # six digits are written
+    Path("out.csv").write_text("".join(Path("out.csv").read_text().splitlines(True)[:5]))
+    assert predict_command(["flowers"], workdir="a", csv="out.csv", probabilities=True) == 3
+    assert [row[0] for row in read_csv("out.csv")[1:]] == [row[0] for row in rows]
+    with pytest.raises(ConfigError, match="`probabilities` needs `csv` or `json`"):
+        predict_command(["flowers"], workdir="a", probabilities=True)
+
+
+def test_json_is_one_object_a_line_and_nothing_else(folder, capsys):
+    BAD.write_text("text")
+    names = [str(BAD), "flowers/daisy"]
+    assert predict_command(names, workdir="a", json=True, top=2, probabilities=True) == 3
+    bad, *records = map(json.loads, capsys.readouterr().out.splitlines())
+    assert bad == {"path": str(BAD), "error": "not an image"}
+    assert [record["path"] for record in records] == [
+        f"flowers/daisy/{i:02}.png" for i in range(10)
+    ]
+    for record in records:
+        first = {"class": record["class"], "probability": record["probability"]}
+        assert record["top"][0] == first and len(record["top"]) == 2
+        shares = record["probabilities"]
+        assert max(shares, key=shares.get) == record["class"] and len(shares) == 3
+
+
+def test_the_screen_has_twenty_images_and_the_count_of_each_class(folder, capsys):
+    assert predict_command(["flowers"], workdir="a") == 0
+    out = capsys.readouterr().out
+    assert out.count(".png") == MAX_ROWS and "... 10 more; --csv FILE" in out
+    counts = out.rpartition("images\n")[2].splitlines()
+    assert sum(int(line.split()[-1]) for line in counts) == 30
+
+
+def test_images_are_sorted_into_a_folder_per_class_and_never_overwritten(folder, capsys):
+    shutil.copytree("flowers", "more")  # the same names with other contents
+    for path in Path("more").rglob("*.png"):
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    own = Path("sorted/daisy/00.png")
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    for _ in range(2):  # the second call finds its copies
+        code = predict_command(["flowers", "more", "sorted"], workdir="a", sort_into="sorted")
+        assert code == 0
+    copies = [path for path in Path("sorted").rglob("*.png") if path != own]
+    assert own.read_text() == "mine" and len(copies) == 60
+    assert {path.parent.name for path in copies} <= {"daisy", "_i_rose & co", "薔薇"}
+    originals = [*Path("flowers").rglob("*.png"), *Path("more").rglob("*.png")]
+    assert sorted(p.read_bytes() for p in copies) == sorted(p.read_bytes() for p in originals)
+
+
+def test_a_continued_call_sorts_the_images_of_earlier_rows_too(folder):
+    predict_command(["flowers"], workdir="a", csv="out.csv")
+    predict_command(["flowers"], workdir="a", csv="out.csv", sort_into="sorted")
+    assert len(list(Path("sorted").rglob("*.png"))) == 30
+
+
+def test_python_takes_paths_arrays_and_pillow_images_and_agrees_with_the_command(folder):
+    predict_command(["flowers"], workdir="a", csv="out.csv", probabilities=True)
+    rows = read_csv("out.csv")[1:]
+    expected = np.asarray([row[1:] for row in rows], float)
+    paths = [row[0] for row in rows]
+    arrays = np.stack([np.asarray(Image.open(path)) for path in paths])  # (N, H, W, 3)
+    classifier = vggjax.load_run("a")
+    with ThreadPoolExecutor(4) as threads:  # not the thread that loaded the model
+        kinds = [paths, map(Path, paths), arrays, list(arrays), map(Image.open, paths)]
+        results = [*threads.map(classifier.predict, kinds), vggjax.predict("a", paths)]
+    for result in results:
+        np.testing.assert_allclose(result.probs, expected, atol=1e-6, rtol=PASS_RTOL)
+        assert result.labels.tolist() == expected.argmax(1).tolist()
+        assert result.names == [classifier.class_names[label] for label in result.labels]
+    single = [classifier.predict(image) for image in (paths[3], arrays[3], Image.open(paths[3]))]
+    for result in single:
+        np.testing.assert_allclose(result.probs, expected[3:4], atol=1e-6, rtol=PASS_RTOL)
+    assert classifier.predict([]).probs.shape == (0, 3)
+
+
+def test_the_range_of_float_arrays_is_said_or_they_are_refused(folder):
+    classifier = vggjax.load_run("a")
+    pixels = np.asarray(Image.open("flowers/daisy/00.png"))
+    expected = classifier.predict(pixels).probs
+    for scaled, value_range in (
+        (pixels / 255, (0, 1)),
+        (pixels.astype(np.float32), (0, 255)),
+        (pixels / 127.5 - 1, (-1, 1)),
+        (pixels.astype(np.uint16) * 257, (0, 65535)),
+    ):
+        probs = classifier.predict(scaled, value_range=value_range).probs
+        np.testing.assert_array_equal(probs, expected)
+        with pytest.raises(DataError, match=rf"{scaled.dtype} arrays need `value_range`"):
+            classifier.predict(scaled)
+    for array, message in (
+        (pixels.astype(float), "0 to 239, exceed the `value_range` 0 to 1"),
+        (np.full((4, 4, 3), np.nan), "nan to nan, exceed"),
+        (pixels[..., :1] / 255, r"must be RGB.*got \(40, 48, 1\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            classifier.predict(array, value_range=(0, 1))
+    with pytest.raises(ConfigError, match="lowest, highest"):
+        classifier.predict(pixels, value_range=(1, 0))
+
+
+def test_an_image_that_cannot_be_read_is_named(folder):
+    BAD.write_text("text")
+    with pytest.raises(DataError, match=r"Image 1, flowers/bad.jpg, cannot be used: not an image"):
+        vggjax.predict("a", ["flowers/daisy/00.png", BAD])

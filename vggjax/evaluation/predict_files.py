@@ -1,0 +1,345 @@
+"""Classify files from the command line: each result is written as it comes.
+
+In: files, folders, globs, or a list on the standard input. Out: a table on the screen, rows of a
+CSV (result_table.py), lines of JSON, or the files sorted into a folder per class. An image that
+cannot be read is a row with its reason; the others are classified all the same.
+"""
+
+import glob
+import json as json_module
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from filecmp import cmp
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from vggjax.atomic import atomic_write, check_output_file
+from vggjax.data.images.decode import DecodedImage, read_image
+from vggjax.data.images.formats import ENDINGS
+from vggjax.data.quality.clean import SafeNames
+from vggjax.errors import ConfigError, DataError, flag_of, nearest_name, printable
+from vggjax.evaluation.imagenet import open_published
+from vggjax.evaluation.metrics import top_classes
+from vggjax.evaluation.predict import MAX_BATCH, Classifier, load_run
+from vggjax.evaluation.result_table import Prediction, ResultTable
+from vggjax.models.arch import ARCHS
+
+MAX_ROWS = 20
+"""Images, and classes, on the screen."""
+
+
+def predict_command(
+    patterns: Sequence[str],
+    *,
+    workdir: str | None = None,
+    weights: str | None = None,
+    model: str | None = None,
+    top: int = 5,
+    csv: str | None = None,
+    probabilities: bool = False,
+    json: bool = False,
+    sort_into: str | None = None,
+    expect_sha256: str | None = None,
+) -> int:
+    """Classify images; the parameters are the flags of `vggjax predict`.
+
+    Returns:
+        The exit code: 0, or 3 if images were left out, each named with its reason on stderr.
+
+    Raises:
+        DataError: no image that can be classified.
+        ConfigError, WeightsError: settings or weights that cannot be used.
+    """
+    if top < 1:
+        raise ConfigError(f"`top` must be above 0; got {top}.")
+    if probabilities and csv is None and not json:
+        raise ConfigError("`probabilities` needs `csv` or `json`, which they are written to.")
+    path = None if csv is None else check_output_file(csv, field="csv")
+    sorter = None if sort_into is None else Sorter(sort_into)
+    files = find_images(patterns, outside=sort_into)
+    if all(files.values()):
+        raise _nothing_usable(files)
+    classifier = _open_model(workdir, weights, model, expect_sha256)
+    table = None
+    if path is not None:
+        table = ResultTable(path, classifier.class_names, top=top, probabilities=probabilities)
+        table.resume(classifier, files)
+    summary = Summary()
+    for prediction in predict_files(classifier, files, top=top, table=table):
+        if sorter is not None:
+            sorter.add(prediction)
+        if table is not None and prediction.is_new:
+            table.write(prediction)
+        if json and prediction.is_new:
+            print(_json_line(prediction, classifier, probabilities), flush=True)
+        summary.add(prediction)
+        if prediction.reason and len(files) > 1:
+            line = f"{printable(prediction.path)}: {printable(prediction.reason)}"
+            print(f"vggjax: left out: {line}", file=sys.stderr)
+    if not summary.counts:
+        raise _nothing_usable(summary.left_out)
+    if not json:
+        summary.print(table, sorter)
+    return 3 if summary.left_out else 0
+
+
+def predict_files(
+    classifier: Classifier,
+    files: dict[Path, str],
+    *,
+    top: int = 5,
+    table: ResultTable | None = None,
+) -> Iterator[Prediction]:
+    """Yield the prediction of each file, in order; those that `table` has are not computed again.
+
+    Args:
+        classifier: the model.
+        files: path -> why it cannot be read, or "", as `find_images` returns them.
+        top: number of classes to name.
+        table: the CSV with the rows of an earlier call.
+    """
+    known = {} if table is None else table.known
+    paths = [path for path in files if printable(path) not in known]
+
+    def read(index: int) -> DecodedImage:
+        if reason := files[paths[index]]:
+            raise DataError(reason)
+        return read_image(paths[index])
+
+    console = Console(stderr=True)
+    quiet = not console.is_terminal or len(paths) <= MAX_BATCH
+    outcomes = classifier.stream(read, len(paths))
+    for path in track(files, "Predicting", console=console, transient=True, disable=quiet):
+        if (name := printable(path)) in known:
+            yield known[name]._replace(path=path)
+            continue
+        probs = next(outcomes)
+        if isinstance(probs, str):
+            yield Prediction(path, reason=probs)
+            continue
+        best = top_classes(probs[None], top)[0]
+        classes = [(classifier.class_names[i], float(probs[i])) for i in best]
+        yield Prediction(path, classes, probs=probs)
+
+
+def find_images(
+    patterns: Sequence[str], *, outside: str | os.PathLike[str] | None = None
+) -> dict[Path, str]:
+    """Resolve files, folders (all images below), globs and `-` to files, each once, in order.
+
+    A file that is named, or that a glob matches, is accepted whatever its ending; in a folder the
+    ending decides, and hidden names are skipped. `-` reads names from the standard input, one a
+    line, or separated by null bytes.
+
+    Args:
+        patterns: what the user named.
+        outside: a folder whose files are skipped.
+
+    Returns:
+        Path -> why it is no image, or "".
+
+    Raises:
+        DataError: nothing was named.
+    """
+    files: dict[Path, str] = {}
+    for pattern in map(os.fspath, patterns):
+        for name in _names_on_stdin() if pattern == "-" else [pattern]:
+            files |= {path: why for path, why in _resolve(name).items() if path not in files}
+    if not files:
+        raise DataError("No images were named. Give files, folders or globs.")
+    if outside is not None:
+        folder = Path(os.path.realpath(outside))
+        files = {
+            path: why
+            for path, why in files.items()
+            if not Path(os.path.realpath(path)).is_relative_to(folder)
+        }
+    return files
+
+
+def _names_on_stdin() -> list[str]:
+    data = sys.stdin.buffer.read()
+    names = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [os.fsdecode(name) for name in names if name.strip()]
+
+
+def _resolve(name: str) -> dict[Path, str]:
+    if not os.path.lexists(name):
+        if not glob.has_magic(name):
+            return {Path(name): f"no such file or folder{_suggestion(name)}"}
+        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        below = [_images_below(path) if path.is_dir() else [path] for path in matches]
+        files = [path for paths in below for path in paths]
+        if files:
+            return dict.fromkeys(files, "")
+        return {Path(name): "has no images" if matches else "no file matches"}
+    if not os.path.isdir(name):
+        return {Path(name): ""}
+    if paths := _images_below(Path(name)):
+        return dict.fromkeys(paths, "")
+    return {Path(name): f"the folder has no images; their names end in {', '.join(ENDINGS)}"}
+
+
+def _images_below(folder: Path) -> list[Path]:
+    paths: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        images = (name for name in sorted(names) if name.lower().endswith(ENDINGS))
+        paths += [Path(root, name) for name in images if not name.startswith(".")]
+    return paths
+
+
+def _suggestion(name: str) -> str:
+    path = Path(name)
+    try:
+        near = nearest_name(path.name, os.listdir(path.parent))
+    except OSError:
+        return ""
+    return f"; did you mean {printable(path.parent / near)!r}?" if near else ""
+
+
+def _nothing_usable(reasons: dict[Path, str]) -> DataError:
+    (path, reason), several = next(iter(reasons.items())), len(reasons) > 1
+    subject = f"None of the {len(reasons):,} images can" if several else "The image cannot"
+    message = f"{subject} be used; {printable(path)}: {printable(reason)}"
+    return DataError(message if message.endswith((".", "?")) else f"{message}.")
+
+
+class Summary:
+    """What the screen shows at the end: the first predictions, and the images of each class."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        """Class name -> number of images."""
+        self.left_out: dict[Path, str] = {}
+        """Path -> reason."""
+        self._first: list[Prediction] = []
+        self._num_known = 0
+
+    def add(self, prediction: Prediction) -> None:
+        """Count a prediction."""
+        self._num_known += not prediction.is_new
+        if prediction.reason:
+            self.left_out[prediction.path] = prediction.reason
+            return
+        self.counts[prediction.top[0][0]] += 1
+        if len(self._first) <= MAX_ROWS:
+            self._first.append(prediction)
+
+    def print(self, table: ResultTable | None, sorter: "Sorter | None") -> None:
+        """Print the predictions, the counts, and what was written."""
+        total = self.counts.total()
+        # A single further row takes no more room than the line about it.
+        shown = self._first if total == len(self._first) else self._first[:MAX_ROWS]
+        print_table(shown)
+        if total > len(shown):
+            hint = "" if table else f"; {flag_of('csv')} FILE writes a row for each"
+            print(f"... {total - len(shown):,} more{hint}")
+        if total > 1:
+            counts = Table(box=None, pad_edge=False, header_style="bold")
+            counts.add_column("class", overflow="fold")
+            counts.add_column("images", justify="right")
+            for name, count in self.counts.most_common(MAX_ROWS):
+                counts.add_row(escape(printable(name)), f"{count:,}")
+            print()
+            Console().print(counts)
+            if (more := len(self.counts) - MAX_ROWS) > 0:
+                print(f"... {more:,} more classes")
+        if table is not None:
+            known = f", {self._num_known:,} of them from before" if self._num_known else ""
+            rows = f"{total + len(self.left_out):,} rows{known}"
+            print(f"\nCSV      {printable(table.path)}: {rows}")
+        if sorter is not None:
+            print(f"Sorted   {printable(sorter.folder)}: {total:,} images")
+
+
+class Sorter:
+    """Copies images into a folder per class, whose names every operating system accepts."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder).expanduser()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"`sort_into` must be a folder; got {printable(folder)}.")
+        self._names = SafeNames()
+
+    def add(self, prediction: Prediction) -> None:
+        """Copy an image; a file that is there is never overwritten, and not written twice."""
+        if prediction.reason:
+            return
+        path, (name, _) = prediction.path, prediction.top[0]
+        while True:
+            target = self.folder.joinpath(*self._names.file((name,), path.stem, path.suffix))
+            if not os.path.lexists(target):
+                break
+            if target.is_file() and cmp(path, target, shallow=False):
+                return  # by an earlier call
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as temporary:
+            shutil.copy2(path, temporary)
+
+
+def print_table(predictions: Sequence[Prediction]) -> None:
+    """Print a row per image: the predicted class, its probability, and the next classes."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # wrapped names are hard to search in a file
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("image", overflow="fold")
+    table.add_column("prediction", style="bold", overflow="fold")
+    table.add_column("probability", justify="right")
+    if any(len(prediction.top) > 1 for prediction in predictions):
+        table.add_column("next", style="dim", overflow="fold")
+    for prediction in predictions:
+        best, *others = prediction.top
+        following = ", ".join(f"{printable(name)} {share:.1%}" for name, share in others)
+        cells = [printable(prediction.path), printable(best[0]), f"{best[1]:.1%}"]
+        table.add_row(*map(escape, [*cells, following] if others else cells))
+    console.print(table)
+
+
+def _json_line(prediction: Prediction, classifier: Classifier, probabilities: bool) -> str:
+    record: dict[str, Any] = {"path": os.fspath(prediction.path)}
+    if prediction.reason:
+        return json_module.dumps(record | {"error": prediction.reason})
+    top = [{"class": name, "probability": round(share, 6)} for name, share in prediction.top]
+    record |= top[0] | {"top": top}
+    if probabilities and prediction.probs is not None:
+        shares = (round(float(share), 6) for share in prediction.probs)
+        record["probabilities"] = dict(zip(classifier.class_names, shares, strict=True))
+    return json_module.dumps(record)
+
+
+def _open_model(
+    workdir: str | None, weights: str | None, model: str | None, expect_sha256: str | None
+) -> Classifier:
+    if weights is None:
+        for name, value in (("expect_sha256", expect_sha256), ("model", model)):
+            if value is not None:
+                raise ConfigError(f"`{name}` needs `weights`, a file or imagenet; got {value}.")
+        return load_run(_newest_run() if workdir is None else workdir)
+    if workdir is not None:
+        raise ConfigError("`workdir` and `weights` both name a model; give one of them.")
+    if model is None:
+        raise ConfigError(f"`weights` needs `model`, one of {', '.join(ARCHS)}.")
+    return Classifier(*open_published(model, weights, expect_sha256=expect_sha256))
+
+
+def _newest_run() -> Path:
+    runs = [path.parent for path in Path("runs").glob("*/model.json")]
+    runs = [run for run in runs if (run / "model.safetensors").is_file()]
+    if not runs:
+        raise ConfigError(
+            "There is no finished run in runs/. Give `workdir`, or `weights` and `model`, or train "
+            "a model: python train.py."
+        )
+    newest = max(runs, key=lambda run: (run / "model.json").stat().st_mtime)
+    print(f"vggjax: using the newest run, {printable(newest)}", file=sys.stderr)
+    return newest

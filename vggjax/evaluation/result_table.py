@@ -1,0 +1,134 @@
+"""The CSV of `vggjax predict`: rows are written as they come, and a later call continues it.
+
+`path,class1,probability1,class2,...,error`, or `path` and a column per class in the model's order.
+Names are printable. The file alone says what is done: an image that has a row is not classified
+again. Whether the same model wrote it is known by predicting a few of its images again.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vggjax.csv_text import csv_line, csv_rows
+from vggjax.data.images.decode import read_image
+from vggjax.errors import ConfigError, join_names, printable
+from vggjax.evaluation.predict import MAX_BATCH, Classifier
+
+MAX_DIFFERENCE = 1e-4
+"""Of a probability, where the same model predicts an image again."""
+
+
+class Prediction(NamedTuple):
+    """One image and its most probable classes, or the reason why it has none."""
+
+    path: Path
+    top: list[tuple[str, float]] = []
+    """(class name, probability), best first."""
+    reason: str = ""
+    probs: np.ndarray | None = None
+    """float32 (C,)."""
+    is_new: bool = True
+    """False for a row that an earlier call wrote, which has only its best class."""
+
+
+class ResultTable:
+    """A CSV of predictions, a row per image; `top` classes each, or with `probabilities` all."""
+
+    def __init__(self, path: Path, class_names: Sequence[str], *, top: int, probabilities: bool):
+        self.path = path
+        self.known: dict[str, Prediction] = {}
+        """Printable path -> its row, of those that an earlier call wrote."""
+        self._names, self._probabilities = [printable(name) for name in class_names], probabilities
+        ranks = range(1, 1 + min(top, len(class_names)))
+        ranked = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
+        self._columns = ["path", *(self._names if probabilities else [*ranked, "error"])]
+        self._pending = csv_line(self._columns)
+
+    def resume(self, classifier: Classifier, files: Iterable[Path]) -> None:
+        """Read the rows of an earlier call; cut off a last one that a kill left incomplete.
+
+        Args:
+            classifier: the model that predicts from now on.
+            files: the images of this call.
+
+        Raises:
+            ConfigError: the file has other columns, or rows that are not this model's.
+        """
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes() if self.path.is_file() else b"\n"
+        if self._pending.encode().startswith(data):  # a kill within the first line, or empty
+            self.path.unlink()
+            return
+        data = data[: data.rfind(b"\n") + 1]
+        text = io.StringIO(data.decode("utf-8", "replace"), newline="")
+        try:
+            header, *rows = csv_rows(text)
+            if header != self._columns or any(len(row) != len(header) for row in rows):
+                raise ValueError("other columns")
+            shares = [self._shares(row) for row in rows]
+        except (ValueError, csv.Error):
+            raise self._refused(
+                f"its columns are not {join_names(self._columns, most=7)}. Give the settings that "
+                "it was written with"
+            ) from None
+        paths = {printable(path): path for path in files}
+        images = [paths.get(row[0], Path(row[0])) for row in rows]
+        self._check_model(classifier, images, shares)
+        for row, path, share_of in zip(rows, images, shares, strict=True):
+            top = sorted(share_of.items(), key=lambda item: -item[1])[:1]
+            reason = "" if top else (row[-1] or "could not be read")
+            self.known[row[0]] = Prediction(path, top, reason, is_new=False)
+        os.truncate(self.path, len(data))
+        self._pending = ""
+
+    def write(self, prediction: Prediction) -> None:
+        """Write a row; a new file is made with the first image that has a class."""
+        probs, top = prediction.probs, prediction.top
+        if self._probabilities:
+            cells = [""] * len(self._names) if probs is None else [f"{p:.6f}" for p in probs]
+        else:
+            cells = [cell for name, p in top for cell in (printable(name), f"{p:.6f}")]
+            cells += [""] * (len(self._columns) - 2 - len(cells)) + [printable(prediction.reason)]
+        self._pending += csv_line([printable(prediction.path), *cells])
+        if probs is not None or self.path.exists():
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                file.write(self._pending)
+            self._pending = ""
+
+    def _shares(self, row: list[str]) -> dict[str, float]:
+        """Return class name -> probability of a row; empty for an image that was left out."""
+        pairs = zip(self._names, row[1:], strict=False)
+        if not self._probabilities:
+            pairs = zip(row[1:-1:2], row[2:-1:2], strict=True)
+        return {name: float(share) for name, share in pairs if share}
+
+    def _check_model(
+        self, classifier: Classifier, images: list[Path], shares: list[dict[str, float]]
+    ) -> None:
+        """Raise `ConfigError` unless `classifier` gives some of the images the same again."""
+        predicted = [(path, known) for path, known in zip(images, shares, strict=True) if known]
+        sample = [(path, known) for path, known in predicted if path.is_file()][:MAX_BATCH]
+        if predicted and not sample:
+            raise self._refused("none of its images is, so its model is unknown")
+        outcomes = classifier.stream(lambda i: read_image(sample[i][0]), len(sample))
+        for (path, known), probs in zip(sample, outcomes, strict=True):
+            now = {} if isinstance(probs, str) else dict(zip(self._names, probs, strict=True))
+            for name, share in known.items():
+                if not abs(now.get(name, np.inf) - share) <= MAX_DIFFERENCE:
+                    again = f"{now[name]:.4f} now" if name in now else "no such class now"
+                    raise self._refused(
+                        "another model wrote it, or its images have changed: "
+                        f"{printable(path)} has {name} {share:.4f} there and {again}"
+                    )
+
+    def _refused(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"No rows can be added to {printable(self.path)}, which exists: {reason}. Give another "
+            "`csv`, or delete that file."
+        )
