@@ -213,4 +213,4 @@ def test_the_printed_table_is_short_and_starts_with_the_lowest_f1(capsys):
     first_two = [line.split()[0] for line in lines if "[bold]" in line][:2]
     assert first_two == ["[bold]40[/]", "[bold]0[/]"]
     assert sum("[bold]" in line for line in lines) == MAX_ROWS
-    assert lines[-1] == "... 30 more, all better"
+    assert lines[-1] == "... 30 more, none worse"  # like the last one shown, they are at 100 %

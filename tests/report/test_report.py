@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from support.evaluated_run import cross_validated, evaluated
 from support.page import Page
+from support.scenes import fill
 from support.tiny_run import CLASSES, make_images
 
 from vggjax.errors import ConfigError
 from vggjax.evaluation import metrics
+from vggjax.evaluation.evaluate import print_summary
 from vggjax.report.facts import describe_stages, stage_starts
 from vggjax.report.figures import MAX_NUMBERED
 from vggjax.report.report import write_report
@@ -119,6 +121,24 @@ def test_few_epochs_and_few_or_many_classes_make_a_page(tmp_path, classes, epoch
     assert ('<table class="matrix' in page.html) == (classes <= MAX_NUMBERED)
     assert ("<svg" in page.section("confusion")) == (classes > MAX_NUMBERED)
     assert all(name in page.text for name in names)
+
+
+def test_a_class_missing_from_the_test_split_has_no_scores_and_is_left_out_of_the_macro(
+    tmp_path, capsys
+):
+    fill(tmp_path / "turns" / "train", "0", "90", "180", "270", count=8)
+    fill(tmp_path / "turns" / "test", "0", "90", "270", seed=99)
+    run = evaluated(tmp_path / "run", tmp_path / "turns")
+    result = json.loads((run / "eval.json").read_text())
+    scores = {row.pop("name"): row for row in result["per_class"]}
+    assert {name: row["support"] for name, row in scores.items()} == {
+        "0": 4, "180": 0, "270": 4, "90": 4
+    }  # fmt: skip
+    recalls = [row["recall"] for row in scores.values() if row["support"]]
+    assert result["macro"]["recall"] == pytest.approx(np.mean(recalls))
+    assert "180 - - - 0" in report(run).words
+    print_summary(json.loads((run / "eval.json").read_text()))
+    assert capsys.readouterr().out.split("\n")[-2].split() == ["180", "-", "-", "-", "0"]
 
 
 def test_the_gallery_is_limited(tmp_path):

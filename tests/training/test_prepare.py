@@ -137,7 +137,7 @@ def test_a_split_setting_that_is_not_used_is_reported(images, tmp_path):
         shutil.copytree(images, root / split)
     settings = dict(duplicates="ignore", split="0.5,0.25,0.25")
     run = prepare_run(make_config(root, tmp_path / "run", **settings))
-    assert "`split` 0.5,0.25,0.25 is not used: the dataset has its own" in summary_text(run)
+    assert "--split 0.5,0.25,0.25 is not used: the dataset has its own" in summary_text(run)
 
 
 def test_a_batch_larger_than_the_data_is_the_data(images, tmp_path):

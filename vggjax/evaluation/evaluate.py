@@ -219,15 +219,19 @@ def print_summary(result: dict[str, Any]) -> None:
     table.add_column("class", overflow="fold")
     for name in ("precision", "recall", "F1", "images"):
         table.add_column(name, justify="right")
-    worst = sorted(result["per_class"], key=lambda row: row["f1"])
+    worst = sorted(result["per_class"], key=lambda row: (row["support"] == 0, row["f1"]))
     # A single further row takes no more room than the line about it.
     shown = worst if len(worst) <= MAX_ROWS + 1 else worst[:MAX_ROWS]
     for row in shown:
-        scores = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
+        keys = ("precision", "recall", "f1")
+        scores = [f"{row[key]:.1%}" if row["support"] else "-" for key in keys]
         table.add_row(escape(printable(row["name"])), *scores, f"{row['support']:,}")
     console.print(table)
     if len(shown) < len(worst):
-        print_line(f"... {len(worst) - len(shown)} more, all better")
+        is_tied = worst[len(shown)]["f1"] <= shown[-1]["f1"]
+        print_line(
+            f"... {len(worst) - len(shown)} more, {'none worse' if is_tied else 'all better'}"
+        )
     for name, reason in list(result["unreadable"].items())[:5]:
         print_line(escape(f"unreadable: {printable(name)}: {printable(reason)}"))
     if len(result["unreadable"]) > 5:

@@ -118,7 +118,7 @@ def _draw_curves(files: RunFiles) -> list[figures.Drawing]:
 def _evaluation_context(files: RunFiles) -> dict[str, Any]:
     evaluation = files.evaluation
     per_class = [row | {"name": printable(row["name"])} for row in evaluation["per_class"]]
-    hardest = sorted(per_class, key=lambda row: row["f1"])[:MAX_CLASSES]
+    hardest = sorted(per_class, key=lambda row: (row["support"] == 0, row["f1"]))[:MAX_CLASSES]
     return {
         "evaluation": evaluation,
         "folds": evaluation.get("folds", []),

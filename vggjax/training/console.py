@@ -14,7 +14,7 @@ from rich.table import Table
 
 from vggjax.data.augment.settings import describe
 from vggjax.data.splits.slices import looks_like_slices
-from vggjax.data.splits.splits import group_notes, split_notes
+from vggjax.data.splits.splits import group_notes, small_val_notes, split_notes
 from vggjax.errors import join_names, printable, with_flags
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
@@ -164,7 +164,7 @@ def _describe_frozen(labels: dict[str, str]) -> str:
 
 def _warnings(run: RunContext) -> list[str]:
     config, source = run.config, run.source
-    warnings = [*source.notes, *split_notes(source, run.splits)]
+    warnings = [*source.notes, *split_notes(source, run.splits), *small_val_notes(run.splits)]
     warnings += group_notes(source, run.splits)
     if source.splits and len(source.splits) == 3 and config.split != Config.split:
         if not looks_like_slices(config.split):

@@ -16,7 +16,13 @@ from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import Scan, Source
-from vggjax.data.splits.splits import balanced_weights, group_notes, make_splits, split_notes
+from vggjax.data.splits.splits import (
+    balanced_weights,
+    group_notes,
+    make_splits,
+    small_val_notes,
+    split_notes,
+)
 from vggjax.errors import DataError
 
 MIN_SIDE_PX = 32
@@ -179,7 +185,10 @@ def _add_classes(
             entries["refused"].append(Entry(text=str(error)))
         else:
             train = splits["train"]
-            entries["note"] += [Entry(text=note) for note in split_notes(source, splits)]
+            notes = split_notes(source, splits)
+            if "val" in (source.splits or ()):  # otherwise more images would be the only way out
+                notes += small_val_notes(splits)
+            entries["note"] += [Entry(text=note) for note in notes]
             entries["kin"] += [Entry(text=note) for note in group_notes(source, splits)]
     readable = np.setdiff1d(np.arange(len(source)), list(duplicates.unreadable))
     counts = source.class_counts(readable)

@@ -198,15 +198,13 @@ class _Scanner:
             suggestion = (
                 f" The file names give {len(found[1])} classes ({text}): set `label_from` to name."
             )
-        folders = [top, top.parent, self.root]
-        if find_split_folders([self.root.name]):
-            folders.append(self.root.parent)
+        folders = [path for path in (top, top.parent) if path.is_relative_to(self.root)]
+        folders += [self.root.parent] if find_split_folders([self.root.name]) else [self.root]
         tables = [
             folder / name
             for folder in dict.fromkeys(folders)
             for name in list_folder(folder)[1]
             if name.lower().endswith(_TABLES)
-            and (folder == folders[-1] or folder.is_relative_to(self.root))
         ]
         if tables:
             names = join_names((repr(printable(path)) for path in tables), most=3)

@@ -3,8 +3,9 @@
 In:  a `Source`.  Out: {"train", "val", "test"} -> sorted int64 indices into it, disjoint. They
 depend on labels, the requested split, the seed and the groups alone. An official split is never
 changed, except that a missing one is split off the official train split. Images of one group stay
-together (stratify.py), and each split has each class, unless a class has too few distinct images:
-`split_notes` describes those. A run stores its splits in `splits.csv`.
+together (stratify.py), and each split has each class, unless a class has too few distinct images
+or an official val or test split lacks it: `split_notes` describes those. A run stores its splits in
+`splits.csv`.
 """
 
 import csv
@@ -21,6 +22,9 @@ from vggjax.errors import ConfigError, DataError, join_names, printable
 
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
+
+FEW_IMAGES = 50
+"""A val split with fewer images is worth a note."""
 
 SPLITS_FILE = "splits.csv"
 """In a run folder: a row `path,label,split` per image, in the order of the source. Names may hold
@@ -75,22 +79,24 @@ def make_splits(
     example change nothing.
 
     Raises:
-        DataError: a split without images, or without one of the classes; with the counts.
+        DataError: a split without images, or train, or a slice, without one of the classes; with
+            the counts.
     """
     groups = merge_groups(source.groups, groups)
     if isinstance(split, dict):
         splits, fractions = resolve_slices(source, split), FRACTIONS
     else:
         splits, fractions = dict(source.splits or {"train": np.arange(len(source))}), split
-    fixed = {"train"} if source.targets is not None else set(splits) | {"train"}
     missing = [name for name in SPLITS if name not in splits]
     if missing:
         shares = _renormalized(fractions, ("train", *missing))
         train = np.asarray(splits.get("train", ()), np.int64)
         splits.update(stratified_split(source.strata, train, shares, seed, groups))
     splits = {name: np.sort(np.asarray(splits[name], np.int64)) for name in SPLITS}
-    hint = _SLICES_HINT if isinstance(split, dict) else ""
-    _check_classes(source, splits, fixed=fixed, hint=hint)
+    is_sliced = isinstance(split, dict)
+    # A dataset's own val or test may lack a class; slices that do are a mistake, if labels are one.
+    fixed = set(splits) if is_sliced and source.targets is None else {"train"}
+    _check_classes(source, splits, fixed=fixed, hint=_SLICES_HINT if is_sliced else "")
     _check_not_empty(source, splits)
     return splits
 
@@ -136,13 +142,19 @@ def make_folds(
 def split_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     """Describe the classes that some split lacks, at most four sentences."""
     counts = _count_classes(source, splits)
+    official = {*(source.splits or ())}
     notes = []
     for label, name in enumerate(source.class_names):
         here = {split: int(count[label]) for split, count in counts.items()}
         without = [split for split in here if not here[split]]
-        if without:
+        lack = f"{' and '.join(without)} lack{'s' * (len(without) == 1)} it"
+        if official & {*without}:
+            notes.append(
+                f"Class {name!r} is not in every split of the dataset ({_list_counts(here)}): "
+                f"{lack}, and averages over the classes there leave it out."
+            )
+        elif without:
             total = "1 image" if sum(here.values()) == 1 else "too few distinct images"
-            lack = f"{' and '.join(without)} lack{'s' * (len(without) == 1)} it"
             notes.append(f"Class {name!r} has {total} ({_list_counts(here)}): {lack}.")
     if len(notes) > 3:
         notes[3:] = [f"{len(notes) - 3:,} more classes have too few images for every split."]
@@ -171,6 +183,18 @@ def group_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     if source.splits:
         return [f"{note} of the dataset, which are kept: metrics may be too good."]
     return [f"{note}: set `group_column` {column} to keep them in one."]
+
+
+def small_val_notes(splits: dict[str, np.ndarray]) -> list[str]:
+    """Describe a val split of less than `FEW_IMAGES` images, in at most one sentence."""
+    num_val = len(splits["val"])
+    if num_val >= FEW_IMAGES:
+        return []
+    images = f"{num_val} image{'s' * (num_val > 1)}"
+    return [
+        f"The val split, which selects the best epoch, has {images}: each is {100 / num_val:.1f} "
+        f"points of its accuracy."
+    ]
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -241,7 +265,7 @@ def _count_distinct(source: Source, groups: np.ndarray | None) -> np.ndarray:
 def _check_classes(
     source: Source, splits: dict[str, np.ndarray], *, fixed: set[str], hint: str
 ) -> None:
-    """Raise if one of the `fixed` splits, those not split off here, lacks a class."""
+    """Raise if one of the `fixed` splits lacks a class."""
     counts = _count_classes(source, splits)
     lacking = np.flatnonzero(np.any([counts[name] == 0 for name in sorted(fixed)], axis=0))
     if not len(lacking):
@@ -249,9 +273,9 @@ def _check_classes(
     name, *others = [source.class_names[label] for label in lacking]
     here = {split: int(count[lacking[0]]) for split, count in counts.items()}
     more = f" Other such classes: {join_names(map(repr, others), most=3)}." if others else ""
-    split = "Each split" if source.targets is None else "The train split"
+    where = "The train split" if fixed == {"train"} else "Each split"
     raise DataError(
-        f"Class {name!r} is not in every split: {_list_counts(here)}. {split} needs at least one "
+        f"Class {name!r} is not in every split: {_list_counts(here)}. {where} needs at least one "
         f"example of each class.{more}{hint}"
     )
 
