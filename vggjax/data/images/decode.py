@@ -172,7 +172,7 @@ def read_image(
     return image._replace(notes=image.notes + flaws)
 
 
-def convert_image(image: Image.Image) -> DecodedImage:
+def convert_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -> DecodedImage:
     """Return the pixels of an image that Pillow opened or made, as `read_image` returns them.
 
     Raises:
@@ -181,7 +181,7 @@ def convert_image(image: Image.Image) -> DecodedImage:
     _silence_pillow()
     try:
         _check_cost(image.width, image.height)
-        return _to_rgb(image)
+        return _to_rgb(image, b"", rendering)
     except (OSError, ValueError) as error:  # DataError, too
         raise error if isinstance(error, DataError) else DataError(f"corrupt: {error}") from None
 
