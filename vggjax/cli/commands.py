@@ -259,8 +259,9 @@ def doctor(
     json: bool = False,
     html: Path | None = None,
     fix: Path | None = None,
+    write_csv: Path | None = None,
 ) -> int:
-    """Check a dataset; optionally write a cleaned copy.
+    """Check a dataset; optionally write a cleaned copy, or a CSV of it.
 
     Exit code 0: clean, or remarks only; 2: problems.
 
@@ -271,19 +272,23 @@ def doctor(
         json: Print the findings as JSON instead of a table.
         html: A page to write, with thumbnails.
         fix: A new folder for a cleaned copy; the original is never changed.
+        write_csv: A new CSV for the table as it was understood: path,label[,split][,group].
     """
     from rich.console import Console
 
     from vggjax.data.quality.clean import check_output, write_clean_copy
     from vggjax.data.quality.doctor import examine
+    from vggjax.data.sources.csv_write import check_table_output, write_table
     from vggjax.report.doctor_page import check_doctor_page, write_doctor_page
-    from vggjax.report.doctor_screen import print_clean_copy, print_findings
+    from vggjax.report.doctor_screen import print_clean_copy, print_findings, print_table
     from vggjax.training.console import progress_bar
 
     if html is not None:  # before the images are read, which may take minutes
         check_doctor_page(html, dataset=data)
     if fix is not None:
         check_output(data, fix)
+    if write_csv is not None:
+        check_table_output(write_csv)
     console = Console(stderr=json)  # stdout holds the JSON alone
     with progress_bar(console, "reading images") as progress:
         findings = examine(data, data_dir=data_dir, options=options, progress=progress)
@@ -297,6 +302,8 @@ def doctor(
         with progress_bar(console, "copying") as progress:
             copy = write_clean_copy(findings, fix, progress=progress)
         print_clean_copy(console, copy, findings)
+    if write_csv is not None:
+        print_table(console, write_csv, write_table(findings.source, write_csv))
     return findings.exit_code
 
 

@@ -4,7 +4,9 @@ File names are printed safely and never broken across lines; long lists are cut.
 findings.py and the page of doctor_page.py are complete.
 """
 
+import shlex
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +16,7 @@ from rich.table import Table
 from vggjax.data.quality.clean import CleanCopy
 from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.source import Source
-from vggjax.errors import printable, with_flags
+from vggjax.errors import flag_of, printable, with_flags
 from vggjax.training.config import Config
 
 MAX_ENTRIES = 10
@@ -30,7 +32,7 @@ UNCOUNTED = (
 UNFIXED = ("near_duplicate", "tiny", "extreme_aspect", "imbalance")
 """Problems that `--fix` leaves to the user."""
 
-_FIELDS = [field.name for field in fields(Config)]
+_FIELDS = [*(field.name for field in fields(Config)), "write_csv"]
 
 
 def print_findings(console: Console, findings: Findings) -> None:
@@ -73,6 +75,14 @@ def print_clean_copy(console: Console, copy: CleanCopy, findings: Findings) -> N
     if unfixed:
         names = ", ".join(f"{KINDS[item.kind].title.lower()} ({item.count:,})" for item in unfixed)
         _print(console, f"Kept     {names}: please decide")
+
+
+def print_table(console: Console, path: Path, options: dict[str, str]) -> None:
+    """Print where `--write-csv` wrote the table, and the command that trains on it."""
+    words = ["vggjax", "train", "--dataset", str(path)]
+    words += [word for name, value in options.items() for word in (flag_of(name), value)]
+    _print(console, f"\nCSV      {printable(path)}")
+    _print(console, f"Train    {' '.join(shlex.quote(printable(word)) for word in words)}")
 
 
 def verdict(findings: Findings) -> str:

@@ -301,7 +301,7 @@ class _Scanner:
         some = join_names((f"{row.path!r} (line {row.line})" for row in missing), most=3)
         rest = ""
         if len(missing) < total:
-            rest = " The command doctor writes a CSV of the rows with a file, with `write_csv`."
+            rest = " To go on without them, write the rest with doctor's `write_csv`."
         self._faults.append(
             f"{len(missing):,} of {total:,} images in {self._name} do not exist: {some}. Paths are "
             f"absolute or relative to {printable(self._finder.root)}.{rest}"

@@ -127,6 +127,8 @@ class FileFinder:
             ""
         ]
         matches = self._by_name.get(name.lower(), [])
+        if not matches and name.lower().endswith(ENDINGS):  # saved in another format
+            matches = self._by_name.get(PurePosixPath(name).stem.lower(), [])
         if len(matches) < 2:
             return matches
 
