@@ -87,10 +87,8 @@ class Classifier:
 
         def read(index: int) -> DecodedImage:
             image = items[index]
-            if isinstance(image, Image):
-                return convert_image(image)
-            if isinstance(image, str | os.PathLike):
-                return read_image(image)
+            if isinstance(image, str | os.PathLike | Image):
+                return self.read(image)
             return DecodedImage(_to_uint8(np.asarray(image), value_range))
 
         rows: list[np.ndarray] = []
@@ -102,6 +100,10 @@ class Classifier:
         num_classes = len(self.class_names)
         probs = np.asarray(rows, np.float32).reshape(len(rows), num_classes)
         return Predictions(probs, self.class_names)
+
+    def read(self, image: "str | os.PathLike[str] | Image") -> DecodedImage:
+        """Decode a file, or what Pillow opened; raise `DataError` with nothing but the reason."""
+        return convert_image(image) if isinstance(image, Image) else read_image(image)
 
     def stream(self, read: Callable[[int], DecodedImage], count: int) -> Iterator[np.ndarray | str]:
         """Yield the probabilities (C,) of images 0 to `count` - 1, or why one cannot be read.

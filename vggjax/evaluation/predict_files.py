@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from vggjax.atomic import atomic_write, check_output_file
-from vggjax.data.images.decode import DecodedImage, read_image
+from vggjax.data.images.decode import DecodedImage
 from vggjax.data.images.formats import ENDINGS
 from vggjax.data.quality.clean import SafeNames
 from vggjax.errors import ConfigError, DataError, flag_of, nearest_name, printable
@@ -112,7 +112,7 @@ def predict_files(
     def read(index: int) -> DecodedImage:
         if reason := files[paths[index]]:
             raise DataError(reason)
-        return read_image(paths[index])
+        return classifier.read(paths[index])
 
     console = Console(stderr=True)
     quiet = not console.is_terminal or len(paths) <= MAX_BATCH

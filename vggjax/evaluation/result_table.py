@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from vggjax.csv_text import csv_line, csv_rows
-from vggjax.data.images.decode import read_image
 from vggjax.errors import ConfigError, join_names, printable
 from vggjax.evaluation.predict import MAX_BATCH, Classifier
 
@@ -116,7 +115,7 @@ class ResultTable:
         sample = [(path, known) for path, known in predicted if path.is_file()][:MAX_BATCH]
         if predicted and not sample:
             raise self._refused("none of its images is, so its model is unknown")
-        outcomes = classifier.stream(lambda i: read_image(sample[i][0]), len(sample))
+        outcomes = classifier.stream(lambda i: classifier.read(sample[i][0]), len(sample))
         for (path, known), probs in zip(sample, outcomes, strict=True):
             now = {} if isinstance(probs, str) else dict(zip(self._names, probs, strict=True))
             for name, share in known.items():
