@@ -26,7 +26,8 @@ def put_all(root: Path, *names: str) -> Path:
 PLAIN = ("a/1.png", "b/1.png")
 NOTES = {
     "clutter": (
-        ["Thumbs.db", ".DS_Store", "a/.DS_Store", "a/desktop.ini", "__MACOSX/a/1.png", "b/._1.png"],
+        ["Thumbs.db", ".DS_Store", "a/.DS_Store", "a/desktop.ini", "__MACOSX/a/1.png", "b/._1.png"]
+        + ["a/@eaDir/1.png/THUMB.png", "$RECYCLE.BIN/1.png", "a/.ipynb_checkpoints/1.png"],
         None,
     ),
     "hidden": ([".git/1.png"], r"^Skipped 1 hidden folder: '.git'\.$"),

@@ -25,7 +25,8 @@ CLASSES = {"cats_vs_dogs": 2, "tf_flowers": 5, "cifar10": 10, "mnist": 10}
 
 
 def config_of(name, **flags):
-    return Config(**(recipe_fields(name, "photos") | flags))
+    own = RECIPES[name].settings.get("dataset", "photos")
+    return Config(**(recipe_fields(name, own) | flags))
 
 
 def counts(name, num_classes):
@@ -155,3 +156,12 @@ def test_the_recipes_command_lists_all_or_describes_one(capsys, monkeypatch):
     assert "python train.py --recipe cifar10-collapse" in stdout
     assert main(["recipes", "cifar10-colapse"]) == 2
     assert "Did you mean 'cifar10-collapse'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", ["photos", "cifar10", "digits"])
+def test_slices_of_a_recipe_are_for_its_own_dataset(dataset):
+    slices = RECIPES["cats-vs-dogs"].settings["split"]
+    assert make_config("cats-vs-dogs").split == slices
+    assert make_config("cats-vs-dogs", dataset="cats_vs_dogs:4.0.1").split == slices
+    assert make_config("cats-vs-dogs", dataset=dataset).split == Config.split
+    assert make_config("flowers", dataset=dataset).split == "0.5,0.2,0.3", "fractions fit any"

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from vggjax.data.splits.slices import looks_like_slices
 from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.convnets import find_arch
 from vggjax.training.config import Config
@@ -345,7 +346,8 @@ def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ())
     """Return the fields that a recipe sets, or the dataset by itself.
 
     `given` are the names of the fields set beside it: `stages` replaces a recipe's `unfreeze` and
-    epochs, and `unfreeze` its stages.
+    epochs, and `unfreeze` its stages. Slices, which count the images of one dataset, are left out
+    for any other.
 
     Raises:
         ConfigError: an unknown recipe, or one that does not train.
@@ -364,6 +366,10 @@ def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ())
     elif "stages" in given:
         replaced = ("unfreeze", "head_epochs", "epochs")
     settings = RECIPES[recipe].settings
+    own, split = settings.get("dataset"), settings.get("split", "")
+    is_other = dataset.split(":")[0] != own and ("dataset" in given or dataset != Config.dataset)
+    if is_other and looks_like_slices(split):
+        replaced += ("split",)
     fields = {name: value for name, value in settings.items() if name not in replaced}
     return fields | {"recipe": recipe}
 

@@ -23,6 +23,7 @@ from vggjax.atomic import atomic_write
 from vggjax.csv_text import csv_line
 from vggjax.data.images.formats import ending_of, format_named, format_of_file
 from vggjax.data.quality.findings import Findings
+from vggjax.data.sources.listing import visible
 from vggjax.data.sources.source import SPLIT_WORDS, Source
 from vggjax.data.sources.tfds import is_tfds_name
 from vggjax.errors import DataError, join_names, printable
@@ -184,8 +185,8 @@ def safe_name(name: str) -> str:
     text = re.sub(r"[. ]+$", "_", text)
     if re.match(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", text, re.IGNORECASE):  # Windows
         text = "_" + text
-    if text == "__MACOSX":  # a folder scan skips it
-        text = "_MACOSX"
+    if text and not visible([text]):  # a folder scan skips it, as it does __MACOSX
+        text = "_" + text.lstrip("_@$#")
     return text or "_"
 
 

@@ -1,8 +1,8 @@
 """List a dataset's folders and files: what is an image, what is skipped, how files are described.
 
-Sorted, as the disk's order is arbitrary. Hidden files, `__MACOSX` and the files of file browsers
-are never returned. Links are followed, but never into an ancestor and never twice into the same
-folder.
+Sorted, as the disk's order is arbitrary. Hidden files and those of systems and file browsers, such
+as `__MACOSX`, are never returned. Links are followed, but never into an ancestor and never twice
+into the same folder.
 """
 
 import os
@@ -12,6 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from vggjax.data.images.formats import ENDINGS, format_of_content
 from vggjax.errors import DataError, printable
+
+_SYSTEM_FOLDERS = {
+    *("__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information"),
+    *("@eaDir", "#recycle"),  # of a Synology disk station, with thumbnails in the first
+}
 
 
 def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -65,8 +70,8 @@ def has_image(top: Path) -> bool:
 
 
 def visible(names: Iterable[str]) -> list[str]:
-    """Return the names that are not hidden, in their order."""
-    return [name for name in names if not name.startswith(".") and name != "__MACOSX"]
+    """Return the names that are neither hidden nor the system's, in their order."""
+    return [name for name in names if not name.startswith(".") and name not in _SYSTEM_FOLDERS]
 
 
 def sort_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
