@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ _PIECE_BYTES = 2**16
 _ALGORITHMS = {32: "md5", 64: "sha256"}
 """Hexadecimal digits of a checksum -> its algorithm."""
 
-Progress = Callable[[int, int], None]
+MoveBar = Callable[[int, int], None]
 """Called with the bytes that are done and their total."""
 
 
@@ -63,7 +64,7 @@ class RemoteFile:
 
 
 def download(
-    file: RemoteFile, target: Path, *, progress: Progress | None = None, probe_s: float = PROBE_S
+    file: RemoteFile, target: Path, *, progress: MoveBar | None = None, probe_s: float = PROBE_S
 ) -> None:
     """Download a file to `target`; another process that wants it meanwhile waits and shares it.
 
@@ -71,8 +72,9 @@ def download(
         DownloadError: the server, the network or the disk fails, or the contents are not the
             published ones. The next call resumes what has arrived, unless it was wrong.
     """
-    if reason := _probe(file.url, probe_s):
-        raise DownloadError(reason)
+    answer = ask_servers([file.url], probe_s)[file.url]
+    if answer not in (200, 405, 501):  # the last two: it does not answer this kind of request
+        raise DownloadError(answer if isinstance(answer, str) else f"the server answers {answer}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target.with_name(f".{target.name}.lock"), f"downloads {target.name}"):
@@ -90,8 +92,34 @@ def download(
         raise DownloadError(printable(error.strerror or error)) from error
 
 
+def ask_servers(urls: Iterable[str], timeout_s: float = PROBE_S) -> dict[str, int | str]:
+    """Ask for the headers of all URLs at once; return each one's status, or why it has none."""
+    import requests
+
+    answers: dict[str, int | str] = dict.fromkeys(urls, f"no answer within {timeout_s:g} s")
+
+    def ask(url: str) -> None:
+        try:
+            response = requests.head(url, timeout=timeout_s, allow_redirects=True)
+            answers[url] = response.status_code
+        except requests.RequestException as error:
+            answers[url] = f"no connection: {type(error).__name__}"
+
+    # Threads, because name resolution takes no timeout and may hang for minutes.
+    threads = [
+        threading.Thread(target=ask, args=(url,), daemon=True, name="vggjax-probe")
+        for url in answers
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(answers)  # a copy: threads may still run
+
+
 @contextlib.contextmanager
-def byte_bar(title: str) -> Iterator[Progress]:
+def byte_bar(title: str) -> Iterator[MoveBar]:
     """Yield the function that moves a bar in bytes on stderr, shown from its first call on."""
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
@@ -131,7 +159,7 @@ def locked(path: Path, activity: str) -> Iterator[None]:
             path.unlink()
 
 
-def _fetch_all(file: RemoteFile, part: Path, progress: Progress) -> None:
+def _fetch_all(file: RemoteFile, part: Path, progress: MoveBar) -> None:
     """Fill `part`, asking again for the rest as long as a cut connection brings something."""
     import requests
 
@@ -152,7 +180,7 @@ def _fetch_all(file: RemoteFile, part: Path, progress: Progress) -> None:
                 ) from error
 
 
-def _fetch(file: RemoteFile, part: Path, start: int, progress: Progress) -> None:
+def _fetch(file: RemoteFile, part: Path, start: int, progress: MoveBar) -> None:
     """Ask for the bytes from `start` on, and append what arrives to `part`."""
     import requests
 
@@ -188,24 +216,3 @@ def _check_room(part: Path, size_bytes: int) -> None:
     if free < size_bytes:
         needed = f"{size_bytes / 2**20:,.0f} MB are needed, {free / 2**20:,.0f} MB are free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({needed})")
-
-
-def _probe(url: str, timeout_s: float) -> str | None:
-    """Ask the server for the file's header; return why it cannot be downloaded, or None."""
-    import requests
-
-    answer: list[str | None] = [f"no answer within {timeout_s:g} s"]
-
-    def ask() -> None:
-        try:
-            status = requests.head(url, timeout=timeout_s, allow_redirects=True).status_code
-            # 405 and 501: the server does not answer this kind of request.
-            answer[0] = None if status in (200, 405, 501) else f"the server answers {status}"
-        except requests.RequestException as error:
-            answer[0] = f"no connection: {type(error).__name__}"
-
-    # A thread, because name resolution takes no timeout and may hang for minutes.
-    thread = threading.Thread(target=ask, daemon=True, name="vggjax-probe")
-    thread.start()
-    thread.join(timeout_s)
-    return answer[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from support import tfds_archives
 from support.tfds_archives import (
     CIFAR,
@@ -280,7 +281,12 @@ def test_a_silent_network_takes_no_longer_than_the_probe(tmp_path, monkeypatch):
 
 def test_a_hanging_dns_lookup_takes_no_longer_than_the_probe(monkeypatch):
     end = threading.Event()
-    monkeypatch.setattr(tfds, "_probe", lambda url, reachable: end.wait(60))
+
+    def hang(url, **options):
+        end.wait(60)
+        raise requests.ConnectionError
+
+    monkeypatch.setattr("requests.head", hang)
     monkeypatch.setattr(tfds, "PROBE_S", 0.2)
     start = time.monotonic()
     assert tfds._reachable_servers(["http://server.example/x.tgz"]) == set()

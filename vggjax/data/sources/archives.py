@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from vggjax.download import DownloadError, Progress, RemoteFile, byte_bar, download
+from vggjax.download import DownloadError, MoveBar, RemoteFile, byte_bar, download
 from vggjax.errors import DataError, join_names, printable
 
 OWN_FOLDER = "vggjax"
@@ -103,7 +103,7 @@ def _find(dataset: str, archive: RemoteFile, data_dir: Path, skipped: list[str])
     return None
 
 
-def tar_members(path: Path, pattern: str, progress: Progress) -> Iterator[tuple[re.Match, bytes]]:
+def tar_members(path: Path, pattern: str, progress: MoveBar) -> Iterator[tuple[re.Match, bytes]]:
     """Yield the files of a tar archive, compressed or not, whose whole name matches `pattern`."""
     total, budget = path.stat().st_size, _Budget(path)
     with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
@@ -116,7 +116,7 @@ def tar_members(path: Path, pattern: str, progress: Progress) -> Iterator[tuple[
                 progress(file.tell(), total)
 
 
-def zip_members(path: Path, pattern: str, progress: Progress) -> Iterator[tuple[re.Match, bytes]]:
+def zip_members(path: Path, pattern: str, progress: MoveBar) -> Iterator[tuple[re.Match, bytes]]:
     """Yield the files of a zip archive whose whole name matches `pattern`."""
     budget, done = _Budget(path), 0
     with zipfile.ZipFile(path) as archive:

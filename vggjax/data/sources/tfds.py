@@ -19,10 +19,6 @@ import importlib.util
 import inspect
 import os
 import re
-import threading
-import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +30,7 @@ from vggjax.atomic import atomic_write
 from vggjax.data.images.decode import DecodedImage, read_image
 from vggjax.data.sources.source import Source, make_split_source
 from vggjax.data.sources.wellknown import open_well_known, well_known
+from vggjax.download import PROBE_S, ask_servers
 from vggjax.errors import DataError, join_names, printable
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -41,9 +38,6 @@ SPLIT_NAMES = ("train", "validation", "test")
 
 FILE_FORMAT = "array_record"
 """tfds' default, tfrecord, cannot be read without TensorFlow."""
-
-PROBE_S = 5.0
-"""Seconds without an answer until a server counts as unreachable."""
 
 
 def tfds_names() -> list[str]:
@@ -241,38 +235,17 @@ def _is_downloaded(builder: Any, url: str, info: Any) -> bool:
 
 def _reachable_servers(urls: Iterable[str]) -> set[str]:
     """Return the servers of `urls` that answer within `PROBE_S`."""
-    reachable: set[str] = set()
-    # Threads, because no timeout limits a DNS lookup.
-    threads = [
-        threading.Thread(target=_probe, args=(url, reachable), name="vggjax-probe", daemon=True)
-        for url in {_server(url): url for url in urls}.values()
-    ]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + PROBE_S
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return set(reachable)  # a copy: threads may still run
+    url_of = {_server(url): url for url in urls}
+    answers = ask_servers([url for url in url_of.values() if url.startswith("http")], PROBE_S)
+    # Only tfds can try what is no web address. 407 and the last three are answers of a proxy.
+    statuses = {server: answers.get(url, 200) for server, url in url_of.items()}
+    failures = (407, 502, 503, 504)
+    return {server for server, s in statuses.items() if isinstance(s, int) and s not in failures}
 
 
 def _server(url: str) -> str:
     """Return `https://host`; empty for a path."""
     return "/".join(url.split("/")[:3]) if "://" in url else ""
-
-
-def _probe(url: str, reachable: set[str]) -> None:
-    """Add the URL's server to `reachable` if it answers, through a proxy if one is configured."""
-    try:
-        if "://" in url:  # not by urlopen, which would cache the proxies of its first call
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.build_opener().open(request, timeout=PROBE_S).close()
-    except urllib.error.HTTPError as error:  # an answer, though not to HEAD
-        error.close()
-        if error.code in (407, 502, 503, 504):  # of a proxy that cannot reach the server
-            return
-    except (OSError, ValueError):
-        return
-    reachable.add(_server(url))
 
 
 def _reason(error: Exception) -> str:

@@ -30,7 +30,7 @@ from vggjax.data.sources.archives import (
     zip_members,
 )
 from vggjax.data.sources.source import Source, make_split_source
-from vggjax.download import Progress, RemoteFile, byte_bar, locked
+from vggjax.download import MoveBar, RemoteFile, byte_bar, locked
 from vggjax.errors import DataError, printable
 
 FORMAT = 1
@@ -60,7 +60,7 @@ class Contents(NamedTuple):
     class_names: list[str] | None = None
 
 
-Read = Callable[[Mapping[str, Path], Progress], Contents]
+Read = Callable[[Mapping[str, Path], MoveBar], Contents]
 """(archives by name, progress) -> contents."""
 
 
@@ -227,7 +227,7 @@ def _make_source(name: str, path: Path, index: _Index, shape: tuple[int, ...]) -
     return make_split_source(name, index.class_names, labels, read=read, sizes=sizes)
 
 
-def _read_flowers(paths: Mapping[str, Path], progress: Progress) -> Contents:
+def _read_flowers(paths: Mapping[str, Path], progress: MoveBar) -> Contents:
     (path,) = paths.values()
     files = tar_members(path, r"flower_photos/(\w+)/([^/]+\.jpg)", progress)
     return Contents(
@@ -235,7 +235,7 @@ def _read_flowers(paths: Mapping[str, Path], progress: Progress) -> Contents:
     )
 
 
-def _read_cats_vs_dogs(paths: Mapping[str, Path], progress: Progress) -> Contents:
+def _read_cats_vs_dogs(paths: Mapping[str, Path], progress: MoveBar) -> Contents:
     (path,) = paths.values()
     files = zip_members(path, r"PetImages[\\/](Cat|Dog)[\\/](\d+\.jpg)", progress)
     return Contents(
@@ -250,7 +250,7 @@ def _read_cifar(
     splits: Mapping[str, Sequence[str]],
     num_labels: int,
     paths: Mapping[str, Path],
-    progress: Progress,
+    progress: MoveBar,
 ) -> Contents:
     """Read rows of labels, of which the last counts, and the red, green and blue plane."""
     (path,) = paths.values()
@@ -269,7 +269,7 @@ def _read_cifar(
     return Contents(examples(), files[names_file].decode().split())
 
 
-def _read_mnist(paths: Mapping[str, Path], progress: Progress) -> Contents:
+def _read_mnist(paths: Mapping[str, Path], progress: MoveBar) -> Contents:
     def examples() -> Iterator[Example]:
         for split, prefix in (("train", "train"), ("test", "t10k")):
             images = gzip_content(paths[f"{prefix}-images-idx3-ubyte.gz"])[16:]
@@ -280,7 +280,7 @@ def _read_mnist(paths: Mapping[str, Path], progress: Progress) -> Contents:
     return Contents(examples())
 
 
-def _read_oxford_flowers102(paths: Mapping[str, Path], progress: Progress) -> Contents:
+def _read_oxford_flowers102(paths: Mapping[str, Path], progress: MoveBar) -> Contents:
     from scipy.io import loadmat
 
     labels = loadmat(paths["imagelabels.mat"])["labels"][0].tolist()  # from 1
@@ -295,7 +295,7 @@ def _read_oxford_flowers102(paths: Mapping[str, Path], progress: Progress) -> Co
     )
 
 
-def _read_imagenette(dirname: str, paths: Mapping[str, Path], progress: Progress) -> Contents:
+def _read_imagenette(dirname: str, paths: Mapping[str, Path], progress: MoveBar) -> Contents:
     (path,) = paths.values()
     files = tar_members(path, rf"{dirname}/(train|val)/([^/]+)/([^/]+\.JPEG)", progress)
     splits = {"train": "train", "val": "validation"}
