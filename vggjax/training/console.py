@@ -58,9 +58,10 @@ def print_run_summary(console: Console, run: RunContext) -> None:
     for stage in run.stages:
         rows.append(("Stage", _describe_stage(run, stage)))
         rows.append(("Features", str(run.feature_plans.get(stage.name, ""))))
-    if run.weight_file is not None:
-        rows += [("Weights", printable(note)) for note in run.weight_file.notes]
-    rows += [("Warning", printable(warning)) for warning in _warnings(run)]
+    fields = [field.name for field in dataclasses.fields(Config)]
+    notes = run.weight_file.notes if run.weight_file else []
+    rows += [("Weights", with_flags(printable(note), fields)) for note in notes]
+    rows += [("Warning", with_flags(printable(text), fields)) for text in _warnings(run)]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -187,8 +188,7 @@ def _warnings(run: RunContext) -> list[str]:
             "The frozen layers have random weights. Use pretrained `weights`, or set `unfreeze` "
             "to all."
         )
-    fields = [field.name for field in dataclasses.fields(Config)]
-    return [with_flags(warning, fields) for warning in warnings if warning]
+    return [warning for warning in warnings if warning]
 
 
 def _pixel_warning(run: RunContext) -> str:

@@ -59,6 +59,9 @@ TORCHVISION = {
 }  # fmt: skip
 """The first 8 digits of the SHA-256 of torchvision's files, as in their names."""
 
+CAFFE_IN_TORCH = {"00b39a1b": "vgg16", "d01eb7cb": "vgg19"}
+"""The same of Caffe's VGG in torch's format (pytorch-vgg), which expect caffe's pixels."""
+
 
 @dataclass(frozen=True)
 class Digests:
@@ -75,6 +78,8 @@ class Digests:
                 return f"Keras' published {entry.file_name}"
         if name := TORCHVISION.get(self.sha256[:8]):
             return f"torchvision's published {name}-{self.sha256[:8]}.pth"
+        if name := CAFFE_IN_TORCH.get(self.sha256[:8]):
+            return f"Caffe's {name} in torch's format, {name}-{self.sha256[:8]}.pth"
         return None
 
 

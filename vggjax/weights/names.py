@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from vggjax.errors import WeightsError, printable
+from vggjax.errors import WeightsError, join_names, printable
 from vggjax.models.arch import CONVS, Arch
 
 PARAMS = ("kernel", "scale", "bias", "mean", "var")
@@ -28,6 +28,7 @@ BATCH_NORM = PARAMS[1:]
 TABLE_NAME = re.compile(r"block[1-9]_(conv|bn)[1-9]|fc[1-9]|predictions")
 """The names that layers with weights have in the layer table."""
 
+_SUFFIXED = re.compile(rf"({TABLE_NAME.pattern})(_\d+)")
 _KERAS_NAME = re.compile(r"conv2d(_\d+)?")
 _BASE_NAME = re.compile(r"block([1-9])_(conv|bn)([1-9])")
 
@@ -98,17 +99,25 @@ def in_table_order(layers: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str,
     }
 
 
-def with_table_names(layers: list[Layer]) -> dict[str, dict[str, Any]]:
-    """Return `{name: arrays}` in the table's order, with the table's names where they apply."""
+def with_table_names(layers: list[Layer]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return `{name: arrays}` in the table's order, with the table's names where they apply.
+
+    The second value is a line about the layers on top of a base that are no chain of dense layers,
+    which are left out.
+    """
     convs, norms, dense = (
         [layer for layer in layers if layer.kind == kind] for kind in ("conv", "bn", "dense")
     )
+    _strip_suffix(layers)
     table = list(zip(dense, _top_names(dense), strict=True))
+    blocks = [layer.name for layer in convs if in_base(layer.name)]
     if convs and all(_KERAS_NAME.fullmatch(layer.name) for layer in convs):
         blocks = block_names([layer.params["kernel"].shape for layer in convs])
         table += zip(convs, blocks, strict=False)
-        if len(norms) == len(blocks):
-            table += zip(norms, (name.replace("conv", "bn") for name in blocks), strict=True)
+    if blocks and len(blocks) == len(convs) and not any(in_base(norm.name) for norm in norms):
+        widths = [layer.params["kernel"].shape[3:] for layer in convs]
+        if [norm.params["mean"].shape for norm in norms[: len(blocks)]] == widths:
+            table += zip(norms, (name.replace("conv", "bn") for name in blocks), strict=False)
     for layer, name in table:
         layer.name = name
 
@@ -118,7 +127,23 @@ def with_table_names(layers: list[Layer]) -> dict[str, dict[str, Any]]:
             name = printable(layer.name)
             raise WeightsError(f"two layers have the name {name!r}.", code="E_DUPLICATE")
         weights[layer.name] = layer.params
-    return in_table_order(weights)
+    top = [layer for layer in layers if not in_base(layer.name)]
+    strange = [layer.name for layer in top if layer.kind != "dense"]
+    left_out = []
+    if strange and len(top) < len(layers) and not any(map(_SUFFIXED.fullmatch, strange)):
+        names = join_names([printable(layer.name) for layer in top])
+        left_out.append(f"left out the top ({names}): {printable(strange[0])} is no dense layer")
+        weights = {name: params for name, params in weights.items() if in_base(name)}
+    return in_table_order({k: params for k, params in weights.items() if params}), left_out
+
+
+def _strip_suffix(layers: list[Layer]) -> None:
+    """Remove the suffix that Keras gives all layers of a network built again, block1_conv1_1."""
+    matches = [(layer, _SUFFIXED.fullmatch(layer.name)) for layer in layers]
+    suffixes = {match[3] for _, match in matches if match}
+    if len(suffixes) == 1 and not any(TABLE_NAME.fullmatch(layer.name) for layer in layers):
+        for layer, match in matches:
+            layer.name = match[1] if match else layer.name
 
 
 def block_names(kernels: list[tuple[int, ...]]) -> list[str]:

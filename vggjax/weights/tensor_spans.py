@@ -74,9 +74,7 @@ class Span:
         array = np.empty((stop - start, *self.shape[1:]), self.dtype.replace("bf", "u"))
         file.seek(self.start + start * math.prod(self.shape[1:]) * array.itemsize)
         _fill(file, array, self.where)
-        if "bf" in self.dtype:  # the upper half of a float32
-            return (array.astype(np.uint32) << 16).view(np.float32)
-        return array
+        return numbers_of(array, self.dtype).reshape(array.shape)
 
     def blocks(self, file: Readable) -> Iterator[tuple[int, int, np.ndarray]]:
         """Yield (start, stop, rows) in blocks of `BLOCK_BYTES`."""
@@ -178,6 +176,14 @@ def _fill(file: Readable, array: np.ndarray, where: str) -> None:
         if not (count := file.readinto(rest)):
             raise WeightsError(f"{where}: the file ends in the middle of it.", code="E_TRUNCATED")
         rest = rest[count:]
+
+
+def numbers_of(contents: bytes | np.ndarray, dtype: str) -> np.ndarray:
+    """Return the numbers of bytes that are stored as `dtype`, bfloat16 as float32."""
+    if "bf" not in dtype:
+        return np.frombuffer(contents, dtype)
+    upper_halves = np.frombuffer(contents, dtype.replace("bf", "u"))
+    return (upper_halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def to_float32(array: np.ndarray, where: str) -> np.ndarray:

@@ -7,6 +7,7 @@ chooses: by default `.safetensors` has this package's names and `.pth` torchvisi
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from vggjax.atomic import atomic_write
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
 from vggjax.weights.compatibility import Check
-from vggjax.weights.digests import Digests, expected_sha256, file_digests
+from vggjax.weights.digests import CAFFE_IN_TORCH, Digests, expected_sha256, file_digests
 from vggjax.weights.hdf5.unpack import signature_start
 from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
@@ -93,8 +94,11 @@ class WeightFile:
 
     @functools.cached_property
     def info(self) -> FileInfo:
-        """What the file states about itself; no weight is read."""
-        return self._parsed.info
+        """What the file states about itself, or is known of its checksum; no weight is read."""
+        info = self._parsed.info
+        if info.preprocess_doubt and self.digests.sha256[:8] in CAFFE_IN_TORCH:
+            return dataclasses.replace(info, determined="caffe")
+        return info
 
     @functools.cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -93,10 +93,12 @@ class CheckedFile:
             raise WeightsError(f"{where} keeps its numbers in another file.", code="E_EXTERNAL")
         stored = dataset.id.get_type()
         dtype = next((name for name, kind in _FLOATS.items() if stored.equal(kind)), None)
+        if stored.get_class() == h5py.h5t.OPAQUE and stored.get_size() == 2:
+            dtype = "<bf2"  # as Keras stores bfloat16, which HDF5 does not know
         if dtype is None:
             stored_kind = _TYPES.get(stored.get_class(), "values of another type")
             raise WeightsError(
-                f"{where} holds {stored_kind}; expected float16, float32 or float64.",
+                f"{where} holds {stored_kind}; expected float16, bfloat16, float32 or float64.",
                 code="E_DTYPE",
             )
         space = dataset.id.get_space()

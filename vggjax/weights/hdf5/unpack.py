@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vggjax.errors import WeightsError
-from vggjax.weights.tensor_spans import Readable, Span, to_float32
+from vggjax.weights.tensor_spans import Readable, Span, numbers_of, to_float32
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -44,7 +44,7 @@ class ChunkedSpan(Span):
     def read(self, file: Readable) -> np.ndarray:
         """Read the array as finite float32; allocate the array and one chunk."""
         if self.inline:
-            numbers = np.frombuffer(bytes.fromhex(self.inline), self.dtype)
+            numbers = numbers_of(bytes.fromhex(self.inline), self.dtype)
             return to_float32(numbers.reshape(self.shape).copy(), self.where)
         array = np.empty(self.shape, np.float32)
         corners = itertools.product(
@@ -53,7 +53,7 @@ class ChunkedSpan(Span):
         for corner, (start, length, skipped) in zip(corners, self.pieces, strict=True):
             file.seek(start)
             contents = _unfiltered(file.read(length), self, skipped)
-            numbers = np.frombuffer(contents, self.dtype).reshape(self.chunk)
+            numbers = numbers_of(contents, self.dtype).reshape(self.chunk)
             part = array[tuple(slice(i, i + n) for i, n in zip(corner, self.chunk, strict=True))]
             with np.errstate(over="ignore"):  # to_float32 counts the infinite values
                 part[...] = numbers[tuple(map(slice, part.shape))]

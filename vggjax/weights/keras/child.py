@@ -20,6 +20,7 @@ from vggjax.weights.archive import member_start, open_archive
 from vggjax.weights.hdf5.read import CheckedFile, open_hdf5
 from vggjax.weights.hdf5.unpack import signature_start
 from vggjax.weights.keras.layers import find_layers, read_metadata, refuse_code
+from vggjax.weights.keras.pixels import find_preprocessing
 from vggjax.weights.keras.write import MEMBER
 from vggjax.weights.tensor_spans import Readable
 
@@ -56,8 +57,10 @@ class _Window(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
+def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool, bytes]]:
     """Yield a file of `kind` (see read.py), and whether its weights are compressed in an archive.
+
+    The third value is the configuration in an archive, empty for other files.
 
     The arrays' positions then count from the first byte of the weights.
     """
@@ -68,22 +71,23 @@ def open_keras(path: str, kind: str) -> Iterator[tuple[CheckedFile, bool]]:
             # hidden: versions of HDF5 differ in whether the address of a chunk counts it.
             source = _Window(disk, start=start, size=size_bytes - start) if start else path
             with open_hdf5(source, offset=start) as file:
-                yield file, False
+                yield file, False, b""
         return
     with open(path, "rb", buffering=0) as disk, open_archive(disk) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if MEMBER not in members:
             raise WeightsError(f"it is an archive without {MEMBER}.", code="E_ZIP")
+        configuration = b""
         if "config.json" in members:
             if (size := members["config.json"].file_size) > _MAX_CONFIGURATION_BYTES:
                 raise WeightsError(f"its config.json has {size:,} bytes.", code="E_BOMB")
-            refuse_code(archive.read("config.json"))
+            refuse_code(configuration := archive.read("config.json"))
         contents, offset = _weights_member(disk, archive, members[MEMBER])
         try:
             if signature_start(contents) != 0:
                 raise WeightsError("it is not an HDF5 file.", code="E_FORMAT")
             with open_hdf5(contents, offset=offset or 0) as file:
-                yield file, offset is None
+                yield file, offset is None, configuration
         except WeightsError as error:
             raise WeightsError(f"{MEMBER}: {error}", code=error.code) from None
 
@@ -138,16 +142,24 @@ def parse(path: str, kind: str) -> dict[str, Any]:
     `layers` maps layer -> parameter -> the fields of a `Span` or a `ChunkedSpan`.
     """
     try:
-        with open_keras(path, kind) as (file, compressed):
-            layout, layers, left_out = find_layers(file)
+        with open_keras(path, kind) as (file, compressed, configuration):
+            found = find_layers(file)
+            configuration = configuration or found.configuration
+            left_out = [
+                f"left out {printable(layer)}, which may have scaled the model's own pixels; how "
+                f"is not in this file: set `preprocess`"
+                for layer in found.scaling
+                if not configuration
+            ]
             return {
-                "layout": "archive" if kind == "keras" else layout,
+                "layout": "archive" if kind == "keras" else found.layout,
+                "preprocess": find_preprocessing(configuration),
                 "metadata": read_metadata(file.root),
                 "packed_bytes": file.root.id.get_filesize() if compressed else None,
-                "left_out": left_out,
+                "left_out": found.left_out + left_out,
                 "layers": {
                     layer: {param: dataclasses.asdict(span) for param, span in params.items()}
-                    for layer, params in layers.items()
+                    for layer, params in found.layers.items()
                 },
             }
     except (OSError, MemoryError, zlib.error) as error:

@@ -7,8 +7,9 @@ The content decides which layout it is:
 - `.weights.h5` (Keras 3): `/layers/conv2d/vars/0`, nested models inside `/layers/functional`, the
   layer's name in the attribute `name` of `vars`; without it, names.py derives the name.
 
-The optimizer's state and the counters of random layers are left out. No number is read, and no
-Keras model is rebuilt. This module runs in the process that keras/read.py starts.
+The optimizer's state and layers that a VGG does not have are left out; the latter are named. No
+weight is read, and no Keras model is rebuilt. This module runs in the process that keras/read.py
+starts.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import h5py
+import numpy as np
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.hdf5.read import CheckedFile, has_link, link_names, name_of, text, text_list
@@ -43,22 +46,42 @@ _LEGACY_PARAM = re.compile(rf"(?:.*_)?({'|'.join(KERAS_PARAMS)})(_\d+)?")
 _NOT_WEIGHTS = {"optimizer", "optimizer_weights", "seed_generator"}
 _EMPTY_GROUP = "top_level_model_weights"  # Keras writes it, and it belongs to no layer
 _MAX_DEPTH = 12
+_SCALING = re.compile(r"(rescaling|lambda|true_divide|tf\.math\.truediv)(_\d+)?")
 _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|__lambda__)"')
 
 
-def find_layers(file: CheckedFile) -> tuple[str, dict[str, dict[str, Span]], list[str]]:
-    """Return the layout's name, the arrays under the layer table's names, and what is left out."""
-    root, layout = file.root, "weights.h5"
+@dataclass(frozen=True)
+class KerasLayers:
+    """What a Keras file holds."""
+
+    layout: str
+    """The layout's name."""
+    layers: dict[str, dict[str, Span]]
+    """The arrays under the layer table's names."""
+    left_out: list[str]
+    """A line about each group of arrays that is not in `layers`."""
+    configuration: bytes = b""
+    """The configuration of a whole model, as JSON."""
+    scaling: tuple[str, ...] = ()
+    """Layers without weights that scale pixels, by numbers that only a configuration has."""
+
+
+def find_layers(file: CheckedFile) -> KerasLayers:
+    """Find the layers, and check where their arrays lie."""
+    root, layout, configuration = file.root, "weights.h5", b""
     left_out: list[str] = []
     if has_link(root, "model_weights"):
-        refuse_code(text(root, "model_config", default="", max_bytes=2**24).encode())
+        configuration = text(root, "model_config", default="", max_bytes=2**24).encode()
+        refuse_code(configuration)
         root, layout = file.get(root, "model_weights"), "whole model"
     if any(attribute in root.attrs for attribute in ("layer_names", "layer_names0")):
         layout = layout if layout == "whole model" else "legacy"
         layers = list(_legacy_layers(file, root, left_out))
     else:
-        layers = list(_v3_layers(file, root, depth=0))
-    if not layers:
+        layers = list(_v3_layers(file, root, left_out, depth=0))
+    scaling = tuple(layer.name for layer in layers if _SCALING.fullmatch(layer.name))
+    layers = [layer for layer in layers if layer.name not in scaling]
+    if not any(layer.params for layer in layers):
         raise WeightsError(
             "it contains no layer with weights in any layout of Keras: published, whole-model .h5, "
             ".weights.h5 or .keras.",
@@ -69,7 +92,8 @@ def find_layers(file: CheckedFile) -> tuple[str, dict[str, dict[str, Span]], lis
         raise WeightsError(
             f"it contains no convolution, only {listed}; expected a VGG.", code="E_ARCH"
         )
-    return layout, with_table_names(layers), left_out
+    weights, other_layers = with_table_names(layers)
+    return KerasLayers(layout, weights, left_out + other_layers, configuration, scaling)
 
 
 def read_metadata(root: h5py.File) -> dict[str, str]:
@@ -87,7 +111,8 @@ def refuse_code(configuration: bytes) -> None:
     if _LAMBDA.search(configuration):
         raise WeightsError(
             "the model has a Lambda layer, which is Python code inside the file; it was not run. "
-            "Save the weights alone: model.save_weights('w.weights.h5').",
+            "Save the weights alone, model.save_weights('w.weights.h5'), and set `preprocess` if "
+            "the Lambda scaled the pixels.",
             code="E_CODE",
         )
 
@@ -105,28 +130,38 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> 
         first = ", ".join(map(printable, unlisted[:3]))
         left_out.append(f"{len(unlisted)} unlisted in layer_names and left out: {first}")
     for group_name in group_names:
+        if _SCALING.fullmatch(group_name):
+            yield Layer(group_name, {})
         group = file.get(root, group_name)
         paths = [path for path in text_list(group, "weight_names") if "seed_generator" not in path]
         owners = {path.split("/")[-2] if "/" in path else group_name for path in paths}
         params_by_layer: dict[str, dict[str, Span]] = {}
+        foreign: dict[str, list[str]] = {}
         for path in paths:
             # One owner: the group's name is the layer's, and a scope may have renamed it in the
             # path. Several: the group is a nested model, and each path ends in LAYER/PARAM.
             layer = group_name if len(owners) == 1 else path.split("/")[-2]
-            match = _LEGACY_PARAM.fullmatch(path.split("/")[-1].partition(":")[0])
-            if not match:
+            name = path.split("/")[-1].partition(":")[0]
+            if match := _LEGACY_PARAM.fullmatch(name):
+                params = params_by_layer.setdefault(layer, {})
+                if (param := KERAS_PARAMS[match[1]]) in params:
+                    raise WeightsError(
+                        f"the layer {printable(layer)!r} has two parameters {param!r}.",
+                        code="E_DUPLICATE",
+                    )
+                params[param] = file.span(file.get(group, path), layer=layer)
+            elif TABLE_NAME.fullmatch(layer):
                 raise WeightsError(
                     f"{printable(path)!r} of layer {printable(layer)!r} is not a parameter of a "
                     f"VGG's layer ({', '.join(KERAS_PARAMS)}).",
                     code="E_UNEXPECTED",
                 )
-            params = params_by_layer.setdefault(layer, {})
-            if (param := KERAS_PARAMS[match[1]]) in params:
-                raise WeightsError(
-                    f"the layer {printable(layer)!r} has two parameters {param!r}.",
-                    code="E_DUPLICATE",
-                )
-            params[param] = file.span(file.get(group, path), layer=layer)
+            else:
+                foreign.setdefault(layer, []).append(path)
+        for layer, foreign_paths in foreign.items():
+            params_by_layer.pop(layer, None)
+            arrays = [file.get(group, path) for path in foreign_paths]
+            yield from _foreign_layer(layer, arrays, left_out)
         for layer, params in params_by_layer.items():
             expected = [param for param in PARAMS if param in params]
             # Keras itself goes by the order and ignores the names: both must agree.
@@ -139,7 +174,9 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> 
             yield _checked(Layer(layer, params))
 
 
-def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[Layer]:
+def _v3_layers(
+    file: CheckedFile, group: h5py.Group, left_out: list[str], *, depth: int
+) -> Iterator[Layer]:
     if depth > _MAX_DEPTH:
         raise WeightsError(
             f"its groups are nested more than {_MAX_DEPTH} deep at {name_of(group)}.",
@@ -152,11 +189,14 @@ def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[
         node = file.get(group, key)
         if not isinstance(node, h5py.Group):
             continue
+        if _SCALING.fullmatch(key):
+            yield Layer(key, {})
         if key == "vars":
             if len(node):
-                yield _v3_layer(file, text(node, "name", default=group.name.split("/")[-1]), node)
+                name = text(node, "name", default=group.name.split("/")[-1])
+                yield from _v3_layer(file, name, node, left_out)
             continue
-        for layer in _v3_layers(file, node, depth=depth + 1):
+        for layer in _v3_layers(file, node, left_out, depth=depth + 1):
             # Keras itself goes by these numbers and ignores the names: both must agree.
             if re.fullmatch(r"conv2d(_\d+)?", key) and TABLE_NAME.fullmatch(layer.name):
                 if previous is not None and layer_order(layer.name) < layer_order(previous):
@@ -169,17 +209,25 @@ def _v3_layers(file: CheckedFile, group: h5py.Group, *, depth: int) -> Iterator[
             yield layer
 
 
-def _v3_layer(file: CheckedFile, name: str, node: h5py.Group) -> Layer:
+def _v3_layer(
+    file: CheckedFile, name: str, node: h5py.Group, left_out: list[str]
+) -> Iterator[Layer]:
     numbers = sorted(link_names(node), key=natural_order)
-    if len(numbers) > len(BATCH_NORM) or numbers != [str(i) for i in range(len(numbers))]:
+    arrays = [file.get(node, number) for number in numbers]
+    is_numbered = numbers == [str(i) for i in range(len(numbers))]
+    ranks = [len(getattr(array, "shape", None) or ()) for array in arrays]
+    is_norm, has_kernel = ranks == [1, 1, 1, 1], bool(ranks) and max(ranks) > 1
+    if not TABLE_NAME.fullmatch(name) and is_numbered and not has_kernel and not is_norm:
+        yield from _foreign_layer(name, arrays, left_out)
+        return
+    if len(numbers) > len(BATCH_NORM) or not is_numbered:
         raise WeightsError(
             f"the layer {printable(name)!r} at {name_of(node)} has the arrays "
             f"{', '.join(map(printable, numbers[:6]))}; expected 0, 1 ..., at most four.",
             code="E_UNEXPECTED",
         )
-    spans = [file.span(file.get(node, number), layer=name) for number in numbers]
-    ranks = [span.ndim for span in spans]
-    if ranks == [1, 1, 1, 1]:
+    spans = [file.span(array, layer=name) for array in arrays]
+    if is_norm:
         params = dict(zip(BATCH_NORM, spans, strict=True))
     elif ranks[0] > 1 and ranks[1:] in ([], [1]):
         params = dict(zip(("kernel", "bias"), spans, strict=False))
@@ -189,7 +237,31 @@ def _v3_layer(file: CheckedFile, name: str, node: h5py.Group) -> Layer:
             f"{', '.join(str(span.shape) for span in spans)}, which no layer of a VGG has.",
             code="E_SHAPE",
         )
-    return _checked(Layer(name, params))
+    yield _checked(Layer(name, params))
+
+
+def _foreign_layer(name: str, arrays: list[h5py.Dataset], left_out: list[str]) -> Iterator[Layer]:
+    """Leave out a layer that no VGG has; yield it without arrays if the top may depend on it."""
+    is_random = all(getattr(array, "dtype", np.dtype("O")).kind in "iu" for array in arrays)
+    if name.startswith("normalization"):
+        left_out.append(
+            f"left out {printable(name)}, which scaled the model's own pixels"
+            f"{_statistics(arrays)}: set `preprocess`"
+        )
+    elif is_random:
+        left_out.append(f"left out {printable(name)}, the state of a random layer")
+    else:
+        yield Layer(name, {})
+
+
+def _statistics(arrays: list[h5py.Dataset]) -> str:
+    """Return the mean and the variance of a Normalization, if they are a few numbers."""
+    named = [
+        f"{label} {', '.join(f'{number:.4g}' for number in array[()].ravel().tolist())}"
+        for label, array in zip(("mean", "variance"), arrays, strict=False)
+        if isinstance(array, h5py.Dataset) and array.dtype.kind == "f" and 0 < array.size <= 4
+    ]
+    return f" ({', '.join(named)})" * bool(named)
 
 
 def _checked(layer: Layer) -> Layer:

@@ -54,7 +54,7 @@ def parse_keras(path: str | os.PathLike, kind: Kind) -> ParsedFile:
     size_bytes = os.stat(path).st_size if packed_bytes is None else packed_bytes
     spans = (span for params in layers.values() for span, _ in params.values())
     check_spans(spans, size_bytes=size_bytes)
-    info = FileInfo(f"Keras, {answer['layout']}", answer["metadata"])
+    info = FileInfo(f"Keras, {answer['layout']}", answer["metadata"], *answer["preprocess"])
     member = None if packed_bytes is None else MEMBER
     return ParsedFile(info, layers, answer["left_out"], member)
 
