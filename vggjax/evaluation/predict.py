@@ -103,7 +103,10 @@ class Classifier:
 
     def read(self, image: "str | os.PathLike[str] | Image") -> DecodedImage:
         """Decode a file, or what Pillow opened; raise `DataError` with nothing but the reason."""
-        return convert_image(image) if isinstance(image, Image) else read_image(image)
+        rendering = self.info.preprocessing.rendering
+        if isinstance(image, Image):
+            return convert_image(image, rendering)
+        return read_image(image, rendering)
 
     def stream(self, read: Callable[[int], DecodedImage], count: int) -> Iterator[np.ndarray | str]:
         """Yield the probabilities (C,) of images 0 to `count` - 1, or why one cannot be read.

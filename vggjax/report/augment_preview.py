@@ -18,6 +18,7 @@ from vggjax.data.augment.settings import Augmentation, describe, is_on
 from vggjax.data.images.preprocess import Preprocessing, resize_image
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
+from vggjax.data.sources.rendering import render_source
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.arch import MIN_SIZE_PX
@@ -60,7 +61,7 @@ def write_preview(
         if not low <= value <= high:
             raise ConfigError(f"`{name}` must be from {low} to {high}{unit}; got {value}.")
     preprocessing = Preprocessing(image_size=image_size)
-    source = open_source(dataset, data_dir=data_dir, options=options)
+    source, _ = render_source(open_source(dataset, data_dir=data_dir, options=options), options)
     _check_outside(path, source)
     indices, images = choose_images(source, preprocessing, rows=rows, seed=seed)
     draws = augmented_draws(images, indices, augmentation, seed=seed)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vggjax.data.augment.settings import describe
+from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.sources.options import DatasetOptions
 from vggjax.errors import flag_of, join_names, printable
 from vggjax.report.run_files import RunFiles
@@ -33,11 +34,12 @@ def describe_training(files: RunFiles) -> Facts:
     weights = short(config.weights) if config.pretrained else "none (random initialization)"
     if config.start_from:
         weights = f"the run {short(config.start_from)}"
+    rendering = Preprocessing.from_json(preprocessing).rendering
     facts = {
         "Network": f"{info['arch']}, head {info['head']}",
         "Initial weights": weights,
         "Input": f"{size}, {preprocessing['resize']}, {preprocessing['interpolation']}, "
-        f"'{preprocessing['mode']}' values",
+        f"'{preprocessing['mode']}' values{rendering.remark}",
         "Stages": "; ".join(describe_stages(files.rows)) or "not logged",
         "Optimizer": _describe_optimizer(config),
         "Augmentation": describe(config.augmentation),

@@ -338,7 +338,14 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
         """Preprocessing of the model's input."""
         auto = "caffe" if self.pretrained else "torch"
         mode = auto if self.preprocess == "auto" else self.preprocess
-        return Preprocessing(mode, self.image_size, self.resize, self.interpolation)
+        return Preprocessing(
+            mode,
+            self.image_size,
+            self.resize,
+            self.interpolation,
+            self.background,
+            (self.pixel_range[0], self.pixel_range[1]) if self.pixel_range else None,
+        )
 
     @property
     def augmentation(self) -> Augmentation:

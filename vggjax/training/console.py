@@ -49,7 +49,8 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         ("Task", _describe_task(run)),
         ("Class weights", _describe_class_weights(run)),
         ("Images", f"{preprocessing.image_size} px, {preprocessing.resize}, "
-                   f"{preprocessing.interpolation}, {_PIXEL_MODES[preprocessing.mode]}"),
+                   f"{preprocessing.interpolation}, {_PIXEL_MODES[preprocessing.mode]}"
+                   f"{preprocessing.rendering.remark}"),
         ("Augmentation", describe(config.augmentation)),
         ("Model", f"{config.model} + {run.model.head}, {printable(weights)}"),
         ("SHA-256", _describe_origin(run.info.provenance)),

@@ -13,12 +13,17 @@ import numpy as np
 
 from vggjax.atomic import write_text
 from vggjax.data.quality.duplicates import Duplicates
-from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, make_folds, splits_text
 from vggjax.errors import join_names, printable
 from vggjax.training.config import Config
-from vggjax.training.prepare import Progress, check_outside, group_duplicates, resolve
+from vggjax.training.prepare import (
+    Progress,
+    check_outside,
+    group_duplicates,
+    open_rendered,
+    resolve,
+)
 from vggjax.training.run_dir.folder import (
     check_data,
     describe_duplicates,
@@ -66,7 +71,7 @@ def prepare_cross_validation(
 ) -> CrossValidation:
     """Open the data, find the run folder and make the folds; write nothing."""
     config = resolve(config)
-    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
+    config, source = open_rendered(config)
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)

@@ -21,11 +21,12 @@ from flax import nnx
 
 from vggjax.data.loader import SplitLoader
 from vggjax.data.multilabel import binary_weights
-from vggjax.data.quality.duplicates import Duplicates, find_duplicates
+from vggjax.data.quality.duplicates import Duplicates, find_blank_fault, find_duplicates
 from vggjax.data.sources.open import open_source
+from vggjax.data.sources.rendering import render_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import balanced_weights, make_splits, parse_split, read_splits
-from vggjax.errors import ConfigError, VggjaxError, join_names, printable
+from vggjax.errors import ConfigError, DataError, VggjaxError, join_names, printable
 from vggjax.models.head import Head
 from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.network import Network
@@ -108,7 +109,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     config = resolve(config, weight_file)
     placement = Placement(config.parallel, num_devices=config.devices)
     placement.check_batch_size(config.batch_size)
-    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
+    config, source = open_rendered(config)
     multilabel = source.targets is not None
     head = Head.parse(config.head).for_classes(len(source.class_names), multilabel=multilabel)
     workdir = find_workdir(config)
@@ -203,6 +204,15 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
     return dataclasses.replace(config, **changes)
 
 
+def open_rendered(config: Config) -> tuple[Config, Source]:
+    """Open the data as the model will see it; return the settings with the pixel range found."""
+    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
+    if config.start_from:
+        return config, source.rendered(config.preprocessing.rendering)
+    source, rendering = render_source(source, config, num_threads=config.num_threads)
+    return dataclasses.replace(config, pixel_range=rendering.pixel_range or ()), source
+
+
 def check_outside(workdir: Path, source: Source) -> None:
     """Raise ConfigError if the run folder is inside the dataset, where it would be a class."""
     if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
@@ -236,7 +246,11 @@ def group_duplicates(
     if config.duplicates == "ignore":
         return None
     near, num_threads = config.duplicates == "near", config.num_threads
-    return find_duplicates(source, near=near, num_threads=num_threads, progress=progress)
+    duplicates = find_duplicates(source, near=near, num_threads=num_threads, progress=progress)
+    fault = find_blank_fault(duplicates)
+    if fault:
+        raise DataError(fault)
+    return duplicates
 
 
 def build_model(config: Config, head: Head, weight_file: WeightFile | None) -> Network:
@@ -303,6 +317,7 @@ def _start_settings(config: Config) -> dict[str, Any]:
     preprocessing = _read_start(folder).preprocessing
     changes: dict[str, Any] = {"start_from": str(folder.resolve())}
     for part, value in dataclasses.asdict(preprocessing).items():
+        value = () if value is None else value
         name = "preprocess" if part == "mode" else part
         received = getattr(config, name)
         if received not in (value, getattr(Config, name)):

@@ -48,6 +48,7 @@ MAX_SCANS = 100
 GRAY = "gray made RGB"
 TRANSPARENT = "transparency laid over {}"
 BLANK = "one color once transparency is laid over {}"
+BLANKS = tuple(BLANK.format(name) for name in ("white", "black", "gray"))
 REDUCED = "huge JPEG decoded at a fraction of its size"
 EXTRA_BANDS = "first three of more than four bands used"
 FIRST = "first of several frames used"
@@ -96,6 +97,14 @@ class Rendering(NamedTuple):
     """The color that transparency is laid over, by a name that Pillow knows."""
     pixel_range: tuple[float, float] | None = None
     """The numbers of black and white in images of more than 8 bits; None is their full range."""
+
+    @property
+    def remark(self) -> str:
+        """Return what is not the default, ", transparency over black" say, or nothing."""
+        text = "" if self.background == "white" else f", transparency over {self.background}"
+        if self.pixel_range is not None:
+            text += f", deep pixels from {self.pixel_range[0]} to {self.pixel_range[1]}"
+        return text
 
 
 DEFAULT_RENDERING = Rendering()

@@ -53,6 +53,8 @@ def to_8_bits(
 ) -> EightBits:
     """Scale an image for which `is_deep` holds, which `data` encodes.
 
+    Without data, the low byte of color is unknown.
+
     Raises:
         DataError: numbers without a known range.
     """
@@ -67,7 +69,8 @@ def to_8_bits(
     note = GRAY_16 if image.mode == "L" or "LA;16" in rawmode else COLOR_16
     if pixel_range is None or image.mode not in ("RGB", "RGBA") or "LA;16" in rawmode:
         return EightBits(image, None, note)  # Pillow has kept the high byte
-    high, low = np.asarray(image).astype(np.uint16), _low_byte(data)
+    high = np.asarray(image).astype(np.uint16)
+    low = _low_byte(data) if data else high
     numbers = high << 8 | low
     pixels = _scaled(numbers[..., :3], pixel_range)
     if image.mode == "RGBA":

@@ -80,6 +80,19 @@ def format_named(name: str) -> str | None:
     return next((name for name, endings in _ENDINGS.items() if ending in endings), None)
 
 
+def may_be_deep(path: str | os.PathLike[str] | None) -> bool:
+    """Return whether a file's name and first bytes allow more than 8 bits a channel."""
+    name = None if path is None else format_named(os.fspath(path))
+    if path is None or name not in ("PNG", "TIFF", "PPM", "DICOM"):
+        return False
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError:
+        return False
+    return start[24:25] == b"\x10" if _identify(start) == "PNG" else True
+
+
 def ending_of(format_name: str) -> str:
     """Return the most common ending of a format, with its dot."""
     return _ENDINGS[format_name][0]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggjax.data.images.decode import Rendering
 from vggjax.data.images.resize import FILTERS, Box, resize
 from vggjax.errors import ConfigError, unknown_name
 
@@ -42,6 +43,10 @@ class Preprocessing:
     image_size: int = 224
     resize: str = "squash"
     interpolation: str = "bilinear"
+    background: str = "white"
+    """What transparency is laid over."""
+    pixel_range: tuple[float, float] | None = None
+    """What becomes black and white in images of more than 8 bits; None is their full range."""
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, MODES)
@@ -53,18 +58,26 @@ class Preprocessing:
                 f"`image_size` must be a whole number of pixels above 0; got {size!r}."
             )
 
-    def to_json(self) -> dict[str, str | int]:
+    @property
+    def rendering(self) -> Rendering:
+        """How images are decoded for it."""
+        return Rendering(self.background, self.pixel_range)
+
+    def to_json(self) -> dict[str, Any]:
         """Return the fields by name, for `json.dump`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
-        """Restore what `to_json` returned.
+        """Restore what `to_json` returned; the rendering's fields may be missing.
 
         Raises:
             ConfigError: a missing, unknown or impossible field.
         """
         names = {field.name for field in dataclasses.fields(cls)}
+        fields = {"background": cls.background, "pixel_range": cls.pixel_range, **fields}
+        if fields["pixel_range"] is not None:
+            fields["pixel_range"] = tuple(fields["pixel_range"])
         if set(fields) != names:
             raise ConfigError(
                 f"The preprocessing must have the fields {', '.join(sorted(names))}; "

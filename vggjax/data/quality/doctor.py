@@ -4,17 +4,19 @@ What training would refuse with an error is a finding here. The table `KINDS` of
 which kinds of findings are problems. Cleaned copies are written by clean.py.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
 
-from vggjax.data.images.decode import FLAW
+from vggjax.data.images.decode import BLANKS, FLAW
 from vggjax.data.images.formats import format_named, format_of_file
-from vggjax.data.quality.duplicates import Duplicates, find_duplicates
+from vggjax.data.quality.duplicates import Duplicates, find_blank_fault, find_duplicates
 from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
+from vggjax.data.sources.rendering import render_source
 from vggjax.data.sources.source import Scan, Source
 from vggjax.data.splits.splits import (
     balanced_weights,
@@ -81,6 +83,9 @@ def examine(
         scan = Scan(source)
     else:
         scan = scan_source(dataset, data_dir=data_dir, options=options)
+        if scan.source is not None:
+            rendered, _ = render_source(scan.source, options, num_threads=num_threads)
+            scan = dataclasses.replace(scan, source=rendered)
     entries: _Entries = defaultdict(list)
     for kind, texts in (
         ("refused", scan.faults),
@@ -158,8 +163,9 @@ def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> N
     converted: dict[str, list[int]] = defaultdict(list)
     for i, notes in enumerate(duplicates.notes):
         for note in notes:
-            if note == FLAW:
-                entries["damaged"].append(Entry((i,), FLAW))
+            if note == FLAW or note in BLANKS:
+                kind = "damaged" if note == FLAW else "blank"
+                entries[kind].append(Entry((i,), note))
             else:
                 converted[note].append(i)
         path = source.path(i)
@@ -178,7 +184,9 @@ def _add_classes(
     """Add findings on the class sizes; return the balanced class weights, if it has one each."""
     names = source.class_names
     train = (source.splits or {}).get("train", np.arange(len(source)))
-    if not scan.faults:
+    if fault := find_blank_fault(duplicates):
+        entries["refused"].append(Entry(text=fault))
+    elif not scan.faults:
         try:
             splits = make_splits(source, groups=duplicates.groups)
         except DataError as error:

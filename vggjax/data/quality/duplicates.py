@@ -9,13 +9,14 @@ its images leak between splits as copies do.
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from vggjax.data.images.decode import BLANKS
 from vggjax.data.quality.similarity import (
     MAX_DISTANCE,
     THUMB_PX,
@@ -101,6 +102,19 @@ def find_duplicates(
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
     return Duplicates(groups, exact_groups, images.unreadable, images.sizes, images.notes)
+
+
+def find_blank_fault(duplicates: Duplicates) -> str | None:
+    """Return why training refuses a dataset of which most images are one color; None if not."""
+    counts = Counter(note for notes in duplicates.notes for note in notes if note in BLANKS)
+    for note, count in counts.items():
+        if 2 * count > len(duplicates.notes):
+            other = "white" if note.endswith("black") else "black"
+            return (
+                f"{count:,} of {len(duplicates.notes):,} images are {note}, as white drawings are "
+                f"over white. Give `background` {other}."
+            )
+    return None
 
 
 class _Images:

@@ -35,6 +35,9 @@ KINDS = {
     "truncated": Kind("problem", "Truncated images", "the end of the file is missing"),
     "corrupt": Kind("problem", "Corrupt images", "they cannot be decoded"),
     "damaged": Kind("problem", "Damaged images", "they decode, but to garbage from some row on"),
+    "blank": Kind(
+        "problem", "Images of one color", "drawings in the color of the `background`: give another"
+    ),
     "not_an_image": Kind("problem", "Not images", "other content with an image's extension"),
     "unsupported": Kind("problem", "Unsupported formats", "save them as JPEG or PNG"),
     "too_large": Kind("problem", "Too large to decode", "too many pixels, bytes or scans"),

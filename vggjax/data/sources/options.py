@@ -37,6 +37,11 @@ class DatasetOptions:
     group_pattern: str | None = setting(None, non_empty=True)
     """A regular expression for the file name without its extension, such as ^(\\w+?)_: images with
     the same first group stay in one split."""
+    background: Literal["white", "black", "gray"] = "white"
+    """The color that transparency is laid over; `black` for white drawings."""
+    pixel_range: tuple[float, ...] = setting(())
+    """LOW HIGH: what becomes black and white in images of more than 8 bits (16-bit, float, DICOM).
+    By default the set's own range, if 16 bits leave it fewer than 200 of 256 levels."""
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -45,6 +50,9 @@ class DatasetOptions:
             ConfigError: with the option, what it accepts and the value received.
         """
         check_settings(self)
+        ends = self.pixel_range
+        holds = not ends or (len(ends) == 2 and ends[0] < ends[1])
+        check(self, "pixel_range", holds, "two numbers, the lower one first, as in 0 4095")
         for name in ("label_pattern", "group_pattern"):
             _check_pattern(self, name)
         wanted = "left out unless `label_from` is name"
@@ -58,7 +66,8 @@ class DatasetOptions:
     def check_only(self, allowed: tuple[str, ...], dataset: str) -> None:
         """Raise ConfigError if an option is given that does not apply to this kind of dataset."""
         for field in dataclasses.fields(DatasetOptions):
-            if getattr(self, field.name) != field.default and field.name not in allowed:
+            given = getattr(self, field.name) != field.default
+            if given and field.name not in (*allowed, *_ANY_OPTIONS):
                 known = " and ".join(f"`{name}`" for name in allowed) or "none of these options"
                 raise ConfigError(
                     f"`{field.name}` does not apply to {dataset}, which takes {known}."
@@ -79,6 +88,9 @@ def _check_pattern(options: DatasetOptions, name: str) -> None:
     wanted = r"a regular expression with a group in parentheses, as in ^(\w+?)_"
     check(options, name, groups >= 1, wanted)
 
+
+_ANY_OPTIONS = ("background", "pixel_range")
+"""What applies to any dataset."""
 
 DEFAULT_OPTIONS = DatasetOptions()
 

@@ -4,6 +4,7 @@ Labels, names and splits are in memory; images are decoded one at a time on requ
 thread. Opening a dataset by its name is in open.py.
 """
 
+import dataclasses
 import hashlib
 import unicodedata
 from collections import defaultdict
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggjax.data.images.decode import DecodedImage, read_image
+from vggjax.data.images.decode import DecodedImage, Rendering, read_image
 from vggjax.data.multilabel import join_labels, number_combinations, stratification_labels
 from vggjax.errors import join_names, nearest_name
 
@@ -59,6 +60,15 @@ class Source:
     """Index -> its file; None if examples have no file each."""
     notes: tuple[str, ...] = ()
     """What the user should know before training, one sentence each; none is an error."""
+    read_as: Callable[[int, Rendering], DecodedImage] | None = None
+    """What `read` does, by another rendering; None where all images are 8-bit RGB."""
+
+    def rendered(self, rendering: Rendering, *notes: str) -> "Source":
+        """Return this dataset with its images decoded by `rendering`, and further notes."""
+        read, read_as = self.read, self.read_as
+        if read_as is not None:
+            read = lambda i: read_as(i, rendering)  # noqa: E731
+        return dataclasses.replace(self, read=read, notes=(*self.notes, *notes))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -178,6 +188,7 @@ def make_file_source(
         ids=ids,
         splits=splits,
         read=lambda i: read_image(locate(ids[i])),
+        read_as=lambda i, rendering: read_image(locate(ids[i]), rendering),
         fingerprint=fingerprint(
             class_names, ids, labels, splits, [file.size for file in files], targets
         ),

@@ -173,6 +173,8 @@ def load_run_result(workdir: str | os.PathLike[str], *, strict: bool = False) ->
     folds = bool(config.cross_validate)
     model, info = (None if folds else load(load_model)) or (None, None)
     source = load(open_training_data, config)
+    if source is not None and info is not None:
+        source = source.rendered(info.preprocessing.rendering)
     missing_data = "" if source else reasons[-1]
     splits = None if folds or source is None else load(_read_splits, source)
     counts = known_data_facts(workdir).get("duplicates", {})

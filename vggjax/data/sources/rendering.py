@@ -1,0 +1,90 @@
+"""Decode the images of a dataset as its options say, and find the range of 16-bit pixels.
+
+Scanners that save 16 bits and use 12 of them, or a window, leave 17 of 256 gray levels when all 16
+bits are scaled to 8. Such a set is scaled by its own range, which the model then keeps. The range
+is that of up to `MAX_IMAGES` training images, spread evenly, without a few outliers.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from vggjax.data.images.decode import Rendering
+from vggjax.data.images.formats import may_be_deep
+from vggjax.data.sources.source import Source
+from vggjax.errors import DataError
+
+MAX_IMAGES = 1000
+_FIRST_LOOK = 20
+"""Images that are decoded to see whether any has more than 8 bits."""
+
+MIN_LEVELS = 200
+"""Of 256: a set that uses as many is scaled by its full range."""
+
+
+class RenderingOptions(Protocol):
+    """The options that decide how images are decoded."""
+
+    @property
+    def background(self) -> str:
+        """The color that transparency is laid over."""
+
+    @property
+    def pixel_range(self) -> tuple[float, ...]:
+        """The numbers of black and white; empty if they are to be found."""
+
+
+def render_source(
+    source: Source, options: RenderingOptions, *, num_threads: int | None = None
+) -> tuple[Source, Rendering]:
+    """Return the dataset decoded as the options say, and the rendering with its range found.
+
+    If a range is found, one of the source's notes says so.
+    """
+    low_high = tuple(options.pixel_range)
+    rendering = Rendering(options.background, (low_high[0], low_high[1]) if low_high else None)
+    if low_high or source.read_as is None:
+        return source.rendered(rendering), rendering
+    extent = _find_extent(source, num_threads or os.cpu_count() or 1)
+    if extent is None:
+        return source.rendered(rendering), rendering
+    low, high = (int(end) if end == int(end) else end for end in extent)
+    scaled = "they are scaled by that range; `pixel_range` gives another"
+    if low < 0 or high > 65535:
+        note = f"Pixels from {low:,} to {high:,}: {scaled}."
+    else:
+        levels = round(high / 257) - round(low / 257) + 1
+        if levels >= MIN_LEVELS or low == high:
+            return source.rendered(rendering), rendering
+        note = f"The 16-bit pixels use {levels} of 256 levels: {low} to {high} of 65535; {scaled}."
+    rendering = rendering._replace(pixel_range=(low, high))
+    return source.rendered(rendering, note), rendering
+
+
+def _find_extent(source: Source, num_threads: int) -> tuple[float, float] | None:
+    """Return the lowest and highest number of the images of more than 8 bits, if there are any."""
+    train = (source.splits or {}).get("train", np.arange(len(source)))
+    indices = [i for i in _spread(train, MAX_IMAGES) if may_be_deep(source.path(i))]
+    # With any range, an image of more than 8 bits is decoded and tells its extent.
+    probe = source.rendered(Rendering(pixel_range=(0, 65535)))
+
+    def extent(i: int) -> tuple[float, float] | None:
+        try:
+            return probe.read(i).extent
+        except DataError:
+            return None
+
+    extents: list[tuple[float, float] | None] = []
+    with ThreadPoolExecutor(num_threads, "vggjax-range") as threads:
+        if any(threads.map(extent, _spread(indices, _FIRST_LOOK))):
+            extents = list(threads.map(extent, indices))
+    known = [pair for pair in extents if pair is not None]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+
+def _spread(indices: "np.ndarray | list[int]", count: int) -> list[int]:
+    """Return at most `count` of the indices, spread evenly."""
+    chosen = np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int))
+    return [int(indices[i]) for i in chosen]
