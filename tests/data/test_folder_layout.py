@@ -95,8 +95,10 @@ def test_classes_called_train_car_and_bus_stay_classes(tmp_path):
 def test_folders_without_images_beside_the_splits_are_skipped_and_copies_are_named(tmp_path):
     tree(tmp_path, {f"{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
     put(tmp_path, "devkit/readme.md", b"text")
+    tree(tmp_path, {"test-multiple_fruits": 3})
     source = open_source(str(tmp_path))
     assert "Skipped folders without images: 'devkit'." in source.notes
+    assert any("'test-multiple_fruits' has 3 images without" in note for note in source.notes)
     tree(tmp_path, {f"sets/{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
     with pytest.raises(DataError, match="'sets'. 'sets' has split folders itself. .*give one of"):
         open_source(str(tmp_path))
@@ -192,6 +194,45 @@ def test_views_that_all_classes_have_are_only_noted(tmp_path, names):
 def test_folders_that_some_classes_have_are_not_noted(tmp_path):
     tree(tmp_path, {"a/x": 2, "a/y": 2, "b/x": 2, "b/z": 2, "c": 2})
     assert scan_source(str(tmp_path)).observations == ()
+
+
+def observed(dataset: Path) -> list[tuple[str, str]]:
+    return [(seen.kind, seen.note) for seen in scan_source(str(dataset)).observations]
+
+
+def test_folds_given_as_classes_are_a_problem(tmp_path):
+    tree(tmp_path, {f"fold_{i}/{name}": 2 for i in (1, 2, 3) for name in "ab"})
+    ((kind, note),) = observed(tmp_path)
+    assert kind == "layout" and str(tmp_path / "fold_2") in note
+
+
+def test_a_dataset_or_a_copy_among_the_classes_is_a_problem(tmp_path):
+    tree(tmp_path / "parts", {f"data/data/{s}/{n}": 2 for s in ("train", "test") for n in "ab"})
+    tree(tmp_path / "parts", {"crops/a": 2, "crops/b": 2})
+    ((kind, note),) = observed(tmp_path / "parts")
+    assert kind == "layout"
+    assert f"'test', 'train': give '{tmp_path / 'parts' / 'data' / 'data'}'" in note
+    tree(tmp_path / "cells", {"ill": 2, "well": 2, "cells/ill": 2, "cells/well": 2})
+    ((kind, note),) = observed(tmp_path / "cells")
+    assert kind == "layout" and f"Move '{tmp_path / 'cells' / 'cells'}' away" in note
+
+
+def test_one_folder_of_images_beside_folders_of_lists_is_named_alone(tmp_path):
+    tree(tmp_path, {"set/images/a": 2, "set/images/b": 2})
+    put(tmp_path, "set/meta/train.txt", b"a/1")
+    for dataset in (tmp_path / "set", tmp_path):
+        with pytest.raises(DataError, match="only one class.*Did you mean") as error:
+            open_source(str(dataset))
+    assert "meta" not in str(error.value)
+    tree(tmp_path, {"isic/Task3_Input": 3})
+    put(tmp_path, "isic/Task3_Labels/Task3.csv", b"image,MEL\n")
+    with pytest.raises(DataError, match=r"'Task3_Labels' \(1 .csv\).*CSV has.*Task3.csv'"):
+        open_source(str(tmp_path / "isic"))
+
+
+def test_images_without_any_label_are_refused_with_both_ways_out(tmp_path):
+    with pytest.raises(DataError, match="CSV with the columns path,label, or set `label_from`"):
+        open_source(tree(tmp_path, {"jpg": 5}))
 
 
 def test_splits_inside_the_class_folders_are_a_problem(tmp_path):

@@ -23,10 +23,13 @@ from vggjax.data.images.formats import ENDINGS, format_of_content
 from vggjax.data.sources.layout import (
     UNLABELED,
     describe_level,
+    describe_nested,
     find_label_pattern,
     find_masks,
     find_split_folders,
     first_groups,
+    is_unlabeled,
+    names_a_split,
     says_nothing,
 )
 from vggjax.data.sources.listing import (
@@ -90,6 +93,7 @@ class _Scanner:
         self.others: list[str] = []
         self.hidden: list[str] = []
         self.passed_over: list[str] = []
+        self.imageless: list[str] = []
         self.split_folders: dict[str, str] = {}
         self.pattern = options.label_pattern
         self.notes: list[str] = []
@@ -107,6 +111,8 @@ class _Scanner:
             text = ", ".join(f"{name} is {folder!r}" for name, folder in self.split_folders.items())
             self.notes.append(f"Split folders: {text}. Give one alone to split it by `split`.")
         self._compare_splits(class_names)
+        if self.imageless:
+            self.notes.append(f"Skipped folders without images: {join_names(self.imageless)}.")
         self._observe_files()
         filled = {file.label for file in self.files}
         if len(filled) == 1 and not self.faults:
@@ -136,7 +142,10 @@ class _Scanner:
         others = [name for name in names if name not in splits]
         if others and not ("train" in words and len(splits) > 1):
             return []
-        self._refuse_others(others)
+        for name in others:  # test-multiple_fruits, without class folders
+            if names_a_split(name) and not list_subfolders(self.root / name):
+                splits[name] = UNLABELED
+        self._refuse_others([name for name in others if name not in splits])
         if len({*words}) < len(words):
             self.faults.append(
                 f"{printable(self.root)} has two folders for one split: {_quoted(splits)}."
@@ -153,8 +162,7 @@ class _Scanner:
     def _refuse_others(self, others: list[str]) -> None:
         """Refuse folders with images next to the split folders, and note those without any."""
         filled = [name for name in others if has_image(self.root / name)]
-        if rest := [name for name in others if name not in filled]:
-            self.notes.append(f"Skipped folders without images: {_quoted(rest)}.")
+        self.imageless += [repr(name) for name in others if name not in filled]
         if not filled:
             return
         copies = [name for name in filled if find_split_folders(list_folder(self.root / name)[0])]
@@ -178,19 +186,20 @@ class _Scanner:
                 )
 
     def _add_single_class(self, name: str) -> None:
-        top = self.root / PurePosixPath(self.files[0].id).parent
-        inside = self.root / name
-        # The top folder of an unpacked archive?
-        is_wrapper = inside.is_dir() and len(list_subfolders(inside)) > 1
-        suggestion = f" Did you mean {printable(inside)!r}?" if is_wrapper else ""
-        if not suggestion:
-            suggestion = self._suggest_labels(top, [file.id for file in self.files])
+        inside = self.root / name  # the top folder of an unpacked archive?
+        while inside.is_dir() and len(folders := list_subfolders(inside)) == 1:
+            inside /= folders[0]
+        if inside.is_dir() and len(list_subfolders(inside)) > 1:
+            suggestion = f" Did you mean {printable(inside)!r}?"
+        else:
+            suggestion = self._suggest_labels([file.id for file in self.files])
+        rest = f" (without images: {join_names(self.imageless)})" if self.imageless else ""
         self.faults.append(
-            f"{printable(self.root)} has only one class, {name!r}; training needs at least 2."
-            f"{suggestion} {_LAYOUT}"
+            f"{printable(self.root)} has only one class, {name!r}{rest}; training needs at least "
+            f"2.{suggestion} {_LAYOUT}"
         )
 
-    def _suggest_labels(self, top: Path, images: list[str]) -> str:
+    def _suggest_labels(self, images: list[str]) -> str:
         """Return where the labels of images without class folders may be: their names, a CSV."""
         suggestion = ""
         if found := find_label_pattern(images):
@@ -198,18 +207,21 @@ class _Scanner:
             suggestion = (
                 f" The file names give {len(found[1])} classes ({text}): set `label_from` to name."
             )
-        folders = [path for path in (top, top.parent) if path.is_relative_to(self.root)]
-        folders += [self.root.parent] if find_split_folders([self.root.name]) else [self.root]
+        files = [self.root / name for name in self.others]
+        if find_split_folders([self.root.name]):
+            files += [self.root.parent / name for name in list_folder(self.root.parent)[1]]
         tables = [
-            folder / name
-            for folder in dict.fromkeys(folders)
-            for name in list_folder(folder)[1]
-            if name.lower().endswith(_TABLES)
+            repr(printable(path))
+            for path in files
+            if path.name.lower().endswith(_TABLES) and not is_unlabeled(path.stem)
         ]
         if tables:
-            names = join_names((repr(printable(path)) for path in tables), most=3)
+            names = join_names(dict.fromkeys(tables), most=3)
             suggestion += f" If a CSV has their labels, give it as `dataset`: {names}."
-        return suggestion
+        return suggestion or (
+            " To give each image its label, write a CSV with the columns path,label, or set "
+            "`label_from` to name and `label_pattern` to where the label is in the file name."
+        )
 
     def _scan_classes(self, folder: str, split: str, train: list[str]) -> list[str]:
         """Collect the images of all class folders in a folder; return the classes' names."""
@@ -224,7 +236,7 @@ class _Scanner:
             self.loose += images
         else:
             content = "images but no class folders" if images else "no class folders"
-            hint = self._suggest_labels(top, images) if images else ""
+            hint = self._suggest_labels(images) if images else ""
             self.faults.append(f"{printable(top)} has {content}.{hint} {_LAYOUT}")
         others = {name: self._scan_class(below, name, split) for name in names}
         filled = {file.label for file in self.files if file.split == split}
@@ -232,7 +244,7 @@ class _Scanner:
             self.empty += [_join(below, name) for name in empty]
             self._refuse_empty(top, {name: others[name] for name in empty}, filled)
         elif split in ("", "train"):
-            self._observe_level(below, names, split)
+            self._observe_level(below, split)
         return names
 
     def _enter(self, folder: str, split: str, train: list[str]) -> str:
@@ -315,18 +327,23 @@ class _Scanner:
 
     def _refuse_empty(self, top: Path, others: dict[str, list[str]], filled: set[str]) -> None:
         """Refuse class folders without images; `others` are the other files in each."""
-        if len(filled) == 1:
-            (name,) = filled
-            if says_nothing(name) or len(list_subfolders(top / name)) > 1:
-                self.notes.append(f"Skipped folders without images: {_quoted(others)}.")
-                return  # it holds the images of all classes
         descriptions = [
             f"{name!r}" + (f" ({describe_endings(self.root, files)})" if files else "")
             for name, files in others.items()
         ]
+        has_others = any(others.values())
+        has_pictures = any(path in self.passed_over for files in others.values() for path in files)
+        if len(filled) == 1:
+            (name,) = filled
+            is_all = says_nothing(name) or len(list_subfolders(top / name)) > 1
+            if is_all or (has_others and not has_pictures):
+                self.imageless += descriptions
+                return  # one folder holds the images of all classes, the others lists of them
         way_out = "Fill or delete them."
-        if any(others.values()):
-            way_out = "Save their images as JPEG or PNG, or move these folders away."
+        if has_others:
+            way_out = "Move them away if they are no classes."
+        if has_pictures:
+            way_out = "Save their images as JPEG or PNG."
         self.faults.append(
             f"{printable(top)} has class folders without images: "
             f"{join_names(descriptions, most=10)}. {way_out} Images are {' '.join(ENDINGS)}."
@@ -343,36 +360,36 @@ class _Scanner:
         )
         tables = [name for name in others if name.lower().endswith((*_TABLES, ".txt"))]
         if tables:
-            text += (
-                f". Do {_quoted(tables)} hold their labels? Then give a CSV with path,label,split"
-            )
+            text += f". If {_quoted(tables)} has their labels, give a CSV with path,label,split"
         self.observations.append(Observation("unlabeled", f"{text}."))
 
-    def _observe_level(self, below: str, names: list[str], split: str) -> None:
+    def _observe_level(self, below: str, split: str) -> None:
         """Note folders that all classes have, and images that are masks of others."""
         start = len(_join(below, ""))
         paths = defaultdict(list)
         for file in self.files:
             if file.split == split:
                 paths[file.label].append(file.id[start + len(file.label) + 1 :])
-        if found := describe_level(str(self.root / below), paths):
+        if len(paths) < 2:
+            return
+        top = self.root / below
+        if found := describe_nested(str(top), paths) or describe_level(str(top), paths):
             is_likely, text = found
             self.observations.append(Observation("layout" if is_likely else "note", text))
         masks = find_masks(f"{name}/{path}" for name in paths for path in paths[name])
         if not masks:
             return
         counts = Counter(name.split("/")[0] for name in masks)
-        text = join_names(
-            (f"{n:,} of {len(paths[x]):,} in {x!r}" for x, n in counts.items()), most=3
-        )
+        texts = (f"{n:,} of {len(paths[x]):,} in {x!r}" for x, n in counts.items())
         note = (
-            f"Images that are masks of others by their names: {text}, such as "
+            f"Images that are masks of others by their names: {join_names(texts, most=3)}, such as "
             f"{_join(below, masks[0])!r}."
         )
         rest = [name for name in paths if counts[name] < len(paths[name])]
         if len(rest) == 1:
-            top = self.root / below / rest[0]
-            note += f" Give {printable(top)!r} alone.{self._suggest_labels(top, paths[rest[0]])}"
+            note += (
+                f" Give '{printable(top / rest[0])}' alone.{self._suggest_labels(paths[rest[0]])}"
+            )
         else:
             note += " Move them out of the dataset."
         self.observations.append(Observation("masks", note))

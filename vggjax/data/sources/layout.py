@@ -75,10 +75,43 @@ def find_label_pattern(paths: Sequence[str]) -> tuple[str, dict[str, int]] | Non
     return None
 
 
+def names_a_split(name: str) -> bool:
+    """Return whether a word of a folder's name is a split's, or for images without labels."""
+    return bool({*_words(name)} & (SPLIT_WORDS.keys() | _UNLABELED_WORDS))
+
+
+def is_unlabeled(name: str) -> bool:
+    """Return whether a name is of images without labels, or of a submission."""
+    return bool({*_words(name)} & _UNLABELED_WORDS)
+
+
 def first_groups(pattern: str, paths: Iterable[str]) -> list[str]:
     """Return the first group of `pattern` in each file's name without extension; "" for none."""
     matches = [re.search(pattern, PurePosixPath(path).stem) for path in paths]
     return [(match[1] or "") if match else "" for match in matches]
+
+
+def describe_nested(top: str, paths: Mapping[str, Sequence[str]]) -> tuple[bool, str] | None:
+    """Describe a class that is a dataset itself, or a copy of this one; as `describe_level`."""
+    for name, inner in paths.items():
+        parts = [path.split("/")[:-1] for path in inner]
+        for depth in count():
+            folders = {path[depth] for path in parts if len(path) > depth}
+            where = "/".join([*filter(None, [top]), name, *parts[0][:depth]])
+            splits = find_split_folders(folders)
+            has_classes = any(path[depth] in splits for path in parts if len(path) > depth + 1)
+            if "train" in splits.values() and len(splits) > 1 and has_classes:
+                names = join_names(map(repr, sorted(splits)))
+                return True, f"Class {name!r} is a dataset itself, with {names}: give {where!r}?"
+            if len(copied := sorted(folders & paths.keys())) > 1:
+                names = join_names(map(repr, copied), most=3)
+                return True, (
+                    f"Class {name!r} has folders named like other classes, {names}: is it a copy "
+                    f"of the dataset? Move {where!r} away."
+                )
+            if len(folders) != 1:
+                break
+    return None
 
 
 def describe_level(top: str, paths: Mapping[str, Sequence[str]]) -> tuple[bool, str] | None:
@@ -111,7 +144,7 @@ def describe_level(top: str, paths: Mapping[str, Sequence[str]]) -> tuple[bool, 
         "/".join([*filter(None, [top]), name, *inner[0][:depth]]) for name, inner in parts.items()
     ]
     # Of two folders, or numbered ones, each is rather a camera, a side or a day.
-    is_likely = len(shared) > 2 and len({re.sub(r"[\W\d_]", "", name) for name in shared}) > 1
+    is_likely = not _are_numbered(shared) and (len(shared) > 2 or _are_numbered(parts))
     return is_likely, (
         f"Each class folder has the folders {names}: is the dataset one level too high? If these "
         f"are the classes, give one of {join_names(map(repr, sorted(tops)), most=3)}."
@@ -148,6 +181,11 @@ def flat_names(classes: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
         if any(other != name and len(mine & stems[other]) >= 0.9 * len(mine) for other in stems):
             alike[name] = mine
     return alike
+
+
+def _are_numbered(names: Iterable[str]) -> bool:
+    """Return whether names differ in numbers only: `fold_1` and `fold_2`."""
+    return len({re.sub(r"[\W\d_]", "", name) for name in names}) == 1
 
 
 def says_nothing(name: str) -> bool:
