@@ -325,6 +325,14 @@ def test_official_splits_that_divide_patients_are_a_problem(tmp_path):
         assert entry.text.startswith("20 of 20") and "several splits of the dataset" in entry.text
 
 
+def test_a_folders_own_splits_may_divide_the_groups_of_a_pattern(tmp_path):
+    names = [f"{s}/{c}/p{p}_{s}.png" for s in ("train", "test") for c in "ab" for p in range(4)]
+    put_flat(tmp_path, *names)
+    found = open_source(str(tmp_path), options=DatasetOptions(group_pattern="^(p.)_"))
+    (note,) = group_notes(found, make_splits(found, seed=1))
+    assert note.startswith("4 of 4 groups have images in several splits of the dataset")
+
+
 def test_columns_that_hold_no_groups_are_not_offered(tmp_path):
     put_flat(tmp_path, *(f"{i}.png" for i in range(30)))
     header = ("path", "label", "group", "site", "case", "video")
@@ -332,3 +340,20 @@ def test_columns_that_hold_no_groups_are_not_offered(tmp_path):
     found = open_source(write(tmp_path / "m.csv", header, *rows))
     assert found.possible_groups is None and group_notes(found, make_splits(found)) == []
     assert group_notes(source([6, 6]), make_splits(source([6, 6]))) == []
+
+
+def test_a_column_of_split_words_is_pointed_out_and_not_used(tmp_path):
+    put_flat(tmp_path, *(f"{i}.png" for i in range(12)))
+    rows = [(f"{i}.png", "ab"[i % 2], ("train", "Valid", "test")[i % 3]) for i in range(12)]
+    found = open_source(write(tmp_path / "m.csv", ("path", "label", "data set"), *rows))
+    assert found.splits is None
+    assert any(
+        "'data set' holds Valid, test, train: rename it to 'split'" in n for n in found.notes
+    )
+
+
+def test_a_first_line_that_could_be_a_file_stays_the_names(tmp_path):
+    put_flat(tmp_path, "leaf.png", *(f"{i}.png" for i in range(6)))
+    rows = [(f"{i}.png", "ab"[i % 2]) for i in range(6)]
+    found = open_source(write(tmp_path / "m.csv", ("leaf", "state"), *rows))
+    assert len(found) == 6 and any("'leaf'" in note for note in found.notes)

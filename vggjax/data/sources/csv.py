@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vggjax.data.images.formats import ENDINGS
 from vggjax.data.sources.csv_files import FileFinder
 from vggjax.data.sources.csv_labels import (
     describe_combinations,
@@ -141,9 +142,11 @@ class _Scanner:
     def _drop_header(self) -> None:
         """Take the first line as a row if it has no names but names a file."""
         table = self._table
-        if any(table.named(role) for role in ("path", "label", "split")):
+        if self._finder.exact or any(table.named(role) for role in ("path", "label", "split")):
             return
-        if not self._finder.exact and self._finder.count(table.columns):
+        recurs = any(name in table.cells(name) for name in {*table.columns})
+        is_file = any(name.lower().endswith(ENDINGS) for name in table.columns)
+        if (recurs or is_file) and self._finder.count(table.columns):
             self._table = table.without_header()
             columns = join_names(map(repr, self._table.columns), most=10)
             self._notes.append(f"The first line holds an image and no names; columns: {columns}.")
@@ -175,6 +178,15 @@ class _Scanner:
         used = {path_column, *labels.names, *splits, options.group_column and self._group_column}
         if unused := [name for name in table.described() if name not in used]:
             self._notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
+        if not splits:
+            self._notes += [
+                f"The column {name!r} holds {join_names(sorted({*table.cells(name)}))}: rename it "
+                f"to 'split' to use these splits."
+                for name in unused
+                if {"train"}
+                < {SPLIT_WORDS.get(cell.lower()) for cell in table.cells(name)}
+                <= {*SPLIT_WORDS.values()}
+            ]
         words = [cell.strip().lower() for cell in table.cells(splits[0])] if splits else []
         groups = table.cells(self._group_column) if self._group_column else []
         blank = [""] * len(table.rows)

@@ -64,8 +64,9 @@ def find_label_columns(table: Table, path: str, options: DatasetOptions) -> Labe
     named = [name for name in table.named("label") if name != path]
     if [name.lower() for name in named] == ["label"]:
         return LabelColumns((named[0],), "")
-    taken = {path, options.group_column, *table.named("split")}
-    others = [name for name in table.described() if name not in taken]
+    group = (options.group_column or "").lower()
+    taken = {path, *table.named("split")}
+    others = [c for c in table.described() if c not in taken and c.lower() != group]
     likely = [name for name in others if not is_group_name(name)] or others
     flags = [name for name in likely if _is_flag(table.cells(name))]
     if len(flags) > 1 and not named:

@@ -176,13 +176,12 @@ def group_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     broken = np.unique(groups[is_used & (split_of != first[groups])])
     if not len(broken):
         return []
-    total = f"{len(broken):,} of {(sizes > 1).sum():,}"
-    if not column:
-        return [f"{total} groups have images in several splits of the dataset, which are kept."]
-    note = f"{total} values of the column {column!r} have images in several splits"
+    what = f"values of the column {column!r}" if column else "groups"
+    note = f"{len(broken):,} of {(sizes > 1).sum():,} {what} have images in several splits"
     if source.splits:
-        return [f"{note} of the dataset, which are kept: metrics may be too good."]
-    return [f"{note}: set `group_column` {column} to keep them in one."]
+        note += " of the dataset, which are kept: metrics may be too good"
+    hint = f" Set `group_column` {column} to keep them in one." if column else ""
+    return [f"{note}.{hint}"]
 
 
 def small_val_notes(splits: dict[str, np.ndarray]) -> list[str]:
