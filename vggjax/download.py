@@ -84,7 +84,9 @@ def download(
             _fetch_all(file, part, progress or (lambda done, total: None))
             if problem := file.problem(part):
                 part.unlink()
-                raise DownloadError(f"the download is damaged and was removed: {problem}")
+                raise DownloadError(
+                    f"what arrived is not the published file and was removed: {problem}"
+                )
             os.replace(part, target)
     except DownloadError:
         raise
@@ -129,9 +131,9 @@ def byte_bar(title: str) -> Iterator[MoveBar]:
     task = bar.add_task(title, total=None)
 
     def move(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
         if not bar.live.is_started:
             shown.enter_context(bar)
-        bar.update(task, completed=done, total=total)
 
     with contextlib.ExitStack() as shown:
         yield move
