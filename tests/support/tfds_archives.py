@@ -99,6 +99,12 @@ def jpeg(seed: int, *, size: tuple[int, int] = (20, 30)) -> bytes:
     return file.getvalue()
 
 
+def with_comment(jpeg: bytes, length: int) -> bytes:
+    """Return a JPEG file with a comment of `length` bytes before its JFIF header."""
+    comment = b"\xff\xfe" + (length + 2).to_bytes(2, "big") + b" " * length
+    return jpeg[:2] + comment + jpeg[2:]
+
+
 def tar_gz(files: dict[str, bytes]) -> bytes:
     """Return an archive; the same files make the same bytes at any time."""
     archive = io.BytesIO()
@@ -187,9 +193,12 @@ def cats_vs_dogs(*, each: int = 6) -> dict[str, bytes]:
         file.writestr("PetImages/Cat/Thumbs.db", "no image")
         for k, name in enumerate(("Cat", "Dog")):
             for i in range(each):
-                file.writestr(f"PetImages/{name}/{i}.jpg", jpeg(10 * k + i))
-        for i in range(CATS_VS_DOGS_CORRUPT):
+                # tfds looks for JFIF in the first 512 bytes, where EXIF data may precede it.
+                comment = 100 * i % 400
+                file.writestr(f"PetImages/{name}/{i}.jpg", with_comment(jpeg(10 * k + i), comment))
+        for i in range(CATS_VS_DOGS_CORRUPT - 1):
             file.writestr(f"PetImages/Dog/{each + i}.jpg", b"no image at all")
+        file.writestr("PetImages/Cat/9999.jpg", with_comment(jpeg(99), 600))
     return {"kagglecatsanddogs_5340.zip": archive.getvalue()}
 
 
