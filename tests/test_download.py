@@ -1,11 +1,11 @@
 """Downloads: resumed, verified, shared between processes, and never half there."""
 
 import hashlib
-import resource
 import threading
 
 import pytest
 from support.file_server import serve
+from support.full_disk import file_size_limit
 
 from vggjax import download as module
 from vggjax.download import DownloadError, RemoteFile, download
@@ -82,14 +82,8 @@ def test_a_complete_part_is_used_without_asking_for_it(server, tmp_path):
 
 
 def test_a_write_that_fails_keeps_what_arrived(server, tmp_path):
-    """The limit of a file's size stands in for a full disk: the system refuses the write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
-    try:
-        with pytest.raises(DownloadError, match="File too large"):
-            download(remote(server), tmp_path / "a.tgz")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(300_000), pytest.raises(DownloadError, match="File too large"):
+        download(remote(server), tmp_path / "a.tgz")
     assert names(tmp_path) == [".a.tgz.part"]
     download(remote(server), tmp_path / "a.tgz")
     assert (tmp_path / "a.tgz").read_bytes() == CONTENT
