@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.scenes import put, put_flat, scene
 
@@ -256,6 +257,15 @@ def test_masks_among_the_images_are_a_problem(tmp_path):
         put_flat(tmp_path, *(f"{label}/{name}{end}.png" for name in names for end in ("", "_mask")))
     (seen,) = scan_source(str(tmp_path)).observations
     assert seen.kind == "masks" and "4 of 8 in 'benign', 4 of 8 in 'normal'" in seen.note
+
+
+def test_a_class_of_few_colors_with_the_names_of_another_may_be_its_masks(tmp_path):
+    for i in range(3):
+        put(tmp_path, f"photos/{i}.png", scene(i, 40))
+        put(tmp_path, f"regions/{i}.png", (scene(i, 40)[..., 0] > 128).astype(np.uint8))
+        put(tmp_path, f"drawings/{i}x.png", (scene(i + 9, 40)[..., 0] > 128).astype(np.uint8))
+    (entry,) = examine(str(tmp_path)).of("masks")
+    assert "3 of 3 images of class 'regions' are named like one of class 'photos'" in entry.text
 
 
 @pytest.mark.parametrize("names", [("cat", "dog"), ("mask", "no_mask"), ("with_mask", "face")])

@@ -7,6 +7,8 @@ which kinds of findings are problems. Cleaned copies are written by clean.py.
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import permutations
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -31,6 +33,9 @@ MIN_SIDE_PX = 32
 MAX_ASPECT = 4.0
 IMBALANCE, UNEVEN = 10.0, 3.0
 """Ratios of the largest class to the smallest."""
+
+MASK_VALUES, MAX_MASK_CLASSES = 8, 20
+"""The colors of a mask, and up to how many classes are compared."""
 
 MAX_UNREADABLE = 0.05
 """The fraction that training tolerates by default."""
@@ -102,6 +107,7 @@ def examine(
         _add_duplicates(entries, source, duplicates)
         _add_sizes(entries, duplicates)
         _add_formats(entries, source, duplicates)
+        _add_masks(entries, source)
         weights = _add_classes(entries, scan, source, duplicates)
         listed = {seen.note for seen in scan.observations}
         entries["note"] += [Entry(text=note) for note in source.notes if note not in listed]
@@ -176,6 +182,40 @@ def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> N
             entries["misnamed"].append(Entry((i,), f"is {actual}"))
     for note, images in sorted(converted.items()):
         entries["adapted"].append(Entry(tuple(images), note, len(images)))
+
+
+def _add_masks(entries: _Entries, source: Source) -> None:
+    """Add a class of few gray values whose files are named like those of another class."""
+    num_classes = len(source.class_names)
+    if entries["masks"] or num_classes > MAX_MASK_CLASSES or source.targets is not None:
+        return
+    stems: list[set[str]] = [set() for _ in range(num_classes)]
+    for label, image_id in zip(source.labels.tolist(), source.ids, strict=True):
+        stems[label].add(PurePosixPath(image_id).stem)
+    for label, other in permutations(range(num_classes), 2):
+        shared = len(stems[label] & stems[other])
+        if shared < 2 or shared < 0.9 * len(stems[label]):
+            continue
+        if _has_few_values(source, label) and not _has_few_values(source, other):
+            name, image = source.class_names[label], source.class_names[other]
+            text = (
+                f"{shared:,} of {len(stems[label]):,} images of class {name!r} are named like one "
+                f"of class {image!r} and have at most {MASK_VALUES} colors: are they its masks?"
+            )
+            entries["masks"].append(Entry(text=text))
+            return
+
+
+def _has_few_values(source: Source, label: int) -> bool:
+    """Return whether the first images of a class have two to `MASK_VALUES` colors each."""
+    for i in np.flatnonzero(source.labels == label)[:3].tolist():
+        try:
+            colors = np.unique(source.read(i).pixels.reshape(-1, 3), axis=0)
+        except DataError:
+            return False
+        if not 2 <= len(colors) <= MASK_VALUES:
+            return False
+    return True
 
 
 def _add_classes(

@@ -4,7 +4,7 @@ Nothing here opens a file or lists a folder. What is only likely is worded as a 
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import PurePosixPath
@@ -35,7 +35,7 @@ _MASK_WORDS = {
 _MASK_STEM = re.compile(
     r"(?P<image>.*?)[ _.-]*(?:mask|seg|segmentation|gt|trimap|matte|annotation)s?[\W_\d]*"
 )
-_LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif")
+_LOSSLESS = ("png", "bmp", "tif", "tiff", "gif")
 """The formats of masks: JPEG would change their values."""
 
 NAME_PATTERNS = (r"^(.*?[^\W\d_])[\W\d_]*$", r"^[\W\d_]*([^\W\d_].*)$")
@@ -155,32 +155,20 @@ def find_masks(paths: Iterable[str]) -> list[str]:
     """Return the images that are named as another image's mask: `x_mask.png`, `masks/x.png`."""
     candidates: list[tuple[str, str]] = []
     stems = set()
-    folders: dict[str, bool] = {}
+    in_masks: dict[str, bool] = {}
     for path in paths:
-        pure = PurePosixPath(path)
-        folder, stem = str(pure.parent), pure.stem.lower()
-        if folder not in folders:
-            words = {word for part in pure.parent.parts for word in _words(part)}
-            folders[folder] = bool(words & _MASK_WORDS)
-        match = _MASK_STEM.fullmatch(stem)
-        if match and match["image"]:
+        folder, _, name = path.lower().rpartition("/")
+        stem, _, ending = name.rpartition(".")
+        if folder not in in_masks:
+            in_masks[folder] = bool({*_words(path.rpartition("/")[0])} & _MASK_WORDS)
+        if (match := _MASK_STEM.fullmatch(stem)) and match["image"]:
             candidates.append((path, match["image"]))
-        elif folders[folder] and path.lower().endswith(_LOSSLESS):
+        elif in_masks[folder] and ending in _LOSSLESS:
             candidates.append((path, stem))
         else:
             stems.add(stem)
     masks = [path for path, stem in candidates if stem in stems]
     return masks if len(masks) > 1 else []
-
-
-def flat_names(classes: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
-    """Return class -> file names without extension, for classes of which another has the same."""
-    stems = {name: {PurePosixPath(path).stem for path in paths} for name, paths in classes.items()}
-    alike = defaultdict(set)
-    for name, mine in stems.items():
-        if any(other != name and len(mine & stems[other]) >= 0.9 * len(mine) for other in stems):
-            alike[name] = mine
-    return alike
 
 
 def _are_numbered(names: Iterable[str]) -> bool:
