@@ -190,6 +190,32 @@ def test_flags_of_several_labels_are_refused_as_classes(tmp_path):
         open_source(path, options=DatasetOptions(label_column=ANIMALS))
 
 
+def test_minus_one_and_empty_cells_count_as_0_and_other_cells_are_refused(tmp_path):
+    put_flat(tmp_path, *(f"{i}.jpg" for i in range(4)))
+    rows = [("0", 1, 1, 1), ("1", -1, "", -1), ("2", 1, 1, 0), ("3", -1, "", 1)]
+    path = write(tmp_path / "m.csv", ("image_id", "Bald", "Smiling", "Edema"), *rows)
+    options = DatasetOptions(task="multilabel", label_column=("Bald", "Smiling"))
+    found = open_source(path, options=options)
+    assert found.targets.astype(int).tolist() == [[1, 1], [0, 0], [1, 1], [0, 0]]
+    assert "As a label, '', '-1' counts as 0." in found.notes
+    options = DatasetOptions(task="multilabel", label_column=("Bald", "Edema"))
+    with pytest.raises(DataError, match="'Edema' of .* has '-1' in line 3. Replace it by 0 or 1"):
+        open_source(path, options=options)
+
+
+def test_a_hospitals_table_is_read_by_the_words_of_its_columns(tmp_path):
+    names = [f"images_00{i % 3}/images/{i:08}_000.png" for i in range(90)]
+    put_flat(tmp_path, *names)
+    header = ("Image Index", "Finding Labels", "Patient ID", "View", "Spacing[x", "y]")
+    labels = ("No Finding", "Mass", "Edema", "Mass|Edema", "Edema|Hernia", "Hernia|Mass", "Hernia")
+    rows = [(n[-16:], labels[i % 7], i // 3, "PA", 0.1, 0.1) for i, n in enumerate(names)]
+    path = write(tmp_path / "Data_Entry.csv", header, *rows)
+    options = DatasetOptions(task="multilabel")
+    found = open_source(path, options=options)
+    assert list(found.ids) == names and found.possible_groups[0] == "Patient ID"
+    assert found.class_names == ("Edema", "Hernia", "Mass", "No Finding")
+
+
 def test_images_without_a_label_and_images_of_several_rows_are_multilabel(tmp_path):
     put_flat(tmp_path, "a.png", "b.png", "c.png")
     rows = [("a.png", "x|y"), ("b.png", ""), ("c.png", "x"), ("c.png", "z")]
@@ -237,6 +263,7 @@ def test_cells_without_a_known_separator_ask_for_one(tmp_path):
 )
 def test_ordinary_class_names_are_no_combinations(names):
     assert find_combinations(names) is None
+    assert find_combinations([f"['{name}']" for name in names]) is None
 
 
 def test_tags_that_are_never_alone_are_combinations():

@@ -93,7 +93,7 @@ class FileFinder:
             text = f"The column {column!r} names the images {patterns.pop()}"
         else:
             example = f"{cells[changed[0]]!r} is {paths[changed[0]]}"
-            text = f"The column {column!r} names {len(changed):,} images otherwise: {example}"
+            text = f"{len(changed):,} images of the column {column!r} were found by name: {example}"
         return f"{printable(text)}, below the CSV's folder; `path_column` names another column."
 
     @cached_property

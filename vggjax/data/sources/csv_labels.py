@@ -105,13 +105,8 @@ def read_labels(
         DataError: columns that are not 0 and 1, or cells without a separator.
     """
     if len(columns) > 1:
-        for name in columns:
-            wrong = [i for i, cell in enumerate(table.cells(name)) if cell.lower() not in _FLAGS]
-            if wrong:
-                raise DataError(
-                    f"Several columns of labels hold 0 and 1; {name!r} of {table.name} has "
-                    f"{table.cells(name)[wrong[0]]!r} in {name_lines([table.lines[wrong[0]]])}."
-                )
+        zeros = sorted(set().union(*(_check_flags(table, name) for name in columns)))
+        notes = [f"As a label, {join_names(map(repr, zeros))} counts as 0."] if zeros else []
         rows = _read_flags(table, columns)
         labels = [tuple(c for c, on in zip(columns, row, strict=True) if on) for row in rows]
         faults = []
@@ -121,7 +116,7 @@ def read_labels(
                 f"per image set `task` multilabel."
             )
         empty = [c for i, c in enumerate(columns) if not any(row[i] for row in rows)]
-        notes = [f"Columns without a 1 are no classes: {join_names(empty)}."] if empty else []
+        notes += [f"Columns without a 1 are no classes: {join_names(empty)}."] if empty else []
         return labels, notes, faults
     cells = table.cells(columns[0])
     if options.task == "multiclass":
@@ -145,7 +140,7 @@ def find_combinations(labels: Iterable[str]) -> Combinations | None:
         joint = {name: found for name, found in parts.items() if len(found) > 1}
         if len(joint) < 2 or len({len(found) for found in parts.values()}) < 2:
             continue
-        single = names - joint.keys()
+        single = {found[0] for found in parts.values() if len(found) == 1}
         made = [found for found in joint.values() if single.issuperset(found)]
         uses = Counter(part for found in joint.values() for part in found)
         is_compact = 2 * len(uses) <= len(joint) and min(uses.values()) > 2
@@ -217,11 +212,26 @@ def _number(text: str) -> float | None:
 
 
 def _is_flag(cells: Sequence[str]) -> bool:
-    return all(cell.lower() in _FLAGS for cell in cells)
+    """Return whether cells are all 0 and 1, or all -1 and 1."""
+    values = {cell.lower() for cell in cells}
+    return values <= _FLAGS.keys() or values == {"-1", "1"}
+
+
+def _check_flags(table: Table, column: str) -> set[str]:
+    """Check that a column holds 0 and 1; return the other cells that count as 0, "" and "-1"."""
+    cells = table.cells(column)
+    odd = {cell: i for i, cell in reversed([*enumerate(cells)]) if cell.lower() not in _FLAGS}
+    if odd.keys() <= {""} or _is_flag(cells):
+        return {*odd}
+    cell = next(cell for cell in odd if cell)
+    raise DataError(
+        f"Several columns of labels hold 0 and 1; {column!r} of {table.name} has {cell!r} in "
+        f"{name_lines([table.lines[odd[cell]]])}. Replace it by 0 or 1."
+    )
 
 
 def _read_flags(table: Table, columns: Sequence[str]) -> list[tuple[bool, ...]]:
-    cells = [[_FLAGS[cell.lower()] for cell in table.cells(name)] for name in columns]
+    cells = [[_FLAGS.get(cell.lower(), False) for cell in table.cells(name)] for name in columns]
     return list(zip(*cells, strict=True))
 
 

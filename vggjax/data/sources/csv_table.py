@@ -27,7 +27,7 @@ SYNONYMS = {
     ),
     "label": (
         *("label", "labels", "class", "classes", "classname", "classid", "category", "categories"),
-        *("target", "targets", "species", "breed", "tag", "tags", "diagnosis", "dx", "y", "name"),
+        *("target", "targets", "species", "breed", "tag", "tags", "diagnosis", "dx", "name"),
     ),
     "split": ("split",),
 }
@@ -78,11 +78,13 @@ class Table:
 
     def named(self, role: str) -> list[str]:
         """Return the columns whose name says that they are the paths, labels or splits."""
-        plain = {name: re.sub(r"[\W_]", "", name).lower() for name in self.columns}
         exact = [name for name in self.columns if name.lower() == role]
         if len(exact) > 1:
             raise DataError(f"{self.name} has {len(exact)} columns {role!r}. Keep one.")
-        return exact or [name for name in self.columns if plain[name] in SYNONYMS[role]]
+        plain = {name: re.sub(r"[\W_]", "", name).lower() for name in self.columns}
+        known = [name for name in self.columns if plain[name] in SYNONYMS[role]]
+        likely = [name for name in self.columns if re.search(r"\blabels?\b", name.lower())]
+        return exact or known or (likely if role == "label" else [])
 
     def described(self) -> tuple[str, ...]:
         """Return the columns without that of the row numbers."""
