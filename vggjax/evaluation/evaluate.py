@@ -29,10 +29,11 @@ from vggjax.csv_text import csv_line, csv_rows
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
+from vggjax.evaluation import multilabel
 from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import fold_folders
-from vggjax.training.run_dir.run_result import RunResult, load_run_result
+from vggjax.training.run_dir.run_result import RunResult, load_run_result, read_info
 from vggjax.training.step import make_predict_step
 
 MAX_ROWS = 20
@@ -45,9 +46,9 @@ class SplitPredictions(NamedTuple):
     index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nothing uses
     """int64 (N,), into the source."""
     labels: np.ndarray
-    """int32 (N,)."""
+    """int32 (N,), or of several labels per image bool (N, C)."""
     probs: np.ndarray
-    """float32 (N, C), each row summing to 1."""
+    """float32 (N, C), each row summing to 1, or each value a sigmoid."""
 
 
 def evaluate(
@@ -61,7 +62,8 @@ def evaluate(
         batch_size: images per step; None uses the run's own.
 
     Returns:
-        The contents of eval.json: split, summarize's metrics, class_names, unreadable {id: reason},
+        The contents of eval.json: split, the metrics of metrics.summarize, or of several labels
+        per image those of multilabel.summarize, class_names, unreadable {id: reason},
         evaluated_at, seconds, device and versions.
 
     Raises:
@@ -85,9 +87,10 @@ def evaluate_split(
     start, devices = time.monotonic(), jax.devices()
     predictions, unreadable = predict_split(run, split, batch_size=batch_size)
     ids, class_names = run.source.ids, run.info.class_names
+    thresholds = np.array(run.info.thresholds) if run.info.is_multilabel else None
     result = {
         "split": split,
-        **summarize(predictions.probs, predictions.labels, class_names),
+        **_summarize(predictions, thresholds, class_names),
         "class_names": list(class_names),
         "unreadable": {ids[i]: reason for i, reason in sorted(unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,11 +100,22 @@ def evaluate_split(
         | {name: version(name) for name in ("vggjax", "jax", "flax", "numpy", "pillow")},
     }
     suffix = "" if split == "test" else f"-{split}"
-    text = predictions_csv(predictions, split, ids=ids, class_names=class_names)
+    text = predictions_csv(
+        predictions, split, ids=ids, class_names=class_names, thresholds=thresholds
+    )
     write_text(run.workdir / f"predictions{suffix}.csv", text)
     _write_result(run.workdir / f"eval{suffix}.json", result)
     print_summary(result)
     return result, predictions
+
+
+def _summarize(
+    predictions: SplitPredictions, thresholds: np.ndarray | None, class_names: Sequence[str]
+) -> dict[str, Any]:
+    probs, labels = predictions.probs, predictions.labels
+    if thresholds is None:
+        return summarize(probs, labels, class_names)
+    return multilabel.summarize(probs, labels, thresholds, class_names)
 
 
 def predict_split(
@@ -128,7 +142,9 @@ def predict_split(
         max_unreadable=run.config.max_unreadable,
     )
     batch_size = min(batch_size or run.config.batch_size, len(loader))
-    predict_step = make_predict_step(run.model, run.info.preprocessing.mode)
+    predict_step = make_predict_step(
+        run.model, run.info.preprocessing.mode, multilabel=run.info.is_multilabel
+    )
     console = Console(stderr=True)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch in track(
@@ -168,8 +184,8 @@ def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> SplitP
             predictions = SplitPredictions(file["index"], file["labels"], file["probs"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    rows, probs = len(predictions.index), predictions.probs
-    fits = predictions.labels.shape == (rows,) and probs.shape == (rows, num_classes)
+    rows, labels, probs = len(predictions.index), predictions.labels, predictions.probs
+    fits = probs.shape == (rows, num_classes) and labels.shape in ((rows,), probs.shape)
     return predictions if fits and rows and np.isfinite(probs).all() else None
 
 
@@ -185,11 +201,13 @@ def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
     """
     folders = fold_folders(workdir, config)
     results = [json.loads((path / "eval.json").read_text(encoding="utf-8")) for path in folders]
-    keys = ("num_examples", "loss", "accuracy", "accuracy_interval")
+    names, is_multilabel = results[0]["class_names"], config.task == "multilabel"
+    metric = "mAP" if is_multilabel else "accuracy"
+    keys = ("num_examples", "loss", metric, f"{metric}_interval")
     kept = ("class_names", "evaluated_at", "device", "versions")
     pooled = {
         "split": "test",
-        **pool(results, results[0]["class_names"]),
+        **(_pool_multilabel(folders, names) if is_multilabel else pool(results, names)),
         "folds": [
             {"name": path.name} | {key: result[key] for key in keys}
             for path, result in zip(folders, results, strict=True)
@@ -204,27 +222,44 @@ def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
     return pooled
 
 
+def _pool_multilabel(folders: list[Path], names: Sequence[str]) -> dict[str, Any]:
+    """Return the metrics of all folds' images, each with the thresholds of its fold's model."""
+    parts, thresholds = [], []
+    for folder in folders:
+        part = read_probabilities(folder, "test", num_classes=len(names))
+        if part is None:
+            raise ConfigError(f"Evaluate {printable(folder)} again: its probabilities are missing.")
+        parts.append(part)
+        thresholds.append(np.tile(read_info(folder).thresholds, (len(part.probs), 1)))
+    predictions = SplitPredictions(*map(np.concatenate, zip(*parts, strict=True)))
+    return _summarize(predictions, np.concatenate(thresholds), names)
+
+
 def print_summary(result: dict[str, Any]) -> None:
     """Print the metrics, the classes with the lowest F1, and the unreadable images."""
     console = Console()
     print_line = functools.partial(console.print, highlight=False, soft_wrap=True)
-    low, high = result["accuracy_interval"]
     images = f"{result['split']} images" if "folds" not in result else "images in all folds"
-    print_line(
-        f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {images} classified "
-        f"correctly (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
-        + (f", top-5 {result['top5']:.1%}" if "top5" in result else "")
-    )
+    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    if result.get("task") == "multilabel":
+        columns |= {"average_precision": "AP", "threshold": "threshold"}
+        print_line(multilabel.describe(result, images))
+    else:
+        low, high = result["accuracy_interval"]
+        print_line(
+            f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {images} classified "
+            f"correctly (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
+            + (f", top-5 {result['top5']:.1%}" if "top5" in result else "")
+        )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class", overflow="fold")
-    for name in ("precision", "recall", "F1", "images"):
+    for name in (*columns.values(), "images"):
         table.add_column(name, justify="right")
     worst = sorted(result["per_class"], key=lambda row: (row["support"] == 0, row["f1"]))
     # A single further row takes no more room than the line about it.
     shown = worst if len(worst) <= MAX_ROWS + 1 else worst[:MAX_ROWS]
     for row in shown:
-        keys = ("precision", "recall", "f1")
-        scores = [f"{row[key]:.1%}" if row["support"] else "-" for key in keys]
+        scores = [f"{row[key]:.1%}" if row["support"] else "-" for key in columns]
         table.add_row(escape(printable(row["name"])), *scores, f"{row['support']:,}")
     console.print(table)
     if len(shown) < len(worst):
@@ -239,9 +274,22 @@ def print_summary(result: dict[str, Any]) -> None:
 
 
 def predictions_csv(
-    predictions: SplitPredictions, split: str, *, ids: Sequence[str], class_names: Sequence[str]
+    predictions: SplitPredictions,
+    split: str,
+    *,
+    ids: Sequence[str],
+    class_names: Sequence[str],
+    thresholds: np.ndarray | None = None,
 ) -> str:
-    """Return predictions.csv: a line per image, names escaped so that the text is UTF-8."""
+    """Return predictions.csv: a line per image, names escaped so that the text is UTF-8.
+
+    With `thresholds` (C,) of several labels per image the columns are multilabel.COLUMNS.
+    """
+    if thresholds is not None:
+        rows = [(ids[i], target, probs) for i, target, probs in zip(*predictions, strict=True)]
+        return "".join(
+            multilabel.prediction_lines(rows, split, thresholds=thresholds, class_names=class_names)
+        )
     names = tuple(map(printable, class_names))
     columns = ["id", "split", "truth", "guess", "probability", "truth_probability", "correct"]
     with_top = len(names) > TOP_K
