@@ -159,13 +159,13 @@ def test_the_maps_are_of_confident_predictions_correct_and_wrong(whole):
         row = np.flatnonzero(predictions.index == ids.index(example.id))[0]
         assert example.predicted == names[predicted[row]]
         assert example.truth == names[predictions.labels[row]]
-        truth_map = example.predicted_map if example.is_correct else example.truth_map
+        shown_names, shown_maps = zip(*example.maps, strict=True)
+        assert shown_names == tuple(dict.fromkeys((example.predicted, example.truth)))
         expected = overlay(example.image, maps[i])
-        assert abs(truth_map.astype(int) - expected).mean() < 1
+        assert abs(shown_maps[-1].astype(int) - expected).mean() < 1
         assert example.is_correct == (example.predicted == example.truth)
-        assert (example.truth_map is None) == example.is_correct
         # The page shows the image as it is, not squashed into a square.
-        assert example.image.shape == example.predicted_map.shape
+        assert example.image.shape == shown_maps[0].shape
         assert example.image.shape[1] / example.image.shape[0] == pytest.approx(
             pixels.shape[1] / pixels.shape[0], abs=1 / max(pixels.shape)
         )

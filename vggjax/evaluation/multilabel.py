@@ -2,7 +2,7 @@
 
 In: probs (N, C), a sigmoid each; targets bool (N, C); thresholds (C,), or (N, C) where models with
 thresholds of their own evaluated the images. Out: plain Python numbers, ready for JSON. A class
-without a positive image here has None for its scores, and the means leave it out.
+without a positive image here has scores of 0 and support 0, and the means leave it out.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def summarize(
         **_intervals(probs, targets, predicted, means),
         "per_class": [
             {"name": name, "threshold": by_class[i]}
-            | {key: None if np.isnan(x := float(scores[key][i])) else x for key in scores}
+            | {key: float(np.nan_to_num(scores[key][i])) for key in scores}
             | {"support": int(counts[2][i])}
             for i, name in enumerate(class_names)
         ],

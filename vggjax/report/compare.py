@@ -46,17 +46,19 @@ def write_comparison(workdirs: Sequence[str | Path], out: str | Path) -> Path:
     names = _distinct_names(runs)
     curves = _curves(runs, names)
     rows = [_run_context(files, line) for files, line in zip(runs, curves["epoch"], strict=True)]
-    best = max(rows, key=lambda row: row["evaluation"]["accuracy"])
+    best = max(rows, key=lambda row: row["headline"].value)
+    metric = runs[0].headline.name
     context = {
         "title": f"{len(runs)} runs on {_dataset_names(runs)}",
         "runs": rows,
         "best": best,
+        "metric": metric,
         "scale": _interval_scale(runs),
         "same_data": len({files.data["fingerprint"] for files in runs}) == 1,
         "settings": differing_settings([files.config for files in runs]),
         "charts": [
             line_chart(
-                lines, title=f"Validation accuracy by {x_label}", x_label=x_label, percent=True
+                lines, title=f"Validation {metric} by {x_label}", x_label=x_label, percent=True
             ).svg()
             for x_label, lines in curves.items()
             if any(line.points for line in lines)
@@ -117,6 +119,7 @@ def _run_context(files: RunFiles, line: Line) -> dict[str, Any]:
         "key": f"{line.color} dash{line.dash}",
         "workdir": printable(files.workdir),
         "evaluation": files.evaluation,
+        "headline": files.headline,
         "duration": duration(seconds) if seconds else "not logged",
         "stages": "; ".join(describe_stages(files.rows)) or "not logged",
         "num_collapses": len(files.collapses),
@@ -126,13 +129,13 @@ def _run_context(files: RunFiles, line: Line) -> dict[str, Any]:
 
 
 def _curves(runs: list[RunFiles], names: list[str]) -> dict[str, list[Line]]:
-    """Return each run's validation accuracy, by epoch and by seconds of training."""
+    """Return each run's validation accuracy or mAP, by epoch and by seconds of training."""
     curves: dict[str, list[Line]] = {"epoch": [], "seconds": []}
     for number, (files, name) in enumerate(zip(runs, names, strict=True)):
-        accuracies = [row["val/accuracy"] for row in files.rows]
+        scores = [row[f"val/{files.headline.name}"] for row in files.rows]
         seconds = itertools.accumulate(row["seconds"] for row in files.rows)
         for label, xs in (("epoch", [row["epoch"] for row in files.rows]), ("seconds", seconds)):
-            points = list(zip(xs, accuracies, strict=True))
+            points = list(zip(xs, scores, strict=True))
             color, dash = f"c{number % NUM_COLORS}", number // NUM_COLORS
             curves[label].append(Line(name, color, points, dash))
     return curves
@@ -140,14 +143,14 @@ def _curves(runs: list[RunFiles], names: list[str]) -> dict[str, list[Line]]:
 
 def _interval_scale(runs: list[RunFiles]) -> tuple[float, float]:
     """Return the ends, in multiples of 5 %, of a scale that holds every run's interval."""
-    intervals = [files.evaluation["accuracy_interval"] for files in runs]
+    intervals = [files.headline.interval for files in runs]
     low = math.floor(20 * min(low for low, _ in intervals)) / 20
     return low, max(low + 0.05, math.ceil(20 * max(high for _, high in intervals)) / 20)
 
 
 def _class_rows(runs: list[RunFiles]) -> list[dict[str, Any]]:
     """Return each class's F1 score in each run, and their range; the largest range first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, name in enumerate(runs[0].names):
         scores = [files.evaluation["per_class"][i]["f1"] for files in runs]
         rows.append({"name": name, "f1": scores, "range": max(scores) - min(scores)})
@@ -181,6 +184,11 @@ def _check_runs(workdirs: Sequence[str | Path]) -> None:
 
 def _check_classes(runs: list[RunFiles]) -> None:
     for files in runs[1:]:
+        if files.config.task != runs[0].config.task:
+            raise ConfigError(
+                f"Runs with different tasks cannot be compared: {printable(runs[0].workdir)} is "
+                f"{runs[0].config.task}, {printable(files.workdir)} {files.config.task}."
+            )
         if files.evaluation["class_names"] != runs[0].evaluation["class_names"]:
             descriptions = [
                 f"{printable(run.workdir)} has {join_names(run.names, most=5)}"

@@ -66,13 +66,16 @@ class Mark:
     is_collapse: bool = False
 
 
+_TITLES = {"loss": "Loss", "accuracy": "Accuracy", "f1": "Micro F1", "mAP": "mAP"}
+
+
 def draw_curves(
     rows: Sequence[dict[str, Any]],
     *,
     marks: Sequence[Mark] = (),
     best_epoch: float | None = None,
 ) -> list[Drawing]:
-    """Draw loss, accuracy and, where they were logged, learning rates by epoch.
+    """Draw loss, accuracy or mAP and F1, and, where they were logged, learning rates by epoch.
 
     Args:
         rows: one for each epoch, with its metrics and learning_rate/<group>.
@@ -80,7 +83,8 @@ def draw_curves(
         best_epoch: the epoch whose weights were kept; its validation point gets a ring.
     """
     drawings = []
-    for metric in ("loss", "accuracy"):
+    is_multilabel = any("val/mAP" in row for row in rows)
+    for metric in ("loss", "mAP", "f1") if is_multilabel else ("loss", "accuracy"):
         lines = [
             Line("training", "c0", _points(rows, f"train/{metric}")),
             Line("validation", "c1", _points(rows, f"val/{metric}")),
@@ -90,8 +94,8 @@ def draw_curves(
         drawings.append(
             line_chart(
                 lines,
-                title=f"{metric.capitalize()}{' (log scale)' if log else ''}",
-                percent=metric == "accuracy",
+                title=f"{_TITLES[metric]}{' (log scale)' if log else ''}",
+                percent=metric != "loss",
                 log=log,
                 marks=marks,
                 best=next((point for point in lines[1].points if point[0] == best_epoch), None),

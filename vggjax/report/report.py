@@ -17,7 +17,7 @@ import numpy as np
 from vggjax.atomic import write_text
 from vggjax.errors import printable
 from vggjax.evaluation.evaluate import SplitPredictions
-from vggjax.report import figures, sections
+from vggjax.report import figures, multilabel, sections
 from vggjax.report.augment_preview import augmented_examples
 from vggjax.report.facts import (
     describe_data,
@@ -66,24 +66,19 @@ def write_report(
     test = predictions or split_predictions(run, files, "test")
     val = None if folds else split_predictions(run, files, "val")
     known = {"all folds": test} if folds else {"test": test, "val": val}
-    calibration = sections.calibration(files, test, val)
-    mistakes = sections.misclassified(files, thumbnails)
     examples, layer, side = sections.grad_cam_examples(run, test)
     augmented = augmented_examples(run)
     curves = _draw_curves(files)
-    confusion = figures.draw_confusion(files.evaluation["confusion"], files.names)
-    reliability = figures.draw_reliability(calibration["measured"], scaled=calibration["scaled"])
+    if files.is_multilabel:
+        task, drawings, grid = _multilabel_context(files, thumbnails, known)
+    else:
+        task, drawings, grid = _multiclass_context(files, thumbnails, known)
     context = {
         **_evaluation_context(files),
         **_training_context(files),
         **_run_context(files),
+        **task,
         "curves": [drawing.svg() for drawing in curves],
-        "confusion_svg": confusion.svg() if len(files.names) > figures.MAX_NUMBERED else None,
-        "reliability_svg": reliability.svg(),
-        "pairs": sections.confused_pairs(files, thumbnails),
-        "calibration": calibration,
-        "mistakes": mistakes,
-        "issues": sections.label_issues(files, thumbnails, known),
         "grad_cam": examples,
         "grad_cam_layer": layer,
         "grad_cam_side": side,
@@ -94,13 +89,50 @@ def write_report(
     path = files.workdir / "report.html"
     write_text(path, render("report.html.j2", context))
     grids = {
-        "mistakes": sections.misclassified_grid(files, mistakes),
+        "mistakes": grid,
         "gradcam": [example.cells() for example in examples],
         "augmentation": [[Cell(image) for image in images] for _, images in augmented],
     }
-    drawings = {"curves": curves, "confusion": [confusion], "reliability": [reliability]}
-    _write_plots(files.workdir / "plots", drawings, grids)
+    _write_plots(files.workdir / "plots", {"curves": curves} | drawings, grids)
     return path
+
+
+_Predictions = dict[str, SplitPredictions | None]
+_Context = tuple[dict[str, Any], dict[str, list[figures.Drawing]], list[list[Cell]]]
+"""What the page shows, the figures beside the curves, and the grid of mistakes."""
+
+
+def _multiclass_context(
+    files: RunFiles, thumbnails: Thumbnails, predictions: _Predictions
+) -> _Context:
+    test, *others = predictions.values()
+    calibration = sections.calibration(files, test, others[0] if others else None)
+    mistakes = sections.misclassified(files, thumbnails)
+    confusion = figures.draw_confusion(files.evaluation["confusion"], files.names)
+    reliability = figures.draw_reliability(calibration["measured"], scaled=calibration["scaled"])
+    context = {
+        "confusion_svg": confusion.svg() if len(files.names) > figures.MAX_NUMBERED else None,
+        "reliability_svg": reliability.svg(),
+        "pairs": sections.confused_pairs(files, thumbnails),
+        "calibration": calibration,
+        "mistakes": mistakes,
+        "issues": sections.label_issues(files, thumbnails, predictions),
+    }
+    drawings = {"confusion": [confusion], "reliability": [reliability]}
+    return context, drawings, sections.misclassified_grid(files, mistakes)
+
+
+def _multilabel_context(
+    files: RunFiles, thumbnails: Thumbnails, predictions: _Predictions
+) -> _Context:
+    mistakes = multilabel.wrong_images(files, thumbnails)
+    context = {
+        "pairs": multilabel.frequent_pairs(files),
+        "max_numbered": figures.MAX_NUMBERED,
+        "mistakes": mistakes,
+        "issues": multilabel.label_issues(files, thumbnails, predictions),
+    }
+    return context, {}, multilabel.wrong_grid(mistakes)
 
 
 def _draw_curves(files: RunFiles) -> list[figures.Drawing]:
@@ -119,15 +151,21 @@ def _evaluation_context(files: RunFiles) -> dict[str, Any]:
     evaluation = files.evaluation
     per_class = [row | {"name": printable(row["name"])} for row in evaluation["per_class"]]
     hardest = sorted(per_class, key=lambda row: (row["support"] == 0, row["f1"]))[:MAX_CLASSES]
+    num_examples, is_multilabel = evaluation["num_examples"], files.is_multilabel
+    supports = [row["support"] for row in per_class if row["support"]]
+    chance = np.mean(supports) if is_multilabel else max(supports)
+    correct = evaluation["exact_match" if is_multilabel else "accuracy"]
     return {
         "evaluation": evaluation,
+        "is_multilabel": is_multilabel,
+        "headline": files.headline,
         "folds": evaluation.get("folds", []),
         "names": files.names,
         "per_class": per_class,
         "hardest": per_class if len(per_class) <= MAX_CLASSES else hardest,
-        "num_correct": round(evaluation["accuracy"] * evaluation["num_examples"]),
+        "num_correct": round(correct * num_examples),
         "num_mistakes": len(files.mistakes),
-        "majority": max(row["support"] for row in per_class) / evaluation["num_examples"],
+        "majority": chance / num_examples,
     }
 
 

@@ -13,17 +13,28 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vggjax.csv_text import csv_rows
 from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import SplitPredictions, predict_split, read_probabilities
+from vggjax.evaluation.multilabel import COLUMNS
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import RunResult
+
+
+class Headline(NamedTuple):
+    """The first figure of a report."""
+
+    name: str
+    """`accuracy`, or of several labels per image `mAP`: a key of eval.json."""
+    value: float
+    interval: tuple[float, float]
+    """95 %."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,18 @@ class RunFiles:
         return [printable(name) for name in self.evaluation["class_names"]]
 
     @property
+    def is_multilabel(self) -> bool:
+        """Return whether images have several labels."""
+        return self.config.task == "multilabel"
+
+    @property
+    def headline(self) -> Headline:
+        """Return the figure that stands for the run."""
+        name = "mAP" if self.is_multilabel else "accuracy"
+        low, high = self.evaluation[f"{name}_interval"]
+        return Headline(name, self.evaluation[name], (low, high))
+
+    @property
     def best_epoch(self) -> float | None:
         """Return the epoch whose weights were kept; None for a cross-validation."""
         return (
@@ -67,6 +90,8 @@ class RunFiles:
         try:
             with open(path, encoding="utf-8", newline="") as file:
                 header, *lines = csv_rows(file)
+            if self.is_multilabel:
+                return _multilabel_rows(header, lines)
             rows = [dict(zip(header, line, strict=True)) for line in lines]
             for row in rows:
                 shares = float(row["probability"]), float(row["truth_probability"])
@@ -80,9 +105,21 @@ class RunFiles:
 
     @cached_property
     def mistakes(self) -> list[dict[str, str]]:
-        """Return the wrong predictions, those of the highest probability first."""
+        """Return the wrong predictions, those of the highest probability, or loss, first."""
         wrong = [row for row in self.predictions if row["correct"] == "0"]
-        return sorted(wrong, key=lambda row: -float(row["probability"]))
+        key = "loss" if self.is_multilabel else "probability"
+        return sorted(wrong, key=lambda row: -float(row[key]))
+
+
+def _multilabel_rows(header: list[str], lines: list[list[str]]) -> list[dict[str, str]]:
+    """Return the rows of predictions.csv without the probabilities; raise ValueError if damaged."""
+    if tuple(header[: len(COLUMNS)]) != COLUMNS:
+        raise ValueError("the columns are others")
+    rows = [dict(zip(COLUMNS, line, strict=False)) for line in lines]
+    for row in rows:
+        if not row["id"] or row["correct"] not in ("0", "1") or not float(row["loss"]) >= 0:
+            raise ValueError("a value is missing or out of range")
+    return rows
 
 
 def read_run(

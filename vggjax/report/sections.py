@@ -4,7 +4,7 @@ An image is uint8 RGB (H, W, 3), or None where it cannot be read any more.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,13 @@ from vggjax.report.facts import doctor_command
 from vggjax.report.plot_style import drawable
 from vggjax.report.run_files import RunFiles
 from vggjax.report.thumbnails import Cell, Thumbnails, round_robin, thumbnail
-from vggjax.training.run_dir.run_result import RunResult
+from vggjax.training.run_dir.run_result import ModelInfo, RunResult
 
 MAX_MISTAKES = 12
 MAX_PAIRS, MAX_PAIR_IMAGES = 6, 5
 MAX_ISSUES = 12
-NUM_CORRECT, NUM_WRONG = 4, 4
+NUM_CORRECT, NUM_WRONG, MAX_MAPS = 4, 4, 3
+"""Examples of Grad-CAM, and maps of one with several labels."""
 
 MAX_EXAMINED = 2000
 MAX_EXAMINED_BYTES = 32 * 2**20
@@ -187,28 +188,29 @@ def _is_small(source: Source) -> bool:
 
 @dataclass(frozen=True)
 class GradCamExample:
-    """An image with the Grad-CAM maps of its predicted and its true class."""
+    """An image with Grad-CAM maps of its predicted and, where that is wrong, its true class.
+
+    Of several labels per image there is a map of each predicted label, the most probable first.
+    """
 
     id: str
     truth: str
     predicted: str
-    probability: float
+    probability: float | None
+    """Of the predicted class; None of several labels."""
     is_correct: bool
     image: np.ndarray
-    predicted_map: np.ndarray
-    truth_map: np.ndarray | None
-    """None where the prediction is correct."""
+    maps: tuple[tuple[str, np.ndarray], ...]
+    """(class name, map drawn over the image), the predicted class first."""
 
     def cells(self) -> list[Cell]:
         """Return its images as a row of an image grid."""
-        look = "plain" if self.is_correct else "wrong"
-        verdict = f"{'correct' if self.is_correct else 'wrong'}, {self.probability:.1%}"
-        row = [
-            Cell(self.image, ((f"true {self.truth}", "plain"), (verdict, "muted"))),
-            Cell(self.predicted_map, ((f"for {self.predicted}", look),)),
-        ]
-        if self.truth_map is not None:
-            row.append(Cell(self.truth_map, ((f"for {self.truth}", "plain"),)))
+        verdict = "correct" if self.is_correct else "wrong"
+        verdict += "" if self.probability is None else f", {self.probability:.1%}"
+        row = [Cell(self.image, ((f"true {self.truth}", "plain"), (verdict, "muted")))]
+        for number, (name, drawn) in enumerate(self.maps):
+            look = "wrong" if number == 0 and not self.is_correct else "plain"
+            row.append(Cell(drawn, ((f"for {name}", look),)))
         return row
 
 
@@ -224,10 +226,11 @@ def grad_cam_examples(
     if predictions is None or run.model is None or run.info is None or run.source is None:
         return [], "", 0
     preprocessing, names = run.info.preprocessing, [printable(n) for n in run.info.class_names]
+    views = _views(predictions, run.info, names)
     shown, inputs, rows = [], [], []
     for row in (
-        *_most_confident(predictions, correct=True)[:NUM_CORRECT],
-        *_most_confident(predictions, correct=False)[:NUM_WRONG],
+        *_most_confident(views, correct=True)[:NUM_CORRECT],
+        *_most_confident(views, correct=False)[:NUM_WRONG],
     ):
         try:
             pixels = run.source.read(int(predictions.index[row])).pixels
@@ -240,35 +243,66 @@ def grad_cam_examples(
     layer = map_layer(run.model, preprocessing.image_size)
     if not rows:
         return [], layer, 0
-    labels, predicted = predictions.labels[rows], predictions.probs[rows].argmax(1)
-    wrong = np.flatnonzero(labels != predicted)
-    # One call for both maps, with a fixed number of rows: every new shape is compiled again.
-    padding = NUM_CORRECT + 2 * NUM_WRONG - len(rows) - len(wrong)
-    images = np.stack(inputs)
-    images = np.pad(np.concatenate([images, images[wrong]]), [(0, padding), (0, 0), (0, 0), (0, 0)])
-    classes = np.pad(np.concatenate([predicted, labels[wrong]]), (0, padding))
+    wanted = [(i, label) for i, row in enumerate(rows) for label in views[row].classes]
+    # One call for all maps, with a fixed number of rows: every new shape is compiled again.
+    num_maps = (MAX_MAPS, MAX_MAPS) if run.info.is_multilabel else (1, 2)
+    padding = NUM_CORRECT * num_maps[0] + NUM_WRONG * num_maps[1] - len(wanted)
+    images = np.pad(np.stack([inputs[i] for i, _ in wanted]), [(0, padding), *[(0, 0)] * 3])
+    classes = np.pad([label for _, label in wanted], (0, padding))
     maps = grad_cam(run.model, preprocess(images, preprocessing.mode), classes, layer=layer)
-    truth_maps = dict(zip(wrong.tolist(), maps[len(rows) :], strict=False))
+    drawn: dict[int, list[tuple[str, np.ndarray]]] = {i: [] for i in range(len(rows))}
+    for (i, label), heat in zip(wanted, maps, strict=False):
+        drawn[i].append((names[label], overlay(shown[i], heat)))
     examples = [
         GradCamExample(
             id=printable(run.source.ids[predictions.index[row]]),
-            truth=names[labels[i]],
-            predicted=names[predicted[i]],
-            probability=float(predictions.probs[row].max()),
-            is_correct=bool(labels[i] == predicted[i]),
+            truth=views[row].truth,
+            predicted=views[row].predicted,
+            probability=None if run.info.is_multilabel else views[row].confidence,
+            is_correct=views[row].is_correct,
             image=shown[i],
-            predicted_map=overlay(shown[i], maps[i]),
-            truth_map=overlay(shown[i], truth_maps[i]) if i in truth_maps else None,
+            maps=tuple(drawn[i]),
         )
         for i, row in enumerate(rows)
     ]
     return examples, layer, maps.shape[1]
 
 
-def _most_confident(predictions: SplitPredictions, *, correct: bool) -> list[int]:
+class _View(NamedTuple):
+    """A prediction as text, and the classes to explain."""
+
+    truth: str
+    predicted: str
+    is_correct: bool
+    confidence: float
+    classes: list[int]
+
+
+def _views(predictions: SplitPredictions, info: ModelInfo, names: list[str]) -> list[_View]:
+    views = []
+    for label, probs in zip(predictions.labels, predictions.probs, strict=True):
+        if not info.is_multilabel:
+            best, label = int(probs.argmax()), int(label)
+            classes = [best] if best == label else [best, label]
+            texts, confidence = (names[label], names[best]), float(probs[best])
+            views.append(_View(*texts, best == label, confidence, classes))
+            continue
+        guess = probs >= np.array(info.thresholds)
+        best_first = np.argsort(-probs, kind="stable")
+        classes = [int(i) for i in best_first if guess[i]]
+        texts = _label_list(names, label), _label_list(names, guess)
+        confidence = float(np.abs(probs - 0.5).min()) if classes else -1.0  # without a map
+        views.append(_View(*texts, bool((label == guess).all()), confidence, classes[:MAX_MAPS]))
+    return views
+
+
+def _label_list(names: list[str], target: np.ndarray) -> str:
+    return ", ".join(names[i] for i in np.flatnonzero(target)) or "none"
+
+
+def _most_confident(views: list[_View], *, correct: bool) -> list[int]:
     """Return the rows by confidence, one of each (truth, prediction) before a second of any."""
-    predicted = predictions.probs.argmax(1)
-    rows = np.flatnonzero((predicted == predictions.labels) == correct)
-    rows = rows[np.argsort(-predictions.probs[rows].max(1), kind="stable")]
-    pairs = zip(predictions.labels[rows].tolist(), predicted[rows].tolist(), strict=True)
-    return rows[round_robin(pairs)].tolist()
+    rows = np.array([i for i, view in enumerate(views) if view.is_correct == correct], np.int64)
+    confidence = np.array([views[i].confidence for i in rows])
+    rows = rows[np.argsort(-confidence, kind="stable")]
+    return rows[round_robin([(views[i].truth, views[i].predicted) for i in rows])].tolist()

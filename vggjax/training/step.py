@@ -279,19 +279,20 @@ def metric_sums(
         loss = share * loss + (1 - share) * other_loss
         is_own = share >= 0.5
         label = jnp.where(is_own[:, None] if label.ndim == 2 else is_own, label, other)
-    values = {"loss": loss, "count": jnp.ones_like(mask)}
     if label.ndim == 2:
         prediction = logits > 0
         numbers = {"hits": prediction & label, "predicted": prediction, "positive": label}
-        values |= {name: labels.sum(-1) for name, labels in numbers.items()}
-        values["correct"] = (prediction == label).mean(-1)
+        others = {name: labels.sum(-1) for name, labels in numbers.items()}
     elif logits.shape[-1] == 1:
-        values["correct"] = (logits[:, 0] > 0).astype(label.dtype) == label
-        values["top5"] = jnp.ones_like(mask)
+        prediction = (logits[:, 0] > 0).astype(label.dtype)
+        others = {"top5": jnp.ones_like(mask)}
     else:
-        values["correct"] = logits.argmax(-1) == label
+        prediction = logits.argmax(-1)
         best = lax.top_k(logits, min(5, logits.shape[-1]))[1]
-        values["top5"] = (best == label[:, None]).any(-1)
+        others = {"top5": (best == label[:, None]).any(-1)}
+    correct = prediction == label
+    correct = correct.mean(-1) if label.ndim == 2 else correct
+    values = {"loss": loss, "correct": correct, **others, "count": jnp.ones_like(mask)}
     # `where`, not a product: a padded row may hold NaN.
     return {name: jnp.where(mask > 0, value, 0.0).sum() for name, value in values.items()}
 
