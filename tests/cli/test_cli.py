@@ -64,6 +64,7 @@ def test_every_command_has_help(capsys, command):
         ("train --dataset ./gone", "There is no folder 'gone'."),
         ("train --dataset flowrs", "Did you mean 'flowers'?"),
         ("train --dataset flowers --weights gone.h5", "There is no weight file gone.h5."),
+        ("train --dataset flowers --weights gone/h5", "There is no weight file gone/h5."),
         ("evaluate --workdir gone", "gone is not a run folder"),
         ("predict gone.jpg", "gone.jpg: no such file or folder"),
         ("predict flower", "did you mean 'flowers'?"),

@@ -57,6 +57,7 @@ def pixels(data):
 def test_points_lie_on_a_linear_scale_between_the_labels_of_the_axes():
     svg = chart((1, 0.0), (2, 0.5), (5, 2.0))
     x, y = markers(svg).T
+    assert x[0] < x[1] < x[2]
     assert (x[2] - x[0]) / (x[1] - x[0]) == pytest.approx(4, abs=0.01)
     assert (y[0] - y[2]) / (y[0] - y[1]) == pytest.approx(4, abs=0.01)
     labels = texts(svg)

@@ -201,6 +201,12 @@ def test_large_datasets_are_examined_only_on_request(tmp_path):
     assert data_quality(run, examine_all=True)["examined"]
 
 
+def test_a_small_dataset_without_files_of_its_own_is_examined(tmp_path):
+    config, source = Config(duplicates="ignore"), open_source("digits")
+    assert source.path(0) is None
+    assert data_quality(RunResult(tmp_path, config, source=source))["examined"]
+
+
 def test_a_collapse_is_marked_in_the_curves_and_explained(copy):
     collapse = {"kind": "collapse", "step": 2, "epoch": 2, "reason": "At <chance>."}
     collapse |= {"advice": "Try `clip_norm` 1", "action": "warned"}

@@ -47,6 +47,20 @@ def test_invalid_settings_are_refused_with_the_fix(settings, message):
     assert "\n" not in str(caught.value)
 
 
+FROM_1 = "epochs batch_size num_threads devices log_every_steps plateau_patience"
+FROM_0 = "seed patience epoch_images cache_mb warmup_epochs weight_decay clip_norm ema"
+
+
+@pytest.mark.parametrize(
+    ("field", "least"),
+    [*((name, 1) for name in FROM_1.split()), *((name, 0) for name in FROM_0.split())],
+)
+def test_the_least_value_of_a_setting_is_accepted_and_the_next_lower_is_not(field, least):
+    assert getattr(Config(**{field: least}), field) == least
+    with pytest.raises(ConfigError, match=f"`{field}` must be"):
+        Config(**{field: least - 1})
+
+
 def test_json_gives_back_the_same_config_whole_numbers_as_whole():
     config = Config(
         unfreeze=("block4", "block5_conv3"), zoom_range=0.2, randaugment=(2, 9),

@@ -212,3 +212,10 @@ def test_whole_models_pass_on_what_their_configuration_says(tmp_path):
         archive.write(tmp_path / "plain.weights.h5", "model.weights.h5")
     info = WeightFile(tmp_path / "w.keras").info
     assert "scaled its own pixels" in info.preprocess_doubt and not info.states_preprocess
+
+
+def test_dense_layers_that_do_not_follow_one_another_keep_their_names(tmp_path):
+    heads = [(name, {"kernel:0": np.ones((6, 3), "f4"), "bias:0": np.ones(3, "f4")})
+             for name in ("species", "color")]  # fmt: skip
+    weights = read_weights(write_whole_model(tmp_path / "two_heads.h5", top=heads))
+    assert list(weights) == [*BASE, "species", "color"]
