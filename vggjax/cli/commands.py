@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -58,20 +58,33 @@ def parse_train(argv: Sequence[str]) -> Config:
     return parse(Config, argv, "train", default=default, description=train.__doc__)
 
 
-def evaluate(*, workdir: str, split: str = "test", batch_size: int | None = None) -> int:
+def evaluate(
+    *,
+    workdir: str,
+    split: str = "test",
+    dataset: str | None = None,
+    batch_size: int | None = None,
+) -> int:
     """Evaluate a finished run on a split; write eval.json and predictions.csv.
 
     Args:
         workdir: The run's folder.
-        split: test, val or train.
+        split: test, val or train; of another dataset also all.
+        dataset: Where the run's dataset lies now, or another labeled dataset, whose results get a
+            folder of their own in the run's.
         batch_size: Images per step; None uses the run's own.
     """
     from vggjax.evaluation.evaluate import evaluate
+    from vggjax.evaluation.other_data import open_evaluation
     from vggjax.report.report import write_report
 
-    result = evaluate(workdir, split=split, batch_size=batch_size)
-    if split == "test":  # the report shows this split: it must not show older figures
-        print(f"\nReport   {printable(write_report(workdir))}")
+    run: Any = workdir
+    if dataset is not None:
+        run, split = open_evaluation(workdir, dataset, split)
+    result = evaluate(run, split=split, batch_size=batch_size)
+    is_own = dataset is None or run.workdir == Path(workdir)
+    if split == "test" and is_own:  # the report shows this split: it must not show older figures
+        print(f"\nReport   {printable(write_report(run))}")
     return _report_left_out(result["unreadable"])
 
 
@@ -81,6 +94,7 @@ def report(
     *,
     out: Path | None = None,
     doctor: bool = False,
+    dataset: str | None = None,
 ) -> int:
     """Write a run's report again, or one page that compares several runs.
 
@@ -88,16 +102,21 @@ def report(
         runs: Folders of finished runs: one, or several to compare.
         out: The comparison's file; None is report-comparison.html in this folder.
         doctor: Check every image of the dataset for the report, however many there are.
+        dataset: Where the dataset of the run lies now.
     """
     from vggjax.report.compare import write_comparison
     from vggjax.report.report import write_report
+    from vggjax.training.run_dir.run_result import load_run_result
 
     if not runs:
         raise ConfigError("Missing: RUN. Give the folder of a finished run, or several to compare.")
     if len(runs) == 1 and out is None:
-        path = write_report(runs[0], doctor=doctor)
-    elif len(runs) == 1 or doctor:
-        field, scope = ("doctor", "one run") if doctor else ("out", "several runs")
+        run = load_run_result(runs[0], dataset=dataset) if dataset else runs[0]
+        path = write_report(run, doctor=doctor)
+    elif len(runs) == 1 or doctor or dataset:
+        field, scope = "out", "several runs"
+        if len(runs) > 1:
+            field, scope = "doctor" if doctor else "dataset", "one run"
         raise ConfigError(
             f"`{field}` applies to the report of {scope}; got {', '.join(map(printable, runs))}."
         )

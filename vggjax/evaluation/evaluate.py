@@ -31,6 +31,7 @@ from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
 from vggjax.evaluation import multilabel
 from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
+from vggjax.evaluation.other_data import open_evaluation
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, read_info
@@ -52,14 +53,19 @@ class SplitPredictions(NamedTuple):
 
 
 def evaluate(
-    run: RunResult | str | Path, *, split: str = "test", batch_size: int | None = None
+    run: RunResult | str | Path,
+    *,
+    split: str = "test",
+    batch_size: int | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run's best model on a split, print a summary, and write the results.
 
     Args:
         run: a finished run, or its folder.
-        split: test, val or train.
+        split: test, val or train; of other data also `all`.
         batch_size: images per step; None uses the run's own.
+        dataset: where the run's dataset lies now, or another labeled dataset; see other_data.py.
 
     Returns:
         The contents of eval.json: split, the metrics of metrics.summarize, or of several labels
@@ -71,6 +77,9 @@ def evaluate(
         WeightsError: the training has not finished, or its model is damaged.
         DataError: the dataset is gone or was changed since the training.
     """
+    if dataset is not None:
+        workdir = run.workdir if isinstance(run, RunResult) else run
+        run, split = open_evaluation(workdir, dataset, split)
     return evaluate_split(run, split, batch_size=batch_size)[0]
 
 
@@ -78,8 +87,9 @@ def evaluate_split(
     run: RunResult | str | Path, split: str, *, batch_size: int | None = None
 ) -> tuple[dict[str, Any], SplitPredictions]:
     """Do what `evaluate` does; return the contents of eval.json and the predictions."""
-    if split not in SPLITS:
-        raise ConfigError(unknown_name("split", split, SPLITS))
+    choices = (isinstance(run, RunResult) and run.splits) or SPLITS
+    if split not in choices:
+        raise ConfigError(unknown_name("split", split, choices))
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"`batch_size` must be above 0; got {batch_size}.")
     run = _with_data(run)
@@ -90,6 +100,7 @@ def evaluate_split(
     thresholds = np.array(run.info.thresholds) if run.info.is_multilabel else None
     result = {
         "split": split,
+        "dataset": run.config.dataset,
         **_summarize(predictions, thresholds, class_names),
         "class_names": list(class_names),
         "unreadable": {ids[i]: reason for i, reason in sorted(unreadable.items())},
@@ -207,6 +218,7 @@ def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
     kept = ("class_names", "evaluated_at", "device", "versions")
     pooled = {
         "split": "test",
+        "dataset": config.dataset,
         **(_pool_multilabel(folders, names) if is_multilabel else pool(results, names)),
         "folds": [
             {"name": path.name} | {key: result[key] for key in keys}
@@ -240,6 +252,7 @@ def print_summary(result: dict[str, Any]) -> None:
     console = Console()
     print_line = functools.partial(console.print, highlight=False, soft_wrap=True)
     images = f"{result['split']} images" if "folds" not in result else "images in all folds"
+    images = images.removeprefix("all ")
     columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
     if result.get("task") == "multilabel":
         columns |= {"average_precision": "AP", "threshold": "threshold"}
@@ -321,7 +334,11 @@ def _with_data(run: RunResult | str | Path) -> RunResult:
     """Return the run with its model and data, read from its folder if they are missing."""
     if not isinstance(run, RunResult) or run.source is None:
         workdir = run.workdir if isinstance(run, RunResult) else run
-        run = load_run_result(workdir, strict=True)
+        try:
+            run = load_run_result(workdir, strict=True)
+        except DataError as error:
+            message = f"{error} If the data has moved, give its new place as `dataset`."
+            raise DataError(message) from None
     if run.model is None:
         folds = ", ".join(path.name for path in fold_folders(run.workdir, run.config))
         raise ConfigError(

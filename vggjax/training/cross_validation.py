@@ -32,6 +32,7 @@ from vggjax.training.run_dir.folder import (
     known_data_facts,
     make_workdir,
     unusable_workdir,
+    update_dataset,
 )
 
 
@@ -89,6 +90,7 @@ def prepare_cross_validation(
 def write_folds(run: CrossValidation) -> None:
     """Write the splits of all folds, unless an earlier start did; the folder must be locked."""
     if run.splits is None:
+        update_dataset(run.workdir, run.config)
         return
     folders = fold_folders(run.workdir, run.config)
     try:

@@ -23,7 +23,7 @@ from vggjax.training.console import ProgressConsole, print_run_summary, progress
 from vggjax.training.prepare import RunContext, prepare_run, resolve
 from vggjax.training.progress import MetricAccumulator, Throughput
 from vggjax.training.run_dir.checkpoint import Checkpoints
-from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir
+from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir, update_dataset
 from vggjax.training.run_dir.log import Log
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, save_model
 from vggjax.training.signals import stop_signals
@@ -46,7 +46,8 @@ def train(config: Config, console: Console | None = None) -> RunResult:
     console = console or Console()
     if config.workdir is not None and (Path(config.workdir) / "model.json").exists():
         workdir = find_workdir(resolve(config))  # refuses other settings
-        finished = load_run_result(workdir, strict=True)
+        finished = load_run_result(workdir, strict=True, dataset=config.dataset)
+        update_dataset(workdir, config)
         console.print(f"{printable(workdir)} is already trained.", markup=False, soft_wrap=True)
         return finished
     with progress_bar(console, "comparing images") as progress:

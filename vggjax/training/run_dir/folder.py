@@ -5,6 +5,7 @@ settings and data resumes it and any other is refused.
 """
 
 import csv
+import dataclasses
 import hashlib
 import json
 import re
@@ -52,6 +53,8 @@ def find_workdir(config: Config) -> Path:
 
 def _check_settings(workdir: Path, config: Config) -> None:
     changed = read_config(workdir).differences(config)
+    if (workdir / "data.json").exists():  # the data itself is compared, wherever it lies now
+        changed.pop("dataset", None)
     changes = [f"`{name}` was {was!r}, now {now!r}" for name, (was, now) in changed.items()]
     if changes:
         raise ConfigError(
@@ -125,6 +128,14 @@ def make_workdir(
         write_text(workdir / "config.json", config.to_json())
     except OSError as error:
         raise unusable_workdir(workdir, error) from None
+
+
+def update_dataset(workdir: Path, config: Config) -> None:
+    """Record where the dataset of a finished run lies now, after `check_data`."""
+    saved = read_config(workdir)
+    if saved.dataset != config.dataset:
+        moved = dataclasses.replace(saved, dataset=config.dataset, data_dir=config.data_dir)
+        write_text(workdir / "config.json", moved.to_json())
 
 
 def unusable_workdir(workdir: Path, error: OSError) -> ConfigError:

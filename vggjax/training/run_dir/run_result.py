@@ -8,7 +8,7 @@ command scans the dataset and loads the model once.
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,18 +148,33 @@ class RunResult:
         return self.info.left_out if self.info else {}
 
 
-def load_run_result(workdir: str | os.PathLike[str], *, strict: bool = False) -> RunResult:
+def load_run_result(
+    workdir: str | os.PathLike[str],
+    *,
+    strict: bool = False,
+    dataset: str | None = None,
+    source: Source | None = None,
+) -> RunResult:
     """Read the result of a finished training from its run folder.
 
-    Without `strict`, the model, the source or the splits are None if missing, damaged or changed.
+    Args:
+        workdir: the run's folder.
+        strict: refuse a run whose model or data is missing, damaged or changed; else these are
+            None.
+        dataset: where the dataset lies now; None is where it was. It must be the same.
+        source: that dataset, if it was opened already.
 
     Raises:
         ConfigError: there is no run.
+        DataError: `dataset` is given, and is not the run's.
         WeightsError: with `strict`, the training has not finished, or the model is damaged.
         VggjaxError: with `strict`, the dataset is missing or was changed.
     """
     workdir, reasons = Path(workdir), [""]
     config = read_config(workdir)
+    if dataset is not None:
+        config = replace(config, dataset=dataset)
+        source = open_training_data(workdir, config, source)
 
     def load(read: Callable[..., T], *arguments: Any) -> T | None:
         try:
@@ -172,7 +187,7 @@ def load_run_result(workdir: str | os.PathLike[str], *, strict: bool = False) ->
 
     folds = bool(config.cross_validate)
     model, info = (None if folds else load(load_model)) or (None, None)
-    source = load(open_training_data, config)
+    source = source or load(open_training_data, config)
     if source is not None and info is not None:
         source = source.rendered(info.preprocessing.rendering)
     missing_data = "" if source else reasons[-1]
@@ -181,14 +196,17 @@ def load_run_result(workdir: str | os.PathLike[str], *, strict: bool = False) ->
     return RunResult(workdir, config, model, info, source, splits, counts, None, missing_data)
 
 
-def open_training_data(workdir: Path, config: Config) -> Source:
-    """Open the dataset that a run was trained on; raise VggjaxError if it is missing or changed."""
+def open_training_data(workdir: Path, config: Config, source: Source | None = None) -> Source:
+    """Open the dataset that a run was trained on; raise VggjaxError if it is missing or changed.
+
+    `source` is the dataset, if it was opened already.
+    """
     if read_data_facts(workdir) is None:
         raise ConfigError(
             f"{printable(workdir / 'data.json')} is missing, so the dataset that the model was "
             "trained on cannot be identified. Train again in another `workdir`."
         )
-    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
+    source = source or open_source(config.dataset, data_dir=config.data_dir, options=config)
     check_data(workdir, source)
     return source
 
