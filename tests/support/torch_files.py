@@ -35,8 +35,11 @@ class _Pickler(pickle._Pickler):
         if not isinstance(item, _Storage):
             return None
         kind = "BFloat16" if item.bfloat16 else STORAGES[item.array.dtype.name]
-        self.arrays.append(item.array)
-        key = str(len(self.arrays) - 1)
+        addresses = [array.ctypes.data for array in self.arrays]
+        if item.array.ctypes.data not in addresses:
+            addresses.append(item.array.ctypes.data)
+            self.arrays.append(item.array)
+        key = str(addresses.index(item.array.ctypes.data))
         return "storage", Name(f"torch {kind}Storage"), key, "cuda:0", item.array.size
 
     def save_array(self, array):

@@ -127,6 +127,29 @@ def test_a_copy_of_the_network_is_left_out_and_two_networks_are_refused(tmp_path
         assert caught.value.code == "E_NAME"
 
 
+def test_one_module_under_two_names_is_one_network_and_one_array_in_two_layers_is_refused(tmp_path):
+    state, path = state_of(BASE), tmp_path / "w.pth"
+    twice = {f"{prefix}{name}": array for prefix in ("vgg.", "") for name, array in state.items()}
+    assert_same_weights(read_weights(save_torch(path, twice)), BASE)
+    state["features.6.bias"] = state["features.8.bias"]
+    with pytest.raises(WeightsError, match="shares bytes") as caught:
+        read_weights(save_torch(path, state))
+    assert caught.value.code == "E_ALIAS"
+
+
+def test_an_encoder_is_read_beside_a_decoder_with_the_same_numbers(tmp_path):
+    state = {k.removeprefix("features."): v for k, v in state_of(BASE).items()}
+    decoder = {"0.weight": np.ones((8, 4, 3, 3), np.float32), "0.bias": np.ones(8, np.float32)}
+    item = renamed(decoder, "decoder.{}") | renamed(state, "encoder.{}")
+    weights, notes = read(save_torch(tmp_path / "w.pth", item))
+    assert_same_weights(weights, BASE)
+    assert notes == ["left out what is not a VGG's: decoder.0.weight, decoder.0.bias"]
+    item |= renamed(state, "other.{}")
+    item = {k: v + 1 if k.startswith("other") else v for k, v in item.items()}
+    with pytest.raises(WeightsError, match="several networks, encoder., other."):
+        read_weights(save_torch(tmp_path / "w.pth", item))
+
+
 def test_a_whole_pickled_model_is_read_without_its_classes(tmp_path):
     def module(kind, parameters=(), children=()):
         state = {"_parameters": dict(parameters), "_buffers": {}, "_modules": dict(children)}

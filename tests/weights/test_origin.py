@@ -20,7 +20,7 @@ from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.run_result import load_model, save_model
 from vggjax.weights.convert import convert_file
-from vggjax.weights.digests import PUBLISHED, TORCHVISION, Digests
+from vggjax.weights.digests import CAFFE_IN_TORCH, PUBLISHED, TORCHVISION, Digests
 from vggjax.weights.load import load_pretrained
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
@@ -182,3 +182,24 @@ def test_a_chain_of_conversions_through_every_format_changes_no_bit(start, tmp_p
     convert_file(start, tmp_path / "direct.safetensors", layout="torchvision")
     direct = (tmp_path / "direct.safetensors").read_bytes()
     assert direct == (tmp_path / "back.safetensors").read_bytes()
+
+
+def test_weights_whose_pixels_are_in_doubt_ask_for_them_unless_their_checksum_is_known(
+    start, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "doubt.h5"
+    metadata = {"preprocess_doubt": "its names are those of two libraries"}
+    write_weights(path, read_weights(start), metadata=metadata)
+    with pytest.raises(ConfigError, match=r"those of two libraries. Set `preprocess` to caffe"):
+        prepare_run(make_config(path, tmp_path / "run"))
+    run = prepare_run(make_config(path, tmp_path / "run", preprocess="torch"))
+    assert run.info.preprocessing.mode == "torch"
+    assert main(["verify", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "unsure: its names" in printed and "as caffe BGR" in printed and "as torch (RGB" in printed
+    )
+    monkeypatch.setitem(CAFFE_IN_TORCH, sha256(path)[:8], "vgg16")
+    run = prepare_run(make_config(path, tmp_path / "run"))
+    assert run.info.preprocessing.mode == run.config.preprocess == "caffe"
+    assert run.info.provenance["weights_known_as"].startswith("Caffe's vgg16 in torch's format")

@@ -1,13 +1,17 @@
 """Pickles are scanned and never run, whether torch is installed or not."""
 
+import contextlib
 import importlib.util
 import io
 import os
 import pickle
+import random
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from support.torch_files import Name, save_before_2020, save_torch
 
 from vggjax.errors import WeightsError
 from vggjax.weights.weight_file import read_weights, write_weights
@@ -103,3 +107,34 @@ def test_writing_without_torch_says_what_to_do(tmp_path, monkeypatch):
 def test_an_archive_without_tensors_is_not_a_state_dict(tmp_path, text):
     path = write_archive(tmp_path / "w.pth", text, ("archive/byteorder", b"little"))
     assert refusal(path).code == "E_FORMAT"
+
+
+def test_tuples_in_tuples_as_a_key_cost_no_time(tmp_path):
+    nested = b")" + b"2\x86" * 60  # each twice in the next: the hash of the last takes 2^60 steps
+    for text in (
+        b"\x80\x02}" + nested + b"K\x01s.",
+        b"\x80\x02}(" + nested + b"K\x01u.",
+        b"\x80\x04\x8f(" + nested + b"\x90.",
+        b"\x80\x04(" + nested + b"\x91.",
+        b"\x80\x02ccollections\nOrderedDict\n](" + nested + b"K\x01\x86e\x85R.",
+    ):
+        assert refusal(write_archive(tmp_path / "w.pth", text)).code == "E_FORMAT"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_changed_pickle_is_read_or_refused_and_nothing_else(tmp_path, seed):
+    rng, path = random.Random(seed), tmp_path / "w.pth"
+    state = {"features.0.weight": np.ones((2, 2, 3, 3), np.float32)}
+    checkpoint = {"net": state, "args": Name("argparse Namespace", state={"a": 1})}
+    with zipfile.ZipFile(save_torch(path, checkpoint)) as archive:
+        text = archive.read("archive/data.pkl")
+    legacy = save_before_2020(path, checkpoint).read_bytes()
+    for _ in range(100):
+        for contents, write in ((text, write_archive), (legacy, Path.write_bytes)):
+            changed = bytearray(contents)
+            for _ in range(rng.randint(1, 3)):
+                position = rng.randrange(min(len(changed), 500))
+                changed[position] = rng.choice(b"()[]}{.0RbXhqstue\x81\x85\x86\xff\0")
+            write(path, bytes(changed))
+            with contextlib.suppress(WeightsError):
+                read_weights(path)

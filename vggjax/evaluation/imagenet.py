@@ -106,9 +106,12 @@ def _other_classes_message(file: "WeightFile") -> str | None:
     except (WeightsError, OSError):
         return None
     if kernel is None:
+        left_out = "".join(
+            f" ({note})" for note in file.notes if note.startswith("left out the top")
+        )
         return (
-            f"{printable(file.path)} has no classifier, only the convolutional base, which cannot "
-            "predict classes. Give the full file, or train one with train.py."
+            f"{printable(file.path)} has no classifier of VGG{left_out}, only the convolutional "
+            "base, which cannot predict classes. Give the full file, or train one with train.py."
         )
     if kernel[-1] == 1000:
         return None

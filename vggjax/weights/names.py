@@ -73,7 +73,7 @@ def natural_order(key: str) -> list[tuple[int, str]]:
 
 def has_package_names(names: Iterable[str]) -> bool:
     """Return whether any name is one of this package's own files, as in `block1_conv1.kernel`."""
-    return any(name.rpartition(".")[2] in PARAMS and not name.endswith(".bias") for name in names)
+    return any(name.endswith(".kernel") for name in names)
 
 
 def group_by_layer(arrays: Mapping[str, T]) -> dict[str, dict[str, T]]:

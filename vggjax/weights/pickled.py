@@ -8,7 +8,8 @@ state and do nothing; any other name refuses the file.
 
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, ClassVar
 
 from vggjax.errors import WeightsError, printable
@@ -17,9 +18,11 @@ MAX_PICKLE_BYTES = 2**22
 """The pickle of VGG19 with batch normalization has about 20 kB, without the numbers."""
 
 INERT_MODULES = {
-    "__main__", "_codecs", "argparse", "collections", "datetime", "lightning", "lightning_fabric",
-    "lightning_utilities", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "timm", "torch",
-    "torchmetrics", "torchvision",
+    "__main__", "_codecs", "accelerate", "apex", "argparse", "collections", "copy_reg", "copyreg",
+    "datetime", "easydict", "enum", "fastai", "fastcore", "functools", "lightning",
+    "lightning_fabric", "lightning_utilities", "ml_collections", "mmcv", "mmengine", "numpy",
+    "omegaconf", "pathlib", "pytorch_lightning", "timm", "torch", "torchmetrics", "torchvision",
+    "transformers", "types", "typing", "uuid", "yacs",
 }  # fmt: skip
 """Packages whose classes and functions become inert objects; `__main__` has users' own models."""
 
@@ -62,12 +65,30 @@ class Inert:
     add = append
 
 
+class PickledDict(OrderedDict):
+    """Stands for an OrderedDict, whose state may say more, as a state dict's does."""
+
+    state: Any = None
+
+    def __init__(self, items: Iterable[tuple[Any, Any]] = ()):
+        super().__init__()
+        _set_items(self, items)
+
+
+def _set_items(target: Any, items: Iterable[tuple[Any, Any]]) -> None:
+    """Set the items with plain keys: the hash of a tuple of tuples may take forever."""
+    for key, value in items:
+        if key is None or isinstance(key, str | bytes | int | float):
+            target[key] = value
+
+
 class Unpickler(pickle._Unpickler):
     """An unpickler that knows the functions of a table, `{"module name": function}`, alone."""
 
     dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
-    # The first three look into Python's own registry, the last allocates what it claims.
-    for _opcode in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8):
+    # The first three look into Python's own registry, the next allocates what it claims, and the
+    # last is of protocol 0.
+    for _opcode in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.DICT):
         del dispatch[_opcode[0]]
 
     def __init__(self, file: IO[bytes], functions: Mapping[str, Any]):
@@ -92,6 +113,8 @@ class Unpickler(pickle._Unpickler):
         )
 
     stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
 
     def _load_build(self) -> None:
         """Set an object's `state`; an object without that attribute keeps what it is."""
@@ -99,7 +122,28 @@ class Unpickler(pickle._Unpickler):
         if hasattr(self.stack[-1], "state"):
             self.stack[-1].state = state
 
-    dispatch[pickle.BUILD[0]] = _load_build
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _set_items(self.stack[-1], [(key, value)])
+
+    def _load_setitems(self) -> None:
+        items = self.pop_mark()
+        _set_items(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+
+    def _load_set(self) -> None:
+        self.append(Inert())
+
+    def _load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(Inert())
+
+    dispatch |= {
+        pickle.BUILD[0]: _load_build,
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEMS[0]: _load_setitems,
+        pickle.EMPTY_SET[0]: _load_set,
+        pickle.FROZENSET[0]: _load_frozenset,
+    }
 
 
 def load_checked(unpickler: Unpickler) -> Any:

@@ -28,7 +28,7 @@ from vggjax.weights.layout import AS_IS, TensorToWrite
 from vggjax.weights.names import PARAMS, group_by_layer, has_package_names, in_table_order
 from vggjax.weights.parsed_file import FileInfo, ParsedFile
 from vggjax.weights.safetensors import is_safetensors, read_header, write_tensors
-from vggjax.weights.tensor_spans import check_span, open_regular
+from vggjax.weights.tensor_spans import check_span, check_spans, open_regular
 from vggjax.weights.torch.state_dict_file import (
     is_pickle,
     is_torch_archive,
@@ -259,6 +259,8 @@ def _parse_tensors(path: Path, kind: Literal["safetensors", "torch"]) -> ParsedF
             },
         )
     if (found := find_layers(spans)) is not None:
+        used = (span for params in found.plan.values() for span, _ in params.values())
+        check_spans(used, size_bytes=path.stat().st_size)
         ending = "safetensors" if kind == "safetensors" else "state dict (.pth)"
         determined = None if found.doubt else "torch"
         info = FileInfo(f"{found.style} {ending}", metadata, determined, found.doubt)

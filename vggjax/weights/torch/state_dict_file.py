@@ -23,8 +23,8 @@ import numpy as np
 from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.archive import check_contents, member_start, open_archive
 from vggjax.weights.layout import TensorToWrite
-from vggjax.weights.pickled import MAX_PICKLE_BYTES, Inert, Unpickler, load_checked
-from vggjax.weights.tensor_spans import Readable, Span, check_spans, open_regular, to_float32
+from vggjax.weights.pickled import MAX_PICKLE_BYTES, Inert, PickledDict, Unpickler, load_checked
+from vggjax.weights.tensor_spans import Readable, Span, open_regular, to_float32
 
 _DTYPES = {
     "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "bf2", "Long": "i8",
@@ -111,14 +111,12 @@ def require_torch(name: str) -> None:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Locate the tensors of a file's one state dict, and check where their numbers lie.
+    """Locate the tensors of a file's one state dict; the caller checks where they lie.
 
     Raises:
         WeightsError: damaged, holding code, or without one state dict of a network.
     """
     with open_regular(path) as file:
-        file_bytes = file.seek(0, io.SEEK_END)
-        file.seek(0)
         is_legacy = is_pickle(file.read(2))
         root, storages, order = _read_legacy(file) if is_legacy else _read_archive(file)
     state, left_out = _choose(_state_dicts(root))
@@ -130,10 +128,6 @@ def read_state_dict(path: Path) -> StateDict:
             others.append(printable(key))
     if others:
         left_out.append(f"left out what is no array of numbers: {join_names(others)}")
-    check_spans(
-        (span for span in spans.values() if span.start is not None and span.shape and span.size),
-        size_bytes=file_bytes,
-    )
     noted: Any = getattr(state, "state", None)
     for key in ("_metadata", "", _METADATA_KEY):
         noted = noted.get(key) if isinstance(noted, dict) else None
@@ -142,18 +136,12 @@ def read_state_dict(path: Path) -> StateDict:
     return StateDict(spans, metadata, left_out)
 
 
-class _OrderedDict(OrderedDict):
-    """A state dict, whose state has the versions of modules and this package's metadata."""
-
-    state: Any = None
-
-
 class _TorchUnpickler(Unpickler):
     """Unpickles tensors as views of storages that are not read."""
 
     def __init__(self, file: IO[bytes]):
         functions = {
-            "collections OrderedDict": _OrderedDict,
+            "collections OrderedDict": PickledDict,
             "torch._utils _rebuild_tensor": _rebuild_tensor,
             "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
             "torch._utils _rebuild_parameter": _first,
@@ -165,9 +153,9 @@ class _TorchUnpickler(Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         """Return the storage that the pickle refers to."""
-        kind, dtype, key, _, size, *view = pid
-        if kind != "storage":
-            return Inert()  # the source code of a whole model, in old files
+        if pid[0] == "module":
+            return pid[1]  # a class of a whole model with its source code, in old files
+        _, dtype, key, _, size, *view = pid
         if not isinstance(key, str) or not isinstance(size, int) or any(view):
             raise WeightsError("its pickle refers to numbers in an unknown way.", code="E_FORMAT")
         storage = _Storage(dtype if isinstance(dtype, str) else _UNKNOWN, key, size)
@@ -223,6 +211,7 @@ def _read_archive(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]], str
 
 def _read_legacy(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]], str]:
     """Return the same of the format before 2020: five pickles, then the storages in order."""
+    file_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
     stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
     if load_checked(_TorchUnpickler(stream)) != _LEGACY_MAGIC:
@@ -240,7 +229,8 @@ def _read_legacy(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]], str]
             raise WeightsError(f"it holds {_UNKNOWN}.", code="E_DTYPE")
         num_bytes = count * int(dtype[-1])
         storages[key] = position + 8, num_bytes
-        position += 8 + num_bytes
+        if (position := position + 8 + num_bytes) > file_bytes:
+            raise WeightsError("it is truncated: numbers are missing.", code="E_TRUNCATED")
     is_big = isinstance(system, dict) and system.get("little_endian") is False
     return state, storages, ">" if is_big else "<"
 

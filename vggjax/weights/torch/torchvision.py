@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
     """
     spans = _without_wrappers(spans)
     prefixes = _prefixes(_IN_BASE, spans)
-    original, left_out = _original(prefixes)
+    original, left_out = _original(prefixes, spans)
     if original is None:
         renamed = _numbered(spans)
     else:
@@ -136,35 +136,62 @@ def _prefixes(pattern: re.Pattern[str], names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(match[1] for match in matches if match))
 
 
-def _original(prefixes: list[str]) -> tuple[str | None, list[str]]:
+def _original(prefixes: list[str], spans: Mapping[str, Span]) -> tuple[str | None, list[str]]:
     """Return the prefix of the one network that is no copy, and a line about the copies."""
-    if len(prefixes) < 2:
-        return next(iter(prefixes), None), []
-    originals = [p for p in prefixes if not any(word in p.lower() for word in _COPIES)]
-    if len(originals) != 1:
-        raise WeightsError(
-            f"it holds several networks, "
-            f"{join_names(printable(f'{prefix}features') for prefix in prefixes)}. Save the state "
-            f"dict of one alone.",
-            code="E_NAME",
-        )
-    copies = [printable(f"{prefix}features") for prefix in prefixes if prefix != originals[0]]
-    return originals[0], [f"read {originals[0]}features, left out {join_names(copies)}"]
+    networks: dict[str, list[Any]] = {}
+    for prefix in prefixes:
+        start = f"{prefix}features."
+        network = [
+            (k.removeprefix(prefix), v.start) for k, v in spans.items() if k.startswith(start)
+        ]
+        if network not in networks.values():  # a model may have one module under two names
+            networks[prefix] = network
+    originals = [p for p in networks if not any(word in p.lower() for word in _COPIES)]
+    originals = originals if len(networks) > 1 else list(networks)
+    if networks and len(originals) != 1:
+        raise _several(f"{prefix}features" for prefix in networks)
+    copies = [printable(f"{prefix}features") for prefix in networks if prefix not in originals]
+    left_out = (
+        [f"read {printable(originals[0])}features, left out {join_names(copies)}"] if copies else []
+    )
+    return next(iter(originals), None), left_out
+
+
+def _several(networks: Iterable[str]) -> WeightsError:
+    return WeightsError(
+        f"it holds several networks, {join_names(map(printable, networks))}. Save the state dict "
+        f"of one alone.",
+        code="E_NAME",
+    )
 
 
 def _numbered(spans: Mapping[str, Span]) -> dict[str, str]:
     """Return `{name: features.N.param}` for the bare numbers of `features` alone.
 
-    They may have several prefixes, as the slices of a perceptual loss, if no number repeats.
+    They may have several prefixes, as the slices of a perceptual loss, if no number repeats; else
+    those of the one prefix that has a VGG's numbers.
     """
-    dense = {k.removesuffix("weight") for k, span in spans.items() if span.ndim == 2}
-    renamed: dict[str, str] = {}
+    dense = tuple(k.removesuffix("weight") for k, span in spans.items() if span.ndim == 2)
+    groups: dict[str, dict[str, str]] = {}
     for prefix in _prefixes(_NUMBERED, [name for name, span in spans.items() if span.ndim == 4]):
-        for name in spans:
-            match = _NUMBERED.fullmatch(name)
-            if match and match[1] == prefix and not name.startswith(tuple(dense) or "\0"):
-                renamed[name] = f"features.{match[2]}"
-    return renamed if len(set(renamed.values())) == len(renamed) else {}
+        matches = {name: _NUMBERED.fullmatch(name) for name in spans if not name.startswith(dense)}
+        groups[prefix] = {
+            name: f"features.{match[2]}"
+            for name, match in matches.items()
+            if match and match[1] == prefix
+        }
+    joined = {name: short for group in groups.values() for name, short in group.items()}
+    if len(set(joined.values())) == len(joined):
+        return joined
+    complete = []
+    for prefix, group in groups.items():
+        kernels = {short: spans[name].shape for name, short in group.items()}
+        convs = sorted((k for k, shape in kernels.items() if len(shape) == 4), key=natural_order)
+        if block_names([CONV.held_shape(kernels[short]) for short in convs]):
+            complete.append(prefix)
+    if len(complete) > 1:
+        raise _several(complete)
+    return groups[complete[0]] if complete else {}
 
 
 def _find_in_order(spans: Mapping[str, Span]) -> TorchLayers | None:
