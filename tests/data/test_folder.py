@@ -87,10 +87,11 @@ def test_a_scan_collects_every_fault_and_keeps_the_usable_images(tmp_path):
     names = ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/z/1.png"]
     put_all(tmp_path, *names, "more/a/1.png")
     (tmp_path / "val" / "b").mkdir()
+    (tmp_path / "train" / "c").mkdir()
     scan = scan_source(str(tmp_path))
-    kinds = ("next to its split folders: 'more'", "without images: 'b'", "train lacks: 'z'")
+    kinds = ("next to its split folders: 'more'", "without images: 'c'", "train lacks: 'z'")
     assert all(kind in fault for kind, fault in zip(kinds, scan.faults, strict=True))
-    assert scan.empty == ("val/b",) and scan.source.class_names == ("a", "b", "z")
+    assert scan.empty == ("train/c", "val/b") and scan.source.class_names == ("a", "b", "c", "z")
     assert list(scan.source.ids) == names
     with pytest.raises(DataError, match="other folders next to"):
         open_source(str(tmp_path))

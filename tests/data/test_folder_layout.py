@@ -111,6 +111,29 @@ def test_a_class_spelled_in_two_ways_is_named(tmp_path):
         open_source(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("01 Cat", "'01 Cat' may be '1_cat'"), ("dogs", "'dogs' may be 'dog'"), ("n01440", None)],
+)
+def test_the_nearest_class_is_by_its_letters(tmp_path, name, near):
+    tree(tmp_path, {f"train/{known}": 1 for known in ("1_cat", "dog", "n01441")})
+    with pytest.raises(DataError) as error:
+        open_source(tree(tmp_path, {f"test/{name}": 1}))
+    assert near in str(error.value) if near else "may be" not in str(error.value)
+
+
+def test_an_empty_class_folder_of_a_test_split_is_a_class_that_it_lacks(tmp_path):
+    root = tree(tmp_path, {"train/a": 4, "train/b": 4, "test/a": 2})
+    (tmp_path / "test" / "b").mkdir()
+    assert sizes(root, DatasetOptions()) == {"train": 8, "test": 2}
+    assert scan_source(root).empty == ("test/b",)
+    put_flat(tmp_path, "lost/train/a/1.png", "lost/train/b/1.png")
+    for name in "ab":
+        (tmp_path / "lost" / "test" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match="test has class folders without images: 'a', 'b'"):
+        open_source(str(tmp_path / "lost"))
+
+
 # Labels in the file names
 
 

@@ -50,7 +50,7 @@ from vggjax.data.sources.source import (
     make_file_source,
     nearest_path,
 )
-from vggjax.errors import DataError, join_names, printable
+from vggjax.errors import DataError, join_names, nearest_name, printable
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
@@ -148,7 +148,8 @@ class _Scanner:
         self._refuse_others([name for name in others if name not in splits])
         if len({*words}) < len(words):
             self.faults.append(
-                f"{printable(self.root)} has two folders for one split: {_quoted(splits)}."
+                f"{printable(self.root)} has two folders for one split: {_quoted(splits)}. Put the "
+                f"class folders of a split into one."
             )
         if splits and "train" not in words:
             self.faults.append(
@@ -177,7 +178,7 @@ class _Scanner:
         for split, names in class_names.items():
             extra = [name for name in names if name not in train]
             if extra and train:
-                near = [(name, _same_letters(name, train)) for name in extra]
+                near = [(name, _nearest_class(name, train)) for name in extra]
                 hints = [f"{name!r} may be {other!r}" for name, other in near if other]
                 hint = f" {join_names(hints, most=5)}." if hints else ""
                 self.faults.append(
@@ -187,9 +188,9 @@ class _Scanner:
 
     def _add_single_class(self, name: str) -> None:
         inside = self.root / name  # the top folder of an unpacked archive?
-        while inside.is_dir() and len(folders := list_subfolders(inside)) == 1:
+        while len(folders := _filled_folders(inside)) == 1:
             inside /= folders[0]
-        if inside.is_dir() and len(list_subfolders(inside)) > 1:
+        if len(folders) > 1:
             suggestion = f" Did you mean {printable(inside)!r}?"
         else:
             suggestion = self._suggest_labels([file.id for file in self.files])
@@ -240,8 +241,11 @@ class _Scanner:
             self.faults.append(f"{printable(top)} has {content}.{hint} {_LAYOUT}")
         others = {name: self._scan_class(below, name, split) for name in names}
         filled = {file.label for file in self.files if file.split == split}
-        if empty := [name for name in names if name not in filled]:
-            self.empty += [_join(below, name) for name in empty]
+        empty = [name for name in names if name not in filled]
+        self.empty += [_join(below, name) for name in empty]
+        if split in ("val", "test") and filled:  # which may lack a class that train has
+            empty = [name for name in empty if name not in train]
+        if empty:
             self._refuse_empty(top, {name: others[name] for name in empty}, filled)
         elif split in ("", "train"):
             self._observe_level(below, split)
@@ -430,10 +434,22 @@ class _Scanner:
         return " next to the class folders, without a label"
 
 
-def _same_letters(name: str, names: Iterable[str]) -> str | None:
-    """Return which of `names` has the same letters and digits: `no_tumor` is `notumor`."""
-    letters = {re.sub(r"[\W_]", "", other).casefold(): other for other in names}
-    return letters.get(re.sub(r"[\W_]", "", name).casefold())
+def _filled_folders(top: Path) -> list[str]:
+    """Return the folders with images directly below a folder, which may not exist."""
+    names = list_subfolders(top) if top.is_dir() else []
+    return [name for name in names if has_image(top / name)]
+
+
+def _nearest_class(name: str, names: Iterable[str]) -> str | None:
+    """Return which of `names` is spelled like a class but for signs, zeros, or a few letters."""
+
+    def letters(name: str) -> str:
+        return re.sub(r"(?<!\d)0+(?=\d)|[\W_]", "", name).casefold()
+
+    same = {letters(other): other for other in names}.get(letters(name))
+    if same or re.search(r"\d", name):  # numbered names are all alike
+        return same
+    return nearest_name(name, names, cutoff=0.8)
 
 
 def _join(below: str, name: str) -> str:
