@@ -48,13 +48,14 @@ def breed_of(name: str) -> str:
         (None, lambda n, i: (n, breed_of(n))),
     ],
 )
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", " "])
 def test_the_images_and_labels_of_a_competition_are_found_and_said(
     tmp_path, header, row, delimiter
 ):
     put_flat(tmp_path, *(f"train/{name}.jpg" for name in IDS), "test/other.jpg")
     rows = [row(name, i) for i, name in enumerate(IDS)]
-    path = write(tmp_path / "labels.csv", *[header] * bool(header), *rows, delimiter=delimiter)
+    name = "labels.txt" if delimiter == " " else "labels.csv"
+    path = write(tmp_path / name, *[header] * bool(header), *rows, delimiter=delimiter)
     found = open_source(path)
     assert found.class_names == BREEDS and np.bincount(found.labels).tolist() == [10, 10, 10]
     assert list(found.ids) == [f"train/{name}.jpg" for name in IDS]

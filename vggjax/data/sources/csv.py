@@ -278,7 +278,7 @@ class _Scanner:
         repeated = []
         conflicts: dict[str, list[tuple[_Row, _Row]]] = defaultdict(list)
         for row in rows:
-            key = os.path.normpath(self._finder.locate(row.path))
+            key = os.path.normpath(self._finder.full_path(row.path))
             first = merged.setdefault(key, row)
             if first is row:
                 continue

@@ -44,12 +44,16 @@ class FileFinder:
 
     def locate(self, path: str) -> Path:
         """Return the file of a path that is absolute, below home, or below the folder."""
-        return self.root / os.path.expanduser(path)
+        return Path(self.full_path(path))
+
+    def full_path(self, path: str) -> str:
+        """Return the same as text, which is faster."""
+        return os.path.join(self.root, os.path.expanduser(path))
 
     def size(self, path: str) -> int | None:
         """Return a file's size in bytes; None if there is no such file."""
         try:
-            status = self.locate(path).stat()
+            status = os.stat(self.full_path(path))
         except (OSError, ValueError):
             return None
         return None if stat.S_ISDIR(status.st_mode) else status.st_size

@@ -1,7 +1,8 @@
 """Read a CSV into its columns and rows, whatever program wrote it.
 
-The text is UTF-8 or UTF-16, the delimiter a comma, a semicolon, a tab or a vertical bar, quoting as
-in Python's csv module. Cells stay the text that they are: `007`, `NA` and `1.0` are no numbers.
+The text is UTF-8 or UTF-16, the delimiter a comma, a semicolon, a tab, a vertical bar or, without
+any of these, a blank; quoting is as in Python's csv module. Cells stay the text that they are:
+`007`, `NA` and `1.0` are no numbers.
 """
 
 import csv
@@ -17,7 +18,7 @@ from vggjax.csv_text import original_text
 from vggjax.data.sources.source import nearest_path
 from vggjax.errors import ConfigError, DataError, join_names, printable, unknown_name
 
-EXTENSIONS = (".csv", ".tsv")
+EXTENSIONS = (".csv", ".tsv", ".txt")
 """Extensions, in lower case, of datasets that are a CSV."""
 
 SYNONYMS = {
@@ -133,15 +134,16 @@ def read_table(path: Path, *, exact: bool = False) -> Table:
         ) from None
     if not records:
         raise DataError(f"{name} has no rows after its first line.")
-    numbered = all(cells[0] == str(i) for i, (_, cells) in enumerate(records, 1))
-    if numbered and all(len(cells) == len(columns) + 1 for _, cells in records):
+    numbers = [str(i) for i in range(len(records) + 1)]
+    is_numbered = [cells[0] for _, cells in records] in (numbers[:-1], numbers[1:])
+    if is_numbered and all(len(cells) == len(columns) + 1 for _, cells in records):
         columns = ["", *columns]  # R gives no name to its row numbers
     width = len(columns)
     for line, cells in records:
         if any(cells[width:]):
             raise DataError(
                 f"Line {line} of {name} has {len(cells)} cells, the first line has {width}. Quote "
-                f"names that contain a {_DELIMITERS.get(delimiter, 'delimiter')}."
+                f"names that contain a {_DELIMITERS.get(delimiter, 'blank')}."
             )
     rows = [tuple(map(original_text, (cells + [""] * width)[:width])) for _, cells in records]
     return Table(name, tuple(columns), rows, [line for line, _ in records], first_line)
@@ -192,6 +194,9 @@ def _read_header(line: str, delimiters: Iterable[str]) -> tuple[list[str], str]:
         cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
         headers[delimiter] = [cell.strip() for cell in cells]
     best = max(headers, key=lambda delimiter: quality(headers[delimiter]))
+    if len(headers[best]) == 1:  # a list such as `images/1.jpg 0`
+        headers[" "] = next(csv.reader([line.strip()], delimiter=" ", skipinitialspace=True), [])
+        best = " "
     columns = headers[best]
     while columns and not columns[-1]:  # a delimiter at the end of the line
         columns.pop()

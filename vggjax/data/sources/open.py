@@ -95,8 +95,10 @@ def _group_by_name(scan: Scan, options: DatasetOptions) -> Scan:
         )
     note = f"{describe_groups(names)} by `group_pattern` {pattern!r}."
     notes = (*source.notes, note)
-    groups = number_groups(names)
-    return dataclasses.replace(scan, source=dataclasses.replace(source, groups=groups, notes=notes))
+    source = dataclasses.replace(
+        source, groups=number_groups(names), possible_groups=None, notes=notes
+    )
+    return dataclasses.replace(scan, source=source)
 
 
 def open_digits() -> Source:
