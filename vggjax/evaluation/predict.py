@@ -18,6 +18,7 @@ from PIL.Image import Image
 
 from vggjax.data.images.decode import DecodedImage, convert_image, read_image
 from vggjax.data.loader import SplitLoader, prefetch
+from vggjax.data.multilabel import join_labels
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.network import Network
@@ -35,18 +36,22 @@ class Predictions:
     """The predictions for a sequence of images, in its order."""
 
     probs: np.ndarray
-    """float32 (N, C), each row summing to 1."""
+    """float32 (N, C), each row summing to 1, or of several labels per image each a sigmoid."""
     class_names: tuple[str, ...]
     """(C,), the names of the columns."""
+    thresholds: tuple[float, ...] = ()
+    """(C,), the probability from which on a label is predicted; empty for one label per image."""
 
     @property
     def labels(self) -> np.ndarray:
-        """Return the most probable class of each image, int64 (N,)."""
-        return self.probs.argmax(1)
+        """Return the most probable class of each image, int64 (N,), or its labels, bool (N, C)."""
+        return self.probs >= np.array(self.thresholds) if self.thresholds else self.probs.argmax(1)
 
     @property
     def names(self) -> list[str]:
-        """Return the name of the most probable class of each image."""
+        """Return the name of the most probable class of each image, or its labels: `cat|dog`."""
+        if self.thresholds:
+            return [join_labels(self.class_names, row) for row in self.labels]
         return [self.class_names[label] for label in self.labels]
 
 
@@ -56,7 +61,9 @@ class Classifier:
     def __init__(self, model: Network, info: ModelInfo):
         self.info = info
         """Network, class names and preprocessing."""
-        self._predict_step = make_predict_step(model, info.preprocessing.mode)
+        self._predict_step = make_predict_step(
+            model, info.preprocessing.mode, multilabel=info.is_multilabel
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -99,7 +106,7 @@ class Classifier:
             rows.append(outcome)
         num_classes = len(self.class_names)
         probs = np.asarray(rows, np.float32).reshape(len(rows), num_classes)
-        return Predictions(probs, self.class_names)
+        return Predictions(probs, self.class_names, self.info.thresholds)
 
     def read(self, image: "str | os.PathLike[str] | Image") -> DecodedImage:
         """Decode a file, or what Pillow opened; raise `DataError` with nothing but the reason."""

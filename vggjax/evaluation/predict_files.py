@@ -16,6 +16,7 @@ from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -31,9 +32,15 @@ from vggjax.evaluation.metrics import top_classes
 from vggjax.evaluation.predict import MAX_BATCH, Classifier, load_run
 from vggjax.evaluation.result_table import Prediction, ResultTable
 from vggjax.models.arch import ARCHS
+from vggjax.training.run_dir.run_result import ModelInfo
 
 MAX_ROWS = 20
 """Images, and classes, on the screen."""
+
+_NO_FOLDERS = (
+    "`sort_into` makes a folder per class, and this model predicts several labels per image. Use "
+    "`csv`, whose column `labels` has them."
+)
 
 
 def predict_command(
@@ -68,9 +75,14 @@ def predict_command(
     if all(files.values()):
         raise _nothing_usable(files)
     classifier = _open_model(workdir, weights, model, expect_sha256)
-    table = None
+    multilabel, table = classifier.info.is_multilabel, None
+    if sorter is not None and multilabel:
+        raise ConfigError(_NO_FOLDERS)
     if path is not None:
-        table = ResultTable(path, classifier.class_names, top=top, probabilities=probabilities)
+        names = classifier.class_names
+        table = ResultTable(
+            path, names, top=top, probabilities=probabilities, multilabel=multilabel
+        )
         table.resume(classifier, files)
     summary = Summary()
     for prediction in predict_files(classifier, files, top=top, table=table):
@@ -127,7 +139,15 @@ def predict_files(
             continue
         best = top_classes(probs[None], top)[0]
         classes = [(classifier.class_names[i], float(probs[i])) for i in best]
-        yield Prediction(path, classes, probs=probs)
+        yield Prediction(path, classes, _labels_of(probs, classifier.info), probs=probs)
+
+
+def _labels_of(probs: np.ndarray, info: ModelInfo) -> tuple[str, ...] | None:
+    """Return the labels from their thresholds on, best first; None for one label per image."""
+    if not info.is_multilabel:
+        return None
+    order = top_classes(probs[None], len(probs))[0]
+    return tuple(info.class_names[i] for i in order if probs[i] >= info.thresholds[i])
 
 
 def find_images(
@@ -214,11 +234,15 @@ def _nothing_usable(reasons: dict[Path, str]) -> DataError:
 
 
 class Summary:
-    """What the screen shows at the end: the first predictions, and the images of each class."""
+    """What the screen shows at the end: the first predictions, and the images of each class.
+
+    Of several labels per image each is counted.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        """Class name -> number of images."""
+        """Class name -> number of images; "(none)" for those without a label."""
+        self._num_images = 0
         self.left_out: dict[Path, str] = {}
         """Path -> reason."""
         self._first: list[Prediction] = []
@@ -230,13 +254,15 @@ class Summary:
         if prediction.reason:
             self.left_out[prediction.path] = prediction.reason
             return
-        self.counts[prediction.top[0][0]] += 1
+        self._num_images += 1
+        names = [prediction.top[0][0]] if prediction.labels is None else prediction.labels
+        self.counts.update(names or ["(none)"])
         if len(self._first) <= MAX_ROWS:
             self._first.append(prediction)
 
     def print(self, table: ResultTable | None, sorter: "Sorter | None") -> None:
         """Print the predictions, the counts, and what was written."""
-        total = self.counts.total()
+        total = self._num_images
         # A single further row takes no more room than the line about it.
         shown = self._first if total == len(self._first) else self._first[:MAX_ROWS]
         print_table(shown)
@@ -287,20 +313,33 @@ class Sorter:
 
 
 def print_table(predictions: Sequence[Prediction]) -> None:
-    """Print a row per image: the predicted class, its probability, and the next classes."""
+    """Print a row per image: the predicted class, its probability, and the next classes.
+
+    Of several labels per image it has all labels from their thresholds on.
+    """
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 160)  # wrapped names are hard to search in a file
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("image", overflow="fold")
     table.add_column("prediction", style="bold", overflow="fold")
-    table.add_column("probability", justify="right")
+    has_one = all(prediction.labels is None for prediction in predictions)
+    if has_one:
+        table.add_column("probability", justify="right")
     if any(len(prediction.top) > 1 for prediction in predictions):
         table.add_column("next", style="dim", overflow="fold")
     for prediction in predictions:
         best, *others = prediction.top
-        following = ", ".join(f"{printable(name)} {share:.1%}" for name, share in others)
         cells = [printable(prediction.path), printable(best[0]), f"{best[1]:.1%}"]
+        if prediction.labels is not None:
+            share_of = dict(prediction.top)
+            texts = [
+                printable(name) + (f" {share_of[name]:.1%}" if name in share_of else "")
+                for name in prediction.labels
+            ]
+            cells = [printable(prediction.path), ", ".join(texts) or "none"]
+            others = [item for item in prediction.top if item[0] not in prediction.labels]
+        following = ", ".join(f"{printable(name)} {share:.1%}" for name, share in others)
         table.add_row(*map(escape, [*cells, following] if others else cells))
     console.print(table)
 
@@ -310,7 +349,10 @@ def _json_line(prediction: Prediction, classifier: Classifier, probabilities: bo
     if prediction.reason:
         return json_module.dumps(record | {"error": prediction.reason})
     top = [{"class": name, "probability": round(share, 6)} for name, share in prediction.top]
-    record |= top[0] | {"top": top}
+    if prediction.labels is None:
+        record |= top[0] | {"top": top}
+    else:
+        record |= {"labels": list(prediction.labels), "top": top}
     if probabilities and prediction.probs is not None:
         shares = (round(float(share), 6) for share in prediction.probs)
         record["probabilities"] = dict(zip(classifier.class_names, shares, strict=True))

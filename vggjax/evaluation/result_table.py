@@ -1,6 +1,7 @@
 """The CSV of `vggjax predict`: rows are written as they come, and a later call continues it.
 
-`path,class1,probability1,class2,...,error`, or `path` and a column per class in the model's order.
+`path,class1,probability1,class2,...,error`, or `path` and a column per class in the model's order;
+of several labels per image there is a column `labels` after `path`.
 Names are printable. The file alone says what is done: an image that has a row is not classified
 again. Whether the same model wrote it is known by predicting a few of its images again.
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vggjax.csv_text import csv_line, csv_rows
+from vggjax.data.multilabel import SEPARATOR
 from vggjax.errors import ConfigError, join_names, printable
 from vggjax.evaluation.predict import MAX_BATCH, Classifier
 
@@ -28,6 +30,8 @@ class Prediction(NamedTuple):
     path: Path
     top: list[tuple[str, float]] = []
     """(class name, probability), best first."""
+    labels: tuple[str, ...] | None = None
+    """Of several labels per image those from their thresholds on, the most probable first."""
     reason: str = ""
     probs: np.ndarray | None = None
     """float32 (C,)."""
@@ -38,14 +42,23 @@ class Prediction(NamedTuple):
 class ResultTable:
     """A CSV of predictions, a row per image; `top` classes each, or with `probabilities` all."""
 
-    def __init__(self, path: Path, class_names: Sequence[str], *, top: int, probabilities: bool):
+    def __init__(
+        self,
+        path: Path,
+        class_names: Sequence[str],
+        *,
+        top: int,
+        probabilities: bool,
+        multilabel: bool = False,
+    ):
         self.path = path
         self.known: dict[str, Prediction] = {}
         """Printable path -> its row, of those that an earlier call wrote."""
         self._names, self._probabilities = [printable(name) for name in class_names], probabilities
         ranks = range(1, 1 + min(top, len(class_names)))
         ranked = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
-        self._columns = ["path", *(self._names if probabilities else [*ranked, "error"])]
+        self._first = ["path", "labels"] if multilabel else ["path"]
+        self._columns = [*self._first, *(self._names if probabilities else [*ranked, "error"])]
         self._pending = csv_line(self._columns)
 
     def resume(self, classifier: Classifier, files: Iterable[Path]) -> None:
@@ -82,7 +95,10 @@ class ResultTable:
         for row, path, share_of in zip(rows, images, shares, strict=True):
             top = sorted(share_of.items(), key=lambda item: -item[1])[:1]
             reason = "" if top else (row[-1] or "could not be read")
-            self.known[row[0]] = Prediction(path, top, reason, is_new=False)
+            labels = None
+            if "labels" in self._first:
+                labels = tuple(row[1].split(SEPARATOR)) if row[1] else ()
+            self.known[row[0]] = Prediction(path, top, labels, reason, is_new=False)
         os.truncate(self.path, len(data))
         self._pending = ""
 
@@ -93,8 +109,13 @@ class ResultTable:
             cells = [""] * len(self._names) if probs is None else [f"{p:.6f}" for p in probs]
         else:
             cells = [cell for name, p in top for cell in (printable(name), f"{p:.6f}")]
-            cells += [""] * (len(self._columns) - 2 - len(cells)) + [printable(prediction.reason)]
-        self._pending += csv_line([printable(prediction.path), *cells])
+            missing = len(self._columns) - len(self._first) - 1 - len(cells)
+            cells += [""] * missing + [printable(prediction.reason)]
+        first = [printable(prediction.path)]
+        if "labels" in self._first:
+            labels = {printable(name) for name in prediction.labels or ()}
+            first.append(SEPARATOR.join(name for name in self._names if name in labels))
+        self._pending += csv_line([*first, *cells])
         if probs is not None or self.path.exists():
             with open(self.path, "a", encoding="utf-8", newline="") as file:
                 file.write(self._pending)
@@ -102,9 +123,10 @@ class ResultTable:
 
     def _shares(self, row: list[str]) -> dict[str, float]:
         """Return class name -> probability of a row; empty for an image that was left out."""
-        pairs = zip(self._names, row[1:], strict=False)
+        cells = row[len(self._first) :]
+        pairs = zip(self._names, cells, strict=False)
         if not self._probabilities:
-            pairs = zip(row[1:-1:2], row[2:-1:2], strict=True)
+            pairs = zip(cells[:-1:2], cells[1:-1:2], strict=True)
         return {name: float(share) for name, share in pairs if share}
 
     def _check_model(
