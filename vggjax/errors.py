@@ -16,6 +16,7 @@ CODES = {
     "E_WEIGHTS": "the weights are unavailable or unusable, for a reason without a code of its own",
     "E_FILE": "the file does not exist, is not a regular file, or is not readable",
     "E_FORMAT": "not a weight file of a known format, or too damaged to read",
+    "E_FOREIGN": "the file is of another program, whose format is not read",
     "E_TRUNCATED": "the file is empty or truncated",
     "E_HEADER": "a header contradicts itself or the file (safetensors, HDF5 attributes)",
     "E_ZIP": "an archive has a wrong checksum, unsafe or unexpected members, or no weights",

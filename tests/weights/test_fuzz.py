@@ -5,15 +5,19 @@ and its values are those that were written, as far as the format can show it: HD
 have no checksum over plain numbers, and HDF5 has none over an array's address and type.
 """
 
+import pickle
 import random
 
 import h5py
 import numpy as np
 import pytest
+from support.array_files import BASE as ARRAYS
+from support.array_files import flat, nested, onnx_model
 from support.networks import random_weights
 
 from vggjax.errors import CODES, WeightsError
 from vggjax.models.arch import Arch
+from vggjax.weights.arrays.onnx import parse_onnx
 from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.weight_file import read_weights, write_weights
 
@@ -132,6 +136,43 @@ def test_a_damaged_safetensors_file_is_refused_or_differs_only_in_its_changed_nu
     for _, changed, arrays in files_with_other_values(path, TORCH, seed=4, count=count):
         assert len(arrays) <= sum(position >= data_start for position in changed)
         assert not any(position < 8 for position in changed), "the header's length is checked"
+
+
+@counts
+def test_a_damaged_npz_never_gives_other_values(tmp_path, count):
+    path = tmp_path / "w.npz"
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **flat(ARRAYS, "{caffe}_{w}"))
+    assert files_with_other_values(path, ARRAYS, seed=6, count=count) == []
+
+
+@counts
+def test_a_damaged_pickle_of_arrays_is_refused_or_has_the_expected_shapes(tmp_path, count):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps(nested(flat(ARRAYS, "{caffe}/{param}")), 4))
+    content, moved = path.read_bytes(), 0
+    for _, changed, arrays in files_with_other_values(path, ARRAYS, seed=7, count=count):
+        for layer, param in arrays:
+            array = ARRAYS[layer][param]
+            start = content.index(array.tobytes())
+            moved += not set(changed) & set(range(start, start + array.nbytes))
+    assert moved <= count / 5, "one byte states the byte order of all arrays"
+
+
+@counts
+def test_a_damaged_onnx_file_is_refused_or_differs_only_in_its_changed_numbers(tmp_path, count):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    path = tmp_path / "w.onnx"
+    path.write_bytes(onnx_model(ARRAYS).SerializeToString())
+    places = {
+        (layer, param): span
+        for layer, params in parse_onnx(path).layers.items()
+        for param, (span, _) in params.items()
+    }
+    for _, changed, arrays in files_with_other_values(path, ARRAYS, seed=8, count=count):
+        for place in arrays:
+            span = places[place]
+            assert set(changed) & set(range(span.start, span.start + span.nbytes)), place
 
 
 @counts

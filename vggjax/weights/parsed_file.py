@@ -3,7 +3,9 @@
 import io
 import os
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggjax.weights.archive import open_archive
@@ -12,6 +14,9 @@ from vggjax.weights.tensor_spans import Readable, Span, open_regular
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
+
+Plan = dict[str, dict[str, tuple[Span, Layout]]]
+"""Layer -> parameter -> array, both in the package's order."""
 
 PREPROCESS_MODES = ("caffe", "torch", "unit")
 """Preprocessing modes (data/images/preprocess.py)."""
@@ -53,12 +58,13 @@ class ParsedFile:
     """A weight file whose arrays were located and checked, but not read yet."""
 
     info: FileInfo
-    layers: dict[str, dict[str, tuple[Span, Layout]]]
-    """Layer -> parameter -> array, both in the package's order."""
+    layers: Plan
     left_out: list[str] = field(default_factory=list)
     """A line about what the file holds besides these arrays."""
     packed_member: str | None = None
     """The compressed member of an archive from whose start the spans count."""
+    numbers_beside: tuple[Path, ...] = ()
+    """Other files that hold numbers; the checksum of the file does not cover them."""
 
     @property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -80,8 +86,8 @@ class ParsedFile:
             for kind, count in sorted(casts.items())
         ] + self.left_out
 
-    def read(self, path: str | os.PathLike) -> "Weights":
-        """Read all weights of the file at `path` as float32."""
+    def read(self, path: str | os.PathLike, *, layers: Container[str] | None = None) -> "Weights":
+        """Read the weights of the file at `path` as float32, by default those of all layers."""
         with open_regular(path) as disk:
             file: Readable = disk
             if self.packed_member:
@@ -90,4 +96,5 @@ class ParsedFile:
             return {
                 layer: {param: read_array(file, *array) for param, array in arrays.items()}
                 for layer, arrays in self.layers.items()
+                if layers is None or layer in layers
             }

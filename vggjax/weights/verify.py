@@ -209,7 +209,7 @@ def print_verification(verification: Verification) -> None:
         "File": f"{printable(file.path)}, {file.path.stat().st_size:,} bytes",
         "Format": file.info.kind,
         "SHA-256": file.digests.sha256,
-        "Known as": file.digests.known_as or "none of the published files",
+        "Known as": file.known_as or "none of the published files",
         "Network": f"{verification.network}, {len(file.shapes)} layers with "
         f"{verification.num_parameters:,} parameters",
         "Top": ", ".join(verification.top) or "none",

@@ -17,21 +17,35 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vggjax.atomic import atomic_write
-from vggjax.errors import WeightsError, printable
+from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.archive import open_archive
-from vggjax.weights.compatibility import Check
-from vggjax.weights.digests import CAFFE_IN_TORCH, Digests, expected_sha256, file_digests
+from vggjax.weights.arrays.naming import plan_arrays
+from vggjax.weights.arrays.npz import is_npz, read_npz
+from vggjax.weights.arrays.numpy_pickle import read_pickle
+from vggjax.weights.arrays.onnx import is_onnx, parse_onnx
+from vggjax.weights.compatibility import Check, network_of
+from vggjax.weights.digests import (
+    CAFFE_IN_TORCH,
+    PUBLISHED_BASES,
+    Digests,
+    PublishedBase,
+    base_digest,
+    expected_sha256,
+    file_digests,
+)
+from vggjax.weights.foreign import refuse_foreign, refuse_foreign_path
 from vggjax.weights.hdf5.unpack import signature_start
 from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
 from vggjax.weights.layout import AS_IS, TensorToWrite
-from vggjax.weights.names import PARAMS, group_by_layer, has_package_names, in_table_order
-from vggjax.weights.parsed_file import FileInfo, ParsedFile
+from vggjax.weights.names import PARAMS, group_by_layer, has_package_names, in_base, in_table_order
+from vggjax.weights.parsed_file import PREPROCESS_MODES, FileInfo, ParsedFile
 from vggjax.weights.safetensors import is_safetensors, read_header, write_tensors
 from vggjax.weights.tensor_spans import check_span, check_spans, open_regular
 from vggjax.weights.torch.state_dict_file import (
     is_pickle,
     is_torch_archive,
+    is_torch_pickle,
     read_state_dict,
     require_torch,
     write_state_dict,
@@ -43,7 +57,7 @@ if TYPE_CHECKING:
 
 READABLE = (
     "Keras' .h5 (published layout or whole model), .weights.h5 and .keras, .safetensors of this "
-    "package, torchvision or timm, and PyTorch's .pth"
+    "package, torchvision or timm, PyTorch's .pth, ONNX, and NumPy's .npz or a pickle of its arrays"
 )
 
 LAYOUTS = {
@@ -60,8 +74,21 @@ Plain `.h5` is the layout of the published files."""
 WRITABLE = tuple(LAYOUTS)
 
 _KERAS_WRITERS = {".h5": write_legacy_h5, ".weights.h5": write_weights_h5, ".keras": write_keras}
-_OTHER_WAY_OUT = ("E_FILE", "E_CODE", "E_ORDER", "E_NAME", "E_ARCH")
+_ENDINGS = {
+    "safetensors": "safetensors",
+    "torch": "state dict (.pth)",
+    "npz": "NumPy arrays (.npz)",
+    "pickle": "pickle of NumPy arrays",
+}
+_NAMES_DOUBT = (
+    "its names do not show on which pixels the weights were trained; Caffe's VGG expects caffe, "
+    "torchvision's torch"
+)
+_OTHER_WAY_OUT = ("E_FILE", "E_FOREIGN", "E_CODE", "E_ORDER", "E_NAME", "E_ARCH")
 """Codes of refusals that another copy of the file does not help against."""
+
+
+Kind = Literal["h5", "keras", "onnx", "safetensors", "torch", "npz", "pickle"]
 
 
 class WeightFile:
@@ -78,6 +105,7 @@ class WeightFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        refuse_foreign_path(self.path)
         self._identity = self._current_identity()
 
     def __enter__(self) -> "WeightFile":
@@ -94,11 +122,31 @@ class WeightFile:
 
     @functools.cached_property
     def info(self) -> FileInfo:
-        """What the file states about itself, or is known of its checksum; no weight is read."""
+        """What the file states about itself, or what a published base that it holds expects."""
         info = self._parsed.info
+        if info.metadata.get("preprocess") in PREPROCESS_MODES or info.determined == "unit":
+            return info
+        if self.published_base is not None:
+            return dataclasses.replace(info, determined=self.published_base.preprocess)
         if info.preprocess_doubt and self.digests.sha256[:8] in CAFFE_IN_TORCH:
             return dataclasses.replace(info, determined="caffe")
         return info
+
+    @functools.cached_property
+    def published_base(self) -> PublishedBase | None:
+        """The published base with the file's numbers, which are read if the shapes are its own."""
+        if network_of(self.shapes) not in {base.arch for base in PUBLISHED_BASES.values()}:
+            return None
+        self._check_unchanged()
+        with _named(self.path):
+            base = self._parsed.read(self.path, layers=set(filter(in_base, self.shapes)))
+        return PUBLISHED_BASES.get(base_digest(base))
+
+    @property
+    def known_as(self) -> str | None:
+        """The published file with these checksums, or the published base with these numbers."""
+        base = self.published_base
+        return self.digests.known_as or (None if base is None else str(base))
 
     @functools.cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -108,14 +156,17 @@ class WeightFile:
     @functools.cached_property
     def notes(self) -> list[str]:
         """A line for each stored type that is cast to float32, and for arrays that are left out."""
-        return self._parsed.notes
+        is_rgb = self.published_base is not None and self.published_base.is_rgb
+        return self._parsed.notes + is_rgb * [
+            "the input channels of block1_conv1 became BGR, as in Keras' file"
+        ]
 
     @property
     def provenance(self) -> dict[str, str]:
         """Where the weights come from, for a run's `model.json`."""
         provenance = {"weights_sha256": self.digests.sha256, "weights_format": self.info.kind}
-        if self.digests.known_as:
-            provenance["weights_known_as"] = self.digests.known_as
+        if self.known_as:
+            provenance["weights_known_as"] = self.known_as
         kept = ("source", "source_sha256", "source_format", "source_date")
         metadata = self.info.metadata
         return provenance | {f"weights_{key}": metadata[key] for key in kept if key in metadata}
@@ -135,6 +186,13 @@ class WeightFile:
                 f"`expect_sha256` if you trust it.",
                 code="E_DIGEST",
             )
+        if others := self._parsed.numbers_beside:
+            raise WeightsError(
+                f"{printable(self.path)} has the expected SHA-256, but its numbers are in "
+                f"{join_names(printable(other.name) for other in others)}, which no checksum "
+                f"covers. Convert it first, and check the new file's.",
+                code="E_DIGEST",
+            )
 
     def read(self, *, check: Check | None = None) -> "Weights":
         """Read all weights as float32.
@@ -152,7 +210,10 @@ class WeightFile:
                 check(self.shapes)
             self._check_unchanged()
             weights = self._parsed.read(self.path)
-        _ = self.info, self.shapes, self.notes  # keep them
+            _ = self.info, self.shapes, self.notes  # keep them
+        if self.published_base is not None and self.published_base.is_rgb:
+            kernel = weights["block1_conv1"]["kernel"]
+            weights["block1_conv1"]["kernel"] = np.ascontiguousarray(kernel[:, :, ::-1])
         self._release()
         return weights
 
@@ -163,7 +224,7 @@ class WeightFile:
             kind = _kind(self.path)
             if kind == "h5" or kind == "keras":
                 return parse_keras(self.path, kind)
-            return _parse_tensors(self.path, kind)
+            return parse_onnx(self.path) if kind == "onnx" else _parse_tensors(self.path, kind)
 
     def _release(self) -> None:
         self.__dict__.pop("_parsed", None)  # a state dict from before 2020 is all in memory
@@ -214,19 +275,23 @@ def _named(path: Path) -> Iterator[None]:
         raise WeightsError(text, code=error.code) from None
 
 
-def _kind(path: Path) -> Literal["h5", "keras", "safetensors", "torch"]:
+def _kind(path: Path) -> Kind:
     """Determine the format from a file's first bytes, and from an archive's members."""
     with open_regular(path) as file:
         start = file.read(512)
         if not start:
             raise WeightsError("it is empty.", code="E_TRUNCATED")
+        refuse_foreign(path, start)
         if start.startswith(b"PK\x03\x04"):
             with open_archive(file) as archive:
-                return "torch" if is_torch_archive(archive.namelist()) else "keras"
+                names = archive.namelist()
+            return "torch" if is_torch_archive(names) else "npz" if is_npz(names) else "keras"
         if is_safetensors(start):  # its length may look like the first bytes of a pickle
             return "safetensors"
         if is_pickle(start):
-            return "torch"
+            return "torch" if is_torch_pickle(start) else "pickle"
+        if is_onnx(start):
+            return "onnx"
         if signature_start(file) is not None:
             return "h5"
     what = "not a weight file"
@@ -237,12 +302,17 @@ def _kind(path: Path) -> Literal["h5", "keras", "safetensors", "torch"]:
     raise WeightsError(f"it is {what}. Readable formats: {READABLE}.", code="E_FORMAT")
 
 
-def _parse_tensors(path: Path, kind: Literal["safetensors", "torch"]) -> ParsedFile:
+def _parse_tensors(path: Path, kind: Kind) -> ParsedFile:
+    metadata: dict[str, str] = {}
     left_out: list[str] = []
     if kind == "safetensors":
         with open_regular(path) as file:
             spans, metadata = read_header(file)
         metadata.pop("format", None)
+    elif kind == "npz":
+        spans = read_npz(path)
+    elif kind == "pickle":
+        spans = read_pickle(path)
     else:
         state = read_state_dict(path)
         spans, metadata, left_out = state.spans, state.metadata, state.left_out
@@ -252,7 +322,7 @@ def _parse_tensors(path: Path, kind: Literal["safetensors", "torch"]) -> ParsedF
         for span in spans.values():
             check_span(span)
         return ParsedFile(
-            FileInfo("vggjax safetensors", metadata),
+            FileInfo(f"vggjax {_ENDINGS[kind]}", metadata),
             {
                 layer: {param: (span, AS_IS) for param, span in params.items()}
                 for layer, params in group_by_layer(spans).items()
@@ -261,14 +331,21 @@ def _parse_tensors(path: Path, kind: Literal["safetensors", "torch"]) -> ParsedF
     if (found := find_layers(spans)) is not None:
         used = (span for params in found.plan.values() for span, _ in params.values())
         check_spans(used, size_bytes=path.stat().st_size)
-        ending = "safetensors" if kind == "safetensors" else "state dict (.pth)"
         determined = None if found.doubt else "torch"
-        info = FileInfo(f"{found.style} {ending}", metadata, determined, found.doubt)
+        info = FileInfo(f"{found.style} {_ENDINGS[kind]}", metadata, determined, found.doubt)
         return ParsedFile(info, found.plan, left_out + found.left_out)
+    plan, others = plan_arrays(spans)
+    if plan:
+        doubt = "" if any("block1_conv1" in name for name in spans) else _NAMES_DOUBT
+        return ParsedFile(
+            FileInfo(f"a VGG's arrays, {_ENDINGS[kind]}", metadata, None, doubt),
+            plan,
+            left_out + others,
+        )
     raise WeightsError(
         f"it holds {printable(next(iter(spans)))!r}, which is not a name of a known VGG. Known are "
-        f"the names of this package (block1_conv1.kernel), torchvision (features.0.weight) and "
-        f"timm.",
+        f"the names of this package (block1_conv1.kernel), torchvision (features.0.weight), timm, "
+        f"Keras (block1_conv1/kernel), Caffe (conv1_1_W) and Flax (Conv_0/kernel).",
         code="E_NAME",
     )
 

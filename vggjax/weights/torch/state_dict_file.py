@@ -95,6 +95,11 @@ def is_pickle(start: bytes) -> bool:
     return start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
+def is_torch_pickle(start: bytes) -> bool:
+    """Return whether a pickle that starts like this is torch's format from before 2020."""
+    return _LEGACY_MAGIC.to_bytes(10, "little") in start[:16]
+
+
 def is_torch_archive(names: Iterable[str]) -> bool:
     """Return whether an archive with these members was written by torch."""
     return any(name.endswith("/data.pkl") or name == "data.pkl" for name in names)
