@@ -10,7 +10,7 @@ from support.scenes import put, put_flat, scene
 from vggjax.data.quality.doctor import examine
 from vggjax.data.sources.layout import find_label_pattern, find_split_folders
 from vggjax.data.sources.open import open_source, scan_source
-from vggjax.data.sources.options import DatasetOptions
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.errors import DataError
 
 BY_NAME = DatasetOptions(label_from="name")
@@ -22,7 +22,7 @@ def tree(root: Path, counts: dict[str, int], ending: str = ".png") -> str:
     return str(root)
 
 
-def sizes(dataset: str, options: DatasetOptions = BY_NAME) -> dict[str, int]:
+def sizes(dataset: str, options: DatasetOptions = DEFAULT_OPTIONS) -> dict[str, int]:
     splits = open_source(dataset, options=options).splits or {}
     return {split: len(part) for split, part in splits.items()}
 
@@ -73,6 +73,18 @@ def test_the_only_folder_in_a_split_folder_is_entered(tmp_path):
     )
 
 
+def test_split_folders_with_other_words_are_known_by_their_classes(tmp_path):
+    tree(tmp_path / "big", {f"{s}/{n}": 3 for s in ("train_augmented", "val") for n in "ab"})
+    assert sizes(str(tmp_path / "big")) == {"train": 6, "val": 6}
+    tree(tmp_path / "fer", {f"{s}/{n}": 3 for s in ("Training", "PublicTest") for n in "ab"})
+    assert sizes(str(tmp_path / "fer")) == {"train": 6, "test": 6}
+    tree(tmp_path / "fer", {f"PrivateTest/{n}": 3 for n in "ab"})
+    with pytest.raises(DataError, match="one split, test: 'PrivateTest', 'PublicTest'. Rename"):
+        open_source(str(tmp_path / "fer"))
+    tree(tmp_path / "stl", {"labeled/a": 3, "labeled/b": 3, "unlabeled": 2})
+    assert sizes(str(tmp_path / "stl")) == {"train": 6}
+
+
 def test_a_single_class_in_a_split_folder_is_not_entered(tmp_path):
     tree(tmp_path, {"train/a/x": 2, "train/b/y": 2, "val/a/x": 1, "test/b/y": 1})
     assert open_source(str(tmp_path)).class_names == ("a", "b")
@@ -82,7 +94,7 @@ def test_a_test_folder_without_class_folders_is_not_used(tmp_path):
     root = tree(tmp_path, {"train/a": 5, "train/b": 5, "test": 3})
     put(tmp_path, "test/answers.csv", b"id,label\n")
     scan = scan_source(root)
-    assert scan.source.class_names == ("a", "b") and sizes(root, DatasetOptions()) == {"train": 10}
+    assert scan.source.class_names == ("a", "b") and sizes(root) == {"train": 10}
     (seen,) = scan.observations
     assert seen.kind == "unlabeled" and seen.note in scan.source.notes
     assert "3 images without class folders" in seen.note and "'test/answers.csv'" in seen.note
@@ -91,6 +103,20 @@ def test_a_test_folder_without_class_folders_is_not_used(tmp_path):
 def test_classes_called_train_car_and_bus_stay_classes(tmp_path):
     names = ("bus", "car", "train")
     assert open_source(tree(tmp_path, dict.fromkeys(names, 2))).class_names == names
+
+
+@pytest.mark.parametrize("name", ["test", "validation", "unlabeled"])
+def test_a_class_named_like_a_split_is_asked_about(tmp_path, name):
+    scan = scan_source(tree(tmp_path, {"cat": 2, "dog": 2, name: 2}))
+    assert scan.source.class_names == tuple(sorted(("cat", "dog", name)))
+    (seen,) = scan.observations
+    assert seen.kind == "layout" and f"Class {name!r} is named like a split" in seen.note
+
+
+@pytest.mark.parametrize("names", [("train", "train_station"), ("valid", "invalid"), ("test1a",)])
+def test_classes_that_may_be_split_words_are_not_asked_about(tmp_path, names):
+    scan = scan_source(tree(tmp_path, dict.fromkeys((*names, "bus"), 2)))
+    assert {*names, "bus"} == {*scan.source.class_names} and scan.observations == ()
 
 
 def test_folders_without_images_beside_the_splits_are_skipped_and_copies_are_named(tmp_path):
@@ -125,7 +151,7 @@ def test_the_nearest_class_is_by_its_letters(tmp_path, name, near):
 def test_an_empty_class_folder_of_a_test_split_is_a_class_that_it_lacks(tmp_path):
     root = tree(tmp_path, {"train/a": 4, "train/b": 4, "test/a": 2})
     (tmp_path / "test" / "b").mkdir()
-    assert sizes(root, DatasetOptions()) == {"train": 8, "test": 2}
+    assert sizes(root) == {"train": 8, "test": 2}
     assert scan_source(root).empty == ("test/b",)
     put_flat(tmp_path, "lost/train/a/1.png", "lost/train/b/1.png")
     for name in "ab":
@@ -148,7 +174,7 @@ def test_labels_in_file_names_are_offered_and_used(tmp_path):
         open_source(str(tmp_path))
     for dataset, expected in ((tmp_path, {"train": 20}), (tmp_path / "train", {})):
         source = open_source(str(dataset), options=BY_NAME)
-        assert source.class_names == ("cat", "dog") and sizes(str(dataset)) == expected
+        assert source.class_names == ("cat", "dog") and sizes(str(dataset), BY_NAME) == expected
         assert "`label_pattern`" in source.notes[0] and "cat 10, dog 10" in source.notes[0]
     with pytest.raises(DataError, match="test1 have no labels; the first is '0.png'.*pattern"):
         open_source(str(tmp_path / "test1"), options=BY_NAME)

@@ -29,8 +29,8 @@ from vggjax.data.sources.layout import (
     find_split_folders,
     first_groups,
     is_unlabeled,
-    names_a_split,
     says_nothing,
+    split_named,
 )
 from vggjax.data.sources.listing import (
     by_ending,
@@ -137,20 +137,19 @@ class _Scanner:
     def _find_splits(self) -> list[tuple[str, str]]:
         """Return (folder, split) of the split folders, train first; none if all are classes."""
         names = list_subfolders(self.root)
-        splits = find_split_folders(names)
+        splits = self._with_likely_splits(find_split_folders(names), names)
         words = [split for split in splits.values() if split != UNLABELED]
         others = [name for name in names if name not in splits]
         if others and not ("train" in words and len(splits) > 1):
             return []
-        for name in others:  # test-multiple_fruits, without class folders
-            if names_a_split(name) and not list_subfolders(self.root / name):
-                splits[name] = UNLABELED
-        self._refuse_others([name for name in others if name not in splits])
-        if len({*words}) < len(words):
-            self.faults.append(
-                f"{printable(self.root)} has two folders for one split: {_quoted(splits)}. Put the "
-                f"class folders of a split into one."
-            )
+        self._refuse_others(others)
+        for split in {*words}:
+            same = [name for name in splits if splits[name] == split]
+            if len(same) > 1:
+                self.faults.append(
+                    f"{printable(self.root)} has two folders for one split, {split}: "
+                    f"{_quoted(same)}. Rename one to another split, or merge them."
+                )
         if splits and "train" not in words:
             self.faults.append(
                 f"{printable(self.root)} has {', '.join(names)} but no train folder. {_LAYOUT} To "
@@ -159,6 +158,24 @@ class _Scanner:
             )
         order = ("train", "val", "test", UNLABELED)
         return sorted(splits.items(), key=lambda item: order.index(item[1]))
+
+    def _with_likely_splits(self, splits: dict[str, str], names: list[str]) -> dict[str, str]:
+        """Return the split folders, and those that only their content shows to be such."""
+        inside = {name: {*list_subfolders(self.root / name)} for name in names if split_named(name)}
+        likely = {
+            name: split_named(name)  # train_augmented/<class> beside val/<class>
+            for name in inside
+            if any(len(inside[name] & inside[x]) > 1 for x in inside if x != name)
+        }
+        both = likely | splits
+        if "train" in both.values() and len({*both.values()}) > 1:
+            flat = [name for name in inside if name not in both and not inside[name]]
+            return both | dict.fromkeys(flat, UNLABELED)  # test-multiple_fruits/*.jpg
+        rest = [name for name in names if name not in splits]
+        if {*splits.values()} == {UNLABELED} and len(rest) == 1:
+            if len(list_subfolders(self.root / rest[0])) > 1:
+                return splits | {rest[0]: "train"}  # labeled/<class> beside unlabeled/*.jpg
+        return splits
 
     def _refuse_others(self, others: list[str]) -> None:
         """Refuse folders with images next to the split folders, and note those without any."""

@@ -25,7 +25,7 @@ _FILLERS = {
 }
 """Words that may stand beside `train` or `test` in a folder's name."""
 
-_GLUED = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?:{'|'.join(_FILLERS)}|val)")
+_GLUED = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?:{'|'.join(_FILLERS)}|val|s)")
 """`trainset`, `testimages`, `trainval`."""
 
 _MASK_WORDS = {
@@ -75,14 +75,14 @@ def find_label_pattern(paths: Sequence[str]) -> tuple[str, dict[str, int]] | Non
     return None
 
 
-def names_a_split(name: str) -> bool:
-    """Return whether a word of a folder's name is a split's, or for images without labels."""
-    return bool({*_words(name)} & (SPLIT_WORDS.keys() | _UNLABELED_WORDS))
+def split_named(name: str) -> str:
+    """Return the split that a word of a folder's name is of, whatever its other words; or ""."""
+    return _split_of_words(_words(name))
 
 
 def is_unlabeled(name: str) -> bool:
     """Return whether a name is of images without labels, or of a submission."""
-    return bool({*_words(name)} & _UNLABELED_WORDS)
+    return split_named(name) == UNLABELED
 
 
 def first_groups(pattern: str, paths: Iterable[str]) -> list[str]:
@@ -93,6 +93,14 @@ def first_groups(pattern: str, paths: Iterable[str]) -> list[str]:
 
 def describe_nested(top: str, paths: Mapping[str, Sequence[str]]) -> tuple[bool, str] | None:
     """Describe a class that is a dataset itself, or a copy of this one; as `describe_level`."""
+    for name in paths:
+        # A train is a vehicle, and coins are valid.
+        if {*find_split_folders([name]).values()} & {"test", "val", UNLABELED}:
+            if name.lower() != "valid":
+                return True, (
+                    f"Class {name!r} is named like a split. If it is one, move the other class "
+                    f"folders into 'train'; if its images have no labels, move it away."
+                )
     for name, inner in paths.items():
         parts = [path.split("/")[:-1] for path in inner]
         for depth in count():
