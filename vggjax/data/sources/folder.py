@@ -16,7 +16,7 @@ import os
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 from vggjax.data.images.formats import ENDINGS, format_of_content
@@ -142,7 +142,7 @@ class _Scanner:
         others = [name for name in names if name not in splits]
         if others and not ("train" in words and len(splits) > 1):
             return []
-        self._refuse_others(others)
+        self._refuse_others(others, splits)
         for split in {*words}:
             same = [name for name in splits if splits[name] == split]
             if len(same) > 1:
@@ -177,18 +177,18 @@ class _Scanner:
                 return splits | {rest[0]: "train"}  # labeled/<class> beside unlabeled/*.jpg
         return splits
 
-    def _refuse_others(self, others: list[str]) -> None:
-        """Refuse folders with images next to the split folders, and note those without any."""
+    def _refuse_others(self, others: list[str], splits: Collection[str]) -> None:
+        """Refuse folders with images next to the split folders; note a copy, and empty ones."""
         filled = [name for name in others if has_image(self.root / name)]
         self.imageless += [repr(name) for name in others if name not in filled]
-        if not filled:
-            return
-        copies = [name for name in filled if find_split_folders(list_folder(self.root / name)[0])]
-        hint = f" {copies[0]!r} has split folders itself." if copies else ""
-        self.faults.append(
-            f"{printable(self.root)} has other folders next to its split folders: "
-            f"{_quoted(filled)}.{hint} Remove them, or give one of the folders alone."
-        )
+        copies = [name for name in filled if {*splits} <= {*list_subfolders(self.root / name)}]
+        if copies:
+            self.notes.append(f"Skipped {_quoted(copies)}, with the same split folders: a copy?")
+        if rest := [name for name in filled if name not in copies]:
+            self.faults.append(
+                f"{printable(self.root)} has other folders next to its split folders: "
+                f"{_quoted(rest)}. Remove them, or give one of the folders alone."
+            )
 
     def _compare_splits(self, class_names: dict[str, list[str]]) -> None:
         train = class_names.get("train", [])

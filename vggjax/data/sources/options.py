@@ -24,7 +24,7 @@ class DatasetOptions:
     """The label of an image in a folder: its class folder, or its file name (cat.0.jpg)."""
     label_pattern: str | None = setting(None, non_empty=True)
     """With --label-from name: a regular expression for the file name without its extension, whose
-    first group is the label; None is the text before the last digits."""
+    first group is the label; None is the name without the digits at its end, or at its start."""
     path_column: str | None = setting(None, non_empty=True)
     """Column of a CSV with the images; None is `path`, or the one column that names files."""
     label_column: tuple[str, ...] = setting(())
