@@ -142,7 +142,7 @@ class _Scanner:
         others = [name for name in names if name not in splits]
         if others and not ("train" in words and len(splits) > 1):
             return []
-        self._refuse_others(others, splits)
+        self._refuse_others(others, [name for name in splits if splits[name] != UNLABELED])
         for split in {*words}:
             same = [name for name in splits if splits[name] == split]
             if len(same) > 1:
