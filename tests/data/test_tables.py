@@ -69,8 +69,8 @@ def test_the_note_shows_where_the_images_of_ids_are(tmp_path):
     put_flat(tmp_path, *(f"train/{name}.jpg" for name in IDS))
     path = write(tmp_path / "labels.csv", ("id", "breed"), *((n, breed_of(n)) for n in IDS))
     assert open_source(path).notes == (
-        "The column 'id' names the images train/<id>.jpg, below the CSV's folder; `path_column` "
-        "names another column.",
+        "The column 'id' names the images train/<id>.jpg, relative to the CSV; `path_column` names "
+        "another column.",
         "The labels are in the column 'breed'; `label_column` names another.",
     )
     path = write(
@@ -87,6 +87,21 @@ def test_ids_in_two_folders_and_of_several_endings_are_found(tmp_path):
     )
     found = open_source(path)
     assert list(found.ids) == names and "'id0' is part_1/id0.jpg" in found.notes[0]
+
+
+def test_a_table_may_be_in_a_folder_beside_the_images(tmp_path):
+    put_flat(tmp_path, *(f"images/{i}.png" for i in range(6)))
+    rows = [(i, 5 - i) for i in range(6)]  # labels that are names of images, too
+    found = open_source(write(tmp_path / "labels" / "all.csv", ("id", "label"), *rows))
+    assert list(found.ids) == [f"../images/{i}.png" for i in range(6)]
+    assert "names the images ../images/<id>.png" in found.notes[0]
+    assert found.read(3).pixels[0, 0, 0] == 21
+
+
+def test_a_spreadsheet_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "labels.XLSX").write_bytes(b"PK")
+    with pytest.raises(DataError, match="is a spreadsheet. Save it as a CSV"):
+        open_source(str(tmp_path / "labels.XLSX"))
 
 
 @pytest.mark.parametrize(("table", "folder"), [("trainLabels", "train"), ("test_truth", "test")])
@@ -284,7 +299,7 @@ def test_measurements_are_told_from_classes():
     assert f"{len({*scores})} different numbers for 180 images look like measurements" in fault
     fault, question = describe_measurements([str(1 + i // 3) for i in range(180)])
     assert fault is None and question.startswith("60 whole numbers in a row, 1 to 60,")
-    for names in (range(10), [f"{i:05}" for i in range(43)], range(100), ["1.5", "2.5"]):
+    for names in (range(10), [f"{i:02}" for i in range(1, 44)], range(100), ["1.5", "2.5"]):
         assert describe_measurements([str(name) for name in names for _ in range(3)]) == (
             None,
             None,
@@ -363,8 +378,8 @@ def test_a_folders_own_splits_may_divide_the_groups_of_a_pattern(tmp_path):
 
 def test_columns_that_hold_no_groups_are_not_offered(tmp_path):
     put_flat(tmp_path, *(f"{i}.png" for i in range(30)))
-    header = ("path", "label", "group", "site", "case", "video")
-    rows = [(f"{i}.png", "ab"[i % 2], "xy"[i % 2], i % 5, i, "") for i in range(30)]
+    header = ("path", "label", "group", "site", "case", "video", "study")
+    rows = [(f"{i}.png", "ab"[i % 2], "xy"[i % 2], i % 5, i, "", "xxyz"[i % 4]) for i in range(30)]
     found = open_source(write(tmp_path / "m.csv", header, *rows))
     assert found.possible_groups is None and group_notes(found, make_splits(found)) == []
     assert group_notes(source([6, 6]), make_splits(source([6, 6]))) == []

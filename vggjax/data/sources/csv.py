@@ -209,8 +209,10 @@ class _Scanner:
         named = table.named("path")
         if [name.lower() for name in named] == ["path"]:
             return named[0], True
+        claimed = {*options.label_column, options.group_column, *table.named("split")}
+        claimed |= {name for name in table.columns if name.lower() == "label"}
         counts = {}
-        for column in table.described():
+        for column in [name for name in table.described() if name not in claimed]:
             cells = table.cells(column)
             is_class = 2 * len({*cells}) <= len(cells)  # a label `5` is no image `5.png`
             if column in named or not is_class:

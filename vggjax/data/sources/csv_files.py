@@ -2,8 +2,8 @@
 
 A competition's table has ids without folder and ending, and a table from another machine has that
 machine's folders. Where fewer than half of the cells are files as written, the images below the
-CSV's folder are listed once and looked up by name; the folders in a cell decide between several
-images of one name. What was found in another way than written is said in a note.
+CSV's folder, or beside it, are listed once and looked up by name; the folders in a cell decide
+between several images of one name. What was found in another way than written is said in a note.
 """
 
 import os
@@ -12,12 +12,15 @@ import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from vggjax.data.images.formats import ENDINGS
 from vggjax.data.sources.source import SPLIT_WORDS
 from vggjax.errors import printable
+
+_MAX_BESIDE = 100_000
+"""Files that are listed beside the CSV's folder."""
 
 
 class FoundFiles(NamedTuple):
@@ -98,21 +101,31 @@ class FileFinder:
         else:
             example = f"{cells[changed[0]]!r} is {paths[changed[0]]}"
             text = f"{len(changed):,} images of the column {column!r} were found by name: {example}"
-        return f"{printable(text)}, below the CSV's folder; `path_column` names another column."
+        return f"{printable(text)}, relative to the CSV; `path_column` names another column."
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        """File name in lower case, with and without its ending -> paths of images."""
-        by_name = defaultdict(list)
+        """File name in lower case, with and without its ending -> paths of images.
+
+        Those of the CSV's folder, or of the folder that it is in (`labels/train.csv`, `images/`).
+        """
+        return self._list_images(self.root) or self._list_images(self.root.parent, most=_MAX_BESIDE)
+
+    def _list_images(self, top: Path, *, most: int | None = None) -> dict[str, list[str]]:
+        """List the images below a folder; none if it has more than `most` files."""
+        by_name, count = defaultdict(list), 0
         entered: set[str] = set()
-        for folder, folders, names in os.walk(self.root, followlinks=True):
+        for folder, folders, names in os.walk(top, followlinks=True):
+            count += len(names)
+            if most is not None and count > most:
+                return {}
             real = os.path.realpath(folder)
             if real in entered:
                 folders.clear()
                 continue
             entered.add(real)
             folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-            below = Path(folder).relative_to(self.root)
+            below = PurePath(os.path.relpath(folder, self.root))
             for name in sorted(names):
                 if name.lower().endswith(ENDINGS) and not name.startswith("."):
                     path = (below / name).as_posix()
@@ -120,16 +133,10 @@ class FileFinder:
                     by_name[PurePosixPath(name).stem.lower()].append(path)
         return by_name
 
-    @property
-    def has_images(self) -> bool:
-        """Whether there are images below the folder."""
-        return bool(self._by_name)
-
     def _lookup(self, cell: str) -> list[str]:
         """Return the images whose path ends most like the cell's."""
-        *folders, name = [part for part in re.split(r"[/\\]", cell) if part not in ("", ".")] or [
-            ""
-        ]
+        parts = [part for part in re.split(r"[/\\]", cell) if part not in ("", ".")]
+        *folders, name = parts or [""]
         matches = self._by_name.get(name.lower(), [])
         if not matches and name.lower().endswith(ENDINGS):  # saved in another format
             matches = self._by_name.get(PurePosixPath(name).stem.lower(), [])
