@@ -215,7 +215,7 @@ def test_the_json_is_complete_with_names_that_are_not_printable(tmp_path):
     document = json.loads(json.dumps(examine(str(tmp_path)).to_json()))
     assert list(document) == [
         "dataset", "exit_code", "images", "readable", "exact_duplicates", "near_duplicates",
-        "classes", "problems", "remarks",
+        "turned_copies", "classes", "problems", "remarks",
     ]  # fmt: skip
     (empty,) = [item for item in document["problems"] if item["kind"] == "empty_file"]
     (image,) = empty["entries"][-1]["images"]
@@ -247,3 +247,20 @@ def test_examining_does_not_change_the_folder(tmp_path):
 def test_every_reason_of_the_decoder_has_a_kind():
     assert set(doctor._KIND_OF_REASON.values()) <= set(KINDS)
     assert {kind.level for kind in KINDS.values()} == {"problem", "remark"}
+
+
+def test_mirrored_and_rotated_copies_are_a_problem_and_leak_between_splits(tmp_path):
+    for split, seeds in (("train", range(6)), ("test", range(6, 9))):
+        for label, name in enumerate("ab"):
+            for seed in seeds:
+                put(tmp_path, f"{split}/{name}/{seed}.png", scene(20 * label + seed, 64))
+    put(tmp_path, "train/a/mirrored.png", np.ascontiguousarray(scene(0, 64)[:, ::-1]))
+    put(tmp_path, "test/a/turned.png", np.ascontiguousarray(np.rot90(scene(1, 64))))
+    findings = examine(str(tmp_path))
+    assert findings.exit_code == 2 and findings.duplicates.turned == 2
+    pairs = [{"train/a/0.png", "train/a/mirrored.png"}, {"train/a/1.png", "test/a/turned.png"}]
+    assert sorted(map(sorted, names_of(findings, "turned_copy"))) == sorted(map(sorted, pairs))
+    (leak,) = findings.of("leaked")
+    assert leak.text == "mirrored or rotated"
+    assert {findings.source.ids[i] for i in leak.images} == pairs[1]
+    assert not findings.of("label_conflict")

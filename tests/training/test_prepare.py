@@ -55,7 +55,7 @@ def test_copies_stay_in_one_split_and_are_counted_in_the_summary(images, tmp_pat
     run = prepare_run(make_config(images, tmp_path / "run", split="0.4,0.3,0.3"))
     names = ("a/03.png", "a/one.png", "a/two.png", "a/three.png")
     assert len({split_of(run, name) for name in names}) == 1
-    assert run.duplicates == {"exact": 3, "near": 0, "leaked": 0}
+    assert run.duplicates == {"exact": 3, "near": 0, "turned": 0, "leaked": 0}
     assert "3 exact duplicates, kept in the same split" in summary_text(run)
 
 
@@ -68,8 +68,8 @@ def test_a_resized_copy_is_a_near_duplicate_unless_only_exact_ones_count(images,
     for duplicates in ("near", "exact", "ignore"):
         run = prepare_run(make_config(images, tmp_path / duplicates, duplicates=duplicates))
         counts[duplicates] = run.duplicates
-    assert counts["near"] == {"exact": 0, "near": 1, "leaked": 0}
-    assert counts["exact"] == {"exact": 0, "near": 0, "leaked": 0}
+    assert counts["near"] == {"exact": 0, "near": 1, "turned": 0, "leaked": 0}
+    assert counts["exact"] == {"exact": 0, "near": 0, "turned": 0, "leaked": 0}
     assert counts["ignore"] == {}
 
 
@@ -83,7 +83,7 @@ def test_duplicates_across_the_dataset_s_own_splits_are_reported(tmp_path, image
     shutil.copy(root / "train" / "a" / "00.png", root / "test" / "a" / "again.png")
     shutil.copy(root / "train" / "a" / "00.png", root / "train" / "a" / "again.png")
     run = prepare_run(make_config(root, tmp_path / "run"))
-    assert run.duplicates == {"exact": 2, "near": 0, "leaked": 1}
+    assert run.duplicates == {"exact": 2, "near": 0, "turned": 0, "leaked": 1}
     assert "1 that the dataset has in train too" in summary_text(run)
 
 

@@ -22,7 +22,14 @@ MAX_MEMBERS = 4
 MAX_LINES = 200
 
 WITH_IMAGES = ("damaged", "tiny", "small_pictures", "extreme_aspect", "misnamed")
-GROUPED = ("label_conflict", "leaked", "exact_duplicate", "near_duplicate", "adapted")
+GROUPED = (
+    "label_conflict",
+    "leaked",
+    "exact_duplicate",
+    "near_duplicate",
+    "turned_copy",
+    "adapted",
+)
 """Kinds whose cases are several images, side by side; all others are lines of text."""
 
 

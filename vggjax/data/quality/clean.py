@@ -158,7 +158,7 @@ def _images_to_leave_out(findings: Findings, source: Source) -> dict[int, str]:
     if source.splits:
         for i in np.flatnonzero(split_of == "").tolist():
             reasons.setdefault(i, "in none of the official splits")
-    for group in duplicates.members(exact=True):
+    for group in duplicates.members(duplicates.exact_groups):
         labels = sorted({source.label_text(i) for i in group})
         kept = min(
             (i for i in group if i not in reasons),

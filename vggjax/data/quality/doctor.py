@@ -137,19 +137,30 @@ def _add_duplicates(entries: _Entries, source: Source, duplicates: Duplicates) -
     def differ(values: np.ndarray, images: list[int]) -> bool:
         return len(set(values[images].tolist()) - {""}) > 1
 
-    for group in duplicates.members(exact=True):
-        entries["exact_duplicate"].append(Entry(tuple(group), count=len(group) - 1))
-    for group in duplicates.members():
-        by_pixels: dict[int, list[int]] = defaultdict(list)
+    def parts(group: list[int], groups: np.ndarray) -> list[list[int]]:
+        by_group: dict[int, list[int]] = defaultdict(list)
         for i in group:
-            by_pixels[int(duplicates.exact_groups[i])].append(i)
+            by_group[int(groups[i])].append(i)
+        return list(by_group.values())
+
+    for group in duplicates.members(duplicates.exact_groups):
+        entries["exact_duplicate"].append(Entry(tuple(group), count=len(group) - 1))
+    for group in duplicates.members(duplicates.near_groups):
+        by_pixels = parts(group, duplicates.exact_groups)
         if len(by_pixels) > 1:
             entries["near_duplicate"].append(Entry(tuple(group), count=len(by_pixels) - 1))
         for kind, values in (("label_conflict", source.labels), ("leaked", source.split_of)):
-            exact = [images for images in by_pixels.values() if differ(values, images)]
+            exact = [images for images in by_pixels if differ(values, images)]
             entries[kind] += [Entry(tuple(images), "equal pixels") for images in exact]
             if not exact and differ(values, group):
                 entries[kind].append(Entry(tuple(group), "near-duplicates"))
+    for group in duplicates.members(duplicates.groups):
+        turned = parts(group, duplicates.near_groups)
+        if len(turned) > 1:
+            entries["turned_copy"].append(Entry(tuple(group), count=len(turned) - 1))
+            is_listed = any(differ(source.split_of, images) for images in turned)
+            if differ(source.split_of, group) and not is_listed:
+                entries["leaked"].append(Entry(tuple(group), "mirrored or rotated"))
 
 
 def _add_sizes(entries: _Entries, duplicates: Duplicates) -> None:

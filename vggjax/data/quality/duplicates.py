@@ -2,8 +2,9 @@
 
 Exact: the same decoded pixels, whatever the file's name, format or metadata. Near: the same
 photograph re-encoded, resized, cropped by a few percent or brightened, as similarity.py decides.
-Every image is decoded once. The result depends neither on the number of threads nor on the memory:
-300 bytes are kept per image, and no table of all pairs. A burst of one scene is one group, because
+Turned: a near-duplicate once one of them is mirrored or rotated, as augmentation leaves them. Every
+image is decoded once. The result depends neither on the number of threads nor on the memory:
+600 bytes are kept per image, and no table of all pairs. A burst of one scene is one group, because
 its images leak between splits as copies do.
 """
 
@@ -20,18 +21,25 @@ from vggjax.data.images.decode import BLANKS
 from vggjax.data.quality.similarity import (
     MAX_DISTANCE,
     THUMB_PX,
+    TURNS,
+    hash_frequencies,
     image_signature,
     is_near_duplicate,
+    turn_frequencies,
+    turn_thumbs,
+    upright_turns,
 )
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.stratify import connect
 from vggjax.errors import DataError
 
 _READ_CHUNK = 32
-_ROWS, _COLUMNS = 16, 8192
-"""Hashes compared at once: a block of differences, 1 MB, fits the processor's cache."""
+_BLOCK, _COLUMNS = 2**17, 8192
+"""Pairs of hashes compared at once, of up to so many columns: 1 MB of differences, which fits the
+processor's cache."""
 
 _TASK_BLOCKS = 64  # blocks of rows per task of a thread
+_MAX_PAIRS = 1024  # of thumbnails compared at once
 
 _MAX_CANDIDATES = 64
 """Compared with one image; bounds the time if all look alike, as frames of a fixed camera."""
@@ -43,8 +51,10 @@ class Duplicates:
 
     groups: np.ndarray
     """int64 (N,): the smallest index of the same image; a unique image has its own."""
+    near_groups: np.ndarray
+    """int64 (N,): the same without mirrored and rotated copies, a refinement of `groups`."""
     exact_groups: np.ndarray
-    """int64 (N,): the same for equal pixels only, a refinement of `groups`."""
+    """int64 (N,): the same for equal pixels only, a refinement of `near_groups`."""
     unreadable: dict[int, str]
     """Index -> reason, in order; each is alone in its group."""
     sizes: np.ndarray
@@ -60,17 +70,22 @@ class Duplicates:
     @property
     def near(self) -> int:
         """Return the number of images beyond the first of their group, without the exact ones."""
-        return len(np.unique(self.exact_groups)) - len(np.unique(self.groups))
+        return len(np.unique(self.exact_groups)) - len(np.unique(self.near_groups))
+
+    @property
+    def turned(self) -> int:
+        """Return the number of further images that are mirrored or rotated copies."""
+        return len(np.unique(self.near_groups)) - len(np.unique(self.groups))
 
     @property
     def counts(self) -> dict[str, int]:
-        """Return the number of exact and of near duplicates."""
-        return {"exact": self.exact, "near": self.near}
+        """Return the number of exact, near and turned duplicates."""
+        return {"exact": self.exact, "near": self.near, "turned": self.turned}
 
-    def members(self, *, exact: bool = False) -> list[list[int]]:
-        """Return the groups of two or more images, ordered by their first image."""
+    def members(self, groups: np.ndarray) -> list[list[int]]:
+        """Return the groups, one of the three kinds, of two or more images by their first image."""
         members = defaultdict(list)
-        for i, group in enumerate((self.exact_groups if exact else self.groups).tolist()):
+        for i, group in enumerate(groups.tolist()):
             members[group].append(i)
         return [images for images in members.values() if len(images) > 1]
 
@@ -92,16 +107,19 @@ def find_duplicates(
             images = _Images(source, near=near)
             images.decode(threads, progress)
             _, first, inverse = np.unique(images.digests, return_index=True, return_inverse=True)
-            exact_groups = groups = first[inverse]
+            exact = near_groups = groups = first[inverse]
             if near:
-                is_first = exact_groups == np.arange(len(source))
-                candidates = np.flatnonzero(is_first & images.comparable)
-                pairs = _near_pairs(images.hashes, images.thumbs, candidates, threads)
-                equal = np.stack([np.arange(len(source)), exact_groups], 1)
-                groups = connect(len(source), np.concatenate([equal, pairs]))
+                is_first = exact == np.arange(len(source))
+                indices = np.flatnonzero(is_first & images.comparable)
+                low, thumbs = images.low[indices], images.thumbs[indices]
+                edges = [np.stack([np.arange(len(source)), exact], 1)]
+                edges.append(indices[_near_pairs(hash_frequencies(low), thumbs, threads)])
+                near_groups = connect(len(source), np.concatenate(edges))
+                edges.append(indices[_turned_pairs(low, thumbs, threads)])
+                groups = connect(len(source), np.concatenate(edges))
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
-    return Duplicates(groups, exact_groups, images.unreadable, images.sizes, images.notes)
+    return Duplicates(groups, near_groups, exact, images.unreadable, images.sizes, images.notes)
 
 
 def find_blank_fault(duplicates: Duplicates) -> str | None:
@@ -124,7 +142,7 @@ class _Images:
         count = len(source)
         self._source, self._near = source, near
         self.digests = np.zeros(count, "V16")  # of shape and pixels; each unreadable one differs
-        self.hashes = np.zeros(count, np.uint64)
+        self.low = np.zeros((count if near else 0, 64), np.float32)  # frequencies
         self.thumbs = np.zeros((count if near else 0, THUMB_PX**2), np.uint8)
         self.comparable = np.zeros(count, bool)  # large enough for a perceptual hash
         self.sizes = np.zeros((count, 2), np.int32)
@@ -160,22 +178,20 @@ class _Images:
         self.digests[i] = np.void(digest.digest())
         signature = image_signature(pixels) if self._near else None
         if signature is not None:
-            self.hashes[i], self.thumbs[i] = signature[0], signature[1].ravel()
+            self.low[i], self.thumbs[i] = signature
             self.comparable[i] = True
         return None
 
 
-def _near_pairs(
-    hashes: np.ndarray, thumbs: np.ndarray, indices: np.ndarray, threads: ThreadPoolExecutor
-) -> np.ndarray:
-    """Return the pairs among `indices` that are near-duplicates, int64 (K, 2)."""
-    # Block by block: 200,000 images are 20 billion pairs of hashes, 16 s of one core.
-    hashes = hashes[indices]
+def _near_pairs(hashes: np.ndarray, thumbs: np.ndarray, threads: ThreadPoolExecutor) -> np.ndarray:
+    """Return the pairs of near-duplicates, int64 (K, 2), by hashes (N,) and thumbnails (N, 256)."""
+    num_rows = _BLOCK // min(max(len(hashes), 1), _COLUMNS)
 
+    # Block by block: 200,000 images are 20 billion pairs of hashes, 16 s of one core.
     def search(starts: range) -> np.ndarray:
-        matches = []
+        candidates = []
         for start in starts:
-            rows = hashes[start : start + _ROWS, None]
+            rows = hashes[start : start + num_rows, None]
             blocks = [
                 _close(rows, hashes[None, i : i + _COLUMNS], i - start)
                 for i in range(start, len(hashes), _COLUMNS)
@@ -184,13 +200,27 @@ def _near_pairs(
             order = np.lexsort((column, distance, row))  # nearest first in each row
             rank = np.arange(len(row)) - np.searchsorted(row[order], row[order])
             nearest = order[rank < _MAX_CANDIDATES]
-            pairs = indices[start + np.stack([row[nearest], column[nearest]], 1)]
-            matches.append(pairs[is_near_duplicate(thumbs[pairs[:, 0]], thumbs[pairs[:, 1]])])
-        return np.concatenate(matches)
+            candidates.append(start + np.stack([row[nearest], column[nearest]], 1))
+        pairs = np.concatenate(candidates)
+        parts = (pairs[i : i + _MAX_PAIRS] for i in range(0, len(pairs), _MAX_PAIRS))
+        matches = [part[is_near_duplicate(*thumbs[part.T])] for part in parts]
+        return np.concatenate([np.zeros((0, 2), np.int64), *matches])
 
-    starts = range(0, len(indices), _ROWS)
+    starts = range(0, len(hashes), num_rows)
     tasks = [starts[i : i + _TASK_BLOCKS] for i in range(0, len(starts), _TASK_BLOCKS)]
     return np.concatenate([np.zeros((0, 2), np.int64), *threads.map(search, tasks)])
+
+
+def _turned_pairs(low: np.ndarray, thumbs: np.ndarray, threads: ThreadPoolExecutor) -> np.ndarray:
+    """Return the pairs of images that are near-duplicates once both are upright, int64 (K, 2)."""
+    rows, turns = upright_turns(low)
+    hashes, upright = np.zeros(len(rows), np.uint64), np.zeros((len(rows), THUMB_PX**2), np.uint8)
+    for turn in range(TURNS):
+        chosen = np.flatnonzero(turns == turn)
+        hashes[chosen] = hash_frequencies(turn_frequencies(low[rows[chosen]], turn))
+        upright[chosen] = turn_thumbs(thumbs[rows[chosen]], turn)
+    pairs = _near_pairs(hashes, upright, threads)
+    return rows[pairs[turns[pairs[:, 0]] != turns[pairs[:, 1]]]]
 
 
 def _close(rows: np.ndarray, columns: np.ndarray, offset: int) -> np.ndarray:

@@ -51,6 +51,9 @@ KINDS = {
     "near_duplicate": Kind(
         "problem", "Near-duplicates", "re-encoded, resized, cropped, or a burst"
     ),
+    "turned_copy": Kind(
+        "problem", "Mirrored or rotated copies", "as augmentation before the split leaves them"
+    ),
     "tiny": Kind("problem", "Tiny images", "a side below 32 px, unlike most images here"),
     "extreme_aspect": Kind("problem", "Extreme aspect ratios", "more than 4 to 1"),
     "imbalance": Kind("problem", "Class imbalance", "10 to 1 or more: use balanced class weights"),
@@ -156,6 +159,7 @@ class Findings:
             "readable": num_images - num_unreadable,
             "exact_duplicates": self.duplicates.exact if self.duplicates else 0,
             "near_duplicates": self.duplicates.near if self.duplicates else 0,
+            "turned_copies": self.duplicates.turned if self.duplicates else 0,
             "classes": self.classes(),
             "problems": self._items_to_json(self.problems),
             "remarks": self._items_to_json(self.remarks),

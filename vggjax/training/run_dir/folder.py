@@ -203,7 +203,11 @@ def known_data_facts(workdir: Path) -> dict[str, Any]:
 
 def describe_duplicates(counts: dict[str, int]) -> str:
     """Return a phrase about the duplicates among the images; empty if there are none."""
-    names = {"exact": "exact duplicate", "near": "near-duplicate"}
+    names = {
+        "exact": "exact duplicate",
+        "near": "near-duplicate",
+        "turned": "mirrored or rotated version",
+    }
     kinds = [
         f"{counts[kind]:,} {name}{'s' * (counts[kind] > 1)}"
         for kind, name in names.items()
@@ -211,7 +215,8 @@ def describe_duplicates(counts: dict[str, int]) -> str:
     ]
     if not kinds:
         return ""
-    text = f"{' and '.join(kinds)}, kept in the same split"
+    listed = " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+    text = f"{listed}, kept in the same split"
     leaked = counts.get("leaked", 0)
     return text + (f", except {leaked:,} that the dataset has in train too" if leaked else "")
 
