@@ -227,7 +227,7 @@ def test_early_stopping_keeps_the_averaged_weights_of_the_best_epoch(images, tmp
     np.testing.assert_array_equal(weights_of(tmp_path / "run")["predictions/kernel"], judged)
     assert not np.array_equal(judged, trained)
     kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert kept == {"10", "20"}  # the best one, and the latest
+    assert kept == {"10", "15", "20"}  # the best one, the latest, and the one before it
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(images, tmp_path):

@@ -216,6 +216,9 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     """Steps between two logged losses; at least four are logged per epoch."""
     checkpoint_minutes: float = setting(10.0, above=0)
     """Save this often inside a long epoch; the end of every epoch is saved too."""
+    strict_resume: bool = False
+    """Refuse to resume if a checkpoint is damaged, instead of setting it aside and resuming from
+    the latest intact one."""
     tensorboard: bool = False
     """Write the log as TensorBoard event files too."""
     lr_find: bool = False

@@ -5,6 +5,7 @@ randomness of (seed, step), so a command with the same settings resumes as if it
 """
 
 import dataclasses
+import math
 import time
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +23,7 @@ from vggjax.training.config import Config, Stage
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
 from vggjax.training.prepare import RunContext, prepare_run, resolve
 from vggjax.training.progress import MetricAccumulator, Throughput
-from vggjax.training.run_dir.checkpoint import Checkpoints
+from vggjax.training.run_dir.checkpoint import Checkpoints, is_finite
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir, update_dataset
 from vggjax.training.run_dir.log import Log
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, save_model
@@ -34,6 +35,7 @@ from vggjax.training.stage_loop import (
     read_images,
     report_adapted,
 )
+from vggjax.training.step import TrainState
 
 
 def train(config: Config, console: Console | None = None) -> RunResult:
@@ -72,7 +74,7 @@ class Trainer:
             adapted = run.adapted()
             with lock_workdir(workdir), stop_signals() as self._stop:
                 make_workdir(workdir, config, run.source, run.splits, run.duplicates)
-                with Checkpoints(workdir) as self._checkpoints:
+                with Checkpoints(workdir, strict=config.strict_resume) as self._checkpoints:
                     self._train_stages()
                 report_adapted(run, self._console, already=adapted)  # while the network trained
                 thresholds = tuple(self._progress.thresholds)
@@ -86,6 +88,8 @@ class Trainer:
         """Train what is left of all stages; leave the best weights in the model."""
         run = self._context
         self._progress = self._checkpoints.latest_progress()
+        for note in self._checkpoints.notes:
+            self._console.print(note)
         where = {"step": self._progress.step, "recoveries": self._progress.recoveries}
         with Log(run.workdir, **where, tensorboard=run.config.tensorboard) as self._log:
             if self._progress.step:
@@ -142,7 +146,9 @@ class Trainer:
         values |= val
         values["seconds"] = throughput.seconds()
         values |= loop.rates(progress.step, progress.factor)
-        if self._monitor.recovered(metrics.sums, val=values):
+        state = run.placement.fetch(loop.state)
+        sums = metrics.sums if is_finite(state) else metrics.sums | {"loss": math.nan}
+        if self._monitor.recovered(sums, val=values):
             return True
         value = values[config.best_metric]  # 4. keep the best
         is_best = progress.update_best(-value if config.best_metric == "val/loss" else value)
@@ -151,8 +157,9 @@ class Trainer:
         self._monitor.record_epoch(values, is_best=is_best)
         lower_rates = progress.reduce_on_plateau(config, values["val/loss"])
         progress.sums = {}
-        self._save(loop, is_best=is_best)  # 5. checkpoint
+        # Before the checkpoint: a resume drops the lines after it, so none is lost or there twice.
         self._log.write("epoch", progress.step, **where, **values)
+        self._save(state)  # 5. checkpoint
         self._console.print_epoch(epoch + 1, loop.stage.name, values, is_best=is_best)
         if lower_rates:
             factor = run.placement.put_state(np.float32(progress.factor))
@@ -192,11 +199,17 @@ class Trainer:
         is_due = time.monotonic() - self._saved_s > 60 * run.config.checkpoint_minutes
         if (self._stop.signum or is_due) and self._progress.step % run.steps_per_epoch:
             metrics.fetch()
-            self._progress.sums = dict(metrics.sums)
-            self._save(loop, is_best=False)
+            state = run.placement.fetch(loop.state)
+            if is_finite(state):
+                self._progress.sums = dict(metrics.sums)
+                self._save(state)
+            else:  # the next line of the log stops the run, or lets it recover
+                self._console.print(
+                    f"Step {self._progress.step:,} is not saved: its weights are not finite. The "
+                    "checkpoint before it is kept."
+                )
             self._stop.check(run.workdir)
 
-    def _save(self, loop: StageLoop, *, is_best: bool) -> None:
-        state = loop.run.placement.fetch(loop.state)
-        self._checkpoints.save(state, self._progress, is_best=is_best)
+    def _save(self, state: TrainState) -> None:
+        self._checkpoints.save(state, self._progress)
         self._saved_s = time.monotonic()

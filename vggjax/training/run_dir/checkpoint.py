@@ -1,11 +1,16 @@
 """The checkpoints of a running training, by Orbax.
 
-`<workdir>/checkpoints/<step>` holds the latest one, to resume from, and the one with the best
-weights. They are written while training continues; leaving the `with` block waits for the last one.
+`<workdir>/checkpoints/<step>` holds the latest one, to resume from, the one before it, and the one
+with the best weights. They are written while training continues; leaving the `with` block waits for
+the last one. Each ends with a manifest (see manifest.py). A checkpoint that does not match its own
+is moved to `<workdir>/damaged-checkpoints` when the run is opened, and the run resumes from the
+latest intact one.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,30 +21,77 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from vggjax.errors import VggjaxError
+from vggjax.errors import VggjaxError, join_names
 from vggjax.models.network import Network
 from vggjax.training.progress import TrainProgress
+from vggjax.training.run_dir.manifest import find_damage, write_manifest
 from vggjax.training.step import TrainState
 
 
 class Checkpoints:
-    """Saves and restores the checkpoints of one run; use it as a context manager."""
+    """Saves and restores the checkpoints of one run; use it as a context manager.
 
-    def __init__(self, workdir: str | Path):
-        policies = ocp.checkpoint_managers
-        best = policies.BestN(get_metric_fn=lambda metrics: metrics["rank"], n=1)
-        keep = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+    Args:
+        workdir: the run's folder, locked by this process.
+        strict: refuse damaged checkpoints instead of setting them aside.
+
+    Raises:
+        VggjaxError: with `strict`, if a checkpoint is damaged.
+    """
+
+    def __init__(self, workdir: str | Path, *, strict: bool = False):
+        self._folder = folder = Path(workdir).absolute() / "checkpoints"
+        self.notes: list[str] = []
+        """What was set aside, one sentence each."""
+        self._verified: set[int] = set()
+        self._best_step = 0
+        self._thread = ThreadPoolExecutor(1, "manifest")
+        self._pending: Future[None] | None = None
+        if jax.process_index() == 0:
+            self._set_damaged_aside(folder, strict=strict)
         self._manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / "checkpoints",
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep),
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_Keep(self),
+                cleanup_tmp_directories=True,
+            ),
         )
+
+    def _set_damaged_aside(self, folder: Path, *, strict: bool) -> None:
+        steps = [path for path in folder.glob("*") if path.name.isdecimal()]
+        damaged = {path: damage for path in steps if (damage := find_damage(path))}
+        if damaged and strict:
+            reasons = join_names([f"{path.name} ({damage})" for path, damage in damaged.items()])
+            raise VggjaxError(
+                f"Damaged checkpoints in {folder}: {reasons}. Leave `strict_resume` out to resume "
+                "from the latest intact one."
+            )
+        for path, damage in damaged.items():
+            aside = folder.parent / "damaged-checkpoints"
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / f"{path.name}-{time.time_ns()}")
+            self.notes.append(f"Set aside the checkpoint of step {path.name}: {damage}.")
+        self._verified = {int(path.name) for path in steps if path not in damaged}
+
+    def _finish(self, step: int) -> None:
+        """Wait until a checkpoint is complete and has its name, and write its manifest."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            write_manifest(self._folder / str(step))
+
+    def _wait(self) -> None:
+        """Wait for the checkpoint that is being written, if any."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._writing():
-            self._manager.close()  # waits for the last save
+            self._wait()
+            self._manager.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -49,15 +101,13 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise VggjaxError(
-                f"The checkpoint in {self._manager.directory} cannot be written: {reason}. If "
+                f"The checkpoint in {self._folder} cannot be written: {reason}. If "
                 "the disk is full, make room; the same command resumes from the last one."
             ) from error
 
-    def save(self, state: TrainState, progress: TrainProgress, *, is_best: bool) -> None:
+    def save(self, state: TrainState, progress: TrainProgress) -> None:
         """Start writing a checkpoint; `state` has numpy arrays that nothing modifies later."""
         step = int(state.step)
-        # Each best one ranks above all before it, so Orbax keeps the last of them.
-        rank = float(step) if is_best else -1.0
         items = {
             "model": ocp.args.StandardSave(_model_tree(*state.eval_params)),
             "optimizer": ocp.args.StandardSave(_flatten(state.opt_state)),
@@ -66,12 +116,29 @@ class Checkpoints:
         if state.averages is not None:  # the model has the averages; training continues from these
             items["learning"] = ocp.args.StandardSave(_flatten(_averaged_part(state)))
         with self._writing():
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"rank": rank})
+            self._wait()
+            self._best_step = progress.best_step
+            self._manager.save(step, args=ocp.args.Composite(**items))
+            self._pending = self._thread.submit(self._finish, step)
 
     def latest_progress(self) -> TrainProgress:
-        """Read the latest progress; before the first checkpoint, that of a new run."""
+        """Read the latest progress; before the first checkpoint, that of a new run.
+
+        Without an intact checkpoint of the best weights, the next epoch's become the best.
+        """
         step = self._manager.latest_step()
-        return TrainProgress() if step is None else self.progress(step)
+        if step is None:
+            return TrainProgress()
+        progress = self.progress(step)
+        if progress.best_step and progress.best_step not in self._manager.all_steps():
+            self.notes.append(
+                f"The best weights, of step {progress.best_step:,}, are lost; those of step "
+                f"{step:,} take their place until an epoch ends."
+            )
+            progress.best_step, progress.best_value = step, None
+            progress.good_step = 0
+        self._best_step = progress.best_step
+        return progress
 
     def progress(self, step: int) -> TrainProgress:
         """Read the progress at a checkpoint."""
@@ -81,12 +148,22 @@ class Checkpoints:
     def forget(self, step: int) -> None:
         """Delete the checkpoints after a step, which the run goes back to."""
         with self._writing():
-            self._manager.wait_until_finished()
+            self._wait()
             for later in [saved for saved in self._manager.all_steps() if saved > step]:
                 self._manager.delete(later)
 
     def restore_model(self, model: Network, step: int) -> None:
-        """Load a checkpoint's parameters and running statistics into the model."""
+        """Load a checkpoint's parameters and running statistics into the model.
+
+        Raises:
+            VggjaxError: it was damaged since it was written.
+        """
+        damage = None if step in self._verified else find_damage(self._folder / str(step))
+        if damage:
+            raise VggjaxError(
+                f"The checkpoint {self._folder / str(step)} cannot be used: {damage}. The same "
+                "command resumes from an intact one."
+            )
         params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
         template = _abstract(_model_tree(params, batch_stats))
         args = ocp.args.Composite(model=ocp.args.StandardRestore(template))
@@ -112,6 +189,32 @@ class Checkpoints:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
         leaves = self._manager.restore(step, args=args)[item]
         return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in template])
+
+
+class _Keep:
+    """Orbax's preservation policy: the latest two, and the one with the best weights.
+
+    Orbax's own `BestN` needs metrics that it does not read again after a restart.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return whether to keep each checkpoint; they are ordered by their steps."""
+        last = len(checkpoints) - 2
+        best_step = self._checkpoints._best_step
+        return [i >= last or info.step == best_step for i, info in enumerate(checkpoints)]
+
+
+def is_finite(state: TrainState) -> bool:
+    """Return whether all numbers of a state, as numpy arrays, are finite."""
+    # A sum of float32 in float64 overflows only if a term is not finite.
+    return all(
+        np.isfinite(np.sum(leaf, dtype=np.float64))
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
 
 
 def _model_tree(params: nnx.State, batch_stats: nnx.State) -> dict[str, Any]:
