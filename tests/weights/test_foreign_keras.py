@@ -219,3 +219,35 @@ def test_dense_layers_that_do_not_follow_one_another_keep_their_names(tmp_path):
              for name in ("species", "color")]  # fmt: skip
     weights = read_weights(write_whole_model(tmp_path / "two_heads.h5", top=heads))
     assert list(weights) == [*BASE, "species", "color"]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"lstm_cell/kernel:0": np.ones((6, 8), "f4"),
+         "lstm_cell/recurrent_kernel:0": np.ones((2, 8), "f4"),
+         "lstm_cell/bias:0": np.ones(8, "f4")},
+        {"query/kernel:0": np.ones((6, 2, 4), "f4"), "key/kernel:0": np.ones((6, 2, 4), "f4")},
+        {"depthwise_kernel:0": np.ones((3, 3, 6, 1), "f4"),
+         "pointwise_kernel:0": np.ones((1, 1, 6, 2), "f4")},
+    ],
+    ids=["lstm", "attention", "separable convolution"],
+)  # fmt: skip
+def test_layers_with_other_kernels_are_part_of_a_top_that_is_left_out(tmp_path, arrays):
+    path = write_whole_model(tmp_path / "w.h5", extra=[("other", arrays)])
+    weights, notes = read(path)
+    assert_same_weights(weights, BASE)
+    assert len(notes) == 1 and "dense, dense_1): " in notes[0] and "is no dense layer" in notes[0]
+    groups = {"other": arrays.values(), "dense": DENSE[0][1].values()}
+    if len(arrays) == 3:
+        assert_same_weights(read_weights(write_v3(tmp_path / "w.weights.h5", groups)), BASE)
+
+
+def test_convolutions_of_other_names_are_known_by_their_order(tmp_path):
+    base = {k.replace("block", "conv").replace("_conv", "_"): v for k, v in BASE.items()}
+    top = [("fc6", WEIGHTS["fc1"]), ("fc7", WEIGHTS["predictions"])]
+    weights, notes = read(write_whole_model(tmp_path / "w.h5", base=base, top=top))
+    assert_same_weights(weights, WEIGHTS)
+    assert notes == [
+        "named the layers by their order, from conv1_1 (block1_conv1) to conv5_2 (block5_conv2)"
+    ]

@@ -3,8 +3,8 @@
 Keras 3.5 numbers layers by class (`conv2d_12`), a hand-written CNN has such names in every version,
 and a custom head is `dense`, `dense_1`. For these the order decides:
 
-- 8, 10, 13 or 16 convolutions that Keras named itself (`conv2d_3`) are VGG11, 13, 16 or 19 if their
-  channels form the chain of a VGG; as many batch normalizations belong to them;
+- 8, 10, 13 or 16 convolutions, none of which has a name of the table, are VGG11, 13, 16 or 19 if
+  their channels form the chain of a VGG; as many batch normalizations belong to them;
 - dense layers are `fc1`, `fc2` ... and the last one `predictions` if they form a chain and none of
   them already has one of these names for another position.
 
@@ -29,7 +29,7 @@ TABLE_NAME = re.compile(r"block[1-9]_(conv|bn)[1-9]|fc[1-9]|predictions")
 """The names that layers with weights have in the layer table."""
 
 _SUFFIXED = re.compile(rf"({TABLE_NAME.pattern})(_\d+)")
-_KERAS_NAME = re.compile(r"conv2d(_\d+)?")
+_KERAS_NAME = re.compile(r"(conv2d|convolution2d)(_\d+)?")
 _BASE_NAME = re.compile(r"block([1-9])_(conv|bn)([1-9])")
 
 T = TypeVar("T")
@@ -102,18 +102,25 @@ def in_table_order(layers: Mapping[str, Mapping[str, T]]) -> dict[str, dict[str,
 def with_table_names(layers: list[Layer]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return `{name: arrays}` in the table's order, with the table's names where they apply.
 
-    The second value is a line about the layers on top of a base that are no chain of dense layers,
-    which are left out.
+    The second value has a line about convolutions that are named by their order, and one about
+    layers on top of a base that are not all dense, which are left out.
     """
+    notes: list[str] = []
+    _strip_suffix(layers)
+    given = [layer.name for layer in layers]
     convs, norms, dense = (
         [layer for layer in layers if layer.kind == kind] for kind in ("conv", "bn", "dense")
     )
-    _strip_suffix(layers)
     table = list(zip(dense, _top_names(dense), strict=True))
     blocks = [layer.name for layer in convs if in_base(layer.name)]
-    if convs and all(_KERAS_NAME.fullmatch(layer.name) for layer in convs):
+    if not blocks:
         blocks = block_names([layer.params["kernel"].shape for layer in convs])
         table += zip(convs, blocks, strict=False)
+        if blocks and not all(_KERAS_NAME.fullmatch(layer.name) for layer in convs):
+            notes.append(
+                f"named the layers by their order, from {printable(convs[0].name)} (block1_conv1) "
+                f"to {printable(convs[-1].name)} ({blocks[-1]})"
+            )
     if blocks and len(blocks) == len(convs) and not any(in_base(norm.name) for norm in norms):
         widths = [layer.params["kernel"].shape[3:] for layer in convs]
         if [norm.params["mean"].shape for norm in norms[: len(blocks)]] == widths:
@@ -129,12 +136,17 @@ def with_table_names(layers: list[Layer]) -> tuple[dict[str, dict[str, Any]], li
         weights[layer.name] = layer.params
     top = [layer for layer in layers if not in_base(layer.name)]
     strange = [layer.name for layer in top if layer.kind != "dense"]
-    left_out = []
     if strange and len(top) < len(layers) and not any(map(_SUFFIXED.fullmatch, strange)):
-        names = join_names([printable(layer.name) for layer in top])
-        left_out.append(f"left out the top ({names}): {printable(strange[0])} is no dense layer")
+        names = [
+            printable(name)
+            for name, layer in zip(given, layers, strict=True)
+            if not in_base(layer.name)
+        ]
+        notes.append(
+            f"left out the top ({join_names(names)}): {printable(strange[0])} is no dense layer"
+        )
         weights = {name: params for name, params in weights.items() if in_base(name)}
-    return in_table_order({k: params for k, params in weights.items() if params}), left_out
+    return in_table_order({k: params for k, params in weights.items() if params}), notes
 
 
 def _strip_suffix(layers: list[Layer]) -> None:
@@ -167,8 +179,5 @@ def _top_names(dense: list[Layer]) -> list[str]:
     wanted = [f"fc{i}" for i in range(1, len(dense))] + ["predictions"] if dense else []
     kernels = [layer.params["kernel"].shape for layer in dense]
     chained = all(a[1] == b[0] for a, b in zip(kernels, kernels[1:], strict=False))
-    clash = any(
-        TABLE_NAME.fullmatch(name) and name != want
-        for name, want in zip(given, wanted, strict=True)
-    )
+    clash = any(name in wanted and name != want for name, want in zip(given, wanted, strict=True))
     return wanted if chained and not clash else given

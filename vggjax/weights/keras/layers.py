@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from vggjax.errors import WeightsError, printable
+from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.hdf5.read import CheckedFile, has_link, link_names, name_of, text, text_list
 from vggjax.weights.keras.write import METADATA
 from vggjax.weights.names import (
@@ -135,43 +135,53 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> 
         group = file.get(root, group_name)
         paths = [path for path in text_list(group, "weight_names") if "seed_generator" not in path]
         owners = {path.split("/")[-2] if "/" in path else group_name for path in paths}
-        params_by_layer: dict[str, dict[str, Span]] = {}
-        foreign: dict[str, list[str]] = {}
+        by_layer: dict[str, list[tuple[str | None, str]]] = {}
         for path in paths:
             # One owner: the group's name is the layer's, and a scope may have renamed it in the
             # path. Several: the group is a nested model, and each path ends in LAYER/PARAM.
-            layer = group_name if len(owners) == 1 else path.split("/")[-2]
-            name = path.split("/")[-1].partition(":")[0]
-            if match := _LEGACY_PARAM.fullmatch(name):
-                params = params_by_layer.setdefault(layer, {})
-                if (param := KERAS_PARAMS[match[1]]) in params:
-                    raise WeightsError(
-                        f"the layer {printable(layer)!r} has two parameters {param!r}.",
-                        code="E_DUPLICATE",
-                    )
-                params[param] = file.span(file.get(group, path), layer=layer)
-            elif TABLE_NAME.fullmatch(layer):
-                raise WeightsError(
-                    f"{printable(path)!r} of layer {printable(layer)!r} is not a parameter of a "
-                    f"VGG's layer ({', '.join(KERAS_PARAMS)}).",
-                    code="E_UNEXPECTED",
-                )
-            else:
-                foreign.setdefault(layer, []).append(path)
-        for layer, foreign_paths in foreign.items():
-            params_by_layer.pop(layer, None)
-            arrays = [file.get(group, path) for path in foreign_paths]
+            parts = path.split("/")
+            layer = group_name if len(owners) == 1 or len(parts) == 1 else parts[-2]
+            match = _LEGACY_PARAM.fullmatch(parts[-1].partition(":")[0])
+            by_layer.setdefault(layer, []).append((KERAS_PARAMS[match[1]] if match else None, path))
+        for layer, named in by_layer.items():
+            yield from _legacy_layer(file, group, layer, named, left_out)
+
+
+def _legacy_layer(
+    file: CheckedFile,
+    group: h5py.Group,
+    layer: str,
+    named: list[tuple[str | None, str]],
+    left_out: list[str],
+) -> Iterator[Layer]:
+    """Yield the layer whose arrays are `named`, (parameter, path), in the order of the file."""
+    params = [param for param, _ in named]
+    if None in params or len(set(params)) < len(params):
+        if not TABLE_NAME.fullmatch(layer):
+            arrays = [file.get(group, path) for _, path in named]
             yield from _foreign_layer(layer, arrays, left_out)
-        for layer, params in params_by_layer.items():
-            expected = [param for param in PARAMS if param in params]
-            # Keras itself goes by the order and ignores the names: both must agree.
-            if list(params) != expected:
-                raise WeightsError(
-                    f"the layer {printable(layer)!r} lists {', '.join(params)}; Keras' order is "
-                    f"{', '.join(expected)}. Save it again with Keras.",
-                    code="E_ORDER",
-                )
-            yield _checked(Layer(layer, params))
+            return
+        if None not in params:
+            raise WeightsError(
+                f"the layer {printable(layer)!r} has two parameters "
+                f"{next(p for p in params if params.count(p) > 1)!r}.",
+                code="E_DUPLICATE",
+            )
+        raise WeightsError(
+            f"{printable(named[params.index(None)][1])!r} of layer {printable(layer)!r} is not a "
+            f"parameter of a VGG's layer ({', '.join(KERAS_PARAMS)}).",
+            code="E_UNEXPECTED",
+        )
+    expected = [param for param in PARAMS if param in params]
+    # Keras itself goes by the order and ignores the names: both must agree.
+    if params != expected:
+        raise WeightsError(
+            f"the layer {printable(layer)!r} lists {join_names(map(str, params))}; Keras' order is "
+            f"{join_names(expected)}. Save it again with Keras.",
+            code="E_ORDER",
+        )
+    spans = {str(param): file.span(file.get(group, path), layer=layer) for param, path in named}
+    yield _checked(Layer(layer, spans))
 
 
 def _v3_layers(
@@ -216,8 +226,9 @@ def _v3_layer(
     arrays = [file.get(node, number) for number in numbers]
     is_numbered = numbers == [str(i) for i in range(len(numbers))]
     ranks = [len(getattr(array, "shape", None) or ()) for array in arrays]
-    is_norm, has_kernel = ranks == [1, 1, 1, 1], bool(ranks) and max(ranks) > 1
-    if not TABLE_NAME.fullmatch(name) and is_numbered and not has_kernel and not is_norm:
+    is_norm = ranks == [1, 1, 1, 1]
+    has_kernel = ranks in ([2], [4], [2, 1], [4, 1])
+    if is_numbered and not is_norm and not has_kernel and not TABLE_NAME.fullmatch(name):
         yield from _foreign_layer(name, arrays, left_out)
         return
     if len(numbers) > len(BATCH_NORM) or not is_numbered:
@@ -227,17 +238,14 @@ def _v3_layer(
             code="E_UNEXPECTED",
         )
     spans = [file.span(array, layer=name) for array in arrays]
-    if is_norm:
-        params = dict(zip(BATCH_NORM, spans, strict=True))
-    elif ranks[0] > 1 and ranks[1:] in ([], [1]):
-        params = dict(zip(("kernel", "bias"), spans, strict=False))
-    else:
+    if not is_norm and not has_kernel:
         raise WeightsError(
             f"the layer {printable(name)!r} at {name_of(node)} has arrays of the shapes "
             f"{', '.join(str(span.shape) for span in spans)}, which no layer of a VGG has.",
             code="E_SHAPE",
         )
-    yield _checked(Layer(name, params))
+    names = BATCH_NORM if is_norm else ("kernel", "bias")
+    yield _checked(Layer(name, dict(zip(names, spans, strict=False))))
 
 
 def _foreign_layer(name: str, arrays: list[h5py.Dataset], left_out: list[str]) -> Iterator[Layer]:
@@ -269,6 +277,8 @@ def _checked(layer: Layer) -> Layer:
     kernel, bias = layer.params.get("kernel"), layer.params.get("bias")
     where = f"the layer {printable(layer.name)!r}"
     if kernel is not None and layer.kind == "other":
+        if not TABLE_NAME.fullmatch(layer.name):
+            return Layer(layer.name, {})  # of a convolution over time, of attention ...
         raise WeightsError(
             f"{where} has a kernel of the shape {kernel.shape}; expected 4 axes (convolution) or 2 "
             f"(dense).",

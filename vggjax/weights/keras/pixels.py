@@ -15,7 +15,7 @@ _CONTAINERS = {"Sequential", "Functional", "Model"}
 _NEUTRAL = {
     "InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Dropout", "SpatialDropout2D",
     "GaussianNoise", "Identity", "AugMix", "AutoContrast", "CutMix", "MixUp", "RandAugment",
-    "Pipeline", "Layer",
+    "Pipeline", "Layer", "Cast",
 }  # fmt: skip
 """Layers that leave the scale of pixels, besides those that are called Random..."""
 
