@@ -67,6 +67,9 @@ def test_the_only_folder_in_a_split_folder_is_entered(tmp_path):
     assert source.class_names == ("a", "b")
     assert {split: len(part) for split, part in source.splits.items()} == {"train": 10, "test": 6}
     path = re.escape(str(tmp_path / "seg_pred"))
+    put_flat(tmp_path, "asl/asl_train/asl_train/a/1.png", "asl/asl_train/asl_train/b/1.png")
+    asl = scan_source(tree(tmp_path / "asl", {"asl_test/asl_test": 2}))
+    assert asl.source.class_names == ("a", "b") and "'asl_test' has 2" in asl.observations[0].note
     assert any(
         re.search(rf"'seg_pred' has 4 images without .* vggjax predict {path}\.$", note)
         for note in source.notes
@@ -188,6 +191,7 @@ NAMES = {
     ("{}", "0{}"): None,
     ("img_{}",): None,
     ("x{}a", "x{}b"): None,
+    ("cat_{}", "dog_{}", "x{}a", "x{}b"): None,
 }
 
 
@@ -209,9 +213,18 @@ def test_a_pattern_of_ones_own_takes_the_labels_and_skips_the_rest(tmp_path):
 def test_where_the_only_folder_is_full_of_named_images_the_way_out_is_said(tmp_path):
     put_flat(tmp_path, *(f"images/{name}" for name in names_of("cat_{}", "dog_{}")))
     put(tmp_path, "lists/all.txt", b"cat_1 1")
-    put(tmp_path, "labels.csv", b"id,breed\n")
-    with pytest.raises(DataError, match="one class, 'images'.*`label_from`.*labels.csv"):
+    for name in ("labels", "sample_submission"):
+        put(tmp_path, f"{name}.csv", b"id,breed\n")
+    with pytest.raises(DataError, match="one class, 'images'.*`label_from`.*labels.csv") as error:
         open_source(str(tmp_path))
+    assert "submission" not in str(error.value)
+
+
+def test_an_image_of_another_name_is_no_class_of_its_own(tmp_path):
+    put_flat(tmp_path, *names_of("cat_{}", "dog_{}"), "cover.png")
+    scan = scan_source(str(tmp_path), options=BY_NAME)
+    assert scan.source.class_names == ("cat", "dog")
+    assert scan.observations[0].cases == ("cover.png",)
 
 
 # One level too high, and masks
@@ -243,8 +256,10 @@ def test_views_that_all_classes_have_are_only_noted(tmp_path, names):
 
 
 def test_folders_that_some_classes_have_are_not_noted(tmp_path):
-    tree(tmp_path, {"a/x": 2, "a/y": 2, "b/x": 2, "b/z": 2, "c": 2})
-    assert scan_source(str(tmp_path)).observations == ()
+    tree(tmp_path / "two", {"a/x": 2, "a/y": 2, "b/x": 2, "b/y": 2, "c": 2})
+    tree(tmp_path / "half", {f"{name}/{x}": 2 for name in "ab" for x in ("u", "v", f"of_{name}")})
+    for name in ("two", "half"):
+        assert scan_source(str(tmp_path / name)).observations == ()
 
 
 def observed(dataset: Path) -> list[tuple[str, str]]:
@@ -269,11 +284,14 @@ def test_a_dataset_or_a_copy_among_the_classes_is_a_problem(tmp_path):
 
 
 def test_one_folder_of_images_beside_folders_of_lists_is_named_alone(tmp_path):
-    tree(tmp_path, {"set/images/a": 2, "set/images/b": 2})
+    tree(
+        tmp_path, {f"set/images/{split}/{name}": 2 for split in ("train", "test") for name in "ab"}
+    )
     put(tmp_path, "set/meta/train.txt", b"a/1")
     for dataset in (tmp_path / "set", tmp_path):
-        with pytest.raises(DataError, match="only one class.*Did you mean") as error:
+        with pytest.raises(DataError, match="only one class.*Did you mean '.*images'") as error:
             open_source(str(dataset))
+        assert scan_source(str(dataset)).observations == ()
     assert "meta" not in str(error.value)
     tree(tmp_path, {"isic/Task3_Input": 3})
     put(tmp_path, "isic/Task3_Labels/Task3.csv", b"image,MEL\n")
@@ -307,6 +325,11 @@ def test_masks_among_the_images_are_a_problem(tmp_path):
         put_flat(tmp_path, *(f"{label}/{name}{end}.png" for name in names for end in ("", "_mask")))
     (seen,) = scan_source(str(tmp_path)).observations
     assert seen.kind == "masks" and "4 of 8 in 'benign', 4 of 8 in 'normal'" in seen.note
+    for label in ("covid", "normal"):
+        names = [f"xray/{label}/{folder}/{label}-1.png" for folder in ("images", "masks")]
+        put_flat(tmp_path, *names)
+    (seen,) = scan_source(str(tmp_path / "xray")).observations
+    assert seen.kind == "masks", "and not a level too high"
 
 
 def test_a_class_of_few_colors_with_the_names_of_another_may_be_its_masks(tmp_path):
