@@ -13,7 +13,7 @@ from vggjax.data.sources.options import DatasetOptions
 from vggjax.data.splits.splits import make_splits
 from vggjax.errors import ConfigError, DataError
 
-ODD = ["a/=1+1.png", "a/ b, 'c'.png", "~x/1.png", "-b/007.png", "-b/1.0.png", "NA/ü猫.png"]
+ODD = ["a/=1+1.png", "a/ b, 'c'.png", "~/1.png", "-b/007.png", "-b/1.0.png", "NA/ü猫.png"]
 FOLDERS = {
     "classes": (ODD, DatasetOptions()),
     "splits": (

@@ -265,12 +265,7 @@ def test_cells_without_a_known_separator_ask_for_one(tmp_path):
     "names",
     [
         ("hot dog", "ice cream", "dog", "cat"),
-        (
-            "Tomato, early blight",
-            "Tomato, late blight",
-            "Potato, early blight",
-            "Potato, late blight",
-        ),
+        [f"plant {plant}, state {state}" for plant in range(10) for state in range(5)],
         ("golden retriever", "labrador retriever", "poodle", "toy poodle"),
         ("black and white", "black", "red/green"),
         ("AC/DC", "R&B", "rock", "C++"),
