@@ -9,7 +9,7 @@ from support.made_source import source
 from support.scenes import put_flat
 
 from vggjax.data.quality.doctor import examine
-from vggjax.data.sources.csv_labels import describe_measurements, find_combinations
+from vggjax.data.sources.csv_labels import describe_measurements, find_combinations, is_group_name
 from vggjax.data.sources.open import open_source, scan_source
 from vggjax.data.sources.options import DatasetOptions
 from vggjax.data.splits.splits import group_notes, make_folds, make_splits
@@ -228,7 +228,7 @@ def test_a_hospitals_table_is_read_by_the_words_of_its_columns(tmp_path):
     path = write(tmp_path / "Data_Entry.csv", header, *rows)
     options = DatasetOptions(task="multilabel")
     found = open_source(path, options=options)
-    assert list(found.ids) == names and found.possible_groups[0] == "Patient ID"
+    assert list(found.ids) == names and found.possible_groups.value == "Patient ID"
     assert found.class_names == ("Edema", "Hernia", "Mass", "No Finding")
 
 
@@ -395,3 +395,46 @@ def test_a_first_line_that_could_be_a_file_stays_the_names(tmp_path):
     rows = [(f"{i}.png", "ab"[i % 2]) for i in range(6)]
     found = open_source(write(tmp_path / "m.csv", ("leaf", "state"), *rows))
     assert len(found) == 6 and any("'leaf'" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "column", ["PatientID", "patientid", "caseNo", "Lesion", "video_name", "id of subject"]
+)
+def test_names_of_columns_that_are_groups(column):
+    assert is_group_name(column)
+
+
+@pytest.mark.parametrize(
+    "column", ["breed", "id", "name", "impatient", "age", "casein", "grouping"]
+)
+def test_names_of_columns_that_are_no_groups(column):
+    assert not is_group_name(column)
+
+
+def test_file_names_of_patients_are_remarked_with_the_pattern(tmp_path):
+    put_flat(
+        tmp_path, *(f"{'ab'[p % 2]}/Patient_{p:02}-{i}.png" for p in range(20) for i in range(3))
+    )
+    found = open_source(str(tmp_path))
+    (note,) = group_notes(found, make_splits(found))
+    assert " of 20 groups of file names" in note and r"`group_pattern` '(Patient_\d+)'" in note
+    findings = examine(str(tmp_path))
+    assert note in [entry.text for entry in findings.of("note")] and not findings.of("kin")
+    grouped = open_source(
+        str(tmp_path), options=DatasetOptions(group_pattern=found.possible_groups.value)
+    )
+    assert group_notes(grouped, make_splits(grouped)) == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"case_{i:03}.png" for i in range(24)],  # one image each
+        [f"showcase{i // 4}_{i}.png" for i in range(24)],
+        [f"case{i // 4}_{i}.png" if i % 2 else f"{i}.png" for i in range(24)],
+        [f"video1_{i}.png" for i in range(24)],
+    ],
+)
+def test_other_file_names_are_no_groups(tmp_path, names):
+    put_flat(tmp_path, *(f"{'ab'[i % 2]}/{name}" for i, name in enumerate(names)))
+    assert open_source(str(tmp_path)).possible_groups is None

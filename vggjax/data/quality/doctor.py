@@ -248,7 +248,9 @@ def _add_classes(
             if "val" in (source.splits or ()):  # otherwise more images would be the only way out
                 notes += small_val_notes(splits)
             entries["note"] += [Entry(text=note) for note in notes]
-            entries["kin"] += [Entry(text=note) for note in group_notes(source, splits)]
+            possible = source.possible_groups
+            kind = "note" if possible and possible.option == "group_pattern" else "kin"
+            entries[kind] += [Entry(text=note) for note in group_notes(source, splits)]
     readable = np.setdiff1d(np.arange(len(source)), list(duplicates.unreadable))
     counts = source.class_counts(readable)
     labels = np.flatnonzero(counts)

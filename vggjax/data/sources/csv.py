@@ -37,6 +37,7 @@ from vggjax.data.sources.source import (
     SPLIT_WORDS,
     ImageFile,
     Observation,
+    PossibleGroups,
     Scan,
     Source,
     describe_groups,
@@ -122,7 +123,7 @@ class _Scanner:
         if self._options.group_column is not None:
             self._notes.append(f"{describe_groups(groups)} by the column {self._group_column!r}.")
         elif self._group_column and (numbers := number_groups(groups)) is not None:
-            possible_groups = self._group_column, numbers
+            possible_groups = PossibleGroups("group_column", self._group_column, numbers)
             groups = [""] * len(rows)
         if self._options.task == "multilabel":
             targets = np.array([[name in row.labels for name in class_names] for row in rows], bool)

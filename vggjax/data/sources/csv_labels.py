@@ -47,8 +47,9 @@ class Combinations(NamedTuple):
 
 def is_group_name(column: str) -> bool:
     """Return whether a column is named as what several images may show: `patient_id`."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower()
-    return not _GROUP_WORDS.isdisjoint(re.findall(r"[^\W\d_]+", words))
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower()
+    words = [re.sub(r"(?<=..)(id|ids|no|nr|name)$", "", w) for w in re.findall(r"[^\W\d_]+", text)]
+    return not _GROUP_WORDS.isdisjoint(words)
 
 
 def find_label_columns(table: Table, path: str, options: DatasetOptions) -> LabelColumns:

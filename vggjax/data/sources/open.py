@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +18,7 @@ from vggjax.data.sources.options import (
     DatasetOptions,
 )
 from vggjax.data.sources.source import (
+    PossibleGroups,
     Scan,
     Source,
     describe_groups,
@@ -27,6 +29,7 @@ from vggjax.data.sources.source import (
 from vggjax.data.sources.tfds import is_tfds_name, open_tfds, tfds_names
 from vggjax.errors import ConfigError, DataError, nearest_name, printable
 
+_GROUP_WORDS = ("patient", "subject", "case", "lesion", "video", "participant", "clip", "donor")
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
@@ -88,11 +91,15 @@ def scan_source(
 
 
 def _group_by_name(scan: Scan, options: DatasetOptions) -> Scan:
-    """Group the images by `group_pattern`, if it is given."""
+    """Group the images by `group_pattern`; without it, find out whether the names hold groups."""
     source, pattern = scan.source, options.group_pattern
-    if source is None or pattern is None:
+    if source is None:
         return scan
     paths = [image_id.replace("\\", "/") for image_id in source.ids]
+    if pattern is None:
+        if source.groups is None and source.possible_groups is None:
+            source = dataclasses.replace(source, possible_groups=_possible_groups(paths))
+        return dataclasses.replace(scan, source=source)
     names = first_groups(pattern, paths)
     if not any(names):
         raise ConfigError(
@@ -105,6 +112,22 @@ def _group_by_name(scan: Scan, options: DatasetOptions) -> Scan:
         source, groups=number_groups(names), possible_groups=None, notes=notes
     )
     return dataclasses.replace(scan, source=source)
+
+
+def _possible_groups(paths: list[str]) -> PossibleGroups | None:
+    """Return the groups of names such as `patient_07-2`, if nearly all are like that."""
+    words = "|".join(_GROUP_WORDS)
+    found = first_groups(rf"(?i)(?<![a-z])((?:{words})s?[ _-]?)\d", paths)
+    word, count = Counter(filter(None, found)).most_common(1)[0] if any(found) else ("", 0)
+    if count < 0.9 * len(paths):
+        return None
+    pattern = rf"({word}\d+)"
+    names = first_groups(pattern, paths)
+    sizes = Counter(filter(None, names))
+    if not 2 < len(sizes) < len(paths) or 3 * max(sizes.values()) > len(paths):
+        return None
+    groups = number_groups(names)
+    return None if groups is None else PossibleGroups("group_pattern", pattern, groups)
 
 
 def open_digits() -> Source:

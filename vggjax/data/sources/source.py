@@ -49,8 +49,8 @@ class Source:
     groups: np.ndarray | None = None
     """int64 (N,): images with the same number (of one patient, one scene) stay in one split where
     the splits are made here; None without groups."""
-    possible_groups: tuple[str, np.ndarray] | None = None
-    """A CSV's column that is named like groups, and what `groups` would be, if it is not given."""
+    possible_groups: "PossibleGroups | None" = None
+    """Groups by a column or by file names that look like groups, if no option says so."""
     targets: np.ndarray | None = None
     """bool (N, C): the labels of each image, any number of them; None if each image has one label,
     the one in `labels`."""
@@ -97,6 +97,16 @@ class Source:
         for name, indices in (self.splits or {}).items():
             names[indices] = name
         return names
+
+
+class PossibleGroups(NamedTuple):
+    """Groups that an option would form."""
+
+    option: str
+    """`group_column` or `group_pattern`."""
+    value: str
+    groups: np.ndarray
+    """As `Source.groups`."""
 
 
 class ImageFile(NamedTuple):

@@ -10,6 +10,7 @@ or an official val or test split lacks it: `split_notes` describes those. A run 
 
 import csv
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,8 @@ def split_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
 
 def group_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     """Describe the groups, or what may be groups, that have images in several splits."""
-    column, groups = source.possible_groups or ("", source.groups)
+    possible = source.possible_groups
+    groups = source.groups if possible is None else possible.groups
     if groups is None:
         return []
     split_of = np.full(len(source), -1)
@@ -176,11 +178,14 @@ def group_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     broken = np.unique(groups[is_used & (split_of != first[groups])])
     if not len(broken):
         return []
-    what = f"values of the column {column!r}" if column else "groups"
+    what, hint = "groups", ""
+    if possible is not None:
+        by_column = possible.option == "group_column"
+        what = f"values of the column {possible.value!r}" if by_column else "groups of file names"
+        hint = f" Set `{possible.option}` {shlex.quote(possible.value)} to keep them in one."
     note = f"{len(broken):,} of {(sizes > 1).sum():,} {what} have images in several splits"
     if source.splits:
         note += " of the dataset, which are kept: metrics may be too good"
-    hint = f" Set `group_column` {column} to keep them in one." if column else ""
     return [f"{note}.{hint}"]
 
 
