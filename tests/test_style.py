@@ -212,6 +212,7 @@ def parses(monkeypatch, capsys):
     for place in (
         "vggjax.api.fit",
         "vggjax.evaluation.evaluate.evaluate",
+        "vggjax.evaluation.other_data.open_evaluation",
         "vggjax.report.report.write_report",
         "vggjax.report.compare.write_comparison",
         "vggjax.evaluation.predict_files.predict_command",

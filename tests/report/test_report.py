@@ -223,4 +223,6 @@ def test_the_best_epoch_is_the_first_of_the_best_values():
     assert best_epoch(rows, "m/loss") == 1
     assert best_epoch(rows, "m/accuracy") == 0
     assert best_epoch([{"epoch": 7, "m/loss": float("nan")}], "m/loss") is None
+    logged = [row | {"is_best": row["epoch"] in (0, 3)} for row in rows]
+    assert best_epoch(logged, "m/accuracy") == 3  # as accurate, with a lower loss
     assert best_epoch([], "m/loss") is None

@@ -89,6 +89,17 @@ def test_the_best_value_is_the_first_of_the_highest_and_nan_is_none():
     assert (progress.best_value, progress.best_step, progress.stale_epochs) == (0.7, 4, 1)
 
 
+def test_of_equal_values_the_lower_loss_is_kept_and_is_no_progress():
+    progress, best = TrainProgress(), []
+    for step, loss in enumerate([0.17, 0.2, 0.1, math.nan, 0.1], start=1):
+        progress.step = step
+        best.append(progress.update_best(1.0, loss))
+    assert best == [True, False, True, False, False]
+    assert (progress.best_step, progress.best_loss, progress.stale_epochs) == (3, 0.1, 4)
+    older = TrainProgress(best_value=1.0, best_step=2)  # of a checkpoint without the loss
+    assert not older.update_best(1.0, 0.0) and older.best_step == 2
+
+
 def test_a_new_stage_has_its_full_rates_except_for_a_recovery():
     progress = TrainProgress(rate_factor=0.1, plateau_factor=0.5, plateau_best=1.0)
     progress.begin_stage("head+block5")

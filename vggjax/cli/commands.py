@@ -42,9 +42,15 @@ def train(config: Config) -> int:
 def parse_train(argv: Sequence[str]) -> Config:
     """Return the Config of `train`'s flags: its recipe sets the defaults, a flag wins.
 
+    A first word that is no flag is the dataset.
+
     Raises:
         ConfigError: flags that do not fit, or a recipe without the flag that it needs.
     """
+    if argv and not argv[0].startswith("-"):
+        if (dataset := value_of(argv, "dataset")) is not None:
+            raise ConfigError(f"`dataset` is given twice, {argv[0]!r} and {dataset!r}.")
+        argv = ["--dataset", *argv]
     recipe = value_of(argv, "recipe")
     names = ("dataset", "start-from", "start_from", "stages", "unfreeze")
     given = {

@@ -29,6 +29,17 @@ MAX_CACHE_BYTES = 256 * 2**20
 """Size of the compilation cache. A step of VGG16 takes 150 kB; the oldest are deleted first."""
 
 
+OTHER_NAMES = {
+    "export": "vggjax convert RUN FILE writes a run's weights for Keras (.h5) or torch (.pth).",
+    **dict.fromkeys(("fit", "finetune", "run"), "Did you mean 'train'?"),
+    **dict.fromkeys(("test", "val", "validate", "eval", "score"), "Did you mean 'evaluate'?"),
+    **dict.fromkeys(("infer", "inference", "classify"), "Did you mean 'predict'?"),
+    **dict.fromkeys(("check", "analyze", "lint", "clean"), "Did you mean 'doctor'?"),
+    **dict.fromkeys(("info", "models", "show"), "Did you mean 'summary'?"),
+}
+"""A command of another tool -> the way out."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -89,6 +100,8 @@ def _run(argv: list[str]) -> int:
             print(f"  {name:<16} {(command.__doc__ or '').splitlines()[0]}")
         return 0
     name, words = argv[0], argv[1:]
+    if name in OTHER_NAMES:
+        raise ConfigError(f"Unknown command {name!r}. {OTHER_NAMES[name]}")
     if name not in COMMANDS:
         raise ConfigError(unknown_name("command", name, COMMANDS))
     keep_compiled_programs()

@@ -20,8 +20,36 @@ _HINTS = {
     "True": "A switch takes no value: --horizontal-flip, or --no-horizontal-flip.",
     "False": "A switch takes no value: --horizontal-flip, or --no-horizontal-flip.",
     "--rescale": "Pixels are scaled as the weights expect; --preprocess unit is x/255.",
+    "--resume": "The same command with the same --workdir resumes.",
+    "--pretrained": "--weights imagenet is the default; none starts from random weights.",
+    "--freeze": "All layers but the head are frozen, except those that --unfreeze names.",
+    "--dropout": "The head says it, as in --head avg-256-0.5-classes; see vggjax summary --help.",
+    "--image": "Images are given without a flag: vggjax predict photo.jpg.",
+    "--input": "Images are given without a flag: vggjax predict photo.jpg.",
+    "--device": "JAX chooses it; JAX_PLATFORMS=cpu before the command is the CPU.",
 }
-"""First unrecognized word -> the way out, for habits from Keras."""
+"""An unrecognized word -> the way out, for habits from other tools."""
+
+_SPELLINGS = {
+    "--dataset": ("data", "data-path", "data-root", "train-dir", "source", "images"),
+    "--workdir": ("run", "run-dir", "output", "output-dir", "save-dir", "project", "logdir"),
+    "--learning-rate": ("lr", "lr0", "eta"),
+    "--batch-size": ("bs", "batch", "b"),
+    "--image-size": ("imgsz", "img-size", "size", "input-size", "sz", "resolution"),
+    "--epochs": ("nb-epochs", "num-epochs", "n-epochs", "max-epochs", "e"),
+    "--model": ("arch", "architecture", "net", "network", "backbone"),
+    "--weight-decay": ("wd", "decay", "l2"),
+    "--optimizer": ("opt", "optim", "solver"),
+    "--num-threads": ("workers", "num-workers", "j", "threads"),
+    "--devices": ("gpus", "num-gpus", "ngpu"),
+    "--split": ("val-split", "validation-split", "test-size"),
+    "--patience": ("early-stopping", "early-stop"),
+    "--augment": ("aug", "augmentation", "auto-augment"),
+    "--dtype": ("amp", "fp16", "half", "mixed-precision", "precision"),
+    "--csv": ("out", "output", "save-txt"),
+    "--top": ("topk", "top-k"),
+}
+"""A flag -> its spellings in other tools."""
 
 
 def parse(target: Callable[..., Any], argv: Sequence[str], command: str, **options: Any) -> Any:
@@ -82,10 +110,19 @@ def _refuse(event: Any, argv: list[str], flags: list[str], command: str) -> None
             message = _wrong_value(argument, argv)
         case "UnrecognizedArgs":
             message = _unrecognized(event.tokens, flags)
+            word, is_given = event.tokens[0], value_of(argv, "dataset") is not None
+            if command == "train" and not (is_given or word in _HINTS or word.startswith("-")):
+                message += f" Did you mean --dataset {word}?"
         case "MissingArgs":
             missing = (context.arg for context in event.missing_arguments)
             names = (a.lowered.metavar if a.is_positional() else a.display_name() for a in missing)
-            message = f"Missing: {', '.join(map(str, names))}."
+            first, *others = map(str, names)
+            message = f"Missing: {', '.join([first, *others])}."
+            meant = [w for w in argv if w not in flags and _nearest_flag(w, flags) == first]
+            if first.startswith("--") and argv and not argv[0].startswith("-"):
+                message += f" Did you mean {first} {argv[0]}?"
+            elif meant:
+                message += f" Did you mean {first} for {meant[0]}?"
         case _:
             return
     _raise(message, command)
@@ -102,11 +139,25 @@ def _wrong_value(argument: Any, argv: list[str]) -> str:
 
 def _unrecognized(tokens: list[str], flags: list[str]) -> str:
     message = f"Unrecognized option{'s' if len(tokens) > 1 else ''}: {' '.join(tokens)}."
-    first = tokens[0]
-    if first in _HINTS:
-        return f"{message} {_HINTS[first]}"
-    near = difflib.get_close_matches(first, flags, n=1) if first.startswith("--") else []
-    return f"{message} Did you mean {near[0]}?" if near else message
+    words = [token.partition("=")[0] for token in tokens]
+    hints = [_HINTS[word] for word in words if word in _HINTS]
+    meant = {w: flag for w in words if w not in _HINTS and (flag := _nearest_flag(w, flags))}
+    if meant:
+        names = " and ".join(f"{flag} for {w}" for w, flag in meant.items())
+        hints.append(f"Did you mean {names if len(meant) > 1 else next(iter(meant.values()))}?")
+    return " ".join([message, *hints])
+
+
+def _nearest_flag(word: str, flags: list[str]) -> str | None:
+    """Return the flag that an unrecognized word stands for; None for a value, or without one."""
+    if not word.startswith("-"):
+        return None
+    name = word.lstrip("-").replace("_", "-").lower()
+    for flag, spellings in _SPELLINGS.items():
+        if name in spellings and flag in flags:
+            return flag
+    near = difflib.get_close_matches(f"--{name}", flags, n=1, cutoff=0.65)
+    return near[0] if near else None
 
 
 def _values_after(argv: list[str], flag: str) -> str:
@@ -125,6 +176,8 @@ def flags_of(target: Callable[..., Any]) -> list[str]:
     """Return the flags of a dataclass or function; a boolean has its `--no-` form as well."""
     flags: list[str] = []
     for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            continue
         if dataclasses.is_dataclass(type(parameter.default)):  # its fields are flags themselves
             flags += flags_of(type(parameter.default))
         else:

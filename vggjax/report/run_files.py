@@ -188,7 +188,13 @@ def mean_epochs(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def best_epoch(rows: list[dict[str, Any]], monitor: str) -> float | None:
-    """Return the first epoch with the best `monitor`: the lowest loss or the highest accuracy."""
+    """Return the epoch whose weights were kept: the last that was logged as the best.
+
+    A log of an older version does not say it: there it is the first epoch with the best `monitor`,
+    the lowest loss or the highest accuracy.
+    """
+    if kept := [row["epoch"] for row in rows if row.get("is_best")]:
+        return kept[-1]
     sign = 1 if monitor.endswith("loss") else -1
     known = [row for row in rows if math.isfinite(row.get(monitor, math.nan))]
     return min(known, key=lambda row: sign * row[monitor])["epoch"] if known else None

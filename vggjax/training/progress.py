@@ -28,6 +28,8 @@ class TrainProgress:
     step: int = 0
     stage: str | None = None
     best_value: float | None = None
+    best_loss: float | None = None
+    """The validation loss of that epoch; None in a checkpoint of an older version."""
     best_step: int = 0
     thresholds: list[float] = field(default_factory=list)
     """With several labels per image, each class's threshold at the best step."""
@@ -61,13 +63,20 @@ class TrainProgress:
         self.stage, self.stale_epochs, self.marks = name, 0, []
         self.plateau_factor, self.plateau_best, self.plateau_stale_epochs = 1.0, None, 0
 
-    def update_best(self, value: float) -> bool:
-        """Record an epoch's value, higher is better; return whether it is the best so far."""
+    def update_best(self, value: float, loss: float = math.inf) -> bool:
+        """Record an epoch's value, higher is better; return whether its weights are to be kept.
+
+        Of equal values, which few validation images often give, that with the lower loss is kept.
+        It is no progress: patience runs on.
+        """
         value = -math.inf if math.isnan(value) else value
-        is_best = self.best_value is None or value > self.best_value
+        loss = math.inf if math.isnan(loss) else loss
+        is_higher = self.best_value is None or value > self.best_value
+        has_less_loss = self.best_loss is not None and loss < self.best_loss
+        is_best = is_higher or (value == self.best_value and has_less_loss)
         if is_best:
-            self.best_value, self.best_step = value, self.step
-        self.stale_epochs = 0 if is_best else self.stale_epochs + 1
+            self.best_value, self.best_loss, self.best_step = value, loss, self.step
+        self.stale_epochs = 0 if is_higher else self.stale_epochs + 1
         return is_best
 
     def reduce_on_plateau(self, config: Config, val_loss: float) -> bool:

@@ -151,14 +151,15 @@ class Trainer:
         if self._monitor.recovered(sums, val=values):
             return True
         value = values[config.best_metric]  # 4. keep the best
-        is_best = progress.update_best(-value if config.best_metric == "val/loss" else value)
+        loss = values["val/loss"]
+        is_best = progress.update_best(-value if config.best_metric == "val/loss" else value, loss)
         if is_best:
             progress.thresholds = val.get("val/thresholds", [])
         self._monitor.record_epoch(values, is_best=is_best)
         lower_rates = progress.reduce_on_plateau(config, values["val/loss"])
         progress.sums = {}
         # Before the checkpoint: a resume drops the lines after it, so none is lost or there twice.
-        self._log.write("epoch", progress.step, **where, **values)
+        self._log.write("epoch", progress.step, **where, **values, is_best=is_best)
         self._save(state)  # 5. checkpoint
         self._console.print_epoch(epoch + 1, loop.stage.name, values, is_best=is_best)
         if lower_rates:

@@ -173,7 +173,8 @@ def _go_back(
     else:
         earlier = TrainProgress(step=first_step)
         if best_step:
-            earlier.best_value, earlier.best_step = progress.best_value, best_step
+            earlier.best_value, earlier.best_loss = progress.best_value, progress.best_loss
+            earlier.best_step = best_step
             earlier.good_step, earlier.thresholds = best_step, progress.thresholds
     earlier.rate_factor = progress.rate_factor / 10
     earlier.recoveries, earlier.back_step = progress.recoveries + 1, earlier.step

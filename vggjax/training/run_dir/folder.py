@@ -57,9 +57,15 @@ def _check_settings(workdir: Path, config: Config) -> None:
         changed.pop("dataset", None)
     changes = [f"`{name}` was {was!r}, now {now!r}" for name, (was, now) in changed.items()]
     if changes:
+        way_out = "Give the same settings to resume it, or another `workdir`."
+        if changed.keys() <= {"epochs", "stages"} and (workdir / "model.json").exists():
+            way_out = (
+                "It is finished. To train its model for more epochs, give another `workdir` and "
+                f"`start_from` {printable(workdir)}."
+            )
         raise ConfigError(
             f"{printable(workdir)} belongs to a run with other settings: {', '.join(changes)}. "
-            "Give the same settings to resume it, or another `workdir`."
+            f"{way_out}"
         )
 
 
