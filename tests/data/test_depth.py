@@ -60,6 +60,16 @@ def test_color_of_16_bits_keeps_both_bytes_in_a_given_range(data):
     assert image.extent == (0, 4095)
 
 
+def test_gray_with_alpha_of_16_bits_keeps_both_bytes_in_a_given_range():
+    planes = np.stack([RAMP, np.full_like(RAMP, 0xFFFF)], -1)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in planes)
+    data = raw_png(64, 64, rows, bits=16, color=4)
+    image = read_image(data, Rendering(pixel_range=(0, 4095)))
+    expected = np.rint(RAMP / 4095 * 255)[..., None]
+    np.testing.assert_array_equal(image.pixels, np.repeat(expected, 3, -1))
+    assert image.extent == (0, 4095) and image.notes[0] == depth.GRAY_16
+
+
 def test_a_pgm_is_scaled_by_its_own_maximum():
     image = read_image(pnm("P5", RAMP, 4095))
     np.testing.assert_array_equal(image.pixels[..., 0], np.rint(RAMP / 4095 * 255))

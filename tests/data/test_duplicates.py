@@ -1,5 +1,6 @@
 """Duplicates: equal pixels, and the same photograph re-encoded, cropped or brightened."""
 
+import itertools
 import time
 
 import numpy as np
@@ -139,6 +140,15 @@ def test_all_eight_turns_of_one_image_are_one_group():
     result = find(image, *turns, saved(image, 60), image)
     assert set(result.groups.tolist()) == {0}
     assert result.counts == {"exact": 1, "near": 1, "turned": 7}
+
+
+def test_drawings_on_a_plain_ground_are_not_mirrored_copies():
+    drawings = []
+    for top, left in itertools.product(range(4, 40, 6), repeat=2):
+        drawing = np.zeros((64, 64, 3), np.uint8)
+        drawing[top : top + 20, left : left + 18] = 255
+        drawings.append(drawing)
+    assert find(*drawings).turned == 0
 
 
 def test_hundreds_of_different_scenes_have_no_near_duplicates():

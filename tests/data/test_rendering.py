@@ -89,6 +89,19 @@ def test_signed_integers_get_the_range_that_they_lack(tmp_path):
     assert "from -1,024 to 3,071" in source.notes[-1]
 
 
+@pytest.mark.parametrize("most, expected", [(0.9, (0, 1)), (240, (0, 255)), (300, (0, 300))])
+def test_the_range_of_floats_is_decided_for_the_set_and_said(tmp_path, most, expected):
+    scans(tmp_path, 0, 1000)
+    for i, path in enumerate(sorted(tmp_path.rglob("*.png"))):
+        numbers = np.asarray(Image.open(path)).astype(np.float32) * (most / 1000)
+        Image.fromarray(numbers * (1 if i else 0.001)).save(path.with_suffix(".tif"))  # a dark one
+        path.unlink()
+    source, rendering = rendered(tmp_path)
+    assert rendering.pixel_range == pytest.approx(expected)
+    assert source.read(0).pixels.max() <= 1 and source.read(1).pixels.max() > 200
+    assert "`pixel_range`" in source.notes[-1]
+
+
 def test_the_range_is_saved_with_the_model_and_used_for_all_that_is_read_later(tmp_path):
     data = scans(tmp_path / "data", each=10)
     prepared = prepare_run(make_config(data, tmp_path / "new"))

@@ -10,6 +10,7 @@ import io
 import math
 import re
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ _SIXTEEN_BITS = re.compile(r"(I|LA?|RGB[AaX]*|CMYK);16")
 _PNM_HEADER = re.compile(rb"P([56])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 
 _OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-"""Byte order in a raw mode -> the one with which Pillow takes the other byte for the high one."""
+"""Byte order in a raw mode -> the other one."""
 
 
 class EightBits(NamedTuple):
@@ -38,7 +39,7 @@ class EightBits(NamedTuple):
     image: Image.Image
     """Of mode L, RGB or RGBA."""
     extent: tuple[float, float] | None
-    """Lowest and highest number before, without a few outliers; None if their range is known."""
+    """Lowest and highest number before, without a few outliers; None if that was not looked at."""
     note: str
 
 
@@ -66,16 +67,22 @@ def to_8_bits(
         return scale(np.asarray(image), pixel_range, INTEGER)
     if image.mode == "F":
         return _scale_floats(np.asarray(image), pixel_range)
-    note = GRAY_16 if image.mode == "L" or "LA;16" in rawmode else COLOR_16
-    if pixel_range is None or image.mode not in ("RGB", "RGBA") or "LA;16" in rawmode:
+    is_gray = image.mode == "L" or "LA;16" in rawmode
+    note = GRAY_16 if is_gray else COLOR_16
+    if pixel_range is None or image.mode not in ("RGB", "RGBA"):
         return EightBits(image, None, note)  # Pillow has kept the high byte
-    high = np.asarray(image).astype(np.uint16)
-    low = _low_byte(data) if data else high
-    numbers = high << 8 | low
-    pixels = _scaled(numbers[..., :3], pixel_range)
-    if image.mode == "RGBA":
-        pixels = np.concatenate([pixels, high[..., 3:].astype(np.uint8)], -1)
-    return EightBits(Image.fromarray(pixels), _extent(numbers[..., :3]), note)
+    if is_gray:  # its two numbers of 16 bits are four of 8
+        planes = _reload(data, lambda rawmode: "RGBA") if data else np.asarray(image)
+        numbers = planes[..., :1].astype(np.uint16) << 8 | planes[..., 1:2]
+        alpha = planes[..., 2:3] if data else planes[..., 3:]
+    else:
+        high = np.asarray(image)
+        low = _reload(data, _swapped) if data else high
+        numbers = (high.astype(np.uint16) << 8 | low)[..., :3]
+        alpha = high[..., 3:]
+    pixels = _scaled(numbers, pixel_range)
+    pixels = np.concatenate([pixels, alpha], -1) if image.mode == "RGBA" else pixels
+    return EightBits(Image.fromarray(pixels), _extent(numbers), note)
 
 
 def read_pnm(data: bytes, pixel_range: tuple[float, float] | None) -> EightBits | None:
@@ -114,8 +121,7 @@ def _scale_floats(numbers: np.ndarray, pixel_range: tuple[float, float] | None) 
     numbers = np.nan_to_num(numbers, nan=0.0, posinf=np.inf, neginf=-np.inf)
     low, high = numbers.min(), numbers.max()
     if low >= 0 and high <= 255:
-        known = (0, 1) if high <= 1 else (0, 255)
-        return scale(numbers, pixel_range or known, FLOAT)._replace(extent=None)
+        return scale(numbers, pixel_range or ((0, 1) if high <= 1 else (0, 255)), FLOAT)
     if pixel_range is None:
         raise DataError(
             f"unsupported: float pixels from {low:g} to {high:g}; save it with 8 or 16 bits, or "
@@ -137,13 +143,17 @@ def _extent(numbers: np.ndarray) -> tuple[float, float]:
     return (inner[0], inner[1]) if 0 < inner[1] - inner[0] < (high - low) / 4 else (low, high)
 
 
-def _low_byte(data: bytes) -> np.ndarray:
-    """Return the low bytes of a 16-bit color image, of which Pillow keeps the high ones."""
+def _swapped(rawmode: str) -> str:
+    """Return the raw mode by which Pillow takes the low byte of 16 bits for the high one."""
+    return rawmode[:-1] + _OTHER_BYTE[rawmode[-1]]
+
+
+def _reload(data: bytes, change: Callable[[str], str]) -> np.ndarray:
+    """Decode an image by another raw mode: of 16-bit color, Pillow keeps the high bytes only."""
     with Image.open(io.BytesIO(data)) as image:
         tiles = []
         for tile in image.tile:
             args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-            rawmode = args[0][:-1] + _OTHER_BYTE[args[0][-1]]
-            tiles.append((*tile[:3], (rawmode, *args[1:])))
-        image.tile = [type(old)(*new) for old, new in zip(image.tile, tiles, strict=True)]
+            tiles.append(type(tile)(*tile[:3], (change(args[0]), *args[1:])))
+        image.tile = tiles
         return np.asarray(image)

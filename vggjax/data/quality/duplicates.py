@@ -22,6 +22,7 @@ from vggjax.data.quality.similarity import (
     MAX_DISTANCE,
     THUMB_PX,
     TURNS,
+    has_details,
     hash_frequencies,
     image_signature,
     is_near_duplicate,
@@ -220,7 +221,8 @@ def _turned_pairs(low: np.ndarray, thumbs: np.ndarray, threads: ThreadPoolExecut
         hashes[chosen] = hash_frequencies(turn_frequencies(low[rows[chosen]], turn))
         upright[chosen] = turn_thumbs(thumbs[rows[chosen]], turn)
     pairs = _near_pairs(hashes, upright, threads)
-    return rows[pairs[turns[pairs[:, 0]] != turns[pairs[:, 1]]]]
+    pairs = pairs[turns[pairs[:, 0]] != turns[pairs[:, 1]]]
+    return rows[pairs[has_details(upright[pairs[:, 0]])]]
 
 
 def _close(rows: np.ndarray, columns: np.ndarray, offset: int) -> np.ndarray:

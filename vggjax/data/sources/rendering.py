@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vggjax.data.images.decode import Rendering
+from vggjax.data.images.decode import DecodedImage, Rendering
+from vggjax.data.images.depth import FLOAT
 from vggjax.data.images.formats import may_be_deep
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError
@@ -47,41 +48,58 @@ def render_source(
     rendering = Rendering(options.background, (low_high[0], low_high[1]) if low_high else None)
     if low_high or source.read_as is None:
         return source.rendered(rendering), rendering
-    extent = _find_extent(source, num_threads or os.cpu_count() or 1)
-    if extent is None:
-        return source.rendered(rendering), rendering
-    low, high = (int(end) if end == int(end) else end for end in extent)
+    found = _find_extent(source, num_threads or os.cpu_count() or 1)
+    pixel_range, note = _choose_range(*found) if found else (None, "")
+    rendering = rendering._replace(pixel_range=pixel_range)
+    return source.rendered(rendering, *filter(None, [note])), rendering
+
+
+def _choose_range(
+    low: float, high: float, is_float: bool
+) -> tuple[tuple[float, float] | None, str]:
+    """Return the pixel range of a set with this extent, and the note that says so."""
+    low, high = (int(end) if end == int(end) else end for end in (low, high))
+    if is_float and 0 <= low and high <= 255:
+        most = 1 if high <= 1 else 255
+        note = (
+            f"Float pixels from {low:.4g} to {high:.4g} are taken for 0 to {most}; `pixel_range` "
+            f"gives another range."
+        )
+        return (0, most), note
     scaled = "they are scaled by that range; `pixel_range` gives another"
     if low < 0 or high > 65535:
-        note = f"Pixels from {low:,} to {high:,}: {scaled}."
-    else:
-        levels = round(high / 257) - round(low / 257) + 1
-        if levels >= MIN_LEVELS or low == high:
-            return source.rendered(rendering), rendering
-        note = f"The 16-bit pixels use {levels} of 256 levels: {low} to {high} of 65535; {scaled}."
-    rendering = rendering._replace(pixel_range=(low, high))
-    return source.rendered(rendering, note), rendering
+        return (low, high), f"Pixels from {low:,} to {high:,}: {scaled}."
+    levels = round(high / 257) - round(low / 257) + 1
+    if levels >= MIN_LEVELS or low == high:
+        return None, ""
+    text = f"The 16-bit pixels use {levels} of 256 levels: {low} to {high} of 65535; {scaled}."
+    return (low, high), text
 
 
-def _find_extent(source: Source, num_threads: int) -> tuple[float, float] | None:
-    """Return the lowest and highest number of the images of more than 8 bits, if there are any."""
+def _find_extent(source: Source, num_threads: int) -> tuple[float, float, bool] | None:
+    """Return the lowest and highest number of images of more than 8 bits, and if any are floats.
+
+    None if there are no such images.
+    """
     train = (source.splits or {}).get("train", np.arange(len(source)))
     indices = [i for i in _spread(train, MAX_IMAGES) if may_be_deep(source.path(i))]
     # With any range, an image of more than 8 bits is decoded and tells its extent.
     probe = source.rendered(Rendering(pixel_range=(0, 65535)))
 
-    def extent(i: int) -> tuple[float, float] | None:
+    def look(i: int) -> DecodedImage | None:
         try:
-            return probe.read(i).extent
+            image = probe.read(i)
         except DataError:
             return None
+        return image._replace(pixels=image.pixels[:0]) if image.extent else None
 
-    extents: list[tuple[float, float] | None] = []
+    images: list[DecodedImage | None] = []
     with ThreadPoolExecutor(num_threads, "vggjax-range") as threads:
-        if any(threads.map(extent, _spread(indices, _FIRST_LOOK))):
-            extents = list(threads.map(extent, indices))
-    known = [pair for pair in extents if pair is not None]
-    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+        if any(threads.map(look, _spread(indices, _FIRST_LOOK))):
+            images = list(threads.map(look, indices))
+    deep = [image for image in images if image is not None]
+    ends = [end for image in deep for end in image.extent or ()]
+    return (min(ends), max(ends), any(FLOAT in image.notes for image in deep)) if ends else None
 
 
 def _spread(indices: "np.ndarray | list[int]", count: int) -> list[int]:
