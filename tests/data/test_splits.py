@@ -162,9 +162,9 @@ def test_an_official_test_split_may_lack_a_class_which_is_noted():
 
 
 def test_a_small_val_split_is_noted():
-    splits = {"val": np.arange(16)}
-    assert "16 images: each is 6.2 points" in small_val_notes(splits)[0]
-    assert small_val_notes({"val": np.arange(FEW_IMAGES)}) == []
+    made, splits = source([100, 100]), {"val": np.arange(16)}
+    assert "16 images: each is 6.2 points" in small_val_notes(made, splits)[0]
+    assert small_val_notes(made, {"val": np.arange(FEW_IMAGES)}) == []
 
 
 def test_several_classes_missing_from_official_train_are_named():

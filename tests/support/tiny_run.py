@@ -43,11 +43,16 @@ def make_run(workdir: Path, dataset: Path | str, *, head: str = "gap-classes", *
     """Write what a training leaves, with a random model whose predictions vary."""
     settings = dict(model="tiny", image_size=32, weights="none", split="0.4,0.2,0.4") | settings
     config = Config(dataset=str(dataset), head=head, **settings)
-    source = open_source(config.dataset)
+    source = open_source(config.dataset, options=config)
     splits = make_splits(source, parse_split(config.split), config.seed)
     make_workdir(workdir, config, source, splits)
-    spec = Head.parse(head).for_classes(len(source.class_names))
-    info = ModelInfo(config.model, str(spec), source.class_names, config.preprocessing)
+    names = source.class_names
+    spec = Head.parse(head).for_classes(len(names), multilabel=source.targets is not None)
+    thresholds = () if source.targets is None else (0.5,) * len(names)
+    info = ModelInfo(
+        config.model, str(spec), names, config.preprocessing, task=config.task,
+        thresholds=thresholds,
+    )  # fmt: skip
     model = random_model(config.model, head=spec, image_size=config.image_size)
     images = [resize_image(source.read(i).pixels, config.preprocessing) for i in range(len(source))]
     spread(model, preprocess(np.stack(images), config.preprocessing.mode))

@@ -166,7 +166,8 @@ def _describe_frozen(labels: dict[str, str]) -> str:
 
 def _warnings(run: RunContext) -> list[str]:
     config, source = run.config, run.source
-    warnings = [*source.notes, *split_notes(source, run.splits), *small_val_notes(run.splits)]
+    warnings = [*source.notes, *split_notes(source, run.splits)]
+    warnings += small_val_notes(source, run.splits)
     warnings += group_notes(source, run.splits)
     if source.splits and len(source.splits) == 3 and config.split != Config.split:
         if not looks_like_slices(config.split):

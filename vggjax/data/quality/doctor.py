@@ -246,7 +246,7 @@ def _add_classes(
             train = splits["train"]
             notes = split_notes(source, splits)
             if "val" in (source.splits or ()):  # otherwise more images would be the only way out
-                notes += small_val_notes(splits)
+                notes += small_val_notes(source, splits)
             entries["note"] += [Entry(text=note) for note in notes]
             possible = source.possible_groups
             kind = "note" if possible and possible.option == "group_pattern" else "kin"

@@ -24,8 +24,8 @@ from vggjax.errors import ConfigError, DataError, join_names, printable
 SPLITS = ("train", "val", "test")
 FRACTIONS = (0.8, 0.1, 0.1)
 
-FEW_IMAGES = 50
-"""A val split with fewer images is worth a note."""
+FEW_IMAGES, FEW_LABELS = 50, 10
+"""A val split with fewer images, or fewer of one of several labels, is worth a note."""
 
 SPLITS_FILE = "splits.csv"
 """In a run folder: a row `path,label,split` per image, in the order of the source. Names may hold
@@ -189,9 +189,18 @@ def group_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
     return [f"{note}.{hint}"]
 
 
-def small_val_notes(splits: dict[str, np.ndarray]) -> list[str]:
-    """Describe a val split of less than `FEW_IMAGES` images, in at most one sentence."""
+def small_val_notes(source: Source, splits: dict[str, np.ndarray]) -> list[str]:
+    """Describe a val split of less than `FEW_IMAGES` images, in at most one sentence.
+
+    Of several labels per image it is about classes with less than `FEW_LABELS` images there.
+    """
     num_val = len(splits["val"])
+    if source.targets is not None:
+        counts = zip(source.class_names, source.class_counts(splits["val"]).tolist(), strict=True)
+        few = [f"{name!r} {count}" for name, count in counts if count < FEW_LABELS]
+        subject = f"{len(few):,} class{'es have' if len(few) > 1 else ' has'}"
+        text = f"{subject} less than {FEW_LABELS} images in val ({join_names(few, most=4)})"
+        return [f"{text}, so thresholds and val/mAP depend on the split."] if few else []
     if num_val >= FEW_IMAGES:
         return []
     images = f"{num_val} image{'s' * (num_val > 1)}"
