@@ -124,8 +124,12 @@ def test_rare_combinations_are_stratified_by_their_rarest_label():
     assert strata[32] == strata[33] and len({*strata.tolist()}) == 4
 
 
-def test_each_split_has_its_share_of_each_label():
-    targets = random_targets()
+@pytest.mark.parametrize(
+    "targets",
+    [random_targets(), random_targets(200, (0.3,) * 8)],
+    ids=["common combinations", "unique combinations"],
+)
+def test_each_split_has_its_share_of_each_label(targets):
     splits = make_splits(made(targets), (0.6, 0.2, 0.2))
     for name, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
         expected = share * targets.sum(0)
@@ -166,8 +170,10 @@ def test_splits_are_read_back_and_other_labels_are_another_dataset(tmp_path):
     with pytest.raises(DataError, match="was labeled"):
         read_splits(tmp_path, made(~targets))
     files = [ImageFile(str(i), "", "", 1) for i in range(60)]
+    alone = np.eye(2, dtype=bool)[np.arange(60) % 2]  # a or b, and beside it a and b, or a:
+    both = np.array([[True, True], [True, False]])[np.arange(60) % 2]  # the same two groups
     fingerprints = {
         make_file_source("x", ("a", "b"), files, locate=tmp_path.joinpath, targets=t).fingerprint
-        for t in (targets, ~targets)
+        for t in (alone, both)
     }
     assert len(fingerprints) == 2

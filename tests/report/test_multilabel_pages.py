@@ -90,8 +90,10 @@ def test_the_page_shows_wrong_labels_and_maps_of_predicted_ones(run, page):
 
 
 def test_the_screen_names_the_labels_above_their_thresholds(run, capsys, tmp_path):
-    image = run.parent / "squares" / "002.png"
+    row = read_rows(run / "predictions.csv")[0]
+    image = run.parent / "squares" / row["id"]
     probs = vggjax.load_run(str(run)).predict(image)
+    np.testing.assert_allclose(probs.probs[0], [float(row[name]) for name in LABELS], rtol=1e-3)
     expected = [name for name, p in zip(LABELS, probs.probs[0], strict=True) if p >= 0.5]
     assert probs.names == ["|".join(expected)] and probs.labels.shape == (1, 3)
     out = str(tmp_path / "out.csv")

@@ -18,6 +18,7 @@ from support.training_runs import (
 from vggjax.data.multilabel import choose_thresholds
 from vggjax.errors import ConfigError
 from vggjax.evaluation.evaluate import evaluate_split
+from vggjax.models.head import Head
 from vggjax.training.collapse.detector import CollapseDetector, PriorBaseline
 from vggjax.training.config import Config
 from vggjax.training.freezing import plan_stages
@@ -140,6 +141,8 @@ def test_what_does_not_fit_several_labels_is_refused(squares, whole, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             prepare_run(dataclasses.replace(config, **changes))
+    with pytest.raises(ConfigError, match="has 1 outputs, but the dataset has 2 classes"):
+        Head.parse("gap-1").for_classes(2, multilabel=True)
     images = make_images(tmp_path / "images", LABELS, each=4)
     with pytest.raises(ConfigError, match="has `task` multilabel; got multiclass"):
         prepare_run(make_config(images, tmp_path / "other", start_from=str(whole)))
