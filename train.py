@@ -1,12 +1,8 @@
 """`python train.py ...`, the same as `vggjax train ...`."""
 
-import signal
 import sys
 
-if __name__ == "__main__":
-    # A Ctrl-C while the libraries are imported is to end quietly, not as one of their errors.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from vggjax.cli.main import main
+from vggjax.__main__ import main
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,94 @@
+"""Ctrl-C and SIGTERM before and beside a training: one line and the exit code wherever they hit."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SIGNALS = [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+
+RUN = """
+import atexit, os, sys, time
+import vggjax.cli.main
+from vggjax.__main__ import main
+
+def receive():
+    os.kill(os.getpid(), {signum})
+    time.sleep(5)
+
+def run_command(argv):
+    {body}
+
+atexit.register(print, "what libraries do at an exit", file=sys.stderr)
+vggjax.cli.main.main = run_command
+sys.exit(main(["summary"]))
+"""
+
+BODIES = {
+    "an import that becomes an error of the library": """
+    try:
+        receive()
+    except KeyboardInterrupt:
+        raise ImportError("Error importing numpy: reinstall it") from None
+""",
+    "a callback that may not raise": """
+    class Callback:
+        def __del__(self):
+            receive()
+    Callback()
+    print("goes on", file=sys.stderr)
+""",
+    "anywhere else": "receive()",
+}
+
+
+def run(body, signum):
+    code = RUN.format(body=body.strip(), signum=int(signum))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize(("signum", "name"), SIGNALS)
+def test_a_signal_is_one_line_and_its_exit_code(body, signum, name):
+    process = run(body, signum)
+    assert process.stderr == f"vggjax: stopped: by {name}\n"
+    assert process.returncode == 128 + signum
+
+
+def test_a_second_signal_ends_what_the_first_one_left():
+    body = """
+    try:
+        receive()
+    finally:
+        receive()
+        print("tidied", file=sys.stderr)
+"""
+    process = run(body, signal.SIGINT)
+    assert (process.returncode, process.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(("signum", "name"), SIGNALS)
+def test_a_command_that_is_interrupted_says_so(signum, name):
+    code = """
+import os
+from vggjax.cli import main as cli
+from vggjax.__main__ import main
+
+def summary(**_):
+    os.kill(os.getpid(), {signum})
+
+cli.COMMANDS["summary"] = summary
+main(["summary"])
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code.format(signum=int(signum))], capture_output=True, text=True
+    )
+    assert process.stderr == f"vggjax: stopped: by {name}\n"
+    assert process.returncode == 128 + signum
+
+
+def test_other_errors_pass_through():
+    process = run('raise ImportError("no numpy")', signal.SIGINT)
+    assert process.returncode == 1
+    assert "ImportError: no numpy" in process.stderr
