@@ -68,19 +68,24 @@ def read(path):
     ("extra", "note"),
     [
         ([("normalization", NORM)],
-         "left out normalization, which scaled the model's own pixels (mean 1, 1, 1, variance 4, 4,"
-         " 4): set `preprocess`"),
+         "left out normalization, which may have scaled the model's own pixels (mean 1, 1, 1, "
+         "variance 4, 4, 4): set `preprocess`"),
         ([("random_flip", {"random_flip/StateVar:0": np.arange(3)})],
          "left out random_flip, the state of a random layer"),
         ([("rescaling", {})],
-         "left out rescaling, which may have scaled the model's own pixels; how is not in this "
-         "file: set `preprocess`"),
+         "left out rescaling, which may have scaled the model's own pixels (how is not in this "
+         "file): set `preprocess`"),
     ],
 )  # fmt: skip
 def test_a_layer_in_front_of_the_base_is_left_out_and_named(tmp_path, extra, note):
     weights, notes = read(write_whole_model(tmp_path / "w.h5", extra=extra))
     assert_same_weights(weights, WEIGHTS)
     assert notes == [note]
+    if extra[0][0] == "normalization":
+        configuration = model_of(layer("Normalization", mean=None))
+        write_whole_model(tmp_path / "m.h5", extra=extra, configuration=configuration)
+        doubt = WeightFile(tmp_path / "m.h5").info.preprocess_doubt
+        assert doubt.endswith("Normalization (mean 1, 1, 1, variance 4, 4, 4)")
 
 
 def test_the_same_layers_are_left_out_of_keras_3_s_files(tmp_path):
@@ -91,7 +96,7 @@ def test_the_same_layers_are_left_out_of_keras_3_s_files(tmp_path):
     weights, notes = read(write_v3(tmp_path / "w.weights.h5", layers))
     assert_same_weights(weights, WEIGHTS)
     assert [note.split(",")[0] for note in notes] == [
-        "left out normalization", "left out random_flip", "left out rescaling"
+        "left out random_flip", "left out normalization", "left out rescaling"
     ]  # fmt: skip
 
 

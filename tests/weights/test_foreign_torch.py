@@ -177,14 +177,27 @@ def test_convolutions_of_other_names_are_known_by_their_order(tmp_path, arch):
         return save_torch(path, {f"{names[k.split('.')[1]]}.{k.split('.')[2]}": v
                                  for k, v in state.items()})  # fmt: skip
 
-    got, notes = read(save_as(f"layers.{i}" for i in range(99)))
+    got, notes = read(save_as(f"layers.conv{i}x" for i in range(99)))
     assert_same_weights(got, weights)
-    assert "layers.0 (block1_conv1)" in notes[0]
+    assert "layers.conv0x (block1_conv1)" in notes[0]
     assert "torch" in WeightFile(path).info.preprocess_doubt
     # The last two layers have the same shapes: the names exchange them, the file does not.
     ends = ["y", "z", "v", "x"] if arch.batch_norm else ["z", "y"]
     with pytest.raises(WeightsError, match="not a name of a known VGG"):
         read_weights(save_as("abcdefghijklmnopqr"[: len(numbers) - len(ends)] + "".join(ends)))
+
+
+def test_the_top_of_a_network_with_caffe_s_names_is_read_in_torch_s_order(tmp_path):
+    weights = random_weights(TINY, Head("flatten", (6, 6), outputs=3))
+    tops = {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"}
+    names = {f"features.{n}": f"conv{b}_{i}" for n, b, i in (
+        (0, 1, 1), (3, 2, 1), (6, 3, 1), (8, 3, 2), (11, 4, 1), (13, 4, 2), (16, 5, 1), (18, 5, 2)
+    )} | tops  # fmt: skip
+    state = {f"{names[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v
+             for k, v in state_of(weights).items()}  # fmt: skip
+    path = save_torch(tmp_path / "w.pth", state)
+    assert_same_weights(read_weights(path), weights)
+    assert WeightFile(path).info.preprocess_doubt
 
 
 def test_permuted_axes_are_read_as_torch_shows_them(tmp_path):

@@ -39,9 +39,9 @@ from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
 from vggjax.weights.layout import AS_IS, TensorToWrite
 from vggjax.weights.names import PARAMS, group_by_layer, has_package_names, in_base, in_table_order
-from vggjax.weights.parsed_file import PREPROCESS_MODES, FileInfo, ParsedFile
+from vggjax.weights.parsed_file import PREPROCESS_MODES, FileInfo, ParsedFile, Plan
 from vggjax.weights.safetensors import is_safetensors, read_header, write_tensors
-from vggjax.weights.tensor_spans import check_span, check_spans, open_regular
+from vggjax.weights.tensor_spans import Span, check_span, check_spans, open_regular
 from vggjax.weights.torch.state_dict_file import (
     is_pickle,
     is_torch_archive,
@@ -50,7 +50,7 @@ from vggjax.weights.torch.state_dict_file import (
     require_torch,
     write_state_dict,
 )
-from vggjax.weights.torch.torchvision import find_layers, to_torch
+from vggjax.weights.torch.torchvision import find_in_order, find_layers, to_torch
 
 if TYPE_CHECKING:
     from vggjax.models.params import Weights
@@ -328,20 +328,29 @@ def _parse_tensors(path: Path, kind: Kind) -> ParsedFile:
                 for layer, params in group_by_layer(spans).items()
             },
         )
-    if (found := find_layers(spans)) is not None:
-        used = (span for params in found.plan.values() for span, _ in params.values())
-        check_spans(used, size_bytes=path.stat().st_size)
+    info, plan, others = _recognize(spans, _ENDINGS[kind], metadata)
+    used = (span for arrays in plan.values() for span, _ in arrays.values())
+    check_spans(used, size_bytes=path.stat().st_size)
+    return ParsedFile(info, plan, left_out + others)
+
+
+def _recognize(
+    spans: dict[str, Span], ending: str, metadata: dict[str, str]
+) -> tuple[FileInfo, Plan, list[str]]:
+    """Return what the names of arrays say: the library, the layers, and what is left out."""
+    found = find_layers(spans)
+    if found is None and any("running_mean" in name for name in spans):
+        found = find_in_order(spans)
+    plan, others = ({}, []) if found else plan_arrays(spans)
+    if not plan and (found := found or find_in_order(spans)):
+        plan, others = found.plan, found.left_out
+    if found:
         determined = None if found.doubt else "torch"
-        info = FileInfo(f"{found.style} {_ENDINGS[kind]}", metadata, determined, found.doubt)
-        return ParsedFile(info, found.plan, left_out + found.left_out)
-    plan, others = plan_arrays(spans)
+        info = FileInfo(f"{found.style} {ending}", metadata, determined, found.doubt)
+        return info, plan, others
     if plan:
         doubt = "" if any("block1_conv1" in name for name in spans) else _NAMES_DOUBT
-        return ParsedFile(
-            FileInfo(f"a VGG's arrays, {_ENDINGS[kind]}", metadata, None, doubt),
-            plan,
-            left_out + others,
-        )
+        return FileInfo(f"a VGG's arrays, {ending}", metadata, None, doubt), plan, others
     raise WeightsError(
         f"it holds {printable(next(iter(spans)))!r}, which is not a name of a known VGG. Known are "
         f"the names of this package (block1_conv1.kernel), torchvision (features.0.weight), timm, "

@@ -145,18 +145,21 @@ def parse(path: str, kind: str) -> dict[str, Any]:
         with open_keras(path, kind) as (file, compressed, configuration):
             found = find_layers(file)
             configuration = configuration or found.configuration
-            left_out = [
-                f"left out {printable(layer)}, which may have scaled the model's own pixels; how "
-                f"is not in this file: set `preprocess`"
-                for layer in found.scaling
-                if not configuration
-            ]
+            mode, doubt = find_preprocessing(configuration)
+            for layer, numbers in found.scaling.items():
+                if doubt and numbers:
+                    doubt += f" ({numbers})"
+                if numbers or not configuration:
+                    found.left_out.append(
+                        f"left out {printable(layer)}, which may have scaled the model's own "
+                        f"pixels ({numbers or 'how is not in this file'}): set `preprocess`"
+                    )
             return {
                 "layout": "archive" if kind == "keras" else found.layout,
-                "preprocess": find_preprocessing(configuration),
+                "preprocess": (mode, doubt),
                 "metadata": read_metadata(file.root),
                 "packed_bytes": file.root.id.get_filesize() if compressed else None,
-                "left_out": found.left_out + left_out,
+                "left_out": found.left_out,
                 "layers": {
                     layer: {param: dataclasses.asdict(span) for param, span in params.items()}
                     for layer, params in found.layers.items()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
@@ -50,37 +50,34 @@ _SCALING = re.compile(r"(rescaling|lambda|true_divide|tf\.math\.truediv)(_\d+)?"
 _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|__lambda__)"')
 
 
-@dataclass(frozen=True)
+@dataclass
 class KerasLayers:
     """What a Keras file holds."""
 
-    layout: str
+    layout: str = "weights.h5"
     """The layout's name."""
-    layers: dict[str, dict[str, Span]]
+    layers: dict[str, dict[str, Span]] = field(default_factory=dict)
     """The arrays under the layer table's names."""
-    left_out: list[str]
+    left_out: list[str] = field(default_factory=list)
     """A line about each group of arrays that is not in `layers`."""
+    scaling: dict[str, str] = field(default_factory=dict)
+    """Layers that scale pixels -> the mean and the variance, empty if the file lacks them."""
     configuration: bytes = b""
     """The configuration of a whole model, as JSON."""
-    scaling: tuple[str, ...] = ()
-    """Layers without weights that scale pixels, by numbers that only a configuration has."""
 
 
 def find_layers(file: CheckedFile) -> KerasLayers:
     """Find the layers, and check where their arrays lie."""
-    root, layout, configuration = file.root, "weights.h5", b""
-    left_out: list[str] = []
+    root, found = file.root, KerasLayers()
     if has_link(root, "model_weights"):
-        configuration = text(root, "model_config", default="", max_bytes=2**24).encode()
-        refuse_code(configuration)
-        root, layout = file.get(root, "model_weights"), "whole model"
+        found.configuration = text(root, "model_config", default="", max_bytes=2**24).encode()
+        refuse_code(found.configuration)
+        root, found.layout = file.get(root, "model_weights"), "whole model"
     if any(attribute in root.attrs for attribute in ("layer_names", "layer_names0")):
-        layout = layout if layout == "whole model" else "legacy"
-        layers = list(_legacy_layers(file, root, left_out))
+        found.layout = found.layout if found.layout == "whole model" else "legacy"
+        layers = list(_legacy_layers(file, root, found))
     else:
-        layers = list(_v3_layers(file, root, left_out, depth=0))
-    scaling = tuple(layer.name for layer in layers if _SCALING.fullmatch(layer.name))
-    layers = [layer for layer in layers if layer.name not in scaling]
+        layers = list(_v3_layers(file, root, found, depth=0))
     if not any(layer.params for layer in layers):
         raise WeightsError(
             "it contains no layer with weights in any layout of Keras: published, whole-model .h5, "
@@ -92,8 +89,9 @@ def find_layers(file: CheckedFile) -> KerasLayers:
         raise WeightsError(
             f"it contains no convolution, only {listed}; expected a VGG.", code="E_ARCH"
         )
-    weights, other_layers = with_table_names(layers)
-    return KerasLayers(layout, weights, left_out + other_layers, configuration, scaling)
+    found.layers, notes = with_table_names(layers)
+    found.left_out += notes
+    return found
 
 
 def read_metadata(root: h5py.File) -> dict[str, str]:
@@ -117,7 +115,7 @@ def refuse_code(configuration: bytes) -> None:
         )
 
 
-def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> Iterator[Layer]:
+def _legacy_layers(file: CheckedFile, root: h5py.Group, found: KerasLayers) -> Iterator[Layer]:
     if text(root, "backend", default="tensorflow") == "theano":
         raise WeightsError(
             "its kernels are in Theano's order, rotated by 180 degrees. Save it with "
@@ -128,10 +126,10 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> 
     listed = {name.split("/")[0] for name in group_names} | {_EMPTY_GROUP}
     if unlisted := sorted(set(link_names(root)) - listed):
         first = ", ".join(map(printable, unlisted[:3]))
-        left_out.append(f"{len(unlisted)} unlisted in layer_names and left out: {first}")
+        found.left_out.append(f"{len(unlisted)} unlisted in layer_names and left out: {first}")
     for group_name in group_names:
         if _SCALING.fullmatch(group_name):
-            yield Layer(group_name, {})
+            found.scaling[group_name] = ""
         group = file.get(root, group_name)
         paths = [path for path in text_list(group, "weight_names") if "seed_generator" not in path]
         owners = {path.split("/")[-2] if "/" in path else group_name for path in paths}
@@ -144,7 +142,7 @@ def _legacy_layers(file: CheckedFile, root: h5py.Group, left_out: list[str]) -> 
             match = _LEGACY_PARAM.fullmatch(parts[-1].partition(":")[0])
             by_layer.setdefault(layer, []).append((KERAS_PARAMS[match[1]] if match else None, path))
         for layer, named in by_layer.items():
-            yield from _legacy_layer(file, group, layer, named, left_out)
+            yield from _legacy_layer(file, group, layer, named, found)
 
 
 def _legacy_layer(
@@ -152,14 +150,14 @@ def _legacy_layer(
     group: h5py.Group,
     layer: str,
     named: list[tuple[str | None, str]],
-    left_out: list[str],
+    found: KerasLayers,
 ) -> Iterator[Layer]:
     """Yield the layer whose arrays are `named`, (parameter, path), in the order of the file."""
     params = [param for param, _ in named]
     if None in params or len(set(params)) < len(params):
         if not TABLE_NAME.fullmatch(layer):
             arrays = [file.get(group, path) for _, path in named]
-            yield from _foreign_layer(layer, arrays, left_out)
+            yield from _foreign_layer(file, layer, arrays, found)
             return
         if None not in params:
             raise WeightsError(
@@ -185,7 +183,7 @@ def _legacy_layer(
 
 
 def _v3_layers(
-    file: CheckedFile, group: h5py.Group, left_out: list[str], *, depth: int
+    file: CheckedFile, group: h5py.Group, found: KerasLayers, *, depth: int
 ) -> Iterator[Layer]:
     if depth > _MAX_DEPTH:
         raise WeightsError(
@@ -200,13 +198,13 @@ def _v3_layers(
         if not isinstance(node, h5py.Group):
             continue
         if _SCALING.fullmatch(key):
-            yield Layer(key, {})
+            found.scaling[key] = ""
         if key == "vars":
             if len(node):
                 name = text(node, "name", default=group.name.split("/")[-1])
-                yield from _v3_layer(file, name, node, left_out)
+                yield from _v3_layer(file, name, node, found)
             continue
-        for layer in _v3_layers(file, node, left_out, depth=depth + 1):
+        for layer in _v3_layers(file, node, found, depth=depth + 1):
             # Keras itself goes by these numbers and ignores the names: both must agree.
             if re.fullmatch(r"conv2d(_\d+)?", key) and TABLE_NAME.fullmatch(layer.name):
                 if previous is not None and layer_order(layer.name) < layer_order(previous):
@@ -220,7 +218,7 @@ def _v3_layers(
 
 
 def _v3_layer(
-    file: CheckedFile, name: str, node: h5py.Group, left_out: list[str]
+    file: CheckedFile, name: str, node: h5py.Group, found: KerasLayers
 ) -> Iterator[Layer]:
     numbers = sorted(link_names(node), key=natural_order)
     arrays = [file.get(node, number) for number in numbers]
@@ -229,7 +227,7 @@ def _v3_layer(
     is_norm = ranks == [1, 1, 1, 1]
     has_kernel = ranks in ([2], [4], [2, 1], [4, 1])
     if is_numbered and not is_norm and not has_kernel and not TABLE_NAME.fullmatch(name):
-        yield from _foreign_layer(name, arrays, left_out)
+        yield from _foreign_layer(file, name, arrays, found)
         return
     if len(numbers) > len(BATCH_NORM) or not is_numbered:
         raise WeightsError(
@@ -248,28 +246,21 @@ def _v3_layer(
     yield _checked(Layer(name, dict(zip(names, spans, strict=False))))
 
 
-def _foreign_layer(name: str, arrays: list[h5py.Dataset], left_out: list[str]) -> Iterator[Layer]:
+def _foreign_layer(
+    file: CheckedFile, name: str, arrays: list[h5py.Dataset], found: KerasLayers
+) -> Iterator[Layer]:
     """Leave out a layer that no VGG has; yield it without arrays if the top may depend on it."""
     is_random = all(getattr(array, "dtype", np.dtype("O")).kind in "iu" for array in arrays)
     if name.startswith("normalization"):
-        left_out.append(
-            f"left out {printable(name)}, which scaled the model's own pixels"
-            f"{_statistics(arrays)}: set `preprocess`"
+        found.scaling[name] = ", ".join(
+            f"{label} {', '.join(f'{number:.4g}' for number in array[()].ravel().tolist())}"
+            for label, array in zip(("mean", "variance"), arrays, strict=False)
+            if getattr(array, "size", 0) in range(1, 5) and file.span(array, layer=name)
         )
     elif is_random:
-        left_out.append(f"left out {printable(name)}, the state of a random layer")
+        found.left_out.append(f"left out {printable(name)}, the state of a random layer")
     else:
         yield Layer(name, {})
-
-
-def _statistics(arrays: list[h5py.Dataset]) -> str:
-    """Return the mean and the variance of a Normalization, if they are a few numbers."""
-    named = [
-        f"{label} {', '.join(f'{number:.4g}' for number in array[()].ravel().tolist())}"
-        for label, array in zip(("mean", "variance"), arrays, strict=False)
-        if isinstance(array, h5py.Dataset) and array.dtype.kind == "f" and 0 < array.size <= 4
-    ]
-    return f" ({', '.join(named)})" * bool(named)
 
 
 def _checked(layer: Layer) -> Layer:

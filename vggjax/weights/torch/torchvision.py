@@ -20,6 +20,7 @@ import numpy as np
 from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, TensorToWrite, flattened, whole_map
 from vggjax.weights.names import TABLE_NAME, block_names, in_base, in_table_order, natural_order
+from vggjax.weights.parsed_file import Plan
 from vggjax.weights.tensor_spans import Span, check_span
 
 if TYPE_CHECKING:
@@ -50,9 +51,6 @@ _DROPOUT_FIRST = ["classifier.1", "classifier.4", "classifier.6"]
 Modules = dict[str, dict[str, Span]]
 """torch's module -> parameter -> array."""
 
-Plan = dict[str, dict[str, tuple[Span, Layout]]]
-"""Layer -> parameter -> array with its layout."""
-
 
 @dataclass(frozen=True)
 class TorchLayers:
@@ -71,9 +69,8 @@ def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
     """Find a VGG's layers under torchvision's or timm's names, or under similar ones.
 
     A common prefix and the parts that wrappers insert are taken off, and the modules of `features`
-    alone may have bare numbers. Failing that, convolutions of any names are the base if their
-    channels form the chain of a VGG. A top that is neither library's is left out, and so are all
-    other arrays. Return None if there is no base.
+    alone may have bare numbers. A top that is neither library's is left out, and so are all other
+    arrays. Return None if there is no base under these names.
 
     Raises:
         WeightsError: the base is incomplete or not a VGG's, or there are several.
@@ -86,13 +83,13 @@ def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
     else:
         renamed = {k: k.removeprefix(original) for k in spans if k.startswith(original)}
     if not renamed:
-        return _find_in_order(spans)
+        return None
     modules, others = _group_by_module({short: spans[name] for name, short in renamed.items()})
     try:
         base = _base_layers(modules)
     except WeightsError:
-        if original is None and (found := _find_in_order(spans)):
-            return found
+        if original is None and find_in_order(spans):
+            return None
         raise
     plan = _plan_layers(modules, base)
     others += [k for k in spans if k not in renamed and not k.startswith(tuple(prefixes) or "\0")]
@@ -194,8 +191,13 @@ def _numbered(spans: Mapping[str, Span]) -> dict[str, str]:
     return groups[complete[0]] if complete else {}
 
 
-def _find_in_order(spans: Mapping[str, Span]) -> TorchLayers | None:
-    """Find a VGG's base under any names: the order of the convolutions decides."""
+def find_in_order(spans: Mapping[str, Span]) -> TorchLayers | None:
+    """Find a VGG's base under any names: convolutions whose channels form the chain of a VGG.
+
+    Batch normalizations belong to them in the same order. Return None if there is no base, or if
+    the order of the file and that of the names disagree.
+    """
+    spans = _without_wrappers(spans)
     modules: Modules = {}
     for name, span in spans.items():
         module, _, param = name.rpartition(".")
@@ -208,7 +210,7 @@ def _find_in_order(spans: Mapping[str, Span]) -> TorchLayers | None:
         blocks = block_names([CONV.held_shape(modules[k]["weight"].shape) for k in order])
         candidate = dict(zip(order, blocks, strict=False))
         if layers and blocks and candidate != layers:
-            return None  # the file's order and that of the names disagree
+            return None
         layers = layers or candidate
     if not layers:
         return None
