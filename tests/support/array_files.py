@@ -120,5 +120,7 @@ def onnx_model(weights=WEIGHTS, *, style="torch", raw=True, dtype=np.float32, no
         return helper.make_tensor(name, kind, array.shape, array.ravel())
 
     graph = helper.make_graph(nodes, "g", [], [], [tensor(k, a) for k, a in arrays.items()])
-    producer = {"torch": "pytorch", "keras": "tf2onnx", "gluon": ""}[style]
-    return helper.make_model(graph, producer_name=producer or "mxnet")
+    if style == "gluon":  # MXNet gives no name
+        return helper.make_model(graph)
+    producer = {"torch": "pytorch", "keras": "tf2onnx"}[style]
+    return helper.make_model(graph, producer_name=producer)

@@ -71,6 +71,12 @@ case("npz of integers", ".npz", "E_DTYPE", "int32")(
 case("npz with text for an array", ".npz", "E_HEADER")(lambda: npz(ARRAYS, more=b"text"))
 
 
+@case("npz with batch normalization", ".npz", "E_UNEXPECTED", "batch normalization")
+def _():
+    norms = {f"bn{i}/gamma": np.ones(2, np.float32) for i in range(len(BASE))}
+    return npz(ARRAYS | norms)
+
+
 @case("npz with NaN", ".npz", "E_NONFINITE", "conv1_1_b")
 def _():
     return npz(ARRAYS | {"conv1_1_b": np.full(2, np.nan, np.float32)})
@@ -181,6 +187,9 @@ case("ONNX without its bias", ".onnx", "E_DTYPE", "computed")(lambda: model(KERN
 case("ONNX of integers", ".onnx", "E_DTYPE", "type 3")(
     lambda: model(tensor((9, bytes(54)), kind=3), BIAS, CONV)
 )
+case("quantized ONNX", ".onnx", "E_DTYPE", "quantized")(
+    lambda: model((1, message((1, "x"), (4, "QLinearConv"))))
+)
 case("ONNX without a graph", ".onnx", "E_MISSING", "no convolution")(
     lambda: message((1, 8), (2, "pytorch"))
 )
@@ -218,8 +227,11 @@ for name, ending, what, content in (
     ("pickled npy", ".npy", "allow_pickle=True", npy((), b"", "|O")),
     ("one npy", ".npy", "without a name", npy((2,), bytes(8))),
     ("safetensors index", ".json", "safetensors", b'{"weight_map": {"a": "m-1.safetensors"}}'),
+    ("a checkpoint's graph", ".ckpt-1000.meta", "bad.ckpt-1000'", b"\n\x10" + bytes(50)),
+    ("torch index", ".bin.index.json", "torch.load", b'{"weight_map": {"a": "m-1.bin"}}'),
     ("Keras index", ".weights.json", "load_weights", b'{"weight_map": {"/a": ["m_0.h5"]}}'),
     ("frozen graph", ".pb", "GraphDef", b"\n\x10" + bytes(50)),
+    ("msgpack without an ending", "", "msgpack_restore", b"\x81\xa6params\x80"),
     ("msgpack", ".msgpack", "msgpack_restore", b"\x81\xa6params\x80"),
 ):
     case(f"foreign: {name}", ending, "E_FOREIGN", what)(functools.partial(bytes, content))

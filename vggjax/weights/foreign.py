@@ -10,6 +10,9 @@ from pathlib import Path
 
 from vggjax.errors import WeightsError, printable
 
+_PART = r"\.(index|meta|data-\d{5}-of-\d{5})$"
+"""The endings of a checkpoint's files."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -27,7 +30,7 @@ CHECKPOINT = Format(
     "import numpy, tensorflow as tf; c = tf.train.load_checkpoint(PATH); numpy.savez("
     "'weights.npz', **{k: c.get_tensor(k) for k in c.get_variable_to_shape_map()})",
     lambda name, start: (
-        re.search(r"\.index$|\.data-\d{5}-of-\d{5}$", name)
+        re.search(_PART, name)
         or start.startswith(b"model_checkpoint_path:")
         or (name.endswith(".ckpt") and start.startswith(b"\0\0"))  # from before 2016
     ),
@@ -52,7 +55,13 @@ FORMATS = (
     Format(
         "the index of a Keras file in several parts",
         "in Python, model.load_weights(PATH); model.save_weights('whole.weights.h5')",
-        lambda name, start: name.endswith(".json") and b'"weight_map"' in start,
+        lambda name, start: b'"weight_map"' in start and b".h5" in start,
+    ),
+    Format(
+        "the index of a torch file in several parts",
+        "import glob, os, torch; torch.save({k: t for f in glob.glob(os.path.join(os.path.dirname("
+        "PATH), '*.bin')) for k, t in torch.load(f).items()}, 'whole.pth')",
+        lambda name, start: b'"weight_map"' in start,
     ),
     Format(
         "a frozen graph of TensorFlow",
@@ -96,7 +105,9 @@ FORMATS = (
         "a msgpack file of Flax",
         "import pickle; from flax.serialization import msgpack_restore; pickle.dump("
         "msgpack_restore(open(PATH, 'rb').read()), open('weights.pkl', 'wb'))",
-        lambda name, start: name.endswith(".msgpack"),
+        lambda name, start: (
+            name.endswith(".msgpack") or re.match(rb"[\x81-\x8f][\xa1-\xbf]", start)
+        ),
     ),
 )
 """The formats, the first that matches first."""
@@ -128,7 +139,7 @@ def _error(entry: Format, path: Path, start: bytes = b"") -> WeightsError:
     elif entry is SAVED_MODEL and not path.is_dir():
         path = path.parent
     elif entry is CHECKPOINT:
-        path = Path(re.sub(r"\.index$|\.data-\d{5}-of-\d{5}$", "", str(path)))
+        path = Path(re.sub(_PART, "", str(path)))
         if match := re.match(rb'model_checkpoint_path: "([^"]*)"', start):
             path = path.parent / match[1].decode("utf-8", "replace")
     line = entry.line.replace("PATH", repr(printable(path)))

@@ -290,7 +290,7 @@ def _kind(path: Path) -> Kind:
             return "safetensors"
         if is_pickle(start):
             return "torch" if is_torch_pickle(start) else "pickle"
-        if is_onnx(start):
+        if is_onnx(start) or path.suffix.lower() == ".onnx":
             return "onnx"
         if signature_start(file) is not None:
             return "h5"

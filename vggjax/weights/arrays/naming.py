@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from vggjax.errors import join_names, printable
+from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, flattened
 from vggjax.weights.names import TABLE_NAME, block_names, in_base, in_table_order, natural_order
 from vggjax.weights.parsed_file import Plan
 from vggjax.weights.tensor_spans import Span
 
 _ARRAY = re.compile(r"(.+?)[/._]+(?:(kernel|weights?|w)|(bias|biases|b))", re.IGNORECASE)
+_NORM = re.compile(r"[/._](gamma|scale|running_mean|moving_mean|mean)$")
 _SUFFIX = re.compile(r"/\.ATTRIBUTES/VARIABLE_VALUE$|:0$")
 _CAFFE = re.compile(r"conv([1-9])_([1-9])")
 _CAFFE_TOP = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions"}
@@ -40,6 +41,12 @@ def plan_arrays(spans: Mapping[str, Span]) -> tuple[Plan, list[str]]:
     base = {layer: arrays for layer, arrays in layers.items() if in_base(layer)}
     if not base:
         return {}, []
+    if len(norms := [name for name in spans if _NORM.search(_SUFFIX.sub("", name))]) >= len(base):
+        raise WeightsError(
+            f"its convolutions have batch normalization ({join_names(map(printable, norms))}), "
+            f"which is read from Keras' and torch's files only.",
+            code="E_UNEXPECTED",
+        )
     plan = _place_base(base)
     plan |= _place_top({k: v for k, v in layers.items() if k not in base}, plan)
     used = {span.where for arrays in plan.values() for span, _ in arrays.values()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.archive import open_archive
-from vggjax.weights.tensor_spans import Readable, Span, open_regular
+from vggjax.weights.tensor_spans import BLOCK_BYTES, Readable, Span, open_regular
 
 _MAX_HEADER_BYTES = 10_000  # NumPy's own limit
 _HEADERS = {
@@ -31,14 +31,21 @@ class MemberSpan(Span):
     member: str = ""
 
     def blocks(self, file: Readable) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (0, rows, all rows): a compressed member can only be read from its start."""
+        """Yield (start, stop, rows) in blocks, in one go where the first axis changes fastest."""
         with open_archive(cast(IO[bytes], file)) as archive, archive.open(self.member) as member:
             shape, is_fortran, _ = _read_header(member)
-            array = np.frombuffer(member.read(), self.dtype)
-        if array.size != self.size:
-            raise WeightsError(f"{self.where}: its member has another length.", code="E_TRUNCATED")
-        array = array.reshape(shape, order="F" if is_fortran else "C")
-        yield 0, self.shape[0], array.reshape(self.shape)
+            if is_fortran:
+                array = np.frombuffer(member.read(), self.dtype).reshape(shape, order="F")
+                yield 0, self.shape[0], array.reshape(self.shape)
+                return
+            row_bytes = self.nbytes // self.shape[0]
+            step = max(1, BLOCK_BYTES // row_bytes)
+            for start in range(0, self.shape[0], step):
+                stop = min(start + step, self.shape[0])
+                rows = np.frombuffer(member.read((stop - start) * row_bytes), self.dtype)
+                yield start, stop, rows.reshape(stop - start, *self.shape[1:])
+            if member.read(1):  # which verifies the checksum as well
+                raise WeightsError(f"{self.where} has more numbers than it says.", code="E_ZIP")
 
 
 def is_npz(names: Iterable[str]) -> bool:
@@ -58,7 +65,9 @@ def read_npz(path: Path) -> dict[str, Span]:
                 shape, _, dtype = _read_header(member)
             if dtype.hasobject:
                 raise WeightsError(
-                    f"{where} holds Python objects, a pickle, which is never loaded.", code="E_CODE"
+                    f"{where} holds Python objects, a pickle, which is never loaded. If you trust "
+                    f"it, save its arrays alone with numpy.savez.",
+                    code="E_CODE",
                 )
             if math.prod(shape) * dtype.itemsize > info.file_size:
                 raise WeightsError(

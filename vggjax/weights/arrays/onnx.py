@@ -43,7 +43,9 @@ _GLUON_NAME = re.compile(r"vgg\d+_conv\d+_weight")
 
 
 def is_onnx(start: bytes) -> bool:
-    """Return whether a file that starts like this has a version, then the name of its producer."""
+    """Return whether a file that starts like this has a version, then its producer or its graph."""
+    if re.match(rb"\x08[\x01-\x7f]\x3a", start):
+        return True
     match = re.match(rb"\x08[\x01-\x7f]\x12([\x01-\x7f])", start)
     name = start[match.end() : match.end() + match[1][0]] if match else b""
     return bool(name) and name.isascii() and name.decode("ascii").isprintable()
@@ -327,6 +329,10 @@ class _Network:
             self._channels_last = node.perm == (0, 2, 3, 1)
         elif node.op in ("Conv", "Gemm", "MatMul"):
             self._add_weighted(node)
+        elif node.op in ("QLinearConv", "ConvInteger"):
+            raise WeightsError(
+                f"it is quantized ({node.op}): the weights are not in it.", code="E_DTYPE"
+            )
         elif node.op == "Add" and last and not last.bias and len(arrays) == 1:
             last.bias, self._last = arrays[0], last
         elif node.op == "BatchNormalization" and last and len(arrays) == 4 and not self._top:
