@@ -2,6 +2,7 @@
 
 import collections
 import pickle
+import pickletools
 
 import numpy as np
 import pytest
@@ -55,8 +56,8 @@ def test_an_npz_is_read_under_any_known_names(path, name, save):
 
 def test_layers_numbered_together_are_named_by_their_order(path):
     arrays = {}
-    for i, (layer, params) in enumerate(WEIGHTS.items()):
-        number = i if layer.startswith("block") else 40 + i  # poolings have numbers, too
+    for i, params in enumerate(WEIGHTS.values()):
+        number = 2 * i + 1  # layers without weights have numbers, too
         for param, array in params.items():
             part = f"model/_operations/{number}/{'_' * (param == 'kernel')}{param}"
             arrays[f"{part}/.ATTRIBUTES/VARIABLE_VALUE"] = array
@@ -118,6 +119,15 @@ def test_pickles_of_other_dicts_orders_and_old_names_are_read(path, protocol):
         for caffe, (kernel, bias) in pairs.items()
     }
     path.write_bytes(pickle.dumps(moved, protocol))
+    assert_same_weights(read_weights(path), WEIGHTS)
+
+
+def test_a_pickle_of_python_2_is_read(path):
+    text = bytearray(pickle.dumps(nested(flat(WEIGHTS, "{caffe}/{param}")), 3))
+    opcodes = {"BINBYTES": b"T", "SHORT_BINBYTES": b"U"}
+    for opcode, _, position in pickletools.genops(bytes(text)):
+        text[position : position + 1] = opcodes.get(opcode.name, text[position : position + 1])
+    path.write_bytes(b"\x80\x02" + text[2:])
     assert_same_weights(read_weights(path), WEIGHTS)
 
 
