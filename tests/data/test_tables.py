@@ -46,6 +46,8 @@ def breed_of(name: str) -> str:
         (("Image", "ClassId", "Name"), lambda n, i: (n, BREEDS.index(breed_of(n)), breed_of(n))),
         (None, lambda n, i: (f"train/{n}.jpg", breed_of(n))),
         (None, lambda n, i: (n, breed_of(n))),
+        (None, lambda n, i: (["TRAIN", "TEST"][i % 2], f"gs://b/train/{n}.jpg", breed_of(n))),
+        (("path", "label"), lambda n, i: (f"train/{n}.jpg ", breed_of(n))),
     ],
 )
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", " "])
@@ -316,6 +318,7 @@ def test_measurements_are_refused_and_ages_are_a_remark(tmp_path):
     [
         (("emotion", "pixels", "Usage"), (3, " ".join(["70"] * 2304), "Training"), "48x48"),
         (("label", *(f"pixel{i}" for i in range(784))), (3, *[0] * 784), "28x28"),
+        ((7, *range(784)), (3, *[0, 9] * 392), "28x28"),
     ],
 )
 def test_pixels_in_the_csv_are_named_in_one_line_without_the_columns(tmp_path, header, row, size):

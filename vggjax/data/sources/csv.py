@@ -28,6 +28,7 @@ from vggjax.data.sources.csv_labels import (
     describe_measurements,
     describe_pixels,
     find_label_columns,
+    has_splits,
     is_group_name,
     read_labels,
 )
@@ -184,9 +185,7 @@ class _Scanner:
                 f"The column {name!r} holds {join_names(sorted({*table.cells(name)}))}: rename it "
                 f"to 'split' to use these splits."
                 for name in unused
-                if {"train"}
-                < {SPLIT_WORDS.get(cell.lower()) for cell in table.cells(name)}
-                <= {*SPLIT_WORDS.values()}
+                if has_splits(table.cells(name))
             ]
         words = [cell.strip().lower() for cell in table.cells(splits[0])] if splits else []
         groups = table.cells(self._group_column) if self._group_column else []

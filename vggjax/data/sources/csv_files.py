@@ -80,7 +80,7 @@ class FileFinder:
         for i in missing:
             matches = self._lookup(cells[i])
             if not by_name:  # only another spelling of the path itself
-                spelled = os.path.normpath(cells[i].replace("\\", "/")).lower()
+                spelled = os.path.normpath(cells[i].strip().replace("\\", "/")).lower()
                 matches = [path for path in matches if path.lower() == spelled]
             matches = self._prefer_split(matches)
             if len(matches) > 1:
@@ -135,7 +135,7 @@ class FileFinder:
 
     def _lookup(self, cell: str) -> list[str]:
         """Return the images whose path ends most like the cell's."""
-        parts = [part for part in re.split(r"[/\\]", cell) if part not in ("", ".")]
+        parts = [part for part in re.split(r"[/\\]", cell.strip()) if part not in ("", ".")]
         *folders, name = parts or [""]
         matches = self._by_name.get(name.lower(), [])
         if not matches and name.lower().endswith(ENDINGS):  # saved in another format

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vggjax.data.sources.csv_table import EXPECTED, Table, name_lines
 from vggjax.data.sources.options import DatasetOptions
+from vggjax.data.sources.source import SPLIT_WORDS
 from vggjax.errors import DataError, join_names
 
 SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
@@ -24,6 +25,8 @@ _GROUP_WORDS = {
 }
 _MIN_NUMBERS = 20
 """Fewer different numbers are classes."""
+
+_MIN_PIXELS = 64
 
 
 class LabelColumns(NamedTuple):
@@ -52,6 +55,12 @@ def is_group_name(column: str) -> bool:
     return not _GROUP_WORDS.isdisjoint(words)
 
 
+def has_splits(cells: Iterable[str]) -> bool:
+    """Return whether cells are the names of splits, train among them."""
+    splits = {SPLIT_WORDS.get(cell.strip().lower()) for cell in {*cells}}
+    return {"train"} < splits <= {*SPLIT_WORDS.values()}
+
+
 def find_label_columns(table: Table, path: str, options: DatasetOptions) -> LabelColumns:
     """Find the columns of the labels, other than that of the paths.
 
@@ -67,6 +76,7 @@ def find_label_columns(table: Table, path: str, options: DatasetOptions) -> Labe
         return LabelColumns((named[0],), "")
     group = (options.group_column or "").lower()
     taken = {path, *table.named("split")}
+    taken |= {name for name in table.columns if has_splits(table.cells(name))}
     others = [c for c in table.described() if c not in taken and c.lower() != group]
     likely = [name for name in others if not is_group_name(name)] or others
     flags = [name for name in likely if _is_flag(table.cells(name))]
@@ -193,14 +203,18 @@ def describe_measurements(labels: Sequence[str]) -> tuple[str | None, str | None
 
 def describe_pixels(table: Table) -> str | None:
     """Describe a table that holds the pixels themselves; None if it does not."""
-    numbered = [name for name in table.columns if re.fullmatch(r"(?i)(pixel|px|p)?[ _]?\d+", name)]
-    sizes = [len(cell.split()) for cell in table.rows[0]]
-    count = len(numbered) if len(numbered) >= 64 else max(sizes)
-    longest = table.rows[0][sizes.index(max(sizes))]
-    if count < 64 or (count == max(sizes) and not re.fullmatch(r"[\d\s.]+", longest)):
-        return None
-    side = round(count**0.5)
-    size = f"{side}x{side}" if side**2 == count else f"{count:,}"
+    longest = max(table.rows[0], key=len)
+    count = len(longest.split()) if re.fullmatch(r"[\d\s.]+", longest) else 1
+    if count < _MIN_PIXELS:
+        count = len(table.columns) - 1  # beside the label
+        named = sum(bool(re.fullmatch(r"(?i)p\w*[ _]?\d+", name)) for name in table.columns)
+        values = [[_number(cell) for cell in row] for row in table.rows[:20]]
+        # A table of nothing but 0 and 1 has a column per class.
+        is_gray = any((value or 0) > 1 for row in values for value in row[1:])
+        if count < _MIN_PIXELS or values[0].count(None) > 1 or not (is_gray or named >= count):
+            return None
+    sides = [round(n**0.5) for n in (count, count + 1) if round(n**0.5) ** 2 == n]
+    size = f"{sides[0]}x{sides[0]}" if sides else f"{count:,}"
     return (
         f"{table.name} has the pixels in the CSV, {size} values in each row, and names no image "
         f"files. Save each row as an image, FOLDER/<class>/<row>.png, and give FOLDER."
