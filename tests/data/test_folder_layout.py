@@ -27,6 +27,10 @@ def sizes(dataset: str, options: DatasetOptions = DEFAULT_OPTIONS) -> dict[str, 
     return {split: len(part) for split, part in splits.items()}
 
 
+def observed(dataset: Path) -> list[tuple[str, str]]:
+    return [(seen.kind, seen.note) for seen in scan_source(str(dataset)).observations]
+
+
 SPLIT_FOLDERS = {
     ("Training", "Testing"): ["train", "test"],
     ("training", "validation", "evaluation"): ["train", "val", "test"],
@@ -86,6 +90,10 @@ def test_split_folders_with_other_words_are_known_by_their_classes(tmp_path):
         open_source(str(tmp_path / "fer"))
     tree(tmp_path / "stl", {"labeled/a": 3, "labeled/b": 3, "unlabeled": 2})
     assert sizes(str(tmp_path / "stl")) == {"train": 6}
+    tree(tmp_path / "rps", {f"{s}/{n}": 3 for s in ("rps", "validation-rps") for n in "ab"})
+    assert sizes(str(tmp_path / "rps")) == {"train": 6, "val": 6}
+    tree(tmp_path / "cats", {"cats": 3, "cats-test": 3})
+    assert open_source(str(tmp_path / "cats")).class_names == ("cats", "cats-test")
 
 
 def test_a_single_class_in_a_split_folder_is_not_entered(tmp_path):
@@ -255,15 +263,26 @@ def test_views_that_all_classes_have_are_only_noted(tmp_path, names):
     assert [seen.kind for seen in scan.observations] == ["note"]
 
 
-def test_folders_that_some_classes_have_are_not_noted(tmp_path):
+def test_folders_that_only_some_classes_have_are_not_classes(tmp_path):
     tree(tmp_path / "two", {"a/x": 2, "a/y": 2, "b/x": 2, "b/y": 2, "c": 2})
     tree(tmp_path / "half", {f"{name}/{x}": 2 for name in "ab" for x in ("u", "v", f"of_{name}")})
     for name in ("two", "half"):
-        assert scan_source(str(tmp_path / name)).observations == ()
+        ((kind, note),) = observed(tmp_path / name)
+        assert kind == "note" and re.search(
+            r"^Images of [46] folders below .*'a/.* or a scene", note
+        )
+    assert observed(Path(tree(tmp_path / "one", {"a/u": 2, "b": 2}))) == []
 
 
-def observed(dataset: Path) -> list[tuple[str, str]]:
-    return [(seen.kind, seen.note) for seen in scan_source(str(dataset)).observations]
+@pytest.mark.parametrize("name", ["HAM_images_part_{}", "images_00{}/images", "batch{}"])
+def test_numbered_parts_of_an_archive_are_no_classes(tmp_path, name):
+    ((kind, note),) = observed(Path(tree(tmp_path, {name.format(i): 3 for i in (1, 2, 3)})))
+    assert kind == "layout" and "numbered like parts of one" in note
+
+
+@pytest.mark.parametrize("name", ["class_{}", "grade {}", "00{}"])
+def test_numbered_classes_are_classes(tmp_path, name):
+    assert observed(Path(tree(tmp_path, {name.format(i): 3 for i in (1, 2, 3)}))) == []
 
 
 def test_folds_given_as_classes_are_a_problem(tmp_path):

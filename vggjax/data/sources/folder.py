@@ -22,8 +22,7 @@ from pathlib import Path, PurePosixPath
 from vggjax.data.images.formats import ENDINGS, format_of_content
 from vggjax.data.sources.layout import (
     UNLABELED,
-    describe_level,
-    describe_nested,
+    doubt_classes,
     find_label_pattern,
     find_masks,
     find_split_folders,
@@ -171,10 +170,14 @@ class _Scanner:
         if "train" in both.values() and len({*both.values()}) > 1:
             flat = [name for name in inside if name not in both and not inside[name]]
             return both | dict.fromkeys(flat, UNLABELED)  # test-multiple_fruits/*.jpg
-        rest = [name for name in names if name not in splits]
-        if {*splits.values()} == {UNLABELED} and len(rest) == 1:
-            if len(list_subfolders(self.root / rest[0])) > 1:
-                return splits | {rest[0]: "train"}  # labeled/<class> beside unlabeled/*.jpg
+        rest = [name for name in names if name not in inside]
+        if len(rest) == 1:  # shapes/<class> beside shapes-test/<class> or unlabeled/*.jpg
+            classes = {*list_subfolders(self.root / rest[0])}
+            kin = {name: split_named(name) for name in inside}
+            if kin and all(
+                split == UNLABELED or len(inside[name] & classes) > 1 for name, split in kin.items()
+            ):
+                return kin | {rest[0]: "train"}
         return splits
 
     def _refuse_others(self, others: list[str], splits: Collection[str]) -> None:
@@ -394,10 +397,11 @@ class _Scanner:
         if len(paths) < 2:
             return
         top = self.root / below
-        if found := describe_nested(str(top), paths) or describe_level(str(top), paths):
-            is_likely, text = found
-            self.observations.append(Observation("layout" if is_likely else "note", text))
         masks = find_masks(f"{name}/{path}" for name in paths for path in paths[name])
+        if found := doubt_classes(str(top), paths):
+            is_likely, text = found
+            if is_likely or not masks:  # folders of masks are no classes
+                self.observations.append(Observation("layout" if is_likely else "note", text))
         if not masks:
             return
         counts = Counter(name.split("/")[0] for name in masks)

@@ -25,6 +25,8 @@ _FILLERS = {
 }
 """Words that may stand beside `train` or `test` in a folder's name."""
 
+_PART_WORDS = {"parts", "batch", "fold", "chunk", "volume", "vol", "archive"}
+
 _GLUED = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?:{'|'.join(_FILLERS)}|val|s)")
 """`trainset`, `testimages`, `trainval`."""
 
@@ -91,71 +93,112 @@ def first_groups(pattern: str, paths: Iterable[str]) -> list[str]:
     return [(match[1] or "") if match else "" for match in matches]
 
 
-def describe_nested(top: str, paths: Mapping[str, Sequence[str]]) -> tuple[bool, str] | None:
-    """Describe a class that is a dataset itself, or a copy of this one; as `describe_level`."""
-    for name in paths:
-        # A train is a vehicle, and coins are valid.
-        if {*find_split_folders([name]).values()} & {"test", "val", UNLABELED}:
-            if name.lower() != "valid":
-                return True, (
-                    f"Class {name!r} is named like a split. If it is one, move the other class "
-                    f"folders into 'train'; if its images have no labels, move it away."
-                )
-    for name, inner in paths.items():
-        parts = [path.split("/")[:-1] for path in inner]
+Doubt = tuple[bool, str]
+"""Whether it is likely, and one sentence."""
+
+
+def doubt_classes(top: str, paths: Mapping[str, Sequence[str]]) -> Doubt | None:
+    """Return why the class folders may not be the classes; None if they look like them.
+
+    `paths` maps two or more classes to the paths of their images below the class folders, which
+    are in the folder `top`.
+    """
+    folders = {name: [path.split("/")[:-1] for path in inner] for name, inner in paths.items()}
+    return (
+        _doubt_content(top, folders)
+        or _doubt_names(folders)
+        or _doubt_level(top, folders)
+        or _doubt_subfolders(folders)
+    )
+
+
+_Folders = Mapping[str, Sequence[Sequence[str]]]
+"""Class -> the names of the folders between the class folder and each of its images."""
+
+
+def _doubt_names(folders: _Folders) -> Doubt | None:
+    """Doubt a class named like a split, and classes numbered like parts of an archive."""
+    if name := next(filter(_is_split_name, folders), None):
+        return True, (
+            f"Class {name!r} is named like a split. If it is one, move the other class folders "
+            f"into 'train'; if its images have no labels, move it away."
+        )
+    if _are_numbered(folders) and {*_words(min(folders))} & (_FILLERS | _PART_WORDS):
+        if all(len({*map(tuple, inner)}) == 1 for inner in folders.values()):
+            return True, (
+                f"The class folders {join_names(map(repr, folders), most=3)} are numbered like "
+                f"parts of one. If they are, list their images in a CSV with path,label, or put "
+                f"them into one folder and set `label_from` to name."
+            )
+    return None
+
+
+def _is_split_name(name: str) -> bool:
+    """Return whether a name is rather a split's than a class's; a train is a vehicle."""
+    splits = {*find_split_folders([name]).values()}
+    return bool(splits & {"test", "val", UNLABELED}) and name.lower() != "valid"
+
+
+def _doubt_content(top: str, folders: _Folders) -> Doubt | None:
+    """Doubt a class with split folders, or with folders named like the other classes."""
+    for name, inner in folders.items():
         for depth in count():
-            folders = {path[depth] for path in parts if len(path) > depth}
-            where = "/".join([*filter(None, [top]), name, *parts[0][:depth]])
-            splits = find_split_folders(folders)
-            has_classes = any(path[depth] in splits for path in parts if len(path) > depth + 1)
+            names = {path[depth] for path in inner if len(path) > depth}
+            where = "/".join([*filter(None, [top]), name, *inner[0][:depth]])
+            splits = find_split_folders(names)
+            has_classes = any(path[depth] in splits for path in inner if len(path) > depth + 1)
             if "train" in splits.values() and len(splits) > 1 and has_classes:
-                names = join_names(map(repr, sorted(splits)))
-                return True, f"Class {name!r} is a dataset itself, with {names}: give {where!r}?"
-            if len(copied := sorted(folders & paths.keys())) > 1:
-                names = join_names(map(repr, copied), most=3)
+                text = join_names(map(repr, sorted(splits)))
+                return True, f"Class {name!r} is a dataset itself, with {text}: give {where!r}?"
+            copied = sorted(names & folders.keys())
+            if len(copied) > 1 and not _is_split_name(name):
+                text = join_names(map(repr, copied), most=3)
                 return True, (
-                    f"Class {name!r} has folders named like other classes, {names}: is it a copy "
+                    f"Class {name!r} has folders named like other classes, {text}: is it a copy "
                     f"of the dataset? Move {where!r} away."
                 )
-            if len(folders) != 1:
+            if len(names) != 1:
                 break
     return None
 
 
-def describe_level(top: str, paths: Mapping[str, Sequence[str]]) -> tuple[bool, str] | None:
-    """Describe folders that all classes have and that may be the real classes.
-
-    `paths` maps a class to the paths of its images below its folder, which is in `top`. Returns
-    whether it is likely, and a sentence; None if the classes are not all divided in the same way.
-    """
-    if len(paths) < 2:
-        return None
-    parts = {name: [path.split("/") for path in inner] for name, inner in paths.items()}
+def _doubt_level(top: str, folders: _Folders) -> Doubt | None:
+    """Doubt classes that hold the same folders and no images of their own."""
     for depth in count():
-        if any(len(path) < depth + 2 for inner in parts.values() for path in inner):
+        if any(len(path) <= depth for inner in folders.values() for path in inner):
             return None
-        folders = [{path[depth] for path in inner} for inner in parts.values()]
-        shared, union = set.intersection(*folders), set.union(*folders)
+        names = [{path[depth] for path in inner} for inner in folders.values()]
+        shared, union = set.intersection(*names), set.union(*names)
         if len(shared) > 1 and len(shared) >= 0.8 * len(union):
             break
         if len(union) > 1:
             return None
-    names = join_names(map(repr, sorted(shared)), most=5)
+    text = join_names(map(repr, sorted(shared)), most=5)
     if "train" in find_split_folders(shared).values():
         return True, (
-            f"Each class folder has the folders {names}: these splits are not used. Move them to "
-            f"the top, as in 'train/{min(paths)}'."
+            f"Each class folder has the folders {text}: these splits are not used. Move them to "
+            f"the top, as in 'train/{min(folders)}'."
         )
     if any({*_words(name)} & (_MASK_WORDS | _FILLERS) for name in shared):
         return None
-    tops = [
-        "/".join([*filter(None, [top]), name, *inner[0][:depth]]) for name, inner in parts.items()
-    ]
+    tops = ["/".join([*filter(None, [top]), x, *folders[x][0][:depth]]) for x in sorted(folders)]
     # Of two folders, or numbered ones, each is rather a camera, a side or a day.
-    is_likely = not _are_numbered(shared) and (len(shared) > 2 or _are_numbered(parts))
+    is_likely = not _are_numbered(shared) and (len(shared) > 2 or _are_numbered(folders))
     return is_likely, (
-        f"Each class folder has the folders {names}: is the dataset one level too high? If these "
-        f"are the classes, give one of {join_names(map(repr, sorted(tops)), most=3)}."
+        f"Each class folder has the folders {text}: is the dataset one level too high? If these "
+        f"are the classes, give one of {join_names(map(repr, tops), most=3)}."
+    )
+
+
+def _doubt_subfolders(folders: _Folders) -> Doubt | None:
+    """Mention folders below the class folders, which may be classes, patients or scenes."""
+    below = {f"{name}/{path[0]}" for name, inner in folders.items() for path in inner if path}
+    if len(below) <= len(folders):
+        return None
+    return False, (
+        f"Images of {len(below):,} folders below the class folders, such as {min(below)!r}, count "
+        f"for these classes. If each folder is a class, a patient or a scene, list the images "
+        f"with doctor's `write_csv` and add it to the CSV as label or group."
     )
 
 
