@@ -10,6 +10,7 @@ from vggjax.models.arch import ARCHS
 from vggjax.models.head import Head
 from vggjax.weights.convert import convert_file
 from vggjax.weights.layout import TensorToWrite
+from vggjax.weights.load import load_pretrained
 from vggjax.weights.safetensors import write_tensors
 from vggjax.weights.torch.torchvision import to_torch
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
@@ -89,6 +90,12 @@ def test_another_top_is_left_out_and_named(tmp_path, top):
     assert_same_weights(weights, BASE)
     assert len(notes) == 1 and "left out" in notes[0]
     assert list(top)[0].rpartition(".")[0] in notes[0], notes
+    load_pretrained(TINY, weights=path, include_top=False)
+    if "left out the top" in notes[0]:
+        head = Head("flatten", (6,), outputs=3)
+        with pytest.raises(WeightsError, match=r"left out the top .* no top of a VGG") as caught:
+            load_pretrained(TINY, weights=path, include_top=False, head=head, image_size=64)
+        assert caught.value.code == "E_TOP"
 
 
 @pytest.mark.parametrize("key", ["net", "state_dict", "model_state_dict", "weights", "model"])

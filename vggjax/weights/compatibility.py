@@ -61,8 +61,8 @@ def _way_out(shapes: Shapes, expected: Shapes) -> str:
         return f" Pass base_only=True to leave out the file's top ({join_names(file_top)})."
     if not file_top:
         return (
-            " The file has no top. Pass include_top=False for the base alone, or a head= and "
-            "base_only=True for a randomly initialized head."
+            " The file has no top of a VGG. Pass include_top=False for the base alone, or a head= "
+            "and base_only=True for a randomly initialized head."
         )
     return (
         " The base fits and the top does not. Pass include_top=False, a head= and base_only=True "

@@ -143,7 +143,8 @@ def _load(model: Network, file: WeightFile, *, base_only: bool) -> None:
         return {k: params for k, params in layers.items() if in_base(k) or not base_only}
 
     def check(received: Shapes) -> None:
-        described = f"{model.arch.name} {head}"
-        check_fits(used(received), used(expected), name=printable(file.path), model=described)
+        left_out = "".join(f" ({note})" for note in file.notes if "left out the top" in note)
+        described, name = f"{model.arch.name} {head}", f"{printable(file.path)}{left_out}"
+        check_fits(used(received), used(expected), name=name, model=described)
 
     assign(model, used(file.read(check=check)), skip=top)
