@@ -8,6 +8,7 @@ import pytest
 from support.tiny_run import CLASSES, make_images, make_run
 
 from vggjax.cli.main import main
+from vggjax.data.sources.options import DatasetOptions
 from vggjax.errors import ConfigError, DataError
 from vggjax.evaluation.evaluate import evaluate
 from vggjax.training.config import read_config
@@ -89,6 +90,15 @@ def test_names_of_training_images_in_other_data_are_pointed_out(folder, capsys):
     printed = capsys.readouterr().out
     assert "18 of the images have names of images that the model was trained on" in printed
     assert "of 30 images classified" in printed
+
+
+def test_other_data_is_read_with_its_own_options(folder):
+    rows = [f"new/flowers/{path.parent.name}/{path.name},daisy" for path in
+            sorted(Path("new/flowers/daisy").iterdir())]  # fmt: skip
+    Path("table.csv").write_text("\n".join(["file,kind,path", *(f"{row},x" for row in rows)]))
+    options = DatasetOptions(path_column="file", label_column=("kind",))
+    result = evaluate("run", dataset="table.csv", options=options)
+    assert result["num_examples"] == 10 and result["confusion"][1] == [0, 0, 0]
 
 
 def test_other_data_without_the_split_or_the_classes_is_refused(folder):

@@ -155,6 +155,11 @@ def test_images_are_sorted_into_a_folder_per_class_and_never_overwritten(folder,
     assert sorted(p.read_bytes() for p in copies) == sorted(p.read_bytes() for p in originals)
 
 
+def test_images_that_are_sorted_already_are_no_input(folder):
+    with pytest.raises(DataError, match="All images are in `sort_into` flowers"):
+        predict_command(["flowers"], workdir="a", sort_into="flowers")
+
+
 def test_a_continued_call_sorts_the_images_of_earlier_rows_too(folder):
     predict_command(["flowers"], workdir="a", csv="out.csv")
     predict_command(["flowers"], workdir="a", csv="out.csv", sort_into="sorted")

@@ -9,8 +9,8 @@ import pytest
 from support.training_runs import make_config, make_three_classes
 
 from vggjax.api import find_learning_rate, fit
-from vggjax.errors import ConfigError
-from vggjax.training.config import Config
+from vggjax.errors import ConfigError, DataError
+from vggjax.training.config import Config, read_config
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir
 from vggjax.training.run_dir.log import Log, append_log, read_log
@@ -42,6 +42,20 @@ def images(tmp_path):
 
 def prepare(images, workdir, **settings):
     return prepare_run(make_config(images, workdir, duplicates="ignore", **settings))
+
+
+def test_a_run_whose_data_has_moved_goes_on_and_changed_data_is_refused(images, tmp_path):
+    def start(dataset):
+        run = prepare(dataset, tmp_path / "run")
+        make_workdir(run.workdir, run.config, run.source, run.splits)
+        return read_config(run.workdir).dataset
+
+    assert start(images) == str(images)
+    moved = images.rename(tmp_path / "moved")
+    assert start(moved) == str(moved)  # for the commands that follow
+    next(moved.rglob("*.png")).unlink()
+    with pytest.raises(DataError, match="moved is not the one that .* was trained on: gone: "):
+        start(moved)
 
 
 def test_the_lock_ends_with_its_block(tmp_path):

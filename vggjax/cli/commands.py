@@ -69,6 +69,7 @@ def evaluate(
     workdir: str,
     split: str = "test",
     dataset: str | None = None,
+    options: Annotated[DatasetOptions, arg(name="")] = DEFAULT_OPTIONS,
     batch_size: int | None = None,
 ) -> int:
     """Evaluate a finished run on a split; write eval.json and predictions.csv.
@@ -78,6 +79,7 @@ def evaluate(
         split: test, val or train; of another dataset also all.
         dataset: Where the run's dataset lies now, or another labeled dataset, whose results get a
             folder of their own in the run's.
+        options: How to read that dataset; by default as the run's own.
         batch_size: Images per step; None uses the run's own.
     """
     from vggjax.evaluation.evaluate import evaluate
@@ -85,8 +87,12 @@ def evaluate(
     from vggjax.report.report import write_report
 
     run: Any = workdir
+    if dataset is None and options != DEFAULT_OPTIONS:
+        raise ConfigError(
+            "The options of a dataset need `dataset`; the run's own data has its own."
+        )
     if dataset is not None:
-        run, split = open_evaluation(workdir, dataset, split)
+        run, split = open_evaluation(workdir, dataset, split, options=options)
     result = evaluate(run, split=split, batch_size=batch_size)
     is_own = dataset is None or run.workdir == Path(workdir)
     if split == "test" and is_own:  # the report shows this split: it must not show older figures

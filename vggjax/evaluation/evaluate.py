@@ -27,6 +27,7 @@ from rich.table import Table
 from vggjax.atomic import atomic_write, write_text
 from vggjax.csv_text import csv_line, csv_rows
 from vggjax.data.loader import SplitLoader, prefetch
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
 from vggjax.evaluation import multilabel
@@ -58,6 +59,7 @@ def evaluate(
     split: str = "test",
     batch_size: int | None = None,
     dataset: str | None = None,
+    options: DatasetOptions = DEFAULT_OPTIONS,
 ) -> dict[str, Any]:
     """Evaluate a run's best model on a split, print a summary, and write the results.
 
@@ -66,6 +68,7 @@ def evaluate(
         split: test, val or train; of other data also `all`.
         batch_size: images per step; None uses the run's own.
         dataset: where the run's dataset lies now, or another labeled dataset; see other_data.py.
+        options: how to read `dataset`; by default as the run's own.
 
     Returns:
         The contents of eval.json: split, the metrics of metrics.summarize, or of several labels
@@ -79,7 +82,7 @@ def evaluate(
     """
     if dataset is not None:
         workdir = run.workdir if isinstance(run, RunResult) else run
-        run, split = open_evaluation(workdir, dataset, split)
+        run, split = open_evaluation(workdir, dataset, split, options=options)
     return evaluate_split(run, split, batch_size=batch_size)[0]
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from vggjax.data.sources.open import open_source
+from vggjax.data.sources.csv import is_csv
+from vggjax.data.sources.open import scan_source
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, join_names, nearest_name, printable, unknown_name
 from vggjax.training.config import Config, read_config
@@ -24,15 +26,21 @@ EVALUATIONS = "evaluations"
 
 
 def open_evaluation(
-    workdir: str | os.PathLike[str], dataset: str, split: str, *, console: Console | None = None
+    workdir: str | os.PathLike[str],
+    dataset: str,
+    split: str,
+    *,
+    options: DatasetOptions = DEFAULT_OPTIONS,
+    console: Console | None = None,
 ) -> tuple[RunResult, str]:
     """Open a finished run with the data at `dataset`; print how it is used.
 
     Args:
         workdir: the run's folder.
-        dataset: what `train` takes as a dataset, read with the run's own options.
+        dataset: what `train` takes as a dataset.
         split: a split of the run, if the data is the run's own; of other data one of its official
             splits, `test` for all of it where it has none, or `all`.
+        options: how to read it; by default as the run's own data, if it is of the same kind.
         console: where to print.
 
     Returns:
@@ -45,7 +53,9 @@ def open_evaluation(
     """
     workdir = Path(workdir)
     config = dataclasses.replace(read_config(workdir), dataset=dataset)
-    source = open_source(dataset, data_dir=config.data_dir, options=config)
+    if options == DEFAULT_OPTIONS and is_csv(dataset) == is_csv(read_config(workdir).dataset):
+        options = config
+    source = _open(dataset, config, options)
     is_same = source.fingerprint == known_data_facts(workdir).get("fingerprint")
     if split != "all" and is_same:
         return load_run_result(workdir, strict=True, dataset=dataset, source=source), split
@@ -67,6 +77,15 @@ def open_evaluation(
         (console or Console()).print(note, markup=False, highlight=False, soft_wrap=True)
     assert run.splits is not None
     return run, next(iter(run.splits))
+
+
+def _open(dataset: str, config: Config, options: DatasetOptions) -> Source:
+    """Open a dataset; unlike one to train on, it may have a single class."""
+    scan = scan_source(dataset, data_dir=config.data_dir, options=options)
+    is_single = scan.source is not None and len(scan.source.class_names) == 1
+    if scan.source is None or len(scan.faults) > is_single:
+        raise DataError(scan.faults[0])
+    return scan.source
 
 
 def _run_with(

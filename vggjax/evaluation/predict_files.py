@@ -182,6 +182,8 @@ def find_images(
             for path, why in files.items()
             if not Path(os.path.realpath(path)).is_relative_to(folder)
         }
+        if not files:
+            raise DataError(f"All images are in `sort_into` {printable(outside)}; give another.")
     return files
 
 
@@ -280,8 +282,10 @@ class Summary:
             if (more := len(self.counts) - MAX_ROWS) > 0:
                 print(f"... {more:,} more classes")
         if table is not None:
-            known = f", {self._num_known:,} of them from before" if self._num_known else ""
-            rows = f"{total + len(self.left_out):,} rows{known}"
+            num_known = len(table.known)
+            known = f", {num_known:,} of them from before" if num_known else ""
+            num_rows = total + len(self.left_out) - self._num_known + num_known
+            rows = f"{num_rows:,} row{'s' * (num_rows > 1)}{known}"
             print(f"\nCSV      {printable(table.path)}: {rows}")
         if sorter is not None:
             print(f"Sorted   {printable(sorter.folder)}: {total:,} images")
