@@ -129,6 +129,19 @@ def test_runs_are_compared_by_map_and_only_with_their_like(run, tmp_path):
         write_comparison([run, other], tmp_path / "d.html")
 
 
+def test_other_images_with_some_of_the_labels_are_evaluated(run, tmp_path, capsys):
+    other = make_squares(tmp_path / "other", 20)
+    other.write_text(other.read_text().replace("blue", "white"))
+    assert main(["evaluate", "--workdir", str(run), "--dataset", str(other)]) == 0
+    text = capsys.readouterr().out
+    assert "classes that the model does not have: 'white'" in text
+    assert "20 images are evaluated as images that the model has not seen" in text
+    (result,) = (run / "evaluations").glob("*/eval.json")
+    blue, green, _ = json.loads(result.read_text())["per_class"]
+    assert blue["support"] == 0 and green["support"] > 0
+    shutil.rmtree(run / "evaluations")
+
+
 def test_folds_are_pooled_with_the_thresholds_of_their_own_models(run, tmp_path):
     for fold in ("fold-1", "fold-2"):
         shutil.copytree(run, tmp_path / fold)

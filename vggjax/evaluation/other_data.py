@@ -104,18 +104,20 @@ def _run_with(
             f"are {join_names(unknown)}."
         )
     indices = _indices(source, split)
-    labels, targets = label_of[source.labels], None
-    is_known = labels >= 0
-    if source.targets is not None:
+    if source.targets is None:
+        labels, targets = label_of[source.labels], None
+        is_known = labels >= 0
+    else:
         targets = np.zeros((len(source), len(info.class_names)), bool)
         targets[:, label_of[label_of >= 0]] = source.targets[:, label_of >= 0]
         labels, is_known = source.labels, np.ones(len(source), bool)
     kept = indices[is_known[indices]]
-    if not len(kept):
-        raise ConfigError(f"{name} has no images of the model's classes in `split` {split}.")
-    counts = np.bincount(labels[kept], minlength=len(info.class_names))
-    if targets is not None:
+    if targets is None:
+        counts = np.bincount(labels[kept], minlength=len(info.class_names))
+    else:
         counts = targets[kept].sum(0)
+    if not counts.any():
+        raise ConfigError(f"{name} has no images of the model's classes in `split` {split}.")
     folder = workdir / EVALUATIONS / _folder_name(source)
     folder.mkdir(parents=True, exist_ok=True)
     notes = [

@@ -37,6 +37,7 @@ def describe_training(files: RunFiles) -> Facts:
     rendering = Preprocessing.from_json(preprocessing).rendering
     facts = {
         "Network": f"{info['arch']}, head {info['head']}",
+        "Task": "several labels per image, a sigmoid unit each" if files.is_multilabel else "",
         "Initial weights": weights,
         "Input": f"{size}, {preprocessing['resize']}, {preprocessing['interpolation']}, "
         f"'{preprocessing['mode']}' values{rendering.remark}",
@@ -47,7 +48,8 @@ def describe_training(files: RunFiles) -> Facts:
     if files.best_epoch is not None:
         facts["Kept weights"] = f"epoch {files.best_epoch:g}, best by {config.best_metric}"
     facts["Duration"] = _describe_duration(files.rows) or "not logged"
-    return facts | {"Device": files.evaluation["device"]}
+    facts["Device"] = files.evaluation["device"]
+    return {name: text for name, text in facts.items() if text}
 
 
 def describe_stages(rows: list[dict[str, Any]]) -> list[str]:
@@ -98,7 +100,8 @@ def describe_data(files: RunFiles) -> Facts:
     """Describe the dataset and its splits."""
     config, data = files.config, files.data
     sizes = [f"{count:,} {split}" for split, count in data.get("splits", {}).items()]
-    split = f"{config.split}, stratified by class unless the dataset has splits"
+    by = "combination of labels" if files.is_multilabel else "class"
+    split = f"{config.split}, stratified by {by} unless the dataset has splits"
     if config.cross_validate:
         split = f"{config.cross_validate} stratified folds"
     return {

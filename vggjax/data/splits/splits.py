@@ -4,8 +4,8 @@ In:  a `Source`.  Out: {"train", "val", "test"} -> sorted int64 indices into it,
 depend on labels, the requested split, the seed and the groups alone. An official split is never
 changed, except that a missing one is split off the official train split. Images of one group stay
 together (stratify.py), and each split has each class, unless a class has too few distinct images
-or an official val or test split lacks it: `split_notes` describes those. A run stores its splits in
-`splits.csv`.
+or an official val or test split lacks it: `split_notes` describes those. Several labels per image
+are stratified by their combination (`Source.strata`). A run stores its splits in `splits.csv`.
 """
 
 import csv

@@ -91,7 +91,7 @@ def log_test_metrics(workdir: Path, evaluation: dict[str, Any], *, tensorboard: 
         EventFile(workdir, log_records).close()
     if any(log_record["kind"] == "test" for log_record in log_records):
         return
-    names = ("loss", "accuracy", "top5")
+    names = ("loss", "accuracy", "top5", "mAP")
     metrics = {f"test/{name}": evaluation[name] for name in names if name in evaluation}
     step = max((log_record["step"] for log_record in log_records), default=0)
     log_record = {"kind": "test", "step": step, **metrics}
