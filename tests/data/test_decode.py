@@ -292,6 +292,14 @@ def test_a_tiff_of_many_bands_is_named_as_such(bands, kind, text, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_fourth_band_is_not_alpha_unless_the_file_says_so(kind):
+    bands = np.full((4, 6, 4), 200, kind) * (257 if kind is np.uint16 else 1)
+    bands[..., 3] = 0
+    image = read_image(raw_tiff(bands, photometric=2))
+    assert (image.pixels == 200).all() and image.notes[-1:] != (WHITE,)
+
+
 def test_avif_and_heic_are_read():
     pillow_heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()

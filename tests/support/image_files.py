@@ -39,7 +39,7 @@ def raw_png(width: int, height: int, rows: bytes, *, bits: int = 8, color: int =
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def raw_tiff(samples: np.ndarray) -> bytes:
+def raw_tiff(samples: np.ndarray, *, photometric: int = 1) -> bytes:
     """Return an uncompressed TIFF of any number of bands, (H, W, bands), of uint8 or uint16."""
     height, width, bands = samples.shape
     bits = 8 * samples.dtype.itemsize
@@ -47,12 +47,16 @@ def raw_tiff(samples: np.ndarray) -> bytes:
     data_at = bits_at + 2 * bands
     tags = [
         (256, 4, 1, width), (257, 4, 1, height), (258, 3, bands, bits_at), (259, 3, 1, 1),
-        (262, 3, 1, 1), (273, 4, 1, data_at), (277, 3, 1, bands), (278, 4, 1, height),
+        (262, 3, 1, photometric), (273, 4, 1, data_at), (277, 3, 1, bands), (278, 4, 1, height),
         (279, 4, 1, samples.nbytes),
     ]  # fmt: skip
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    return head + struct.pack(f"<{bands}H", *[bits] * bands) + samples.astype("<u2").tobytes()
+    return (
+        head
+        + struct.pack(f"<{bands}H", *[bits] * bands)
+        + samples.astype(f"<u{bits // 8}").tobytes()
+    )
 
 
 def orientation_exif(orientation: int) -> Image.Exif:

@@ -29,7 +29,7 @@ UNCOUNTED = (
 )
 """Kinds whose entries are sentences; their number has no meaning."""
 
-UNFIXED = ("near_duplicate", "turned_copy", "tiny", "extreme_aspect", "imbalance")
+UNFIXED = ("blank", "near_duplicate", "turned_copy", "tiny", "extreme_aspect", "imbalance")
 """Problems that `--fix` leaves to the user."""
 
 _FIELDS = [*(field.name for field in fields(Config)), "write_csv"]

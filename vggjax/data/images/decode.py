@@ -50,7 +50,7 @@ TRANSPARENT = "transparency laid over {}"
 BLANK = "one color once transparency is laid over {}"
 BLANKS = tuple(BLANK.format(name) for name in ("white", "black", "gray"))
 REDUCED = "huge JPEG decoded at a fraction of its size"
-EXTRA_BANDS = "first three of more than four bands used"
+EXTRA_BANDS = "first three of several bands used"
 FIRST = "first of several frames used"
 TURNED, NO_EXIF = "turned as its EXIF says", "damaged EXIF ignored"
 NO_END, FLAW = "end marker missing", "flaw in the JPEG data passed over"
@@ -58,7 +58,7 @@ NO_END, FLAW = "end marker missing", "flaw in the JPEG data passed over"
 _GRAY_MODES = ("1", "L", "LA", "La")
 _RGB_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA")
 
-_ORIENTATION_TAG, _SAMPLES_TAG = 0x0112, 0x0115
+_ORIENTATION_TAG, _SAMPLES_TAG, _EXTRA_SAMPLES_TAG = 0x0112, 0x0115, 0x0152
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -338,7 +338,10 @@ def _to_rgb(image: Image.Image, data: bytes, rendering: Rendering) -> DecodedIma
     last_notes: tuple[str, ...] = (
         (FIRST,) if image.format != "MPO" and _has_more_frames(image) else ()
     )
-    if getattr(image, "tag_v2", {}).get(_SAMPLES_TAG, 1) > 4:
+    # A fourth band, infrared perhaps, is alpha only where the file says so; Pillow always does.
+    tags = getattr(image, "tag_v2", {})
+    is_fourth_unknown = bool(tags) and image.mode == "RGBA" and _EXTRA_SAMPLES_TAG not in tags
+    if is_fourth_unknown or tags.get(_SAMPLES_TAG, 1) > 4:
         last_notes += (EXTRA_BANDS,)
     deep = None
     if is_deep(image):  # asked before loading: Pillow keeps only the high byte of 16-bit RGB
@@ -347,6 +350,7 @@ def _to_rgb(image: Image.Image, data: bytes, rendering: Rendering) -> DecodedIma
     image.load()
     transpose, exif_notes = _exif_transpose(image)
     image = deep.image if deep else image
+    image = image.convert("RGB") if is_fourth_unknown else image
     if image.mode in _GRAY_MODES:
         notes += (GRAY,)
     elif image.mode not in _RGB_MODES:

@@ -7,13 +7,13 @@ is that of up to `MAX_IMAGES` training images, spread evenly, without a few outl
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 
 from vggjax.data.images.decode import DecodedImage, Rendering
 from vggjax.data.images.depth import FLOAT
 from vggjax.data.images.formats import may_be_deep
+from vggjax.data.sources.options import DatasetOptions
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError
 
@@ -25,20 +25,8 @@ MIN_LEVELS = 200
 """Of 256: a set that uses as many is scaled by its full range."""
 
 
-class RenderingOptions(Protocol):
-    """The options that decide how images are decoded."""
-
-    @property
-    def background(self) -> str:
-        """The color that transparency is laid over."""
-
-    @property
-    def pixel_range(self) -> tuple[float, ...]:
-        """The numbers of black and white; empty if they are to be found."""
-
-
 def render_source(
-    source: Source, options: RenderingOptions, *, num_threads: int | None = None
+    source: Source, options: DatasetOptions, *, num_threads: int | None = None
 ) -> tuple[Source, Rendering]:
     """Return the dataset decoded as the options say, and the rendering with its range found.
 

@@ -15,6 +15,7 @@ first.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import os
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from vggjax.atomic import atomic_write
-from vggjax.data.images.decode import DecodedImage, read_image
+from vggjax.data.images.decode import DEFAULT_RENDERING, DecodedImage, Rendering, read_image
 from vggjax.data.sources.source import Source, make_split_source
 from vggjax.data.sources.wellknown import open_well_known, well_known
 from vggjax.download import PROBE_S, ask_servers
@@ -90,12 +91,13 @@ def open_tfds(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> S
         )
     starts = np.cumsum([0, *map(len, labels.values())])
 
-    def read(i: int) -> DecodedImage:
+    def read(i: int, rendering: Rendering = DEFAULT_RENDERING) -> DecodedImage:
         part = int(np.searchsorted(starts, i, side="right")) - 1
-        return read_image(bytes(records[part][int(i - starts[part])][image_key]))
+        return read_image(bytes(records[part][int(i - starts[part])][image_key]), rendering)
 
     sizes = [builder.info.splits[s].num_bytes for s in SPLIT_NAMES if s in builder.info.splits]
-    return make_split_source(name, class_names, labels, read=read, sizes=sizes)
+    source = make_split_source(name, class_names, labels, read=read, sizes=sizes)
+    return dataclasses.replace(source, read_as=read)
 
 
 def _find_keys(name: str, info: Any) -> tuple[str, str]:
