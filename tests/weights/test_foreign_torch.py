@@ -105,7 +105,7 @@ def test_the_state_dict_may_lie_under_any_key_beside_other_things(tmp_path, key)
     )
     momentum = {"state": {0: {"momentum_buffer": np.ones((2, 2, 3, 3), np.float32)}}}
     checkpoint = {
-        "epoch": 90, "arch": "vgg11", key: state_of(TOP), "best": np.ones(1, np.float32),
+        "epoch": 90, "arch": "vgg11", key: state_of(TOP), "mean": np.ones((1, 3, 1, 1), np.float32),
         "optimizer": momentum, "args": namespace, "acc": Name("numpy.core.multiarray scalar", 1),
         "callbacks": {"A": {"best": 1}}, "lr_schedulers": [], "rng": np.ones(3),
     }  # fmt: skip

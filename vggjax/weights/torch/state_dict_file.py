@@ -25,6 +25,7 @@ from vggjax.weights.archive import check_contents, member_start, open_archive
 from vggjax.weights.layout import TensorToWrite
 from vggjax.weights.pickled import MAX_PICKLE_BYTES, Inert, PickledDict, Unpickler, load_checked
 from vggjax.weights.tensor_spans import Readable, Span, open_regular, to_float32
+from vggjax.weights.torch.torchvision import is_copy, several_networks
 
 _DTYPES = {
     "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "bf2", "Long": "i8",
@@ -37,9 +38,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PREFERRED = ("state_dict", "model_state_dict", "model", "net")
 """Keys of checkpoints; decide between several state dicts."""
 
-_COPIES = ("ema", "teacher", "optim", "avg", "shadow", "discriminator")
-"""Parts of keys under which no checkpoint has the one model that it is about."""
-
+_NUM_BLOCKS = 5
 _MAX_DEPTH = 5
 _METADATA_KEY = "vggjax"
 
@@ -241,25 +240,27 @@ def _read_legacy(file: IO[bytes]) -> tuple[Any, dict[str, tuple[int, int]], str]
 
 
 def _state_dicts(root: Any) -> dict[str, dict[str, Any]]:
-    """Return the dicts that hold a tensor of four axes, by key, the shallowest in the object."""
+    """Return the dicts that hold a network's kernels, by key, the shallowest in the object."""
     level, visited = {"": root}, set()
     for _ in range(_MAX_DEPTH):
         states = {key: _entries(node) for key, node in level.items()}
-        states = {key: state for key, state in states.items() if _has_kernels(state)}
+        states = {key: state for key, state in states.items() if _is_network(state)}
         if states:
             return states
         children: dict[str, Any] = {}
         for path, node in level.items():
             for key, child in _children(node):
-                if isinstance(child, dict | list | tuple | Inert) and id(child) not in visited:
+                is_node = isinstance(child, dict | list | tuple | Inert) and "optim" not in str(key)
+                if is_node and id(child) not in visited:
                     visited.add(id(child))
                     children[f"{path}.{key}".strip(".")] = child
         level = children
     return {}
 
 
-def _has_kernels(state: dict[str, Any]) -> bool:
-    return any(isinstance(v, _Tensor) and len(v.shape) == 4 for v in state.values())
+def _is_network(state: dict[str, Any]) -> bool:
+    kernels = (v for v in state.values() if isinstance(v, _Tensor) and len(v.shape) == 4)
+    return sum(1 for _ in kernels) >= _NUM_BLOCKS  # one alone may be a mean of pixels
 
 
 def _children(node: Any) -> Iterable[tuple[Any, Any]]:
@@ -296,15 +297,11 @@ def _choose(states: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], list[str
             "it holds no state dict of a convolutional network, in which names stand for tensors.",
             code="E_FORMAT",
         )
-    names = [key for key in states if not any(part in key.lower() for part in _COPIES)]
+    names = [key for key in states if not is_copy(key)]
     preferred = [key for key in _PREFERRED if key in names]
     names = preferred[:1] or names or list(states)
     if len(names) > 1:
-        raise WeightsError(
-            f"it holds several networks, {join_names(map(printable, names))}. Save the state dict "
-            f"of one alone.",
-            code="E_NAME",
-        )
+        raise several_networks(names)
     others = [printable(key) for key in states if key != names[0]]
     return states[names[0]], [
         f"read {printable(names[0])}, and left out {join_names(others)}"

@@ -42,8 +42,8 @@ _NUMBERED = re.compile(rf"((?:.*\.)?)(\d{{1,3}}\.{_PARAM})")
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 """Parts of names that DataParallel, torch.compile and FSDP insert, anywhere."""
 
-_COPIES = ("ema", "teacher", "avg", "shadow", "target", "momentum")
-"""Words in the prefix of a copy of a network."""
+_COPIES = {"ema", "swa", "teacher", "avg", "averaged", "shadow", "target", "momentum"}
+"""Words in the names of a copy of a network."""
 
 _DROPOUT_FIRST = ["classifier.1", "classifier.4", "classifier.6"]
 """torchvision's top before 2017, and that of Caffe's VGG in torch's format."""
@@ -143,10 +143,10 @@ def _original(prefixes: list[str], spans: Mapping[str, Span]) -> tuple[str | Non
         ]
         if network not in networks.values():  # a model may have one module under two names
             networks[prefix] = network
-    originals = [p for p in networks if not any(word in p.lower() for word in _COPIES)]
+    originals = [p for p in networks if not is_copy(p)]
     originals = originals if len(networks) > 1 else list(networks)
     if networks and len(originals) != 1:
-        raise _several(f"{prefix}features" for prefix in networks)
+        raise several_networks(f"{prefix}features" for prefix in networks)
     copies = [printable(f"{prefix}features") for prefix in networks if prefix not in originals]
     left_out = (
         [f"read {printable(originals[0])}features, left out {join_names(copies)}"] if copies else []
@@ -154,7 +154,13 @@ def _original(prefixes: list[str], spans: Mapping[str, Span]) -> tuple[str | Non
     return next(iter(originals), None), left_out
 
 
-def _several(networks: Iterable[str]) -> WeightsError:
+def is_copy(name: str) -> bool:
+    """Return whether a network's name, as in `model_ema`, is that of a copy."""
+    return not _COPIES.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+
+
+def several_networks(networks: Iterable[str]) -> WeightsError:
+    """Return the refusal of a file with several networks, of which none is the one."""
     return WeightsError(
         f"it holds several networks, {join_names(map(printable, networks))}. Save the state dict "
         f"of one alone.",
@@ -187,7 +193,7 @@ def _numbered(spans: Mapping[str, Span]) -> dict[str, str]:
         if block_names([CONV.held_shape(kernels[short]) for short in convs]):
             complete.append(prefix)
     if len(complete) > 1:
-        raise _several(complete)
+        raise several_networks(complete)
     return groups[complete[0]] if complete else {}
 
 
