@@ -302,6 +302,26 @@ def test_a_dataset_or_a_copy_among_the_classes_is_a_problem(tmp_path):
     assert kind == "layout" and f"Move '{tmp_path / 'cells' / 'cells'}' away" in note
 
 
+def test_folders_that_name_no_class_are_doubted_as_classes(tmp_path):
+    tree(tmp_path / "signs", {"Dataset/0": 2, "Dataset/1": 2, "Examples": 2})
+    ((kind, note),) = observed(tmp_path / "signs")
+    assert kind == "layout" and "Are '0', '1' the classes" in note
+    assert f"give '{tmp_path / 'signs' / 'Dataset'}'" in note
+    tree(tmp_path / "homer", {"tv/homer": 2, "tv/bart": 2, "tv_testset": 2})
+    ((kind, note),) = observed(tmp_path / "homer")
+    assert kind == "layout" and "'tv_testset' is named like a split" in note
+    tree(tmp_path / "letters", {"X/ann": 2, "X/bob": 2, "X/kim": 2, "test_tube": 2})
+    assert [kind for kind, _ in observed(tmp_path / "letters")] == ["note"]
+
+
+def test_a_csv_beside_the_class_folders_is_pointed_out(tmp_path):
+    root = tree(tmp_path, {"raw_1": 2, "cropped": 2})
+    for name in ("labels.csv", "sample_submission.csv", "raw_1/boxes.csv"):
+        put(tmp_path, name, b"id,label\n")
+    (note, _) = open_source(root).notes
+    assert note == f"If a CSV has the labels, give it as `dataset`: '{tmp_path / 'labels.csv'}'."
+
+
 def test_one_folder_of_images_beside_folders_of_lists_is_named_alone(tmp_path):
     tree(
         tmp_path, {f"set/images/{split}/{name}": 2 for split in ("train", "test") for name in "ab"}

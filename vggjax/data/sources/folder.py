@@ -228,17 +228,11 @@ class _Scanner:
             suggestion = (
                 f" The file names give {len(found[1])} classes ({text}): set `label_from` to name."
             )
-        files = [self.root / name for name in self.others]
-        if find_split_folders([self.root.name]):
-            files += [self.root.parent / name for name in list_folder(self.root.parent)[1]]
-        tables = [
-            repr(printable(path))
-            for path in files
-            if path.name.lower().endswith(_TABLES) and not is_unlabeled(path.stem)
-        ]
+        folders = [self.root.parent] if find_split_folders([self.root.name]) else []
+        files = [folder / name for folder in folders for name in list_folder(folder)[1]]
+        tables = _label_tables([*(self.root / name for name in self.others), *files])
         if tables:
-            names = join_names(dict.fromkeys(tables), most=3)
-            suggestion += f" If a CSV has their labels, give it as `dataset`: {names}."
+            suggestion += f" If a CSV has their labels, give it as `dataset`: {tables}."
         return suggestion or (
             " To give each image its label, write a CSV with the columns path,label, or set "
             "`label_from` to name and `label_pattern` to where the label is in the file name."
@@ -444,6 +438,9 @@ class _Scanner:
                 f"Passed over images in other formats: {text}. Save or rename them as .jpg or .png."
             )
             self.observations.append(Observation("passed_over", note))
+        beside = _label_tables([self.root / name for name in self.others if "/" not in name])
+        if beside and self.files:
+            self.notes.append(f"If a CSV has the labels, give it as `dataset`: {beside}.")
         skipped = {*archives, *self.passed_over}
         if rest := [name for name in self.others if name not in skipped]:
             text = describe_endings(self.root, rest)
@@ -453,6 +450,16 @@ class _Scanner:
         if self.options.label_from == "name":
             return " whose name has no label"
         return " next to the class folders, without a label"
+
+
+def _label_tables(files: Iterable[Path]) -> str:
+    """List the CSVs among `files` that may have labels."""
+    tables = [
+        repr(printable(path))
+        for path in files
+        if path.name.lower().endswith(_TABLES) and not is_unlabeled(path.stem)
+    ]
+    return join_names(dict.fromkeys(tables), most=3)
 
 
 def _filled_folders(top: Path) -> list[str]:

@@ -19,13 +19,17 @@ _UNLABELED_WORDS = {
     *("pred", "predict", "prediction", "predictions", "infer", "inference"),
     *("unlabeled", "unlabelled", "submission", "submissions"),
 }
-_FILLERS = {
-    *("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos"),
-    *("final", "seg", "split", "folder", "part", "x", "px", "full", "raw", "resized", "cropped"),
+_CONTAINERS = {
+    *("data", "dataset", "datasets", "image", "images", "img", "imgs", "photo", "photos"),
+    *("picture", "pictures", "folder", "folders"),
 }
-"""Words that may stand beside `train` or `test` in a folder's name."""
+"""Words that name no class."""
 
-_PART_WORDS = {"parts", "batch", "fold", "chunk", "volume", "vol", "archive"}
+_PARTS = {"part", "parts", "batch", "fold", "chunk", "volume", "vol", "archive", "set", "split"}
+_FILLERS = (
+    _CONTAINERS | _PARTS | {"sets", "final", "seg", "x", "px", "full", "raw", "resized", "cropped"}
+)
+"""Words that may stand beside `train` or `test` in a folder's name."""
 
 _GLUED = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?:{'|'.join(_FILLERS)}|val|s)")
 """`trainset`, `testimages`, `trainval`."""
@@ -118,12 +122,16 @@ _Folders = Mapping[str, Sequence[Sequence[str]]]
 
 def _doubt_names(folders: _Folders) -> Doubt | None:
     """Doubt a class named like a split, and classes numbered like parts of an archive."""
-    if name := next(filter(_is_split_name, folders), None):
+    divided = [name for name, inner in folders.items() if len({x[0] for x in inner if x}) > 1]
+    for name in folders:
+        is_set = any(map(_GLUED.fullmatch, _words(name))) and {*divided} - {name}  # my_testset
+        if not is_set and not _is_split_name(name):
+            continue
         return True, (
             f"Class {name!r} is named like a split. If it is one, move the other class folders "
             f"into 'train'; if its images have no labels, move it away."
         )
-    if _are_numbered(folders) and {*_words(min(folders))} & (_FILLERS | _PART_WORDS):
+    if _are_numbered(folders) and {*_words(min(folders))} & (_CONTAINERS | _PARTS):
         if all(len({*map(tuple, inner)}) == 1 for inner in folders.values()):
             return True, (
                 f"The class folders {join_names(map(repr, folders), most=3)} are numbered like "
@@ -150,6 +158,9 @@ def _doubt_content(top: str, folders: _Folders) -> Doubt | None:
             if "train" in splits.values() and len(splits) > 1 and has_classes:
                 text = join_names(map(repr, sorted(splits)))
                 return True, f"Class {name!r} is a dataset itself, with {text}: give {where!r}?"
+            if len(names) > 1 and says_nothing(name):
+                text = join_names(map(repr, sorted(names)), most=5)
+                return True, f"Are {text} the classes, rather than {name!r}? Then give {where!r}."
             copied = sorted(names & folders.keys())
             if len(copied) > 1 and not _is_split_name(name):
                 text = join_names(map(repr, copied), most=3)
@@ -179,7 +190,7 @@ def _doubt_level(top: str, folders: _Folders) -> Doubt | None:
             f"Each class folder has the folders {text}: these splits are not used. Move them to "
             f"the top, as in 'train/{min(folders)}'."
         )
-    if any({*_words(name)} & (_MASK_WORDS | _FILLERS) for name in shared):
+    if any({*_words(name)} & (_MASK_WORDS | _CONTAINERS) for name in shared):
         return None
     tops = ["/".join([*filter(None, [top]), x, *folders[x][0][:depth]]) for x in sorted(folders)]
     # Of two folders, or numbered ones, each is rather a camera, a side or a day.
@@ -229,8 +240,8 @@ def _are_numbered(names: Iterable[str]) -> bool:
 
 def says_nothing(name: str) -> bool:
     """Return whether a folder's name is no class's: `images`, `data`."""
-    words = _words(name)
-    return bool(words) and all(word in _FILLERS for word in words)
+    words = {*_words(name)}
+    return bool(words) and words <= _CONTAINERS
 
 
 def _words(name: str) -> list[str]:
