@@ -32,6 +32,8 @@ def flat(weights, name="{layer}/{param}"):
                 layer=layer, param=param, caffe=caffe_name(layer), kind=kind, number=number,
                 w="W" if param == "kernel" else "b",
                 weights="weights" if param == "kernel" else "biases",
+                filters="filters" if param == "kernel" else "biases",
+                block=f"Block_{layer[5]}" if "block" in layer else "Top_0",
             )  # fmt: skip
             arrays[key] = array
     return arrays

@@ -28,6 +28,9 @@ NAMES = {
     "keras": "vgg11/{layer}/{param}:0",
     "package": "{layer}.{param}",
     "flax": FLAX,
+    "old keras": "{layer}_{w}_1:0",
+    "trainable": "{caffe}/{caffe}_{filters}",
+    "blocks": "VGG_0/{block}/{kind}_{number}/{param}",
 }
 onnx = pytest.mark.usefixtures("onnx_library")
 
@@ -90,6 +93,15 @@ def test_a_foreign_top_and_other_networks_are_left_out_and_named(path):
     file = WeightFile(save_npz(path, arrays))
     assert_same_weights(file.read(), BASE)
     assert "net/Dense_0/kernel" in file.notes[0] and "Lin_0/Conv_0/kernel" in file.notes[0]
+
+
+def test_arrays_in_order_without_names_are_kernels_and_biases_in_turn(path):
+    arrays = list(flat(WEIGHTS).values())
+    with open(path, "wb") as file:
+        np.savez(file, *arrays)
+    assert_same_weights(read_weights(path), WEIGHTS)
+    path.write_bytes(pickle.dumps(arrays))
+    assert_same_weights(read_weights(path), WEIGHTS)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -2,7 +2,8 @@
 
 Known are Caffe's names and those of what was converted from it (`conv1_1_W`, `conv1_1/biases`,
 `fc6_W`), Keras' own (`block1_conv1/kernel:0`), and numbered layers whose order decides
-(`Conv_3/kernel` of Flax, `layer_with_weights-3/kernel` of TensorFlow). Kernels may be HWIO or OIHW.
+(`Conv_3/kernel` of Flax, `layer_with_weights-3/kernel` of TensorFlow), as well as arrays that have
+nothing but numbers (`arr_0`), kernel and bias in turn. Kernels may be HWIO or OIHW.
 Arrays that belong to no such layer are left out.
 """
 
@@ -17,9 +18,9 @@ from vggjax.weights.names import TABLE_NAME, block_names, in_base, in_table_orde
 from vggjax.weights.parsed_file import Plan
 from vggjax.weights.tensor_spans import Span
 
-_ARRAY = re.compile(r"(.+?)[/._]+(?:(kernel|weights?|w)|(bias|biases|b))", re.IGNORECASE)
+_ARRAY = re.compile(r"(.+?)[/._]+(?:(kernel|filters?|weights?|w)|(bias|biases|b))", re.IGNORECASE)
 _NORM = re.compile(r"[/._](gamma|scale|running_mean|moving_mean|mean)$")
-_SUFFIX = re.compile(r"/\.ATTRIBUTES/VARIABLE_VALUE$|:0$")
+_SUFFIX = re.compile(r"/\.ATTRIBUTES/VARIABLE_VALUE$|(_\d+)?:0$")
 _CAFFE = re.compile(r"conv([1-9])_([1-9])")
 _CAFFE_TOP = {"fc6": "fc1", "fc7": "fc2", "fc8": "predictions"}
 
@@ -36,6 +37,7 @@ def plan_arrays(spans: Mapping[str, Span]) -> tuple[Plan, list[str]]:
     for name, span in spans.items():
         if match := _ARRAY.fullmatch(_SUFFIX.sub("", name)):
             found.setdefault(match[1], {})["kernel" if match[2] else "bias"] = span
+    found = found or _pairs(spans)
     complete = {k: v for k, v in found.items() if len(v) == 2 and v["kernel"].ndim in (2, 4)}
     layers = _named_layers(complete) or _numbered_layers(complete)
     base = {layer: arrays for layer, arrays in layers.items() if in_base(layer)}
@@ -65,24 +67,34 @@ def _named_layers(found: Arrays) -> Arrays:
     return layers
 
 
+def _pairs(spans: Mapping[str, Span]) -> Arrays:
+    """Return kernel and bias in turn where names differ in their numbers only."""
+    names = sorted(spans, key=natural_order)
+    if len({re.sub(r"\d+", "", name) for name in names}) != 1:
+        return {}
+    pairs = zip(names[::2], names[1::2], strict=False)
+    return {kernel: {"kernel": spans[kernel], "bias": spans[bias]} for kernel, bias in pairs}
+
+
 def _numbered_layers(found: Arrays) -> Arrays:
-    """Return the first group of layers whose convolutions are a VGG's, in their numbers' order."""
+    """Return the layers of a VGG's convolutions whose names differ in their numbers only.
+
+    The dense layers of the same tree, in the order of their numbers, are its top.
+    """
     groups: dict[str, list[str]] = {}
     for path in sorted(found, key=natural_order):
-        groups.setdefault(re.sub(r"[^/.]*$", "", path), []).append(path)
-    for paths in groups.values():
-        convs = [path for path in paths if found[path]["kernel"].ndim == 4]
-        if len({re.sub(r"[_-]?\d*$", "", path) for path in convs}) > 1:
-            continue  # their order is that of the alphabet, and not of numbers
+        if found[path]["kernel"].ndim == 4:
+            groups.setdefault(re.sub(r"[_-]?\d+(?=[/.]|$)", "", path), []).append(path)
+    for convs in groups.values():
         for layout in (AS_IS, CONV):
             kernels = [layout.held_shape(found[path]["kernel"].shape) for path in convs]
             if names := block_names(kernels):
-                dense = [path for path in paths if path not in convs]
+                root = convs[0].rpartition("/")[0].partition("/")[0]
+                tree = sorted((k for k in found if k.startswith(root)), key=natural_order)
+                dense = [path for path in tree if found[path]["kernel"].ndim == 2]
                 tops = [*(f"fc{i}" for i in range(1, len(dense))), "predictions"]
-                return {
-                    name: found[path]
-                    for path, name in zip([*convs, *dense], [*names, *tops], strict=False)
-                }
+                paths, layers = [*convs, *dense], [*names, *tops]
+                return {name: found[path] for path, name in zip(paths, layers, strict=False)}
     return {}
 
 
