@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.pixels import jit_quickly
 from support.tiny_run import PASS_RTOL, make_images, make_run, random_model, spread
 
@@ -289,3 +290,17 @@ def test_the_table_prints_names_as_they_are(capsys):
     print_table([Prediction(Path("[bold]a.jpg"), [("[red]x[/]", 0.75), ("薔薇", 0.25)])])
     line = capsys.readouterr().out.splitlines()[1]
     assert line.split() == ["[bold]a.jpg", "[red]x[/]", "75.0%", "薔薇", "25.0%"]
+
+
+def test_images_that_show_nothing_are_predicted_with_a_warning(run, tmp_path, capsys):
+    icon = Image.new("LA", (40, 40), (255, 0))
+    icon.save(tmp_path / "icon.png")
+    for name, most in (("dark", 900), ("deep", 60_000)):
+        numbers = np.linspace(0, most, 1600).astype(np.uint16).reshape(40, 40)
+        Image.fromarray(numbers).save(tmp_path / f"{name}.png")
+    names = [str(tmp_path / f"{name}.png") for name in ("icon", "dark", "deep")]
+    assert predict_command([*names, str(next(Path("flowers").rglob("*.png")))]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 2
+    assert any("1 of 4 images are one color once" in w and "icon.png" in w for w in warnings)
+    assert any("within 10% of the pixel range, 0 to 65535" in w for w in warnings)

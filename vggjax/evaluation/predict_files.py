@@ -10,7 +10,7 @@ import json as json_module
 import os
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from filecmp import cmp
 from pathlib import Path
@@ -26,6 +26,7 @@ from vggjax.atomic import atomic_write, check_output_file
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.images.formats import ENDINGS
 from vggjax.data.quality.clean import SafeNames
+from vggjax.data.sources.rendering import doubt_of
 from vggjax.errors import ConfigError, DataError, flag_of, nearest_name, printable
 from vggjax.evaluation.imagenet import open_published
 from vggjax.evaluation.metrics import top_classes
@@ -120,11 +121,15 @@ def predict_files(
     """
     known = {} if table is None else table.known
     paths = [path for path in files if printable(path) not in known]
+    doubts: defaultdict[str, list[Path]] = defaultdict(list)
 
     def read(index: int) -> DecodedImage:
         if reason := files[paths[index]]:
             raise DataError(reason)
-        return classifier.read(paths[index])
+        image = classifier.read(paths[index])
+        if doubt := doubt_of(image, classifier.info.preprocessing.rendering):
+            doubts[doubt].append(paths[index])
+        return image
 
     console = Console(stderr=True)
     quiet = not console.is_terminal or len(paths) <= MAX_BATCH
@@ -140,6 +145,9 @@ def predict_files(
         best = top_classes(probs[None], top)[0]
         classes = [(classifier.class_names[i], float(probs[i])) for i in best]
         yield Prediction(path, classes, _labels_of(probs, classifier.info), probs=probs)
+    for doubt, doubted in doubts.items():
+        line = f"{len(doubted):,} of {len(paths):,} images are {doubt}: {printable(doubted[0])}"
+        print(f"vggjax: warning: {line}", file=sys.stderr)
 
 
 def _labels_of(probs: np.ndarray, info: ModelInfo) -> tuple[str, ...] | None:

@@ -40,6 +40,8 @@ all kept, counts twice."""
 _REDUCED_SIDE_PX = 1024
 """A reduced JPEG has at least this short side, if a fraction allows it."""
 
+_BLANK_CONTRAST = 8  # gray levels: light gray on white shows no more than white
+
 MAX_FILE_BYTES = 512 * 2**20
 
 MAX_SCANS = 100
@@ -362,7 +364,7 @@ def _to_rgb(image: Image.Image, data: bytes, rendering: Rendering) -> DecodedIma
         image = Image.alpha_composite(background, image).convert("RGB")
         if is_clear:
             notes += (TRANSPARENT.format(rendering.background),)
-            if len(image.getcolors(1) or ()) == 1:
+            if np.ptp(np.asarray(image), (0, 1)).max() <= _BLANK_CONTRAST:
                 notes += (BLANK.format(rendering.background),)
     if transpose is not None:
         image = image.transpose(transpose)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from vggjax.data.images.decode import DecodedImage, Rendering
+from vggjax.data.images.decode import BLANKS, DecodedImage, Rendering
 from vggjax.data.images.depth import FLOAT
 from vggjax.data.images.formats import may_be_deep
 from vggjax.data.sources.options import DatasetOptions
@@ -20,6 +20,9 @@ from vggjax.errors import DataError
 MAX_IMAGES = 1000
 _FIRST_LOOK = 20
 """Images that are decoded to see whether any has more than 8 bits."""
+
+MIN_SHARE = 0.1
+"""Of the pixel range: an image that uses less shows a tenth of the gray levels."""
 
 MIN_LEVELS = 200
 """Of 256: a set that uses as many is scaled by its full range."""
@@ -40,6 +43,20 @@ def render_source(
     pixel_range, note = _choose_range(*found) if found else (None, "")
     rendering = rendering._replace(pixel_range=pixel_range)
     return source.rendered(rendering, *filter(None, [note])), rendering
+
+
+def doubt_of(image: DecodedImage, rendering: Rendering) -> str:
+    """Return why a decoded image may show nothing by this rendering; empty without a doubt."""
+    for note in set(BLANKS).intersection(image.notes):
+        return note
+    if image.extent is None or (rendering.pixel_range is None and FLOAT in image.notes):
+        return ""
+    black, white = rendering.pixel_range or (0, 65535)
+    low, high = ((end - black) / (white - black) for end in image.extent)
+    if high - low > 3 or low > 1 or high < 0:
+        return f"far beyond the pixel range of the model, {black} to {white}"
+    share = f"within {MIN_SHARE:.0%} of the pixel range, {black} to {white}"
+    return share if high - low < MIN_SHARE else ""
 
 
 def _choose_range(
