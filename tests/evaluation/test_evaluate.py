@@ -25,6 +25,7 @@ from vggjax.evaluation.evaluate import (
 from vggjax.evaluation.metrics import summarize
 from vggjax.models.params import extract
 from vggjax.training.config import read_config
+from vggjax.training.run_dir.checked_json import read_json
 from vggjax.training.run_dir.run_result import load_model, load_run_result, save_model
 
 
@@ -127,7 +128,7 @@ def test_another_split_has_its_own_files(run):
     result = evaluate(run, split="val")
     names = {"eval-val.json", "predictions-val.csv", "probabilities-val.npz"}
     assert set(os.listdir(run)) - before == names
-    assert json.loads((run / "eval-val.json").read_text()) == result
+    assert read_json(run / "eval-val.json") == result
     assert_same_figures(result, summarize(*predict_one_by_one(run, "val")[1:], CLASSES))
 
 

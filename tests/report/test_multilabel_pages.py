@@ -19,6 +19,7 @@ from vggjax.evaluation.multilabel import COLUMNS
 from vggjax.report.compare import write_comparison
 from vggjax.report.report import write_report
 from vggjax.training.config import Config, read_config
+from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.run_result import load_run_result
 
 
@@ -123,8 +124,8 @@ def test_runs_are_compared_by_map_and_only_with_their_like(run, tmp_path):
     settings = json.loads((other / "config.json").read_text()) | {"task": "multiclass"}
     settings["label_separator"] = None
     (other / "config.json").write_text(json.dumps(settings))
-    evaluation = json.loads((other / "eval.json").read_text()) | {"accuracy_interval": [0, 1]}
-    (other / "eval.json").write_text(json.dumps(evaluation))
+    evaluation = read_json(other / "eval.json") | {"accuracy_interval": [0, 1]}
+    write_json(other / "eval.json", evaluation)
     with pytest.raises(ConfigError, match="Runs with different tasks cannot be compared"):
         write_comparison([run, other], tmp_path / "d.html")
 

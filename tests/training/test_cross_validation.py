@@ -1,7 +1,6 @@
 """Cross-validation tests each image once, by a model that has not seen it or its duplicates."""
 
 import csv
-import json
 import shutil
 
 import numpy as np
@@ -12,6 +11,7 @@ from support.training_runs import interrupt_at, make_config
 from vggjax.api import cross_validate, fit
 from vggjax.errors import DataError, WeightsError
 from vggjax.training.config import Config
+from vggjax.training.run_dir.checked_json import read_json
 from vggjax.training.run_dir.run_result import load_model
 from vggjax.training.signals import Interrupted
 
@@ -51,7 +51,7 @@ def test_folds_test_each_image_once_also_after_an_interruption(images, tmp_path,
         assert sorted(split_of) == ids
         held_out = {id for id in ids if split_of[id] == "test"}
         assert held_out == {id for id in ids if fold_of[id] == fold}
-    assert result.evaluation == json.loads((run / "eval.json").read_text())
+    assert result.evaluation == read_json(run / "eval.json")
     assert result.evaluation["num_examples"] == len(ids) == 19
     assert result.evaluation["accuracy"] == np.mean([row["correct"] == "1" for row in tested])
     assert result.model is None

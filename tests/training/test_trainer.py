@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import re
 import shutil
 import signal
@@ -35,6 +34,7 @@ from vggjax.models.convnets import find_arch
 from vggjax.training import prepare, trainer
 from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run
+from vggjax.training.run_dir.checked_json import read_json
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import load_model, load_run_result
@@ -162,7 +162,7 @@ def test_a_bug_in_the_report_does_not_cost_the_result(whole, monkeypatch, capsys
     monkeypatch.setattr(api, "write_report", write_report)
     result = fit(whole.config)
     assert result.report is None and result.model is not None
-    assert result.evaluation == json.loads((whole.workdir / "eval.json").read_text())
+    assert result.evaluation == read_json(whole.workdir / "eval.json")
     stderr = capsys.readouterr().err
     assert "Traceback" in stderr and "ZeroDivisionError: a bug" in stderr
     words = [f"--{name}={getattr(whole.config, name)}" for name in ("dataset", "workdir", "weights",

@@ -7,7 +7,6 @@ named and left out. A cross-validation has one eval.json and predictions.csv ove
 """
 
 import functools
-import json
 import platform
 import time
 import zipfile
@@ -34,6 +33,7 @@ from vggjax.evaluation import multilabel
 from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
 from vggjax.evaluation.other_data import open_evaluation
 from vggjax.training.config import Config
+from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, read_info
 from vggjax.training.step import make_predict_step
@@ -118,7 +118,7 @@ def evaluate_split(
         predictions, split, ids=ids, class_names=class_names, thresholds=thresholds
     )
     write_text(run.workdir / f"predictions{suffix}.csv", text)
-    _write_result(run.workdir / f"eval{suffix}.json", result)
+    write_json(run.workdir / f"eval{suffix}.json", result)
     print_summary(result)
     return result, predictions
 
@@ -214,7 +214,7 @@ def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
     eval.json: the keys of a single run's, and `folds`.
     """
     folders = fold_folders(workdir, config)
-    results = [json.loads((path / "eval.json").read_text(encoding="utf-8")) for path in folders]
+    results = [read_json(path / "eval.json") for path in folders]
     names, is_multilabel = results[0]["class_names"], config.task == "multilabel"
     metric = "mAP" if is_multilabel else "accuracy"
     keys = ("num_examples", "loss", metric, f"{metric}_interval")
@@ -232,7 +232,7 @@ def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
         **{key: results[-1][key] for key in kept},
     }
     write_text(workdir / "predictions.csv", _join_predictions(folders))
-    _write_result(workdir / "eval.json", pooled)
+    write_json(workdir / "eval.json", pooled)
     print_summary(pooled)
     return pooled
 
@@ -327,10 +327,6 @@ def _join_predictions(folders: list[Path]) -> str:
         joined += [] if joined else [header]
         joined += [[image_id, folder.name, *rest] for image_id, _, *rest in rows]
     return "".join(map(csv_line, joined))
-
-
-def _write_result(path: Path, result: dict[str, Any]) -> None:
-    write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def _with_data(run: RunResult | str | Path) -> RunResult:

@@ -6,7 +6,6 @@ A file that is missing or damaged raises `ConfigError` with the command that wri
 
 import csv
 import itertools
-import json
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import SplitPredictions, predict_split, read_probabilities
 from vggjax.evaluation.multilabel import COLUMNS
 from vggjax.training.config import Config, read_config
+from vggjax.training.run_dir.checked_json import read_json
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import RunResult
@@ -202,7 +202,7 @@ def best_epoch(rows: list[dict[str, Any]], monitor: str) -> float | None:
 
 def _read_json(path: Path, workdir: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except OSError:
         raise ConfigError(
             f"{printable(path)} is missing, so there is nothing to report yet. Finish the "

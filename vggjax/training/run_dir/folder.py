@@ -7,7 +7,6 @@ settings and data resumes it and any other is refused.
 import csv
 import dataclasses
 import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, splits_text
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.training.config import Config, read_config
+from vggjax.training.run_dir.checked_json import read_json, write_json
 
 RATE_FILE, RATE_PLOT = "lr-find.json", "lr-find.png"
 _EARLY_FILES = ("data.json", SPLITS_FILE, ".lock", RATE_FILE)
@@ -129,7 +129,7 @@ def make_workdir(
                 "duplicates": duplicates or {},
                 "splits_sha256": _sha256(text.encode("utf-8", "surrogateescape")),
             }
-            write_text(workdir / "data.json", json.dumps(facts, indent=2) + "\n")
+            write_json(workdir / "data.json", facts)
         # Also over an older one, so that the settings that may differ on resuming are current.
         write_text(workdir / "config.json", config.to_json())
     except OSError as error:
@@ -186,7 +186,7 @@ def read_data_facts(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         if not {"fingerprint", "class_names", "splits_sha256"} <= facts.keys():
             raise ValueError("keys are missing")
     except (OSError, ValueError, AttributeError):

@@ -16,19 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax.atomic import write_text
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.quality.duplicates import Duplicates
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, read_splits
 from vggjax.errors import ConfigError, VggjaxError, WeightsError, printable
+from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
 from vggjax.models.network import Network
 from vggjax.models.params import Weights, assign, extract
 from vggjax.training.config import Config, read_config
+from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.folder import check_data, known_data_facts, read_data_facts
-from vggjax.weights.weight_file import read_weights, write_weights
+from vggjax.weights.weight_file import WeightFile, write_weights
 
 T = TypeVar("T")
 
@@ -50,6 +51,23 @@ class ModelInfo:
     thresholds: tuple[float, ...] = ()
     """With `multilabel`, the probability from which on each class is predicted: the one with the
     highest F1 on the validation split."""
+    weights_sha256: str = ""
+    """The SHA-256 of `model.safetensors`; empty from versions that did not write it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a model's description.
+
+        Raises:
+            TypeError, ValueError: a field has another type, or does not fit the others.
+            VggjaxError: an unknown network or an invalid head.
+        """
+        names = self.class_names
+        if not all(isinstance(name, str) for name in (self.arch, self.head, *names)):
+            raise TypeError("the network, the head and the class names must be text")
+        if self.is_multilabel and len(self.thresholds) != len(names):
+            raise ValueError("it needs a threshold for each class")
+        find_arch(self.arch)
+        Head.parse(self.head).for_classes(len(names), multilabel=self.is_multilabel)
 
     @property
     def is_multilabel(self) -> bool:
@@ -67,8 +85,10 @@ def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> Network:
     metadata["image_size"] = str(info.preprocessing.image_size)
     metadata["class_names"] = json.dumps(info.class_names)
     metadata |= {name: printable(value) for name, value in info.provenance.items()}
-    write_weights(workdir / "model.safetensors", weights, metadata=metadata)
-    write_text(workdir / "model.json", json.dumps(asdict(info), indent=2) + "\n")
+    path = workdir / "model.safetensors"
+    write_weights(path, weights, metadata=metadata)
+    info = replace(info, weights_sha256=WeightFile(path).digests.sha256)
+    write_json(workdir / "model.json", asdict(info))
     return assemble_model(info, weights)
 
 
@@ -79,7 +99,15 @@ def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
         WeightsError: there is no finished model, or it is damaged.
     """
     info = read_info(workdir)
-    return assemble_model(info, read_weights(Path(workdir) / "model.safetensors")), info
+    file = WeightFile(Path(workdir) / "model.safetensors")
+    if info.weights_sha256 and file.digests.sha256 != info.weights_sha256:
+        raise WeightsError(
+            f"{printable(file.path)} is not the file that the training wrote: its SHA-256 is "
+            f"{file.digests.sha256}, and model.json has {info.weights_sha256}. Restore the run "
+            "folder from a copy, or train again.",
+            code="E_DIGEST",
+        )
+    return assemble_model(info, file.read()), info
 
 
 def assemble_model(info: ModelInfo, weights: Weights) -> Network:
@@ -109,17 +137,14 @@ def read_info(workdir: str | Path) -> ModelInfo:
             "interrupted, run the same train command with this `workdir` again; it resumes."
         )
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
         fields["class_names"] = tuple(fields["class_names"])
         fields["thresholds"] = tuple(fields.get("thresholds", ()))
-        info = ModelInfo(**fields)
-        Head.parse(info.head)
-        if info.is_multilabel and len(info.thresholds) != len(info.class_names):
-            raise ValueError("it needs a threshold for each class")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{printable(path)} is damaged: {error}.") from None
-    return info
+        return ModelInfo(**fields)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, VggjaxError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise WeightsError(f"{printable(path)} is damaged: {reason}.") from None
 
 
 @dataclass(frozen=True)
