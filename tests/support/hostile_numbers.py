@@ -105,6 +105,9 @@ case("pickle with eval", ".pkl", "E_CODE", "eval")(lambda: pickled(Evil(eval, "1
 case("pickle of jax", ".pkl", "E_CODE", "jax.tree.map")(
     lambda: b"\x80\x02cjax._src.array\n_reconstruct_array\n."
 )
+case("pickle of Flax", ".pkl", "E_CODE", "to_state_dict")(
+    lambda: b"\x80\x02cflax.core.frozen_dict\nFrozenDict\n}\x85R."
+)
 case("half of a pickle", ".pkl", "E_FORMAT", "damaged")(lambda: pickled()[: len(pickled()) // 2])
 case("pickle without arrays", ".pkl", "E_FORMAT", "without arrays")(lambda: pickle.dumps({"a": 1}))
 case("pickle with a huge count", ".pkl", "E_FORMAT")(
@@ -230,6 +233,7 @@ for name, ending, what, content in (
     ("a checkpoint's graph", ".ckpt-1000.meta", "bad.ckpt-1000'", b"\n\x10" + bytes(50)),
     ("torch index", ".bin.index.json", "torch.load", b'{"weight_map": {"a": "m-1.bin"}}'),
     ("Keras index", ".weights.json", "load_weights", b'{"weight_map": {"/a": ["m_0.h5"]}}'),
+    ("tar", ".tar.gz", "tarfile -e", b"\x1f\x8b\x08" + bytes(50)),
     ("frozen graph", ".pb", "GraphDef", b"\n\x10" + bytes(50)),
     ("msgpack without an ending", "", "msgpack_restore", b"\x81\xa6params\x80"),
     ("msgpack", ".msgpack", "msgpack_restore", b"\x81\xa6params\x80"),

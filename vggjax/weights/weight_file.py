@@ -33,7 +33,7 @@ from vggjax.weights.digests import (
     expected_sha256,
     file_digests,
 )
-from vggjax.weights.foreign import refuse_foreign, refuse_foreign_path
+from vggjax.weights.foreign import refuse_foreign, refuse_foreign_path, refuse_zip
 from vggjax.weights.hdf5.unpack import signature_start
 from vggjax.weights.keras.read import parse_keras
 from vggjax.weights.keras.write import write_keras, write_legacy_h5, write_weights_h5
@@ -285,6 +285,8 @@ def _kind(path: Path) -> Kind:
         if start.startswith(b"PK\x03\x04"):
             with open_archive(file) as archive:
                 names = archive.namelist()
+            if not is_torch_archive(names) and "model.weights.h5" not in names:
+                refuse_zip(path, names)
             return "torch" if is_torch_archive(names) else "npz" if is_npz(names) else "keras"
         if is_safetensors(start):  # its length may look like the first bytes of a pickle
             return "safetensors"

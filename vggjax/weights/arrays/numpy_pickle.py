@@ -78,8 +78,8 @@ class _ArrayUnpickler(Unpickler):
         except WeightsError:
             raise WeightsError(
                 f"its pickle holds code, {printable(f'{module} {name}')[:80]!r}; none of it was "
-                f"run. If you trust it, load it where it was created and pickle plain arrays, "
-                f"jax.tree.map(numpy.asarray, params).",
+                f"run. If you trust it, load it where it was created and pickle plain dicts of "
+                f"arrays: jax.tree.map(numpy.asarray, flax.serialization.to_state_dict(params)).",
                 code="E_CODE",
             ) from None
 
