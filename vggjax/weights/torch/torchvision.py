@@ -98,7 +98,7 @@ def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
     top: dict[str, str] = {}
     try:
         if in_top:
-            raise WeightsError("it has modules of other names")
+            raise WeightsError("it has modules of other names", code="E_UNEXPECTED")
         top = _top_layers(modules)
         plan |= _plan_layers(modules, top, width=_width(plan))
     except WeightsError as error:
