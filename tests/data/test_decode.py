@@ -409,7 +409,9 @@ JPEG = encode(smooth(256, 256), "JPEG")
 BAD = {
     "empty": (b"", "empty file"),
     "text": (b"hello, I am text\n" * 20, "not an image"),
-    "html": (b"<!DOCTYPE html><html>404</html>" * 9, "not an image"),
+    "html": (b"<!DOCTYPE html><html>404</html>" * 9, "not an image: a web page"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not an image.*Git LFS"),
+    "zip": (b"PK\x03\x04" + b"\0" * 99, "not an image: a ZIP archive"),
     "half_jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
     "half_png": (encode(noise(), "PNG")[:3000], "truncated"),
     "jpeg_start": (JPEG[:20], "corrupt|truncated"),

@@ -194,11 +194,34 @@ def test_empty_classes_are_listed(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_a_file_that_is_not_a_folder_is_refused(tmp_path):
-    archive = tmp_path / "flowers.zip"
-    archive.write_bytes(b"PK")
-    with pytest.raises(DataError, match="is a file, not a folder. If it is an archive, unpack it"):
-        open_source(str(archive))
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("flowers.zip", "Unpack the archive"),
+        ("labels.XLSX", "Save the spreadsheet as a CSV"),
+        ("data.yaml", "Give the folder with the images"),
+        ("metadata.jsonl", "Write the labels as a CSV"),
+        ("pneumonia.npz", "Arrays are not read: save each image as a file"),
+        ("train.tfrecord-00000-of-00002", "Records are not read"),
+        ("train-images-idx3-ubyte.gz", "Give a well-known dataset by its name: mnist"),
+        ("flowers", "If it is an archive, unpack it"),
+    ],
+)
+def test_a_file_that_is_no_dataset_is_refused_with_the_way_out(tmp_path, name, way_out):
+    file = tmp_path / name
+    file.write_bytes(b"x")
+    with pytest.raises(DataError, match=f"is a file, not a folder. {way_out}"):
+        open_source(str(file))
+    if name != "flowers":  # neither is a folder of such files
+        with pytest.raises(DataError, match=rf"no class folders. It has 1 \..*. {way_out}"):
+            open_source(str(tmp_path))
+
+
+def test_the_files_of_tfds_are_named(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "x-train.tfrecord-00000-of-00001").write_bytes(b"x")
+    with pytest.raises(DataError, match="that tfds prepared: give its tfds name"):
+        open_source(str(tmp_path))
 
 
 def test_a_damaged_image_raises_its_reason_when_read_and_not_before(tmp_path):

@@ -100,12 +100,6 @@ def test_a_table_may_be_in_a_folder_beside_the_images(tmp_path):
     assert found.read(3).pixels[0, 0, 0] == 21
 
 
-def test_a_spreadsheet_is_named_with_the_way_out(tmp_path):
-    (tmp_path / "labels.XLSX").write_bytes(b"PK")
-    with pytest.raises(DataError, match="is a spreadsheet. Save it as a CSV"):
-        open_source(str(tmp_path / "labels.XLSX"))
-
-
 @pytest.mark.parametrize(("table", "folder"), [("trainLabels", "train"), ("test_truth", "test")])
 def test_the_folder_of_the_tables_split_decides_between_equal_names(tmp_path, table, folder):
     put_flat(tmp_path, *(f"{top}/{i}.png" for top in ("train", "test") for i in range(6)))

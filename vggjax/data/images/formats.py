@@ -51,6 +51,13 @@ _SIGNATURES = {
 }
 """Format -> how its files begin; the first that matches counts."""
 
+_OTHER_CONTENT = {
+    "a web page, which a failed download leaves": rb"\s*<(?:!doctype html|html)",
+    "a Git LFS pointer, which `git lfs pull` replaces by the image": rb"version https://git-lfs",
+    "a ZIP archive": rb"PK\x03\x04",
+}
+"""What files with an image's name may hold instead -> how it begins, in any case."""
+
 _COMPILED = {name: re.compile(start, re.DOTALL) for name, start in _SIGNATURES.items()}
 
 
@@ -107,7 +114,8 @@ def unidentified_reason(data: bytes) -> str:
     """Return why bytes that Pillow does not identify are no usable image."""
     name = _identify(data)
     if name is None:
-        return "not an image"
+        contents = (what for what, start in _OTHER_CONTENT.items() if re.match(start, data, re.I))
+        return ": ".join(["not an image", *contents])
     if name == "AVIF":
         return "unsupported format (AVIF): this Pillow was built without it; save it as JPEG or PNG"
     if name in FORMATS:

@@ -32,6 +32,7 @@ from vggjax.data.sources.layout import (
     split_named,
 )
 from vggjax.data.sources.listing import (
+    ARCHIVES,
     by_ending,
     describe_endings,
     has_image,
@@ -40,6 +41,7 @@ from vggjax.data.sources.listing import (
     list_tree,
     sort_out,
     visible,
+    way_out_of,
 )
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import (
@@ -52,7 +54,6 @@ from vggjax.data.sources.source import (
 from vggjax.errors import DataError, join_names, nearest_name, printable
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _TABLES = (".csv", ".tsv")
 _USUAL_SPLITS = ("", "train", "validation", "val", "valid", "test")
 
@@ -70,10 +71,8 @@ def scan_folder(folder: str | os.PathLike[str], options: DatasetOptions = DEFAUL
     if root.is_dir():
         return _Scanner(root, options).scan()
     if root.exists():
-        raise DataError(
-            f"{printable(root)} is a file, not a folder. If it is an archive, unpack it and give "
-            f"the folder. {_LAYOUT}"
-        )
+        way_out = way_out_of([root.name]) or "If it is an archive, unpack it."
+        raise DataError(f"{printable(root)} is a file, not a folder. {way_out} {_LAYOUT}")
     near = nearest_path(root, Path.is_dir)
     suggestion = f" Did you mean {near!r}?" if near else ""
     raise DataError(f"There is no folder '{printable(root)}'.{suggestion} {_LAYOUT}")
@@ -242,7 +241,7 @@ class _Scanner:
         """Collect the images of all class folders in a folder; return the classes' names."""
         below = self._enter(folder, split, train) if split else folder
         top = self.root / below
-        names, images, _ = self._list_top(below)
+        names, images, rest = self._list_top(below)
         if split == UNLABELED or (split in ("val", "test") and images and not names):
             self._add_unlabeled(folder)
             return []
@@ -251,7 +250,7 @@ class _Scanner:
             self.loose += images
         else:
             content = "images but no class folders" if images else "no class folders"
-            hint = self._suggest_labels(images) if images else ""
+            hint = self._suggest_labels(images) if images else self._describe_rest(rest)
             self.faults.append(f"{printable(top)} has {content}.{hint} {_LAYOUT}")
         others = {name: self._scan_class(below, name, split) for name in names}
         filled = {file.label for file in self.files if file.split == split}
@@ -264,6 +263,14 @@ class _Scanner:
         elif split in ("", "train"):
             self._observe_level(below, split)
         return names
+
+    def _describe_rest(self, files: list[str]) -> str:
+        """Describe the files of a folder without images, with what can be done with them."""
+        if not files:
+            return ""
+        if any(PurePosixPath(name).name == "dataset_info.json" for name in files):
+            return " It is a dataset that tfds prepared: give its tfds name, and `data_dir`."
+        return f" It has {describe_endings(self.root, files)}. {way_out_of(files)}".rstrip()
 
     def _enter(self, folder: str, split: str, train: list[str]) -> str:
         """Return the folder with the class folders: often `folder`, or the only folder in it."""
@@ -359,7 +366,8 @@ class _Scanner:
                 return  # one folder holds the images of all classes, the others lists of them
         way_out = "Fill or delete them."
         if has_others:
-            way_out = "Move them away if they are no classes."
+            names = [path for files in others.values() for path in files]
+            way_out = f"Move them away if they are no classes. {way_out_of(names)}".rstrip()
         if has_pictures:
             way_out = "Save their images as JPEG or PNG."
         self.faults.append(
@@ -417,7 +425,7 @@ class _Scanner:
         """Note the skipped files, sorted, as the disk's order is arbitrary."""
         for paths in (self.hidden, self.loose, self.others):
             paths.sort()
-        archives = [name for name in self.others if name.lower().endswith(_ARCHIVES)]
+        archives = [name for name in self.others if name.lower().endswith(ARCHIVES)]
         for names, noun, remark in (
             (self.hidden, "hidden folder", ""),
             (self.loose, "image", self._describe_loose()),

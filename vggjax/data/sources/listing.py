@@ -6,6 +6,7 @@ into the same folder.
 """
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,27 @@ _SYSTEM_FOLDERS = {
     *("__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information"),
     *("@eaDir", "#recycle"),  # of a Synology disk station, with thumbnails in the first
 }
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+_WAYS_OUT = {
+    ("-ubyte", "-ubyte.gz", "data_batch_1"): (
+        "Give a well-known dataset by its name: mnist, fashion_mnist, cifar10, cifar100."
+    ),
+    ARCHIVES: "Unpack the archive and give the folder that it makes.",
+    (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"): (
+        "Save the spreadsheet as a CSV, in UTF-8, and give that."
+    ),
+    (".yaml", ".yml"): "Give the folder with the images that it describes.",
+    (".json", ".jsonl", ".xml", ".lst"): "Write the labels as a CSV with the columns path,label.",
+    (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".bin"): (
+        "Arrays are not read: save each image as a file, FOLDER/<class>/<number>.png."
+    ),
+    (".tfrecord", ".tfrecords", ".tfrec", ".rec", ".parquet", ".arrow", ".lmdb", ".mdb"): (
+        "Records are not read: save each image as a file, FOLDER/<class>/<number>.png."
+    ),
+    ENDINGS: "To classify a single image, use vggjax predict.",
+}
+"""Endings of files that are no dataset -> the way out."""
 
 
 def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -98,6 +120,14 @@ def describe_endings(root: Path, files: Iterable[str]) -> str:
         text = f"{len(paths):,} {printable(ending)}"
         texts.append(f"{text} ({content})" if content else text)
     return ", ".join(texts)
+
+
+def way_out_of(names: Iterable[str]) -> str:
+    """Return how to make a dataset of files that are none; empty if their names do not tell."""
+    plain = [re.sub(r"(\.tfrecord)-.*", r"\1", name.lower()) for name in names]
+    return next(
+        (way for ends, way in _WAYS_OUT.items() if any(n.endswith(ends) for n in plain)), ""
+    )
 
 
 def _size(path: str) -> int:

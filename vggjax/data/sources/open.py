@@ -27,10 +27,9 @@ from vggjax.data.sources.source import (
     number_groups,
 )
 from vggjax.data.sources.tfds import is_tfds_name, open_tfds, tfds_names
-from vggjax.errors import ConfigError, DataError, nearest_name, printable
+from vggjax.errors import ConfigError, DataError, nearest_name
 
 _GROUP_WORDS = ("patient", "subject", "case", "lesion", "video", "participant", "clip", "donor")
-_SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 def open_source(
@@ -68,10 +67,6 @@ def scan_source(
     if is_csv(dataset):
         options.check_only(CSV_OPTIONS, "a CSV")
         return _group_by_name(scan_csv(dataset, options), options)
-    if dataset.lower().endswith(_SPREADSHEETS) and os.path.isfile(os.path.expanduser(dataset)):
-        raise DataError(
-            f"{printable(dataset)} is a spreadsheet. Save it as a CSV, in UTF-8, and give that."
-        )
     is_path = dataset.startswith((".", "~", "/", os.sep)) or "\\" in dataset
     if is_path or os.path.exists(dataset):
         options.check_only(FOLDER_OPTIONS, "a folder")
