@@ -1,8 +1,10 @@
 """Write files whole or not at all, and check where a user wants one."""
 
 import contextlib
+import errno
 import glob
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,16 +20,21 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
 
     The temporary file is hidden and lies beside `path`. If the block raises, it is removed and
     `path` stays as it was. What a killed process left for the same `path` is removed after an hour.
+    A file that is replaced keeps its mode. Only a regular file is: a link, a device or a pipe would
+    be lost, and is refused.
 
     Args:
         path: the file to write.
-        sync: flush the contents to the disk first, so that not even a power failure leaves a
-            truncated file at `path`.
+        sync: flush the contents to the disk first, and its folder's entry after, so that not even a
+            power failure leaves a truncated file at `path`.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
+    mode = path.lstat().st_mode if os.path.lexists(path) else None
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OSError(errno.EEXIST, f"{_kind_of(mode)} is in the way", str(path))
     _remove_stale(path)
     # Unique, so that neither another process nor another thread writes to the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.part")
@@ -36,7 +43,11 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
         if sync:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(temporary, stat.S_IMODE(mode))
         os.replace(temporary, path)
+        if sync:
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,18 +62,53 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def check_output_file(path: str | Path, *, field: str, endings: Iterable[str] = ()) -> Path:
-    """Return the path of a file that the setting `field` names.
+RUN_FILES = frozenset(
+    "config.json data.json splits.csv log.jsonl eval.json predictions.csv probabilities.npz "
+    "model.json model.safetensors report.html".split()
+)
+"""The files of a run folder, which only the run's own commands write."""
+
+
+def check_output_file(
+    path: str | Path,
+    *,
+    field: str,
+    endings: Iterable[str] = (),
+    inputs: Iterable[Path] = (),
+    stream: bool = False,
+) -> Path:
+    """Return the path of a file that the setting `field` names, if it can be written.
+
+    Args:
+        path: the file.
+        field: the setting, for the error.
+        endings: those that the name may have; none allows all.
+        inputs: files that the same command reads.
+        stream: whether a device or a pipe will do, such as /dev/stdout.
 
     Raises:
-        ConfigError: it is a folder, its folder does not exist, or it has none of the `endings`.
+        ConfigError: it is a folder or anything but a regular file, its folder does not exist or
+            cannot be written to, it has none of the `endings`, it is one of the `inputs`, or it is
+            a run's own file.
     """
     path = Path(path).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"`{field}` must be a file in an existing folder; got {printable(path)}.")
+    if stream and path.exists() and not path.is_file():
+        return path
     if endings and path.suffix.lower() not in endings:
         choices = ", ".join(endings)
         raise ConfigError(f"`{field}` must end in {choices}; got {printable(path.name)!r}.")
+    mode = path.lstat().st_mode if os.path.lexists(path) else None
+    if mode is not None and not stat.S_ISREG(mode):
+        target = f" to {printable(path.resolve())}; give that" if path.is_symlink() else ""
+        raise ConfigError(f"`{field}` {printable(path)} is {_kind_of(mode)}{target}.")
+    if mode is not None and any(path.samefile(other) for other in inputs if other.exists()):
+        raise ConfigError(f"`{field}` {printable(path)} is also read; give another file.")
+    if path.name in RUN_FILES and (path.parent / "config.json").is_file():
+        raise ConfigError(f"`{field}` {printable(path)} is a file of a run; give another file.")
+    if not os.access(path.parent, os.W_OK) or (mode is not None and not os.access(path, os.W_OK)):
+        raise ConfigError(f"`{field}` {printable(path)} cannot be written: permission denied.")
     return path
 
 
@@ -73,10 +119,24 @@ def write_output(path: Path, data: bytes) -> None:
         ConfigError: it cannot be written.
     """
     try:
-        with atomic_write(path) as temporary:
+        with atomic_write(path, sync=True) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"Cannot write {printable(path)}: {error.strerror or error}.") from None
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+    return kinds.get(stat.S_IFMT(mode), "a device or socket")
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # a system that cannot, as Windows
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _remove_stale(path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from support.apart import command
 from support.hostile_layers import tiny_weights
 
-from vggjax.atomic import atomic_write, write_text
+from vggjax.atomic import atomic_write, check_output_file, write_text
+from vggjax.errors import ConfigError
 from vggjax.weights.weight_file import read_weights, write_weights
 
 
@@ -107,3 +108,51 @@ def test_a_conversion_that_is_killed_or_finds_the_disk_full_leaves_the_old_file(
         os.utime(temporary, (0, 0))
     write_weights(dst, read_weights(src))
     assert names(tmp_path) == {"src.h5", dst.name}
+
+
+def test_a_replaced_file_keeps_its_mode(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "old")
+    path.chmod(0o640)
+    write_text(path, "new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    before = names(tmp_path)
+    for name, kind in (
+        ("link", "link"),
+        ("dangling", "link"),
+        ("pipe", "pipe"),
+        ("folder", "fold"),
+    ):
+        with pytest.raises(OSError, match=kind):
+            write_text(tmp_path / name, "new")
+        with pytest.raises(ConfigError, match=kind):
+            check_output_file(tmp_path / name, field="out")
+    assert names(tmp_path) == before and (tmp_path / "file").read_text() == "old"
+    assert check_output_file(tmp_path / "pipe", field="csv", stream=True).name == "pipe"
+
+
+def test_an_output_is_no_input_and_no_file_of_a_run(tmp_path):
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"")
+    with pytest.raises(ConfigError, match="`csv` .*a.jpg is also read"):
+        check_output_file(tmp_path / "." / "a.jpg", field="csv", inputs=[image])
+    assert check_output_file(tmp_path / "model.json", field="out").name == "model.json"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="model.json is a file of a run"):
+        check_output_file(tmp_path / "model.json", field="out")
+    assert check_output_file(tmp_path / "b.csv", field="csv", inputs=[image]).name == "b.csv"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match="permission denied"):
+        check_output_file(tmp_path / "a.csv", field="csv")

@@ -70,11 +70,13 @@ def predict_command(
         raise ConfigError(f"`top` must be above 0; got {top}.")
     if probabilities and csv is None and not json:
         raise ConfigError("`probabilities` needs `csv` or `json`, which they are written to.")
-    path = None if csv is None else check_output_file(csv, field="csv")
+    path = None if csv is None else check_output_file(csv, field="csv", stream=True)
     sorter = None if sort_into is None else Sorter(sort_into)
     files = find_images(patterns, outside=sort_into)
     if all(files.values()):
         raise _nothing_usable(files)
+    if path is not None:
+        check_output_file(path, field="csv", inputs=files, stream=True)
     classifier = _open_model(workdir, weights, model, expect_sha256)
     multilabel, table = classifier.info.is_multilabel, None
     if sorter is not None and multilabel:

@@ -71,9 +71,9 @@ class ResultTable:
         Raises:
             ConfigError: the file has other columns, or rows that are not this model's.
         """
-        if not self.path.exists():
+        if not self.path.is_file():  # new, or a device or a pipe
             return
-        data = self.path.read_bytes() if self.path.is_file() else b"\n"
+        data = self.path.read_bytes()
         if self._pending.encode().startswith(data):  # a kill within the first line, or empty
             self.path.unlink()
             return
