@@ -105,7 +105,7 @@ class Rendering(NamedTuple):
         """Return what is not the default, ", transparency over black" say, or nothing."""
         text = "" if self.background == "white" else f", transparency over {self.background}"
         if self.pixel_range is not None:
-            text += f", deep pixels from {self.pixel_range[0]} to {self.pixel_range[1]}"
+            text += f", pixels from {self.pixel_range[0]:g} to {self.pixel_range[1]:g}"
         return text
 
 

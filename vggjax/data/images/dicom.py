@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 WINDOW, INVERTED = "window of the DICOM file applied", "inverted DICOM image (MONOCHROME1)"
-BITS = "DICOM without a window scaled to 8 bits"
+BITS = "DICOM scaled to 8 bits"
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 """The transfer syntax that packs the whole file: its size is unknown before it is unpacked."""
