@@ -96,6 +96,20 @@ def test_split_folders_with_other_words_are_known_by_their_classes(tmp_path):
     assert open_source(str(tmp_path / "cats")).class_names == ("cats", "cats-test")
 
 
+def test_links_in_a_circle_end(tmp_path):
+    tree(tmp_path, {"train/a": 2, "train/b": 2})
+    for name in ("test", "docs", "wrapped/one"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "again").symlink_to(tmp_path / name)
+    (tmp_path / "test" / "test").symlink_to(tmp_path / "test")
+    (tmp_path / "test" / "again").unlink()
+    with pytest.raises(DataError, match="test has"):
+        open_source(str(tmp_path))
+    put_flat(tmp_path, "wrapped/one/1.png")
+    with pytest.raises(DataError, match="only one class, 'one'"):
+        open_source(str(tmp_path / "wrapped"))
+
+
 def test_a_single_class_in_a_split_folder_is_not_entered(tmp_path):
     tree(tmp_path, {"train/a/x": 2, "train/b/y": 2, "val/a/x": 1, "test/b/y": 1})
     assert open_source(str(tmp_path)).class_names == ("a", "b")

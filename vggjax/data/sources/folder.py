@@ -12,8 +12,8 @@ folder. Hidden files, `__MACOSX`, files that are not images and images next to t
 are skipped; `Source.notes` mentions those that a user might miss.
 """
 
+import itertools
 import os
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
@@ -28,6 +28,7 @@ from vggjax.data.sources.layout import (
     find_split_folders,
     first_groups,
     is_unlabeled,
+    nearest_class,
     says_nothing,
     split_named,
 )
@@ -35,6 +36,7 @@ from vggjax.data.sources.listing import (
     ARCHIVES,
     by_ending,
     describe_endings,
+    filled_folders,
     has_image,
     list_folder,
     list_subfolders,
@@ -51,7 +53,7 @@ from vggjax.data.sources.source import (
     make_file_source,
     nearest_path,
 )
-from vggjax.errors import DataError, join_names, nearest_name, printable
+from vggjax.errors import DataError, join_names, printable
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
 _TABLES = (".csv", ".tsv")
@@ -59,6 +61,10 @@ _USUAL_SPLITS = ("", "train", "validation", "val", "valid", "test")
 
 MAX_PASSED_OVER = 0.05
 """The fraction of a folder's image files in other formats from which they are a problem."""
+
+
+MAX_WRAPPERS = 5
+"""How many folders with a single folder in them are entered: links may lead in a circle."""
 
 
 def scan_folder(folder: str | os.PathLike[str], options: DatasetOptions = DEFAULT_OPTIONS) -> Scan:
@@ -141,7 +147,7 @@ class _Scanner:
         if others and not ("train" in words and len(splits) > 1):
             return []
         self._refuse_others(others, [name for name in splits if splits[name] != UNLABELED])
-        for split in {*words}:
+        for split in dict.fromkeys(words):
             same = [name for name in splits if splits[name] == split]
             if len(same) > 1:
                 self.faults.append(
@@ -197,7 +203,7 @@ class _Scanner:
         for split, names in class_names.items():
             extra = [name for name in names if name not in train]
             if extra and train:
-                near = [(name, _nearest_class(name, train)) for name in extra]
+                near = [(name, nearest_class(name, train)) for name in extra]
                 hints = [f"{name!r} may be {other!r}" for name, other in near if other]
                 hint = f" {join_names(hints, most=5)}." if hints else ""
                 self.faults.append(
@@ -207,8 +213,11 @@ class _Scanner:
 
     def _add_single_class(self, name: str) -> None:
         inside = self.root / name  # the top folder of an unpacked archive?
-        while len(folders := _filled_folders(inside)) == 1:
-            inside /= folders[0]
+        folders = filled_folders(inside)
+        for _ in range(MAX_WRAPPERS):
+            if len(folders) == 1:
+                inside /= folders[0]
+                folders = filled_folders(inside)
         if len(folders) > 1:
             suggestion = f" Did you mean {printable(inside)!r}?"
         else:
@@ -274,11 +283,11 @@ class _Scanner:
 
     def _enter(self, folder: str, split: str, train: list[str]) -> str:
         """Return the folder with the class folders: often `folder`, or the only folder in it."""
-        while True:
+        for _ in range(MAX_WRAPPERS):
             names, files = list_folder(self.root / folder)
             names = visible(names)
             if len(names) != 1 or names[0] in train or sort_out(files)[0]:
-                return folder
+                break
             inner = _join(folder, names[0])
             inside = list_subfolders(self.root / inner)
             # Without folders, or with others than train has, it may be a class itself.
@@ -288,8 +297,9 @@ class _Scanner:
                 and not says_nothing(names[0])
                 and names[0] != PurePosixPath(folder).name
             ):
-                return folder
+                break
             folder = inner
+        return folder
 
     def _scan_class(self, below: str, class_name: str, split: str) -> list[str]:
         """Collect a class's images, sorted by path; return the paths of its other files."""
@@ -357,7 +367,7 @@ class _Scanner:
             for name, files in others.items()
         ]
         has_others = any(others.values())
-        has_pictures = any(path in self.passed_over for files in others.values() for path in files)
+        has_pictures = not {*self.passed_over}.isdisjoint(itertools.chain(*others.values()))
         if len(filled) == 1:
             (name,) = filled
             is_all = says_nothing(name) or len(list_subfolders(top / name)) > 1
@@ -468,24 +478,6 @@ def _label_tables(files: Iterable[Path]) -> str:
         if path.name.lower().endswith(_TABLES) and not is_unlabeled(path.stem)
     ]
     return join_names(dict.fromkeys(tables), most=3)
-
-
-def _filled_folders(top: Path) -> list[str]:
-    """Return the folders with images directly below a folder, which may not exist."""
-    names = list_subfolders(top) if top.is_dir() else []
-    return [name for name in names if has_image(top / name)]
-
-
-def _nearest_class(name: str, names: Iterable[str]) -> str | None:
-    """Return which of `names` is spelled like a class but for signs, zeros, or a few letters."""
-
-    def letters(name: str) -> str:
-        return re.sub(r"(?<!\d)0+(?=\d)|[\W_]", "", name).casefold()
-
-    same = {letters(other): other for other in names}.get(letters(name))
-    if same or re.search(r"\d", name):  # numbered names are all alike
-        return same
-    return nearest_name(name, names, cutoff=0.8)
 
 
 def _join(below: str, name: str) -> str:

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import PurePosixPath
 
 from vggjax.data.sources.source import SPLIT_WORDS
-from vggjax.errors import join_names
+from vggjax.errors import join_names, nearest_name
 
 UNLABELED = "unlabeled"
 """The split of images that are there to be classified, not to be trained on."""
@@ -95,6 +95,18 @@ def first_groups(pattern: str, paths: Iterable[str]) -> list[str]:
     """Return the first group of `pattern` in each file's name without extension; "" for none."""
     matches = [re.search(pattern, PurePosixPath(path).stem) for path in paths]
     return [(match[1] or "") if match else "" for match in matches]
+
+
+def nearest_class(name: str, names: Iterable[str]) -> str | None:
+    """Return which of `names` is spelled like a class but for signs, zeros, or a few letters."""
+
+    def letters(name: str) -> str:
+        return re.sub(r"(?<!\d)0+(?=\d)|[\W_]", "", name).casefold()
+
+    same = {letters(other): other for other in names}.get(letters(name))
+    if same or re.search(r"\d", name):  # numbered names are all alike
+        return same
+    return nearest_name(name, names, cutoff=0.8)
 
 
 Doubt = tuple[bool, str]

@@ -41,7 +41,7 @@ _WAYS_OUT = {
 """Endings of files that are no dataset -> the way out."""
 
 
-def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+def _walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """Walk a folder as os.walk does, links included; a folder that cannot be listed is an error."""
 
     def refuse(error: OSError) -> None:
@@ -50,9 +50,23 @@ def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     return os.walk(top, onerror=refuse, followlinks=True)
 
 
+def _walk_once(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder and its files' names: no hidden folder, no ancestor, and none twice."""
+    parent = Path(os.path.abspath(top)).parent.resolve()
+    entered = {str(folder) for folder in (parent, *parent.parents)}
+    for folder, folders, names in _walk(top):
+        real = os.path.realpath(folder)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = visible(sorted(folders))  # os.walk enters these, in this order
+        yield folder, names
+
+
 def list_folder(top: Path) -> tuple[list[str], list[str]]:
     """Return the names of the folders, hidden ones too, and of the files directly below."""
-    _, folders, files = next(walk(top))
+    _, folders, files = next(_walk(top))
     return sorted(folders), sorted(files)
 
 
@@ -66,18 +80,9 @@ def list_tree(root: Path, below: str) -> tuple[list[tuple[str, int]], list[str]]
 
     Paths are relative to `root`, with `/`. The size of a dangling link is -1.
     """
-    top = root / below
     images: list[tuple[str, int]] = []
     others: list[str] = []
-    parent = Path(os.path.abspath(top)).parent.resolve()
-    entered = {str(folder) for folder in (parent, *parent.parents)}
-    for folder, folders, names in walk(top):
-        real = os.path.realpath(folder)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = visible(sorted(folders))  # os.walk enters these, in this order
+    for folder, names in _walk_once(root / below):
         relative = Path(folder).relative_to(root).as_posix()
         prefix = "" if relative == "." else f"{relative}/"
         here, rest = sort_out(names)
@@ -88,7 +93,13 @@ def list_tree(root: Path, below: str) -> tuple[list[tuple[str, int]], list[str]]
 
 def has_image(top: Path) -> bool:
     """Return whether an image is anywhere below a folder."""
-    return any(sort_out(files)[0] for _, _, files in walk(top))
+    return any(sort_out(files)[0] for _, files in _walk_once(top))
+
+
+def filled_folders(top: Path) -> list[str]:
+    """Return the folders with images directly below a folder, which may not exist."""
+    names = list_subfolders(top) if top.is_dir() else []
+    return [name for name in names if has_image(top / name)]
 
 
 def visible(names: Iterable[str]) -> list[str]:
