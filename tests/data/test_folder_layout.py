@@ -138,7 +138,9 @@ def test_a_class_named_like_a_split_is_asked_about(tmp_path, name):
     assert seen.kind == "layout" and f"Class {name!r} is named like a split" in seen.note
 
 
-@pytest.mark.parametrize("names", [("train", "train_station"), ("valid", "invalid"), ("test1a",)])
+@pytest.mark.parametrize(
+    "names", [("train", "train_station"), ("valid", "invalid"), ("dev", "test1a")]
+)
 def test_classes_that_may_be_split_words_are_not_asked_about(tmp_path, names):
     scan = scan_source(tree(tmp_path, dict.fromkeys((*names, "bus"), 2)))
     assert {*names, "bus"} == {*scan.source.class_names} and scan.observations == ()

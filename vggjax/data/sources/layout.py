@@ -156,7 +156,8 @@ def _doubt_names(folders: _Folders) -> Doubt | None:
 def _is_split_name(name: str) -> bool:
     """Return whether a name is rather a split's than a class's; a train is a vehicle."""
     splits = {*find_split_folders([name]).values()}
-    return bool(splits & {"test", "val", UNLABELED}) and name.lower() != "valid"
+    is_word = name.lower() in ("valid", "dev")
+    return bool(splits & {"test", "val", UNLABELED}) and not is_word
 
 
 def _doubt_content(top: str, folders: _Folders) -> Doubt | None:
