@@ -12,7 +12,13 @@ from support.scenes import saved, scene
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.quality import duplicates
 from vggjax.data.quality.duplicates import Duplicates, find_duplicates
-from vggjax.data.quality.similarity import hash_frequencies, image_signature, is_near_duplicate
+from vggjax.data.quality.similarity import (
+    hash_frequencies,
+    image_signature,
+    is_near_duplicate,
+    turn_frequencies,
+    upright_turns,
+)
 from vggjax.data.sources.open import open_source
 from vggjax.data.sources.source import Source
 from vggjax.errors import DataError
@@ -327,3 +333,22 @@ def test_an_image_is_compared_with_later_ones_of_a_close_hash_in_seconds(count):
         pairs = duplicates._near_pairs(hashes, thumbs, threads)
     assert pairs.tolist() == [[7, count - 1]]
     assert time.process_time() - start < 12  # 2 s for 60,000 on an idle core
+
+
+def test_an_image_is_upright_in_one_turn_unless_it_is_a_close_call():
+    low = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    low[:, 1], low[:, 8] = 9, 5  # brighter on the left, less so at the top
+    for turn in range(8):
+        rows, turns = upright_turns(turn_frequencies(low, turn))
+        assert rows.tolist() == [*range(8)] and len(set(turns.tolist())) == 1
+    low[:, 1] = 0.1 * np.sqrt(np.square(low[:, 1:]).mean(1))  # as bright on the right
+    rows, turns = upright_turns(low)
+    assert np.bincount(rows).tolist() == [2] * 8 and set(turns.tolist()) == {4, 6}
+
+
+def test_near_duplicates_as_they_are_do_not_count_as_turned():
+    low, thumbs = map(
+        np.stack, zip(*map(image_signature, [scene(0), saved(scene(0), 60)]), strict=True)
+    )
+    with duplicates.ThreadPoolExecutor(1) as threads:
+        assert duplicates._turned_pairs(low, thumbs, threads).tolist() == []
