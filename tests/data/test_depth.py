@@ -98,3 +98,14 @@ def test_a_few_outliers_do_not_count_as_the_extent():
         encode(Image.fromarray(marked), "PNG"), Rendering(pixel_range=(0, 1))
     ).extent
     assert low >= 0 and 4000 < high <= 4095
+
+
+@pytest.mark.parametrize("mark", [-9999, -3.4e38, 65535])
+def test_a_number_for_pixels_without_data_does_not_count_as_the_extent(mark):
+    numbers = np.linspace(10, 300, 4096, dtype=np.float32).reshape(64, 64)
+    numbers[:5] = mark
+    image = read_image(tiff(numbers), Rendering(pixel_range=(0, 1)))
+    assert image.extent == pytest.approx((numbers[5, 0], 300))
+    # Two numbers, or a few, may be all that there is.
+    few = np.where(numbers == mark, 0, 65535).astype(np.uint16)
+    assert read_image(tiff(few), Rendering(pixel_range=(0, 1))).extent == (0, 65535)

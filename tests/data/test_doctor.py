@@ -264,3 +264,28 @@ def test_mirrored_and_rotated_copies_are_a_problem_and_leak_between_splits(tmp_p
     assert leak.text == "mirrored or rotated"
     assert {findings.source.ids[i] for i in leak.images} == pairs[1]
     assert not findings.of("label_conflict")
+
+
+@pytest.mark.parametrize(("most", "is_dark"), [(1, True), (9, True), (200, False)])
+def test_images_saved_in_another_range_are_nearly_black(tmp_path, most, is_dark):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        pixels = rng.integers(0, most + 1, (40, 40, 3), np.uint8)
+        put(tmp_path, f"{'ab'[i % 2]}/{i}.png", pixels)
+    findings = examine(str(tmp_path))
+    texts = [entry.text for entry in findings.of("dark")]
+    assert [f"No pixel of any image is above {most} of 255" in text for text in texts] == (
+        [True] if is_dark else []
+    )
+    assert findings.exit_code == (2 if is_dark else 0)
+
+
+def test_what_tells_a_class_apart_without_its_content_is_a_remark(tmp_path):
+    for i in range(10):
+        put(tmp_path, f"covid/{i}.png", scene(i, 64)[..., 0])
+        put(tmp_path, f"normal/{i}.png", scene(20 + i, 64))
+        put(tmp_path, f"other/{i}.png", scene(40 + i, 64 + i))
+    findings = examine(str(tmp_path))
+    (entry,) = findings.of("shortcut")
+    assert entry.text.startswith("All images of class 'covid' are gray, and no others are")
+    assert findings.exit_code == 0

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from vggjax.data.augment.settings import describe
+from vggjax.data.quality.duplicates import dark_notes
 from vggjax.data.splits.slices import looks_like_slices
 from vggjax.data.splits.splits import group_notes, small_val_notes, split_notes
 from vggjax.errors import join_names, printable, with_flags
@@ -169,6 +170,7 @@ def _warnings(run: RunContext) -> list[str]:
     warnings = [*source.notes, *split_notes(source, run.splits)]
     warnings += small_val_notes(source, run.splits)
     warnings += group_notes(source, run.splits)
+    warnings += dark_notes(run.duplicate_groups) if run.duplicate_groups else []
     if source.splits and len(source.splits) == 3 and config.split != Config.split:
         if not looks_like_slices(config.split):
             warnings.append(f"`split` {config.split} is not used: the dataset has its own splits.")

@@ -24,6 +24,10 @@ FLOAT, INTEGER = "float pixels scaled to 8 bits", "integer pixels scaled to 8 bi
 _OUTLIERS = 0.001
 """Share of the pixels at either end that does not count if the others use less than a quarter."""
 
+_GAP, _MIN_VALUES = 4, 16
+"""A number that is so many times the range of the others away from them marks pixels without data,
+as -9999 does; it is then black or white. With fewer different numbers nothing can be told."""
+
 # In Pillow's raw modes; BGR;16 has 16 bits for a whole pixel.
 _SIXTEEN_BITS = re.compile(r"(I|LA?|RGB[AaX]*|CMYK);16")
 
@@ -140,7 +144,15 @@ def _extent(numbers: np.ndarray) -> tuple[float, float]:
     low, high = float(numbers.min()), float(numbers.max())
     sample = numbers.ravel()[:: max(1, numbers.size // 2**14)]
     inner = np.quantile(sample, [_OUTLIERS, 1 - _OUTLIERS]).tolist()
-    return (inner[0], inner[1]) if 0 < inner[1] - inner[0] < (high - low) / 4 else (low, high)
+    if 0 < inner[1] - inner[0] < (high - low) / 4:
+        low, high = inner
+    values = np.unique(sample).astype(np.float64)
+    if len(values) >= _MIN_VALUES:
+        if values[1] - values[0] > _GAP * (values[-1] - values[1]):
+            low = float(values[1])
+        elif values[-1] - values[-2] > _GAP * (values[-2] - values[0]):
+            high = float(values[-2])
+    return low, high
 
 
 def _swapped(rawmode: str) -> str:

@@ -5,7 +5,7 @@ which kinds of findings are problems. Cleaned copies are written by clean.py.
 """
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import PurePosixPath
@@ -14,7 +14,12 @@ import numpy as np
 
 from vggjax.data.images.decode import BLANKS, FLAW
 from vggjax.data.images.formats import format_named, format_of_file
-from vggjax.data.quality.duplicates import Duplicates, find_blank_fault, find_duplicates
+from vggjax.data.quality.duplicates import (
+    Duplicates,
+    dark_notes,
+    find_blank_fault,
+    find_duplicates,
+)
 from vggjax.data.quality.findings import KINDS, Entry, Finding, Findings
 from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
@@ -27,7 +32,7 @@ from vggjax.data.splits.splits import (
     small_val_notes,
     split_notes,
 )
-from vggjax.errors import DataError
+from vggjax.errors import DataError, join_names
 
 MIN_SIDE_PX = 32
 MAX_ASPECT = 4.0
@@ -36,6 +41,9 @@ IMBALANCE, UNEVEN = 10.0, 3.0
 
 MASK_VALUES, MAX_MASK_CLASSES = 8, 20
 """The colors of a mask, and up to how many classes are compared."""
+
+MIN_SHORTCUT = 10
+"""Images of a class that have something in common by more than chance."""
 
 MAX_UNREADABLE = 0.05
 """The fraction that training tolerates by default."""
@@ -107,6 +115,8 @@ def examine(
         _add_duplicates(entries, source, duplicates)
         _add_sizes(entries, duplicates)
         _add_formats(entries, source, duplicates)
+        _add_shortcuts(entries, source, duplicates)
+        entries["dark"] += [Entry(text=note) for note in dark_notes(duplicates)]
         _add_masks(entries, source)
         weights = _add_classes(entries, scan, source, duplicates)
         listed = {seen.note for seen in scan.observations}
@@ -193,6 +203,34 @@ def _add_formats(entries: _Entries, source: Source, duplicates: Duplicates) -> N
             entries["misnamed"].append(Entry((i,), f"is {actual}"))
     for note, images in sorted(converted.items()):
         entries["adapted"].append(Entry(tuple(images), note, len(images)))
+
+
+def _add_shortcuts(entries: _Entries, source: Source, duplicates: Duplicates) -> None:
+    """Add what all images of a class have in common and no other image has: gray, format, size."""
+    if source.targets is not None:
+        return
+    readable = [i for i in range(len(source)) if i not in duplicates.unreadable]
+    grays = [any(note.startswith("gray") for note in notes) for notes in duplicates.notes]
+    sizes = [f"{width}x{height} px" for width, height in duplicates.sizes.tolist()]
+    formats = [format_named(source.ids[i]) or "" for i in range(len(source))]
+    colors = ["gray" if is_gray else "in color" for is_gray in grays]
+    shared: dict[int, list[str]] = defaultdict(list)
+    for values in (colors, formats, sizes):
+        by_class: dict[int, Counter[str]] = defaultdict(Counter)
+        for i in readable:
+            by_class[int(source.labels[i])][values[i]] += 1
+        total = sum(by_class.values(), Counter[str]())
+        for label, counts in by_class.items():
+            ((value, count),) = counts.most_common(1)
+            is_alone = len(counts) == 1 and total[value] == count <= total.total() - count
+            if is_alone and count >= MIN_SHORTCUT:
+                shared[label].append(value)
+    for label in sorted(shared)[: 1 if len(source.class_names) == 2 else None]:
+        text = (
+            f"All images of class {source.class_names[label]!r} are {join_names(shared[label])}, "
+            f"and no others are: a network may learn that alone. Convert all images alike."
+        )
+        entries["shortcut"].append(Entry(text=text))
 
 
 def _add_masks(entries: _Entries, source: Source) -> None:

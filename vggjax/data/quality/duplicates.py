@@ -34,6 +34,9 @@ from vggjax.data.sources.source import Source
 from vggjax.data.splits.stratify import connect
 from vggjax.errors import DataError
 
+MAX_DARK = 31
+"""Of 255: an eighth of the levels."""
+
 _READ_CHUNK = 32
 _BLOCK, _COLUMNS = 2**17, 8192
 """Pairs of hashes compared at once, of up to so many columns: 1 MB of differences, which fits the
@@ -62,6 +65,8 @@ class Duplicates:
     """int32 (N, 2): width and height in px, 0 if unreadable."""
     notes: list[tuple[str, ...]]
     """(N,): each image's `DecodedImage.notes`."""
+    peaks: np.ndarray
+    """uint8 (N,): the highest number among an image's pixels, 0 if unreadable."""
 
     @property
     def exact(self) -> int:
@@ -120,7 +125,15 @@ def find_duplicates(
                 groups = connect(len(source), np.concatenate(edges))
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
-    return Duplicates(groups, near_groups, exact, images.unreadable, images.sizes, images.notes)
+    return Duplicates(
+        groups,
+        near_groups,
+        exact,
+        images.unreadable,
+        images.sizes,
+        images.notes,
+        images.peaks,
+    )
 
 
 def find_blank_fault(duplicates: Duplicates) -> str | None:
@@ -136,6 +149,17 @@ def find_blank_fault(duplicates: Duplicates) -> str | None:
     return None
 
 
+def dark_notes(duplicates: Duplicates) -> list[str]:
+    """Return a note if no image has a pixel brighter than `MAX_DARK`; photographs have some."""
+    most = duplicates.peaks.max(initial=0)
+    if most > MAX_DARK or not duplicates.sizes.any():
+        return []
+    return [
+        f"No pixel of any image is above {most} of 255: they are nearly black, as images from 0 to "
+        f"1, or class maps, are when saved with 8 bits. Save them again, scaled to 0 to 255."
+    ]
+
+
 class _Images:
     """What is kept of each image when it is decoded; of an unreadable one, zeros."""
 
@@ -148,6 +172,7 @@ class _Images:
         self.comparable = np.zeros(count, bool)  # large enough for a perceptual hash
         self.sizes = np.zeros((count, 2), np.int32)
         self.notes: list[tuple[str, ...]] = [()] * count
+        self.peaks = np.zeros(count, np.uint8)
         self.unreadable: dict[int, str] = {}
 
     def decode(
@@ -174,6 +199,7 @@ class _Images:
         height, width = pixels.shape[:2]
         self.sizes[i] = width, height
         self.notes[i] = notes
+        self.peaks[i] = pixels.max(initial=0)
         digest = hashlib.blake2b(f"{width}x{height}".encode(), digest_size=16)
         digest.update(np.ascontiguousarray(pixels).data)
         self.digests[i] = np.void(digest.digest())

@@ -38,6 +38,7 @@ KINDS = {
     "blank": Kind(
         "problem", "Images of one color", "drawings in the color of the `background`: give another"
     ),
+    "dark": Kind("problem", "Dark images", "saved in another range than 0 to 255"),
     "not_an_image": Kind("problem", "Not images", "other content with an image's extension"),
     "unsupported": Kind("problem", "Unsupported formats", "save them as JPEG or PNG"),
     "too_large": Kind("problem", "Too large to decode", "too many pixels, bytes or scans"),
@@ -63,6 +64,9 @@ KINDS = {
     "measurements": Kind("remark", "Measurements", "numbers that may not be classes"),
     "small_pictures": Kind("remark", "Small images", "a side below 32 px, as most images here"),
     "uneven": Kind("remark", "Uneven classes", "the largest class is 3 times the smallest"),
+    "shortcut": Kind(
+        "remark", "Shortcuts", "what tells a class from all others without its content"
+    ),
     "adapted": Kind("remark", "Converted images", "converted to 8-bit RGB when decoded"),
     "note": Kind("remark", "Notes", "what else to know"),
 }
