@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.networks import assert_same_weights, random_weights
 
+from vggjax.errors import WeightsError
 from vggjax.models.arch import ARCHS
 from vggjax.models.head import Head
 from vggjax.weights.keras.pixels import find_preprocessing
@@ -88,6 +89,18 @@ def test_a_layer_in_front_of_the_base_is_left_out_and_named(tmp_path, extra, not
         assert doubt.endswith("Normalization (mean 1, 1, 1, variance 4, 4, 4)")
 
 
+def test_the_mean_of_a_normalization_is_not_read_from_another_file(tmp_path):
+    path = write_whole_model(tmp_path / "w.h5", extra=[("normalization", NORM)])
+    with h5py.File(path, "r+") as file:
+        group = file["model_weights/normalization"]
+        del group["mean:0"]
+        external = [(str(tmp_path / "other"), 0, 12)]
+        group.create_dataset("mean:0", shape=(3,), dtype="f4", external=external)
+    with pytest.raises(WeightsError) as caught:
+        read_weights(path)
+    assert caught.value.code == "E_EXTERNAL"
+
+
 def test_the_same_layers_are_left_out_of_keras_3_s_files(tmp_path):
     layers = {
         "normalization": [*NORM.values()], "random_flip": [np.arange(2)], "rescaling": [],
@@ -121,8 +134,9 @@ def test_a_top_with_other_layers_is_left_out_and_named(tmp_path, name, arrays):
 
 
 def test_a_suffix_that_all_layers_have_is_removed(tmp_path):
-    path = write_whole_model(tmp_path / "w.h5", suffix="_1")
-    assert_same_weights(read_weights(path), WEIGHTS)
+    weights, notes = read(write_whole_model(tmp_path / "w.h5", suffix="_1"))
+    assert_same_weights(weights, WEIGHTS)
+    assert notes == []
     mixed = {f"{k}_1" if "conv2" in k else k: v for k, v in BASE.items()}
     path = write_whole_model(tmp_path / "w.h5", base=mixed)
     assert "block4_conv2_1" in read_weights(path)
@@ -208,7 +222,8 @@ def test_a_configuration_that_cannot_be_read_decides_nothing(text):
 
 
 def test_whole_models_pass_on_what_their_configuration_says(tmp_path):
-    whole = write_whole_model(tmp_path / "w.h5", configuration=model_of(SCALE))
+    extra = [("rescaling", {})]
+    whole = write_whole_model(tmp_path / "w.h5", extra=extra, configuration=model_of(SCALE))
     assert WeightFile(whole).info.preprocess == "unit" and WeightFile(whole).notes == []
     write_weights(tmp_path / "plain.weights.h5", BASE)
     with zipfile.ZipFile(tmp_path / "w.keras", "w") as archive:

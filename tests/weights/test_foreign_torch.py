@@ -52,6 +52,12 @@ def test_any_common_prefix_is_taken_off(tmp_path, save, prefix):
     assert WeightFile(path).info.preprocess == "torch"
 
 
+def test_parts_that_wrappers_insert_are_taken_out_of_the_middle(tmp_path):
+    state = {k.replace("features.", "net.features.module."): v for k, v in state_of(TOP).items()}
+    state = {k.replace("classifier.", "net.classifier._orig_mod."): v for k, v in state.items()}
+    assert_same_weights(read_weights(save_torch(tmp_path / "w.pth", state)), TOP)
+
+
 @pytest.mark.parametrize("pattern", ["features.module.{}", "{}", "encoder.{}", "model.0.{}"])
 def test_the_modules_of_features_may_be_wrapped_or_alone(tmp_path, pattern):
     state = {k.removeprefix("features."): v for k, v in state_of(BASE).items()}
@@ -184,9 +190,10 @@ def test_convolutions_of_other_names_are_known_by_their_order(tmp_path, arch):
         return save_torch(path, {f"{names[k.split('.')[1]]}.{k.split('.')[2]}": v
                                  for k, v in state.items()})  # fmt: skip
 
-    got, notes = read(save_as(f"layers.conv{i}x" for i in range(99)))
+    name = "layers.{}" if arch.batch_norm else "layers.conv{}x"
+    got, notes = read(save_as(name.format(i) for i in range(99)))
     assert_same_weights(got, weights)
-    assert "layers.conv0x (block1_conv1)" in notes[0]
+    assert f"{name.format(0)} (block1_conv1)" in notes[0]
     assert "torch" in WeightFile(path).info.preprocess_doubt
     # The last two layers have the same shapes: the names exchange them, the file does not.
     ends = ["y", "z", "v", "x"] if arch.batch_norm else ["z", "y"]

@@ -203,3 +203,12 @@ def test_weights_whose_pixels_are_in_doubt_ask_for_them_unless_their_checksum_is
     run = prepare_run(make_config(path, tmp_path / "run"))
     assert run.info.preprocessing.mode == run.config.preprocess == "caffe"
     assert run.info.provenance["weights_known_as"].startswith("Caffe's vgg16 in torch's format")
+
+
+def test_the_first_screen_of_training_names_what_was_left_out_of_the_weights(
+    start, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(WeightFile, "notes", ["left out normalization: set `preprocess`"])
+    console = Console(width=200, file=io.StringIO())
+    print_run_summary(console, prepare_run(make_config(start, tmp_path / "run")))
+    assert "left out normalization: set --preprocess" in console.file.getvalue()
