@@ -150,8 +150,17 @@ def test_batch_normalizations_of_a_base_with_names_are_matched_by_order(tmp_path
         is_norm = "_bn" in layer
         name = f"batch_normalization_{len(layers)}" if is_norm else layer
         layers[name] = {names[k] if is_norm else k: v for k, v in params.items()}
-    got = read_weights(write_whole_model(tmp_path / "w.h5", base=layers, top=()))
+    path = tmp_path / "w.h5"
+    assert_same_weights(read_weights(write_whole_model(path, base=layers, top=())), weights)
+    # One in front of them, as the sorted groups of Keras 3 may have that of the top.
+    extra = [("a_norm", BATCH_NORM)]
+    got, notes = read(write_whole_model(path, extra=extra, base=layers, top=()))
     assert_same_weights(got, weights)
+    assert notes == ["left out the top (a_norm): a_norm is no dense layer"]
+    swapped = {k: layers[k] for k in sorted(layers, reverse=True)}
+    with pytest.raises(WeightsError, match="8 batch normalizations do not follow its 8") as caught:
+        read_weights(write_whole_model(path, base=swapped, top=()))
+    assert caught.value.code == "E_UNEXPECTED"
 
 
 def test_bfloat16_is_read_as_keras_stores_it(tmp_path):

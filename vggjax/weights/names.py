@@ -11,6 +11,7 @@ and a custom head is `dense`, `dense_1`. For these the order decides:
 All other layers keep the file's names, which the strict comparison with a model then reports.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -121,10 +122,13 @@ def with_table_names(layers: list[Layer]) -> tuple[dict[str, dict[str, Any]], li
                 f"named the layers by their order, from {printable(convs[0].name)} (block1_conv1) "
                 f"to {printable(convs[-1].name)} ({blocks[-1]})"
             )
-    if blocks and len(blocks) == len(convs) and not any(in_base(norm.name) for norm in norms):
-        widths = [layer.params["kernel"].shape[3:] for layer in convs]
-        if [norm.params["mean"].shape for norm in norms[: len(blocks)]] == widths:
-            table += zip(norms, (name.replace("conv", "bn") for name in blocks), strict=False)
+    if blocks and not any(in_base(norm.name) for norm in norms):
+        base = convs if len(blocks) == len(convs) else [k for k in convs if in_base(k.name)]
+        widths = [layer.params["kernel"].shape[3] for layer in base]
+        start = start_of_norms(widths, [math.prod(norm.params["mean"].shape) for norm in norms])
+        if start is not None:
+            bn_names = (name.replace("conv", "bn") for name in blocks)
+            table += zip(norms[start:], bn_names, strict=False)
     for layer, name in table:
         layer.name = name
 
@@ -156,6 +160,26 @@ def _strip_suffix(layers: list[Layer]) -> None:
     if len(suffixes) == 1 and not any(TABLE_NAME.fullmatch(layer.name) for layer in layers):
         for layer, match in matches:
             layer.name = match[1] if match else layer.name
+
+
+def start_of_norms(widths: list[int], norm_widths: list[int]) -> int | None:
+    """Return where the batch normalizations of convolutions begin among those of a model.
+
+    Others are in its top. Return None if there are too few for every convolution to have one.
+
+    Raises:
+        WeightsError: there are enough, but not in the order of the convolutions.
+    """
+    for start in range(len(norm_widths) - len(widths) + 1):
+        if norm_widths[start : start + len(widths)] == widths:
+            return start
+    if len(norm_widths) < len(widths):
+        return None
+    raise WeightsError(
+        f"its {len(norm_widths)} batch normalizations do not follow its {len(widths)} convolutions "
+        f"in the order of their names.",
+        code="E_UNEXPECTED",
+    )
 
 
 def block_names(kernels: list[tuple[int, ...]]) -> list[str]:

@@ -19,7 +19,14 @@ import numpy as np
 
 from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.layout import AS_IS, CONV, DENSE, Layout, TensorToWrite, flattened, whole_map
-from vggjax.weights.names import TABLE_NAME, block_names, in_base, in_table_order, natural_order
+from vggjax.weights.names import (
+    TABLE_NAME,
+    block_names,
+    in_base,
+    in_table_order,
+    natural_order,
+    start_of_norms,
+)
 from vggjax.weights.parsed_file import Plan
 from vggjax.weights.tensor_spans import Span, check_span
 
@@ -220,12 +227,12 @@ def find_in_order(spans: Mapping[str, Span]) -> TorchLayers | None:
         layers = layers or candidate
     if not layers:
         return None
-    if norms:
-        ordered = norms if list(layers) == convs else sorted(norms, key=natural_order)
-        if len(ordered) < len(layers):
-            return None
+    ordered = norms if list(layers) == convs else sorted(norms, key=natural_order)
+    widths = [modules[k]["weight"].shape[0] for k in layers]
+    start = start_of_norms(widths, [modules[k]["running_mean"].size for k in ordered])
+    if start is not None:
         named = (layer.replace("conv", "bn") for layer in layers.values())
-        layers |= dict(zip(ordered, named, strict=False))
+        layers |= dict(zip(ordered[start:], named, strict=False))
     plan = in_table_order(_plan_layers(modules, layers))
     first, last = next(iter(layers)), list(layers)[len(convs) - 1]
     left_out = [
