@@ -382,9 +382,68 @@ def test_a_column_of_split_words_is_pointed_out_and_not_used(tmp_path):
     rows = [(f"{i}.png", "ab"[i % 2], ("train", "Valid", "test")[i % 3]) for i in range(12)]
     found = open_source(write(tmp_path / "m.csv", ("path", "label", "data set"), *rows))
     assert found.splits is None
-    assert any(
-        "'data set' holds Valid, test, train: rename it to 'split'" in n for n in found.notes
+    assert any("'data set' holds Valid, test, train: name it 'split'" in n for n in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("is_valid", lambda i: i % 4 == 0),
+        ("is_train", lambda i: int(i % 4 > 0)),
+        ("kfold", lambda i: i % 5),
+        ("partition", lambda i: i % 3),
+    ],
+)
+def test_flags_and_numbers_of_splits_are_pointed_out_and_no_labels(tmp_path, column, cell):
+    put_flat(tmp_path, *(f"{i}.png" for i in range(12)))
+    rows = [(f"{i}.png", "ab"[i % 2], cell(i)) for i in range(12)]
+    found = open_source(write(tmp_path / "m.csv", ("fname", "state", column), *rows))
+    assert found.class_names == ("a", "b") and found.splits is None
+    assert any(f"'{column}' looks like splits or folds" in note for note in found.notes)
+    flags = [(f"{i}.png", i % 2, int(i % 3 == 0), cell(i)) for i in range(12)]
+    path = write(tmp_path / "n.csv", ("fname", "cat", "dog", column), *flags)
+    assert open_source(path, options=DatasetOptions(task="multilabel")).class_names == (
+        "cat",
+        "dog",
     )
+
+
+@pytest.mark.parametrize("column", ["valid", "fold change", "testing site", "training"])
+def test_other_columns_are_no_splits(tmp_path, column):
+    put_flat(tmp_path, *(f"{i}.png" for i in range(12)))
+    rows = [(f"{i}.png", i % 2) for i in range(12)]
+    assert open_source(write(tmp_path / "m.csv", ("fname", column), *rows)).class_names == (
+        "0",
+        "1",
+    )
+
+
+@pytest.mark.parametrize("ending", [".jpg", ""])
+def test_a_list_of_files_is_labeled_by_their_folders(tmp_path, ending):
+    names = [f"{name}/{i}" for name in ("apple_pie", "baklava") for i in range(4)]
+    put_flat(tmp_path, *(f"images/{name}.jpg" for name in names))
+    rows = [(name + ending,) for name in names[1:]]
+    found = open_source(write(tmp_path / "meta" / "train.txt", *rows))
+    assert found.class_names == ("apple_pie", "baklava") and len(found) == 7
+    assert any("labels: they are the folders of the images" in note for note in found.notes)
+
+
+def test_a_label_in_a_list_may_hold_blanks(tmp_path):
+    put_flat(tmp_path, *(f"images/{i}.jpg" for i in range(6)))
+    labels = ["707-320", "Boeing 717", "A 380 max"] * 2
+    lines = [f"{i} {label}" for i, label in enumerate(labels)]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    found = open_source(str(tmp_path / "train.txt"))
+    assert found.class_names == ("707-320", "A 380 max", "Boeing 717")
+    assert [found.label_text(i) for i in range(6)] == labels
+
+
+def test_rows_without_a_label_can_be_left_out(tmp_path):
+    put_flat(tmp_path, *(f"{i}.png" for i in range(12)))
+    rows = [(f"{i}.png", "ab"[i % 2] if i < 8 else "") for i in range(12)]
+    scan = scan_source(write(tmp_path / "m.csv", ("path", "label"), *rows))
+    assert "no label in lines 10, 11, 12 and 1 more. Fill it in, or write the" in scan.faults[0]
+    assert len(scan.source) == 8
 
 
 def test_a_first_line_that_could_be_a_file_stays_the_names(tmp_path):

@@ -15,8 +15,8 @@ import dataclasses
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +30,10 @@ from vggjax.data.sources.csv_labels import (
     find_label_columns,
     has_splits,
     is_group_name,
+    looks_like_split,
     read_labels,
 )
-from vggjax.data.sources.csv_table import EXPECTED, EXTENSIONS, name_lines, read_table
+from vggjax.data.sources.csv_table import EXPECTED, EXTENSIONS, Table, name_lines, read_table
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import (
     SPLIT_WORDS,
@@ -147,7 +148,7 @@ class _Scanner:
         if self._finder.exact or any(table.named(role) for role in ("path", "label", "split")):
             return
         recurs = any(name in table.cells(name) for name in {*table.columns})
-        is_file = any(name.lower().endswith(ENDINGS) for name in table.columns)
+        is_file = any("/" in name or name.lower().endswith(ENDINGS) for name in table.columns)
         if (recurs or is_file) and self._finder.count(table.columns):
             self._table = table.without_header()
             columns = join_names(map(repr, self._table.columns), most=10)
@@ -157,8 +158,10 @@ class _Scanner:
         """Find the columns and the files, and return the rows."""
         table, options = self._table, self._options
         path_column, is_named = self._find_path_column()
-        labels = find_label_columns(table, path_column, options)
         files = self._finder.find(table.cells(path_column), path_column)
+        if not options.label_column and table.described() == (path_column,):
+            table = self._label_by_folder(files.paths)
+        labels = find_label_columns(table, path_column, options)
         if not is_named and not files.notes:
             self._notes.append(
                 f"The paths are in the column {path_column!r}; `path_column` names another."
@@ -181,12 +184,7 @@ class _Scanner:
         if unused := [name for name in table.described() if name not in used]:
             self._notes.append(f"Unused columns: {join_names(map(repr, unused), most=10)}.")
         if not splits:
-            self._notes += [
-                f"The column {name!r} holds {join_names(sorted({*table.cells(name)}))}: rename it "
-                f"to 'split' to use these splits."
-                for name in unused
-                if has_splits(table.cells(name))
-            ]
+            self._notes += self._describe_splits(unused)
         words = [cell.strip().lower() for cell in table.cells(splits[0])] if splits else []
         groups = table.cells(self._group_column) if self._group_column else []
         blank = [""] * len(table.rows)
@@ -200,6 +198,28 @@ class _Scanner:
             strict=True,
         )
         return [_Row(*row) for i, row in enumerate(rows) if i not in several]
+
+    def _label_by_folder(self, paths: Sequence[str]) -> Table:
+        """Return the table of a list of files, with their folders as labels if these recur."""
+        folders = [PurePosixPath(path).parent.name for path in paths]
+        if 2 <= len({*folders}) <= len(folders) / 2:
+            self._table = self._table.with_column("label", folders)
+            self._notes.append("No column holds labels: they are the folders of the images.")
+        return self._table
+
+    def _describe_splits(self, unused: Iterable[str]) -> list[str]:
+        """Return a note about each column that looks like splits and is not named so."""
+        notes = []
+        for name in unused:
+            if has_splits(cells := self._table.cells(name)):
+                words = join_names(sorted({*cells}))
+                notes.append(f"The column {name!r} holds {words}: name it 'split' to use these.")
+            elif looks_like_split(self._table, name):
+                notes.append(
+                    f"The column {name!r} looks like splits or folds, which are not used. For "
+                    f"splits, write train, val and test in a column 'split'."
+                )
+        return notes
 
     def _find_path_column(self) -> tuple[str, bool]:
         """Return the column of the paths, and whether it is named so."""
@@ -256,7 +276,10 @@ class _Scanner:
             empty["label"] = [row.line for row in rows if not row.labels]
         for column, lines in empty.items():
             if lines:
-                faults.append(f"{name} has no {column} in {name_lines(lines)}. Fill it in.")
+                faults.append(
+                    f"{name} has no {column} in {name_lines(lines)}. Fill it in, or write the "
+                    f"other rows with doctor's `write_csv`."
+                )
         with_split = [row for row in rows if row.split]
         if not with_split:
             return

@@ -23,6 +23,9 @@ _GROUP_WORDS = {
     *("groups", "video", "videos", "person", "participant", "individual", "scene", "sequence"),
     *("clip", "study", "specimen", "slide", "donor", "session", "burst", "track"),
 }
+_SPLIT_NAME = re.compile(
+    rf"(is|in|for)({'|'.join(SPLIT_WORDS)})(set|data|image|img)?|k?folds?(id|no)?|partition|subset"
+)
 _MIN_NUMBERS = 20
 """Fewer different numbers are classes."""
 
@@ -61,6 +64,16 @@ def has_splits(cells: Iterable[str]) -> bool:
     return {"train"} < splits <= {*SPLIT_WORDS.values()}
 
 
+def looks_like_split(table: Table, column: str) -> bool:
+    """Return whether a column holds splits, or flags or numbers under a name such as `is_valid`."""
+    cells = {*table.cells(column)}
+    name = re.sub(r"[\W_\d]", "", column).lower()
+    return has_splits(cells) or (
+        bool(_SPLIT_NAME.fullmatch(name))
+        and all(re.fullmatch(r"(?i)true|false|\d\d?(\.0)?", cell) for cell in cells)
+    )
+
+
 def find_label_columns(table: Table, path: str, options: DatasetOptions) -> LabelColumns:
     """Find the columns of the labels, other than that of the paths.
 
@@ -76,7 +89,7 @@ def find_label_columns(table: Table, path: str, options: DatasetOptions) -> Labe
         return LabelColumns((named[0],), "")
     group = (options.group_column or "").lower()
     taken = {path, *table.named("split")}
-    taken |= {name for name in table.columns if has_splits(table.cells(name))}
+    taken |= {name for name in table.columns if looks_like_split(table, name)}
     others = [c for c in table.described() if c not in taken and c.lower() != group]
     likely = [name for name in others if not is_group_name(name)] or others
     flags = [name for name in likely if _is_flag(table.cells(name))]

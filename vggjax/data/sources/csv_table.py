@@ -97,6 +97,11 @@ class Table:
         rows, lines = [self.columns, *self.rows], [self.first_line, *self.lines]
         return dataclasses.replace(self, columns=columns, rows=rows, lines=lines)
 
+    def with_column(self, name: str, cells: Sequence[str]) -> "Table":
+        """Return the table with one more column."""
+        rows = [(*row, cell) for row, cell in zip(self.rows, cells, strict=True)]
+        return dataclasses.replace(self, columns=(*self.columns, name), rows=rows)
+
 
 def name_lines(lines: Iterable[int]) -> str:
     """Return `line 3`, or `lines 3, 4, 5 and 2 more`."""
@@ -138,6 +143,9 @@ def read_table(path: Path, *, exact: bool = False) -> Table:
     is_numbered = [cells[0] for _, cells in records] in (numbers[:-1], numbers[1:])
     if is_numbered and all(len(cells) == len(columns) + 1 for _, cells in records):
         columns = ["", *columns]  # R gives no name to its row numbers
+    if delimiter == " " and any(len(cells) != len(columns) > 1 for _, cells in records):
+        columns = [columns[0], " ".join(columns[1:])]  # `1005649.jpg apple pie`
+        records = [(line, [cells[0], " ".join(cells[1:])]) for line, cells in records]
     width = len(columns)
     for line, cells in records:
         if any(cells[width:]):
