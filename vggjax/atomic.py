@@ -63,8 +63,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 RUN_FILES = frozenset(
-    "config.json data.json splits.csv log.jsonl eval.json predictions.csv probabilities.npz "
-    "model.json model.safetensors report.html".split()
+    "config.json data.json splits.csv contents.json log.jsonl eval.json predictions.csv "
+    "probabilities.npz model.json model.safetensors report.html".split()
 )
 """The files of a run folder, which only the run's own commands write."""
 

@@ -153,7 +153,7 @@ def predict_split(
         run.info.preprocessing,
         cache_mb=0,  # a single pass
         num_threads=run.config.num_threads,
-        max_unreadable=run.config.max_unreadable,
+        max_unreadable=None,  # each is named; the figures are of the others
     )
     batch_size = min(batch_size or run.config.batch_size, len(loader))
     predict_step = make_predict_step(
@@ -173,6 +173,12 @@ def predict_split(
         probs = np.asarray(predict_step(batch["images"]))
         parts.append((batch["index"][is_readable], batch["label"][is_readable], probs[is_readable]))
     predictions = SplitPredictions(*map(np.concatenate, zip(*parts, strict=True)))
+    if not len(predictions.index):
+        first, reason = next(iter(loader.unreadable.items()))
+        raise DataError(
+            f"No image of the {split} split can be read; {printable(run.source.ids[first])}: "
+            f"{reason}."
+        )
     num_broken = int((~np.isfinite(predictions.probs)).any(1).sum())
     if num_broken:
         raise DataError(

@@ -19,7 +19,7 @@ from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, join_names, nearest_name, printable, unknown_name
 from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.folder import check_data, known_data_facts, read_image_splits
+from vggjax.training.run_dir.folder import known_data_facts, read_image_splits
 from vggjax.training.run_dir.run_result import RunResult, load_model, load_run_result
 
 EVALUATIONS = "evaluations"
@@ -62,8 +62,8 @@ def open_evaluation(
     trained_on = read_image_splits(workdir)
     common = trained_on.keys() & set(source.ids)
     if split != "all" and 2 * len(common) > max(len(trained_on), len(source)):
-        try:
-            check_data(workdir, source)
+        try:  # without some images it is still the run's own
+            return load_run_result(workdir, strict=True, dataset=dataset, source=source), split
         except DataError as error:
             raise DataError(f"{error} Or give `split` all, which takes it as other data.") from None
     run, notes = _run_with(workdir, config, source, split)

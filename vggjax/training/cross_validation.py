@@ -24,6 +24,7 @@ from vggjax.training.prepare import (
     open_rendered,
     resolve,
 )
+from vggjax.training.run_dir.contents import Contents, FileState, write_contents
 from vggjax.training.run_dir.folder import (
     check_data,
     describe_duplicates,
@@ -47,6 +48,8 @@ class CrossValidation:
     """The splits of each fold; None if an earlier start wrote them."""
     duplicates: dict[str, int]
     duplicate_groups: Duplicates | None = None
+    contents: dict[str, FileState | None] = dataclasses.field(default_factory=dict)
+    """The files, by image id; empty if an earlier start read them."""
 
     @property
     def folds(self) -> list[Config]:
@@ -81,10 +84,11 @@ def prepare_cross_validation(
     if all(path.exists() for path in written):
         counts = known_data_facts(workdir).get("duplicates", {})
         return CrossValidation(config, workdir, source, None, counts)
-    duplicates = group_duplicates(config, source, progress=progress)
+    contents = Contents(source)
+    duplicates = group_duplicates(config, source, contents, progress=progress)
     groups, counts = (duplicates.groups, duplicates.counts) if duplicates else (None, {})
     splits = make_folds(source, config.cross_validate, config.seed, groups)
-    return CrossValidation(config, workdir, source, splits, counts, duplicates)
+    return CrossValidation(config, workdir, source, splits, counts, duplicates, contents.states())
 
 
 def write_folds(run: CrossValidation) -> None:
@@ -96,8 +100,9 @@ def write_folds(run: CrossValidation) -> None:
     try:
         for folder, splits in zip(folders, run.splits, strict=True):
             folder.mkdir(parents=True, exist_ok=True)
+            write_contents(folder, run.contents)
             write_text(folder / SPLITS_FILE, splits_text(run.source, splits))
     except OSError as error:
         raise unusable_workdir(run.workdir, error) from None
     tested = {path.name: fold["test"] for path, fold in zip(folders, run.splits, strict=True)}
-    make_workdir(run.workdir, run.config, run.source, tested, run.duplicates)
+    make_workdir(run.workdir, run.config, run.source, tested, run.duplicates, run.contents)

@@ -35,6 +35,7 @@ from vggjax.training.cache.plan import FeaturePlan, plan_features
 from vggjax.training.config import Config, Stage
 from vggjax.training.freezing import plan_stages
 from vggjax.training.parallel import Placement
+from vggjax.training.run_dir.contents import Contents, FileState
 from vggjax.training.run_dir.folder import (
     check_data,
     find_workdir,
@@ -64,6 +65,8 @@ class RunContext:
     by the dataset's own splits; empty without a search."""
     duplicate_groups: Duplicates | None
     """The result of this start's search; None if there was none."""
+    contents: dict[str, FileState | None]
+    """The files of a run that starts, by image id; empty if an earlier start read them."""
     loaders: dict[str, SplitLoader]
     """Of train and val: the test split stays closed until the final evaluation."""
     model: Network
@@ -115,7 +118,8 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     workdir = find_workdir(config)
     check_outside(workdir, source)
     check_data(workdir, source)
-    splits, counts, duplicates = _find_splits(config, workdir, source, progress=progress)
+    contents = Contents(source)
+    splits, counts, duplicates = _find_splits(config, workdir, source, contents, progress=progress)
     if config.start_from:
         _check_start(config, head, source, splits)
     if config.pretrained and not config.start_from:
@@ -140,6 +144,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
         splits=splits,
         duplicates=counts,
         duplicate_groups=duplicates,
+        contents=contents.states(),
         loaders=loaders,
         model=model,
         info=_describe_model(config, head, source, weight_file),
@@ -223,13 +228,21 @@ def check_outside(workdir: Path, source: Source) -> None:
 
 
 def _find_splits(
-    config: Config, workdir: Path, source: Source, *, progress: Progress | None = None
+    config: Config,
+    workdir: Path,
+    source: Source,
+    contents: Contents,
+    *,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, int], Duplicates | None]:
-    """Return the splits, the number of duplicates, and a first start's search for them."""
+    """Return the splits, the number of duplicates, and a first start's search for them.
+
+    A first start also reads the contents of all files.
+    """
     splits = read_splits(workdir, source)
     if splits is not None:
         return splits, known_data_facts(workdir).get("duplicates", {}), None
-    duplicates = group_duplicates(config, source, progress=progress)
+    duplicates = group_duplicates(config, source, contents, progress=progress)
     groups = duplicates.groups if duplicates else None
     splits = make_splits(source, parse_split(config.split), config.seed, groups)
     if duplicates is None:
@@ -240,13 +253,19 @@ def _find_splits(
 
 
 def group_duplicates(
-    config: Config, source: Source, *, progress: Progress | None = None
+    config: Config, source: Source, contents: Contents, *, progress: Progress | None = None
 ) -> Duplicates | None:
-    """Group the duplicates that the setting `duplicates` names; None for "ignore"."""
-    if config.duplicates == "ignore":
-        return None
+    """Group the duplicates that the setting `duplicates` names; None for "ignore".
+
+    Either way every file is read, and its state added to `contents`.
+    """
     near, num_threads = config.duplicates == "near", config.num_threads
-    duplicates = find_duplicates(source, near=near, num_threads=num_threads, progress=progress)
+    if config.duplicates == "ignore":
+        contents.add_all(num_threads, progress)
+        return None
+    duplicates = find_duplicates(
+        source, near=near, num_threads=num_threads, progress=progress, visit=contents.add
+    )
     fault = find_blank_fault(duplicates)
     if fault:
         raise DataError(fault)

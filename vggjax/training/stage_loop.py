@@ -1,7 +1,7 @@
 """A stage on the devices: its compiled steps, its batches and its state."""
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import closing
 from typing import Any
 
@@ -119,9 +119,21 @@ def read_images(run: RunContext, console: ProgressConsole) -> None:
     for name, loader in run.loaders.items():
         console.begin(f"reading {name}", len(loader))
         loader.prepare(lambda done, _: console.advance(done))
-    for name, reason in list(run.left_out().items())[:MAX_NAMED]:
-        console.print(f"left out: {printable(name)}: {printable(reason)}")
+    report_left_out(run, console)
     report_adapted(run, console)
+
+
+def report_left_out(
+    run: RunContext, console: ProgressConsole, *, already: Collection[str] = ()
+) -> frozenset[str]:
+    """Name the images that cannot be read, but those reported already; return all of them."""
+    left_out = run.left_out()
+    new = [id for id in left_out if id not in already]
+    for id in new[:MAX_NAMED]:
+        console.print(f"left out: {printable(id)}: {printable(left_out[id])}")
+    if len(new) > MAX_NAMED:
+        console.print(f"left out: {len(new) - MAX_NAMED:,} more; model.json will name them")
+    return frozenset(left_out)
 
 
 def report_adapted(

@@ -34,6 +34,7 @@ from vggjax.training.stage_loop import (
     mean_metrics,
     read_images,
     report_adapted,
+    report_left_out,
 )
 from vggjax.training.step import TrainState
 
@@ -71,9 +72,9 @@ class Trainer:
         config, workdir = run.config, run.workdir
         with self._console:
             read_images(run, self._console)
-            adapted = run.adapted()
+            adapted, self._left_out = run.adapted(), frozenset(run.left_out())
             with lock_workdir(workdir), stop_signals() as self._stop:
-                make_workdir(workdir, config, run.source, run.splits, run.duplicates)
+                make_workdir(workdir, config, run.source, run.splits, run.duplicates, run.contents)
                 with Checkpoints(workdir, strict=config.strict_resume) as self._checkpoints:
                     self._train_stages()
                 report_adapted(run, self._console, already=adapted)  # while the network trained
@@ -162,6 +163,7 @@ class Trainer:
         self._log.write("epoch", progress.step, **where, **values, is_best=is_best)
         self._save(state)  # 5. checkpoint
         self._console.print_epoch(epoch + 1, loop.stage.name, values, is_best=is_best)
+        self._left_out = report_left_out(self._context, self._console, already=self._left_out)
         if lower_rates:
             factor = run.placement.put_state(np.float32(progress.factor))
             loop.state = loop.state._replace(factor=factor)

@@ -102,15 +102,17 @@ def find_duplicates(
     near: bool = True,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    visit: Callable[[int], None] | None = None,
 ) -> Duplicates:
     """Decode every image and group the equal ones; an unreadable image is alone.
 
     `near=False` compares pixels only. `progress` is called with (done, total) while images are
-    decoded, from this thread.
+    decoded, from this thread; `visit` with each image before it is, from the thread that decodes
+    it, so that what it reads of the file need not come from the disk twice.
     """
     with ThreadPoolExecutor(num_threads or os.cpu_count() or 1, "vggjax-duplicates") as threads:
         try:
-            images = _Images(source, near=near)
+            images = _Images(source, near=near, visit=visit)
             images.decode(threads, progress)
             _, first, inverse = np.unique(images.digests, return_index=True, return_inverse=True)
             exact = near_groups = groups = first[inverse]
@@ -163,9 +165,11 @@ def dark_notes(duplicates: Duplicates) -> list[str]:
 class _Images:
     """What is kept of each image when it is decoded; of an unreadable one, zeros."""
 
-    def __init__(self, source: Source, *, near: bool) -> None:
+    def __init__(
+        self, source: Source, *, near: bool, visit: Callable[[int], None] | None = None
+    ) -> None:
         count = len(source)
-        self._source, self._near = source, near
+        self._source, self._near, self._visit = source, near, visit
         self.digests = np.zeros(count, "V16")  # of shape and pixels; each unreadable one differs
         self.low = np.zeros((count if near else 0, 64), np.float32)  # frequencies
         self.thumbs = np.zeros((count if near else 0, THUMB_PX**2), np.uint8)
@@ -191,6 +195,8 @@ class _Images:
 
     def _decode(self, i: int) -> str | None:
         """Decode an image; return the reason if it is unreadable."""
+        if self._visit is not None:
+            self._visit(i)
         try:
             pixels, notes, _ = self._source.read(i)
         except DataError as error:

@@ -1,7 +1,7 @@
 """The run folder: which run it belongs to, and the lock that keeps a second run out.
 
-`config.json`, `data.json` and `splits.csv` identify the run, so that a command with the same
-settings and data resumes it and any other is refused.
+`config.json`, `data.json`, `splits.csv` and `contents.json` identify the run, so that a command
+with the same settings and data resumes it and any other is refused.
 """
 
 import csv
@@ -21,12 +21,19 @@ from vggjax.atomic import write_text
 from vggjax.csv_text import csv_rows
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, splits_text
-from vggjax.errors import ConfigError, DataError, printable
+from vggjax.errors import ConfigError, DataError, join_names, printable
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.checked_json import read_json, write_json
+from vggjax.training.run_dir.contents import (
+    CONTENTS_FILE,
+    FileState,
+    find_changed,
+    read_contents,
+    write_contents,
+)
 
 RATE_FILE, RATE_PLOT = "lr-find.json", "lr-find.png"
-_EARLY_FILES = ("data.json", SPLITS_FILE, ".lock", RATE_FILE)
+_EARLY_FILES = ("data.json", SPLITS_FILE, CONTENTS_FILE, ".lock", RATE_FILE)
 
 
 def find_workdir(config: Config) -> Path:
@@ -106,8 +113,12 @@ def make_workdir(
     source: Source,
     splits: dict[str, np.ndarray],
     duplicates: dict[str, int] | None = None,
+    *,
+    contents: dict[str, FileState | None] | None = None,
 ) -> None:
     """Write the files that identify a run; keep those of the same run, and update its settings.
+
+    `duplicates` and `contents`, the states of its files, are those that its first start found.
 
     Raises:
         ConfigError: the folder belongs to another run by now, or cannot be written.
@@ -119,6 +130,8 @@ def make_workdir(
             _check_settings(workdir, config)
             check_data(workdir, source)
         text = splits_text(source, splits)
+        if not (workdir / CONTENTS_FILE).exists():  # first: with splits, the files are not read
+            write_contents(workdir, contents or {})
         if not (workdir / SPLITS_FILE).exists():
             write_text(workdir / SPLITS_FILE, text)
         if not (workdir / "data.json").exists():
@@ -172,6 +185,8 @@ def check_data(workdir: Path, source: Source) -> None:
             f"{printable(path)} was changed since the run began, so evaluation might see images "
             "that the model was trained on. Restore it, or start anew in another `workdir`."
         )
+    elif changed := find_changed(workdir, source):
+        change = f"changed: {join_names(changed, most=3)}"
     else:
         return
     raise DataError(
@@ -240,12 +255,14 @@ def read_image_splits(workdir: Path) -> dict[str, str]:
 
 
 def _describe_change(workdir: Path, source: Source) -> str:
-    """Return the images that were added or removed, by the run's `splits.csv`."""
-    before, now, changes = set(read_image_splits(workdir)), set(source.ids), []
-    for word, names in (("new", now - before), ("gone", before - now)):
-        if before and names:
-            more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-            changes.append(f"{word}: {', '.join(sorted(names)[:3])}{more}")
+    """Return the images that were added, removed or changed, by the files of the run."""
+    before = set(read_contents(workdir)) or set(read_image_splits(workdir))
+    now = set(source.ids)
+    words = {"new": now - before, "gone": before - now} if before else {}
+    words["changed"] = set(find_changed(workdir, source))
+    changes = [
+        f"{word}: {join_names(sorted(names), most=3)}" for word, names in words.items() if names
+    ]
     return "; ".join(changes) or "the labels, sizes or splits of its images differ"
 
 

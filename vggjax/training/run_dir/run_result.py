@@ -18,16 +18,17 @@ from flax import nnx
 
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.quality.duplicates import Duplicates
-from vggjax.data.sources.open import open_source
+from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, read_splits
-from vggjax.errors import ConfigError, VggjaxError, WeightsError, printable
+from vggjax.errors import ConfigError, DataError, VggjaxError, WeightsError, printable
 from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
 from vggjax.models.network import Network
 from vggjax.models.params import Weights, assign, extract
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.checked_json import read_json, write_json
+from vggjax.training.run_dir.contents import with_missing_images
 from vggjax.training.run_dir.folder import check_data, known_data_facts, read_data_facts
 from vggjax.weights.weight_file import WeightFile, write_weights
 
@@ -224,14 +225,22 @@ def load_run_result(
 def open_training_data(workdir: Path, config: Config, source: Source | None = None) -> Source:
     """Open the dataset that a run was trained on; raise VggjaxError if it is missing or changed.
 
-    `source` is the dataset, if it was opened already.
+    Images that vanished since are in it, as unreadable. `source` is the dataset, if it was opened
+    already.
     """
-    if read_data_facts(workdir) is None:
+    facts = read_data_facts(workdir)
+    if facts is None:
         raise ConfigError(
             f"{printable(workdir / 'data.json')} is missing, so the dataset that the model was "
             "trained on cannot be identified. Train again in another `workdir`."
         )
-    source = source or open_source(config.dataset, data_dir=config.data_dir, options=config)
+    if source is None:
+        scan = scan_source(config.dataset, data_dir=config.data_dir, options=config)
+        # That a table names missing images is one fault.
+        if scan.source is None or len(scan.faults) > bool(scan.missing):
+            raise DataError(scan.faults[0])
+        source = scan.source
+    source = with_missing_images(workdir, source, facts)
     check_data(workdir, source)
     return source
 
