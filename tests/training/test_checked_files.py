@@ -92,6 +92,8 @@ def test_a_flip_in_a_saved_model_is_refused_or_changes_nothing(tmp_path, run):
         {"class_names": None},
         {"preprocessing": {}},
         {"preprocessing": []},
+        {"task": "multilabel"},
+        {"task": "multilabel", "thresholds": [0.5]},
         {"new": 1},
     ],
     ids=str,

@@ -51,7 +51,7 @@ class ModelInfo:
     """`multiclass`, or `multilabel`: each class has a sigmoid unit and a threshold."""
     thresholds: tuple[float, ...] = ()
     """With `multilabel`, the probability from which on each class is predicted: the one with the
-    highest F1 on the validation split."""
+    highest F1 on the validation split. Empty until the training is done."""
     weights_sha256: str = ""
     """The SHA-256 of `model.safetensors`; empty from versions that did not write it."""
 
@@ -65,7 +65,7 @@ class ModelInfo:
         names = self.class_names
         if not all(isinstance(name, str) for name in (self.arch, self.head, *names)):
             raise TypeError("the network, the head and the class names must be text")
-        if self.is_multilabel and len(self.thresholds) != len(names):
+        if self.is_multilabel and len(self.thresholds) not in (0, len(names)):
             raise ValueError("it needs a threshold for each class")
         find_arch(self.arch)
         Head.parse(self.head).for_classes(len(names), multilabel=self.is_multilabel)
@@ -142,7 +142,10 @@ def read_info(workdir: str | Path) -> ModelInfo:
         fields["preprocessing"] = Preprocessing.from_json(fields["preprocessing"])
         fields["class_names"] = tuple(fields["class_names"])
         fields["thresholds"] = tuple(fields.get("thresholds", ()))
-        return ModelInfo(**fields)
+        info = ModelInfo(**fields)
+        if info.is_multilabel and not info.thresholds:
+            raise ValueError("it needs a threshold for each class")
+        return info
     except (OSError, ValueError, TypeError, KeyError, AttributeError, VggjaxError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise WeightsError(f"{printable(path)} is damaged: {reason}.") from None
