@@ -27,7 +27,7 @@ def images(tmp_path):
 
 def start(images, workdir, **settings):
     run = prepare_run(make_config(images, workdir, **settings))
-    make_workdir(workdir, run.config, run.source, run.splits, run.duplicates, run.contents)
+    make_workdir(workdir, run.config, run.source, run.splits, run.duplicates, contents=run.contents)
     return run
 
 

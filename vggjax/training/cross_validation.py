@@ -105,4 +105,4 @@ def write_folds(run: CrossValidation) -> None:
     except OSError as error:
         raise unusable_workdir(run.workdir, error) from None
     tested = {path.name: fold["test"] for path, fold in zip(folders, run.splits, strict=True)}
-    make_workdir(run.workdir, run.config, run.source, tested, run.duplicates, run.contents)
+    make_workdir(run.workdir, run.config, run.source, tested, run.duplicates, contents=run.contents)

@@ -122,11 +122,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     splits, counts, duplicates = _find_splits(config, workdir, source, contents, progress=progress)
     if config.start_from:
         _check_start(config, head, source, splits)
-    if config.pretrained and not config.start_from:
-        given = weight_file or config.weights
-        weight_file = open_weights(
-            given, config.model, include_top=False, expect_sha256=config.expect_sha256
-        )
+    weight_file = _open_base(config, weight_file)
     model = build_model(config, head, weight_file)
     loaders = _open_loaders(config, source, splits)
     # A batch larger than the data would be padding; it still has to divide over the devices.
@@ -178,6 +174,14 @@ def _open_given(config: Config) -> WeightFile | None:
     """Open the file that `weights` names, if it does; one that does not exist is refused later."""
     is_path = config.weights not in ("imagenet", "none")
     return WeightFile(config.weights) if is_path and Path(config.weights).exists() else None
+
+
+def _open_base(config: Config, weight_file: WeightFile | None) -> WeightFile | None:
+    """Open the pretrained weights, unless `weight_file` is open already; None without any."""
+    if not config.pretrained or config.start_from:
+        return weight_file
+    given = weight_file or config.weights
+    return open_weights(given, config.model, include_top=False, expect_sha256=config.expect_sha256)
 
 
 def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:

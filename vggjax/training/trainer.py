@@ -74,7 +74,9 @@ class Trainer:
             read_images(run, self._console)
             adapted, self._left_out = run.adapted(), frozenset(run.left_out())
             with lock_workdir(workdir), stop_signals() as self._stop:
-                make_workdir(workdir, config, run.source, run.splits, run.duplicates, run.contents)
+                make_workdir(
+                    workdir, config, run.source, run.splits, run.duplicates, contents=run.contents
+                )
                 with Checkpoints(workdir, strict=config.strict_resume) as self._checkpoints:
                     self._train_stages()
                 report_adapted(run, self._console, already=adapted)  # while the network trained
