@@ -280,3 +280,15 @@ def test_convolutions_of_other_names_are_known_by_their_order(tmp_path):
     assert notes == [
         "named the layers by their order, from conv1_1 (block1_conv1) to conv5_2 (block5_conv2)"
     ]
+
+
+def test_arrays_of_other_layouts_are_named_with_the_way_out(tmp_path):
+    kernel = np.zeros((3, 3, 3, 4), np.float32)
+    with h5py.File(tmp_path / "flax.h5", "w") as file:
+        file["conv1_1/weight"], file["conv1_1/bias"] = kernel, kernel[0, 0, 0]
+    with pytest.raises(WeightsError, match=r"groups of other names \(conv1_1\) are read from an"):
+        read_weights(tmp_path / "flax.h5")
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file["layer_1/param_0"], file.attrs["nb_layers"] = kernel, 1
+    with pytest.raises(WeightsError, match=r"Keras before 1.0 for Theano.*tf_kernels"):
+        read_weights(tmp_path / "old.h5")

@@ -267,3 +267,43 @@ def test_a_dropout_first_puts_the_pixels_in_doubt_and_conversion_keeps_the_doubt
         tmp_path / "said.h5", weights, metadata=file.info.metadata | {"preprocess": "caffe"}
     )
     assert WeightFile(tmp_path / "said.h5").info.preprocess_doubt == ""
+
+
+@pytest.mark.parametrize("prefix", ["vgg", "features", ""])
+def test_the_base_of_a_detector_is_read_without_the_convolutions_that_follow(tmp_path, prefix):
+    base = random_weights(ARCHS["narrow"])
+    state = {name.removeprefix("features."): array for name, array in state_of(base).items()}
+    start = max(int(name.split(".")[0]) for name in state) + 3
+    for number in (start, start + 2):
+        state |= {f"{number}.weight": np.zeros((6, 6, 3, 3), np.float32)}
+        state |= {f"{number}.bias": np.zeros(6, np.float32)}
+    state = {f"{prefix}.{name}".lstrip("."): array for name, array in state.items()}
+    state |= (
+        {f"extras.{i}.weight": np.zeros((6, 6, 3, 3), np.float32) for i in (0, 2)} if prefix else {}
+    )
+    weights, notes = read(save_torch(tmp_path / "ssd.pth", state))
+    assert_same_weights(weights, base)
+    assert f"features.{start}.weight" in notes[0] and ("extras.0.weight" in notes[0]) == bool(
+        prefix
+    )
+    assert "SSD" in WeightFile(tmp_path / "ssd.pth").info.preprocess_doubt
+
+
+@pytest.mark.parametrize(
+    ("parts", "way_out"),
+    [
+        (("weight_orig", "weight_mask"), "prune.remove"),
+        (("weight_g", "weight_v"), "parametrize.remove_parametrizations"),
+        (
+            ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+            "parametrize.remove_parametrizations",
+        ),
+    ],
+)
+def test_kernels_in_parts_are_refused_with_the_way_to_join_them(tmp_path, parts, way_out):
+    state = state_of(BASE)
+    for name in [name for name in state if name.endswith("weight")]:
+        kernel = state.pop(name)
+        state |= {name.removesuffix("weight") + part: kernel for part in parts}
+    with pytest.raises(WeightsError, match=f"stores kernels in parts.*{way_out}"):
+        read_weights(save_torch(tmp_path / "w.pth", state))

@@ -45,6 +45,7 @@ KERAS_PARAMS = {
 _LEGACY_PARAM = re.compile(rf"(?:.*_)?({'|'.join(KERAS_PARAMS)})(_\d+)?")
 _NOT_WEIGHTS = {"optimizer", "optimizer_weights", "seed_generator"}
 _EMPTY_GROUP = "top_level_model_weights"  # Keras writes it, and it belongs to no layer
+_KERAS_GROUPS = {"model_weights", "layers", "optimizer_weights", _EMPTY_GROUP}
 _MAX_DEPTH = 12
 _SCALING = re.compile(r"(rescaling|lambda|true_divide|tf\.math\.truediv)(_\d+)?")
 _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|__lambda__)"')
@@ -79,11 +80,7 @@ def find_layers(file: CheckedFile) -> KerasLayers:
     else:
         layers = list(_v3_layers(file, root, found, depth=0))
     if not any(layer.params for layer in layers):
-        raise WeightsError(
-            "it contains no layer with weights in any layout of Keras: published, whole-model .h5, "
-            ".weights.h5 or .keras.",
-            code="E_FORMAT",
-        )
+        raise _no_layers(file)
     if not any(layer.kind == "conv" for layer in layers):
         listed = ", ".join(printable(layer.name) for layer in layers[:5])
         raise WeightsError(
@@ -92,6 +89,31 @@ def find_layers(file: CheckedFile) -> KerasLayers:
     found.layers, notes = with_table_names(layers)
     found.left_out += notes
     return found
+
+
+def _no_layers(file: CheckedFile) -> WeightsError:
+    """Return the refusal of an HDF5 file that is not Keras', or older than its layouts."""
+    if "nb_layers" in file.root.attrs:
+        return WeightsError(
+            "it was written by Keras before 1.0 for Theano, whose kernels are rotated by 180 "
+            "degrees. Take the published file that has tf_kernels in its name.",
+            code="E_ORDER",
+        )
+    names = link_names(file.root)
+    is_keras = any(map(TABLE_NAME.fullmatch, names)) or not _KERAS_GROUPS.isdisjoint(names)
+    message = (
+        "it contains no layer with weights in any layout of Keras: published, whole-model .h5, "
+        ".weights.h5 or .keras."
+    )
+    if not names or is_keras:
+        return WeightsError(message, code="E_FORMAT")
+    return WeightsError(
+        f"{message} Arrays in groups of other names ({join_names(map(printable, names), most=3)}) "
+        f"are read from an .npz: python -c \"import h5py, numpy; a = {{}}; h5py.File('FILE.h5')."
+        f"visititems(lambda k, v: a.update({{k: v[()]}}) if hasattr(v, 'dtype') else None); "
+        f"numpy.savez('weights.npz', **a)\"",
+        code="E_FOREIGN",
+    )
 
 
 def read_metadata(root: h5py.File) -> dict[str, str]:

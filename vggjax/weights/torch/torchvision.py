@@ -46,6 +46,11 @@ _NAME = re.compile(
 _IN_BASE = re.compile(rf"((?:.*\.)?)features\.\d{{1,3}}\.{_PARAM}")
 _NUMBERED = re.compile(rf"((?:.*\.)?)(\d{{1,3}}\.{_PARAM})")
 
+_PARAMETRIZED = re.compile(
+    r"(?<=\.)(weight_(orig|mask|[guv])|parametrizations\.weight\.(original\d?|\d.*))$"
+)
+"""Arrays that `torch.nn.utils` makes of a kernel."""
+
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 """Parts of names that DataParallel, torch.compile and FSDP insert, anywhere."""
 
@@ -82,6 +87,7 @@ def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
     Raises:
         WeightsError: the base is incomplete or not a VGG's, or there are several.
     """
+    _refuse_parametrized(spans)
     spans = _without_wrappers(spans)
     prefixes = _prefixes(_IN_BASE, spans)
     original, left_out = _original(prefixes, spans)
@@ -98,6 +104,8 @@ def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
         if original is None and find_in_order(spans):
             return None
         raise
+    extra = [m for m in modules if m.startswith("features.") and m not in base]
+    others += [f"{module}.{param}" for module in extra for param in modules.pop(module)]
     plan = _plan_layers(modules, base)
     others += [k for k in spans if k not in renamed and not k.startswith(tuple(prefixes) or "\0")]
     style = "timm" if any(module in TIMM_TOP for module in modules) else "torchvision"
@@ -122,7 +130,30 @@ def find_layers(spans: Mapping[str, Span]) -> TorchLayers | None:
             f"{', '.join(_DROPOUT_FIRST)} are the names of torchvision before 2017, whose weights "
             f"expect torch, and of Caffe's VGG in torch's format, whose weights expect caffe"
         )
+    if extra:
+        doubt = (
+            "convolutions follow the base, as in SSD, whose VGG is Caffe's and expects caffe; "
+            "torchvision's expects torch"
+        )
     return TorchLayers(style, plan, left_out, doubt)
+
+
+def _refuse_parametrized(names: Iterable[str]) -> None:
+    """Refuse kernels that torch computes from several arrays."""
+    for name in names:
+        if match := _PARAMETRIZED.search(name):
+            is_pruned = match[0].startswith(("weight_orig", "weight_mask"))
+            call = (
+                "prune.remove(module, 'weight')"
+                if is_pruned
+                else ("parametrize.remove_parametrizations(module, 'weight')")
+            )
+            raise WeightsError(
+                f"it stores kernels in parts, {printable(name)} and others, as pruning and weight "
+                f"normalization do. Join them with torch.nn.utils.{call} for each convolution, and "
+                f"save the state dict again.",
+                code="E_NAME",
+            )
 
 
 def _without_wrappers(spans: Mapping[str, Span]) -> dict[str, Span]:
@@ -196,7 +227,10 @@ def _numbered(spans: Mapping[str, Span]) -> dict[str, str]:
     complete = []
     for prefix, group in groups.items():
         kernels = {short: spans[name].shape for name, short in group.items()}
+        norms = any(short.endswith("running_mean") for short in kernels)
         convs = sorted((k for k, shape in kernels.items() if len(shape) == 4), key=natural_order)
+        numbers = _first_blocks(sorted(map(_number, convs)), step=3 if norms else 2)
+        convs = convs[: len(numbers)]
         if block_names([CONV.held_shape(kernels[short]) for short in convs]):
             complete.append(prefix)
     if len(complete) > 1:
@@ -340,6 +374,8 @@ def _base_layers(modules: Modules) -> dict[str, str]:
     """Return `{module: layer}` of the base; a gap of one number is the pooling between blocks."""
     numbers = sorted(int(m.split(".")[1]) for m in modules if m.startswith("features."))
     norms = {number for number in numbers if "running_mean" in modules[f"features.{number}"]}
+    convs = _first_blocks([k for k in numbers if k not in norms], step=3 if norms else 2)
+    numbers = [k for k in numbers if k <= max(convs, default=0) + bool(norms)]
     layers: list[str] = []
     block, conv, following = 1, 0, 0
     for number in numbers:
@@ -365,6 +401,15 @@ def _base_layers(modules: Modules) -> dict[str, str]:
             code="E_MISSING" if is_gap else "E_UNEXPECTED",
         )
     return expected
+
+
+def _first_blocks(numbers: list[int], *, step: int) -> list[int]:
+    """Return the convolutions of the first five blocks; a gap between numbers is a pooling.
+
+    More follow where a detector goes on with convolutions, as SSD with `vgg.31` and `vgg.33`.
+    """
+    ends = [i for i, (a, b) in enumerate(itertools.pairwise(numbers)) if b > a + step]
+    return numbers[: ends[4] + 1] if len(ends) > 4 else numbers
 
 
 def _top_layers(modules: Modules) -> dict[str, str]:
