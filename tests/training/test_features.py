@@ -97,7 +97,8 @@ def test_images_are_decoded_once(config_of, monkeypatch):
 
     def open_counted(*args, **kwargs):
         source = open_source(*args, **kwargs)
-        return dataclasses.replace(source, read=lambda i: read.append(i) or source.read(i))
+        counted = lambda i: read.append(i) or source.read(i)  # noqa: E731
+        return dataclasses.replace(source, read=counted, read_as=None)
 
     monkeypatch.setattr(prepare, "open_source", open_counted)
     result = train(config_of("run", **HEAD, **FILE, cache_mb=0))

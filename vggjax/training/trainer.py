@@ -82,7 +82,7 @@ class Trainer:
                 report_adapted(run, self._console, already=adapted)  # while the network trained
                 thresholds = tuple(self._progress.thresholds)
                 info = dataclasses.replace(run.info, left_out=run.left_out(), thresholds=thresholds)
-                model = save_model(workdir, run.model, info)
+                model, info = save_model(workdir, run.model, info)
                 self._stop.check(workdir)
         data = run.source, run.splits, run.duplicates, run.duplicate_groups
         return RunResult(workdir, config, model, info, *data)

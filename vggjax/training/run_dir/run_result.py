@@ -76,10 +76,10 @@ class ModelInfo:
         return self.task == "multilabel"
 
 
-def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> Network:
+def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> tuple[Network, ModelInfo]:
     """Write `model.safetensors`, then `model.json`, whose presence means that both are complete.
 
-    Return the model as `load_model` would.
+    Return both as `load_model` would.
     """
     workdir, weights = Path(workdir), extract(model)
     metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
@@ -90,7 +90,7 @@ def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> Network:
     write_weights(path, weights, metadata=metadata)
     info = replace(info, weights_sha256=WeightFile(path).digests.sha256)
     write_json(workdir / "model.json", asdict(info))
-    return assemble_model(info, weights)
+    return assemble_model(info, weights), info
 
 
 def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
