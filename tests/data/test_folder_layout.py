@@ -424,3 +424,33 @@ def test_jfif_and_netpbm_files_are_images(tmp_path):
     source = open_source(str(tmp_path))
     assert len(source) == 4 and source.notes == ()
     assert all(source.read(i).pixels.shape == (16, 16, 3) for i in range(4))
+
+
+BY_FOLDER = "([^/]+)/[^/]*$"
+
+
+@pytest.mark.parametrize(
+    ("folders", "kind"),
+    [
+        (("a/airfield", "a/aisle/shop", "b/barn", "b/bakery"), "layout"),
+        (("Aves/Pica pica", "Aves/Parus major", "Plantae/Urtica", "Plantae/Bellis"), "note"),
+        (("benign/SOB/x/40X", "benign/SOB/y/40X", "malignant/SOB/z/40X"), "note"),
+    ],
+)
+def test_folders_below_the_classes_come_with_the_pattern_that_uses_them(tmp_path, folders, kind):
+    ((found, note),) = observed(Path(tree(tmp_path, dict.fromkeys(folders, 3))))
+    assert found == kind and note.startswith(f"Images of {len(folders)} folders below")
+    assert f"`label_pattern` to '{BY_FOLDER}'" in note and "`group_pattern` to '^(.*)/'" in note
+    options = DatasetOptions(label_from="name", label_pattern=BY_FOLDER)
+    expected = sorted(folder.split("/")[-1] for folder in folders)
+    assert list(open_source(str(tmp_path), options=options).class_names) == sorted({*expected})
+
+
+def test_folders_of_patients_hold_the_classes(tmp_path):
+    tree(tmp_path, {f"{patient}/{label}": 3 for patient in (8863, 9036, 10253) for label in (0, 1)})
+    assert [seen.kind for seen in scan_source(str(tmp_path)).observations] == ["layout"]
+    options = DatasetOptions(label_from="name", label_pattern=BY_FOLDER, group_pattern=r"^(\d+)/")
+    source = open_source(str(tmp_path), options=options)
+    assert source.class_names == ("0", "1") and np.bincount(source.labels).tolist() == [9, 9]
+    assert len({*source.groups.tolist()}) == 3
+    assert "3 groups of images, each in one split, by `group_pattern` '^(\\d+)/'." in source.notes

@@ -92,8 +92,13 @@ def is_unlabeled(name: str) -> bool:
 
 
 def first_groups(pattern: str, paths: Iterable[str]) -> list[str]:
-    """Return the first group of `pattern` in each file's name without extension; "" for none."""
-    matches = [re.search(pattern, PurePosixPath(path).stem) for path in paths]
+    """Return the first group of `pattern` in each file's name without extension; "" for none.
+
+    A pattern with a slash is searched in the path below the dataset's folder, without extension.
+    """
+    names = (PurePosixPath(path) for path in paths)
+    texts = (str(name.with_suffix("")) if "/" in pattern else name.stem for name in names)
+    matches = [re.search(pattern, text) for text in texts]
     return [(match[1] or "") if match else "" for match in matches]
 
 
@@ -108,6 +113,8 @@ def nearest_class(name: str, names: Iterable[str]) -> str | None:
         return same
     return nearest_name(name, names, cutoff=0.8)
 
+
+_BY_FOLDER = "set `label_from` to name and `label_pattern` to '([^/]+)/[^/]*$'"
 
 Doubt = tuple[bool, str]
 """Whether it is likely, and one sentence."""
@@ -206,23 +213,30 @@ def _doubt_level(top: str, folders: _Folders) -> Doubt | None:
     if any({*_words(name)} & (_MASK_WORDS | _CONTAINERS) for name in shared):
         return None
     tops = ["/".join([*filter(None, [top]), x, *folders[x][0][:depth]]) for x in sorted(folders)]
+    is_last = all(len(path) == depth + 1 for inner in folders.values() for path in inner)
+    by_folder = f", or for all images {_BY_FOLDER}" if is_last else ""
     # Of two folders, or numbered ones, each is rather a camera, a side or a day.
     is_likely = not _are_numbered(shared) and (len(shared) > 2 or _are_numbered(folders))
+    is_likely |= _are_ids(folders) and len(folders) > len(shared)
     return is_likely, (
         f"Each class folder has the folders {text}: is the dataset one level too high? If these "
-        f"are the classes, give one of {join_names(map(repr, tops), most=3)}."
+        f"are the classes, give one of {join_names(map(repr, tops), most=3)}{by_folder}."
     )
 
 
 def _doubt_subfolders(folders: _Folders) -> Doubt | None:
     """Mention folders below the class folders, which may be classes, patients or scenes."""
-    below = {f"{name}/{path[0]}" for name, inner in folders.items() for path in inner if path}
+    paths = [(name, *path) for name, inner in folders.items() for path in inner if path]
+    below = {"/".join(path) for path in paths}
     if len(below) <= len(folders):
         return None
-    return False, (
+    # `a/airfield`, `b/bakery/shop`: an index of the classes by their first letter.
+    is_index = all(len(name) == 1 and inner.lower().startswith(name) for name, inner, *_ in paths)
+    is_index &= all(map(all, folders.values()))
+    return is_index, (
         f"Images of {len(below):,} folders below the class folders, such as {min(below)!r}, count "
-        f"for these classes. If each folder is a class, a patient or a scene, list the images "
-        f"with doctor's `write_csv` and add it to the CSV as label or group."
+        f"for these classes. If each folder is a class, {_BY_FOLDER}; if each is a patient or a "
+        f"scene, set `group_pattern` to '^(.*)/'."
     )
 
 
@@ -249,6 +263,12 @@ def find_masks(paths: Iterable[str]) -> list[str]:
 def _are_numbered(names: Iterable[str]) -> bool:
     """Return whether names differ in numbers only: `fold_1` and `fold_2`."""
     return len({re.sub(r"[\W\d_]", "", name) for name in names}) == 1
+
+
+def _are_ids(names: Iterable[str]) -> bool:
+    """Return whether names are numbers with gaps, as those of patients are, unlike classes."""
+    numbers = [int(name) if name.isdecimal() else -1 for name in names]
+    return min(numbers) >= 0 and max(numbers) - min(numbers) + 1 > 2 * len(numbers)
 
 
 def says_nothing(name: str) -> bool:

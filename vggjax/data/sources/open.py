@@ -98,10 +98,10 @@ def _group_by_name(scan: Scan, options: DatasetOptions) -> Scan:
     names = first_groups(pattern, paths)
     if not any(names):
         raise ConfigError(
-            f"`group_pattern` {pattern!r} finds no group in the file names; the first one is "
+            f"`group_pattern` '{pattern}' finds no group in the file names; the first one is "
             f"{PurePosixPath(paths[0]).stem!r}."
         )
-    note = f"{describe_groups(names)} by `group_pattern` {pattern!r}."
+    note = f"{describe_groups(names)} by `group_pattern` '{pattern}'."
     notes = (*source.notes, note)
     source = dataclasses.replace(
         source, groups=number_groups(names), possible_groups=None, notes=notes

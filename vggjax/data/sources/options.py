@@ -24,7 +24,8 @@ class DatasetOptions:
     """The label of an image in a folder: its class folder, or its file name (cat.0.jpg)."""
     label_pattern: str | None = setting(None, non_empty=True)
     """With --label-from name: a regular expression for the file name without its extension, whose
-    first group is the label; None is the name without the digits at its end, or at its start."""
+    first group is the label; None is the name without the digits at its end, or at its start. With
+    a slash in it, it is for the path: ([^/]+)/[^/]*$ is the folder that holds the image."""
     path_column: str | None = setting(None, non_empty=True)
     """Column of a CSV with the images; None is `path`, or the one column that names files."""
     label_column: tuple[str, ...] = setting(())
@@ -36,7 +37,8 @@ class DatasetOptions:
     """Column of a CSV, such as patient_id: images with the same value stay in one split."""
     group_pattern: str | None = setting(None, non_empty=True)
     """A regular expression for the file name without its extension, such as ^(\\w+?)_: images with
-    the same first group stay in one split."""
+    the same first group stay in one split. With a slash in it, it is for the path, such as ^(.*)/
+    for images of one folder."""
     background: Literal["white", "black", "gray"] = "white"
     """The color that transparency is laid over; `black` for white drawings."""
     pixel_range: tuple[float, ...] = setting(())
