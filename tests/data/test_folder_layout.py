@@ -434,7 +434,7 @@ BY_FOLDER = "([^/]+)/[^/]*$"
     [
         (("a/airfield", "a/aisle/shop", "b/barn", "b/bakery"), "layout"),
         (("Aves/Pica pica", "Aves/Parus major", "Plantae/Urtica", "Plantae/Bellis"), "note"),
-        (("benign/SOB/x/40X", "benign/SOB/y/40X", "malignant/SOB/z/40X"), "note"),
+        (("benign/SOB/x", "benign/SOB/y", "malignant/SOB/z"), "note"),
     ],
 )
 def test_folders_below_the_classes_come_with_the_pattern_that_uses_them(tmp_path, folders, kind):
