@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.networks import random_weights
 from support.tiny_run import make_images
 
 import vggjax
 from vggjax.cli.main import COMMANDS, main
+from vggjax.models.head import Head
 
 
 @pytest.fixture
@@ -189,11 +191,7 @@ def test_summary_counts_the_parameters(capsys, line, total):
 
 
 def test_converting_through_every_format_keeps_every_bit(here, capsys):
-    rng = np.random.default_rng(0)
-    weights = {
-        "block1_conv1": {"kernel": rng.normal(size=(3, 3, 3, 4)), "bias": rng.normal(size=4)},
-        "predictions": {"kernel": rng.normal(size=(4, 7)), "bias": rng.normal(size=7)},
-    }
+    weights = random_weights("tiny", Head("gap", outputs=7))
     vggjax.write_weights("a.safetensors", weights)
     names = ("a.safetensors", "b.weights.h5", "c.h5", "d.safetensors")
     for src, dst in zip(names, names[1:], strict=False):

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 from support.apart import command
-from support.hostile_layers import tiny_weights
+from support.array_files import NARROW
+from support.networks import random_weights
 
 from vggjax.atomic import atomic_write, check_output_file, write_text
 from vggjax.errors import ConfigError
@@ -95,8 +96,8 @@ def convert(src, dst, *, killed):
 @pytest.mark.parametrize("ending", [".safetensors", ".h5", ".keras"])
 def test_a_conversion_that_is_killed_or_finds_the_disk_full_leaves_the_old_file(tmp_path, ending):
     src, dst = tmp_path / "src.h5", tmp_path / f"dst{ending}"
-    write_weights(src, tiny_weights())
-    write_weights(dst, tiny_weights(seed=1))
+    write_weights(src, random_weights(NARROW, None))
+    write_weights(dst, random_weights(NARROW, None, seed=1))
     before = dst.read_bytes()
     full = convert(src, dst, killed=False)
     assert full.returncode == 1 and full.stderr.count("\n") == 1

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support.array_files import WEIGHTS
 from support.networks import random_weights
 
+from vggjax.cli.main import main
 from vggjax.errors import WeightsError
 from vggjax.weights.convert import convert_file, print_table
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
@@ -84,3 +87,58 @@ def test_the_script_converts_and_refuses_in_one_line(tmp_path, weights):
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("convert.py: error: There is no file")
     assert refused.stderr.count("\n") == 1
+
+
+def without(weights, layer, param=None):
+    """Return weights that lack a layer, or one of its parameters."""
+    rest = {k: dict(params) for k, params in weights.items() if param or k != layer}
+    if param:
+        del rest[layer][param]
+    return rest
+
+
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        (lambda w: without(w, "block3_conv2"), "E_MISSING"),
+        (lambda w: without(w, "block3_conv2", "bias"), "E_MISSING"),
+        (lambda w: w | {"block5_conv3": w["block5_conv2"]}, "E_UNEXPECTED"),
+        (lambda w: w | {"block1_conv1": {"kernel": w["block1_conv1"]["kernel"],
+                                         "bias": np.zeros(3, np.float32)}}, "E_SHAPE"),
+        (lambda w: w | {"block3_conv2": w["block1_conv1"]}, "E_SHAPE"),
+        (lambda w: w | {"fc2": {"kernel": np.ones((3, 3), np.float32),
+                                "bias": np.ones(3, np.float32)}}, "E_SHAPE"),
+    ],
+)  # fmt: skip
+def test_an_incomplete_network_is_refused_and_nothing_is_written(tmp_path, change, code):
+    """A base of any widths is converted, and any dense layers that follow each other."""
+    write_weights(tmp_path / "whole.safetensors", WEIGHTS)
+    convert_file(tmp_path / "whole.safetensors", tmp_path / "whole.h5")
+    src, dst = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write_weights(src, change(WEIGHTS))
+    with pytest.raises(WeightsError) as caught:
+        convert_file(src, dst)
+    assert caught.value.code == code and not dst.exists()
+
+
+def test_the_model_says_what_the_file_must_hold(tmp_path, capsys):
+    src, dst = str(tmp_path / "a.safetensors"), str(tmp_path / "b.h5")
+    write_weights(src, random_weights("tiny", None))
+    assert main(["convert", src, dst, "--model", "tiny"]) == 0
+    assert main(["convert", src, dst, "--model", "narrow"]) == 2
+    assert "do not fit narrow without a top" in capsys.readouterr().err
+    assert main(["convert", src, dst, "--model", "vgg17"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+def test_a_convnet_is_converted_by_the_name_in_its_file(tmp_path):
+    src, dst = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    weights = {
+        "block1_conv1": dict(kernel=np.ones((3, 3, 3, 4), np.float32), bias=np.ones(4, np.float32)),
+        "predictions": {"kernel": np.ones((4, 2), np.float32), "bias": np.ones(2, np.float32)},
+    }
+    write_weights(src, weights, metadata={"arch": "cnn-4-pool"})
+    convert_file(src, dst)
+    write_weights(src, weights, metadata={"arch": "cnn-4-pool-4"})
+    with pytest.raises(WeightsError, match="missing: block2_conv1"):
+        convert_file(src, dst)

@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 import requests
+from support.array_files import NARROW
+from support.networks import random_weights
 
 from vggjax.errors import WeightsError
 from vggjax.weights import pretrained
@@ -20,7 +22,7 @@ from vggjax.weights.convert import convert_file
 from vggjax.weights.digests import Published
 from vggjax.weights.weight_file import write_weights
 
-WEIGHTS = {"block1_conv1": {"kernel": np.ones((3, 3, 3, 4), np.float32)}}
+WEIGHTS = random_weights(NARROW, None)
 
 
 @pytest.fixture

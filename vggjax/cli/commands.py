@@ -190,6 +190,7 @@ def convert(
     /,
     *,
     format: Literal["vggjax", "torchvision", "timm"] | None = None,
+    model: str | None = None,
     expect_sha256: str | None = None,
 ) -> int:
     """Convert a weight file between the formats of Keras, torchvision, timm and vggjax.
@@ -199,11 +200,12 @@ def convert(
         dst: The file to write, by its ending: .safetensors, .weights.h5, .h5, .keras or .pth.
         format: Whose layer names to write; by default vggjax's in .safetensors, torchvision's in
             .pth.
+        model: The network that SRC must hold, such as vgg16; None accepts any, if it is complete.
         expect_sha256: Refuse a SRC with another checksum.
     """
     from vggjax.weights.convert import convert
 
-    convert(src, dst, layout=format, expect_sha256=expect_sha256)
+    convert(src, dst, layout=format, model=model, expect_sha256=expect_sha256)
     return 0
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from vggjax.errors import WeightsError, join_names
-from vggjax.models.arch import ARCHS, Shapes, get_arch, list_problems, shape_problems
+from vggjax.models.arch import ARCHS, Shapes, list_problems, shape_problems
+from vggjax.models.convnets import find_arch
 from vggjax.weights.names import BATCH_NORM, in_base
 
 Check = Callable[[Shapes], None]
@@ -12,12 +13,12 @@ Check = Callable[[Shapes], None]
 
 def expected_base(model: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """Return the shape of every parameter of a network's convolutional base."""
-    arch = get_arch(model)
+    arch = find_arch(model)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for layer, (width_in, width) in arch.conv_channels().items():
         shapes[layer] = {"kernel": (3, 3, width_in, width), "bias": (width,)}
-        if arch.batch_norm:
-            shapes[layer.replace("conv", "bn")] = dict.fromkeys(BATCH_NORM, (width,))
+        if (norm := layer.replace("conv", "bn")) in arch.layers():
+            shapes[norm] = dict.fromkeys(BATCH_NORM, (width,))
     return shapes
 
 

@@ -5,27 +5,39 @@ kept bit for bit (float16 and float64 become float32). The new file's metadata s
 from: the first source's name, format, checksums and date, and the preprocessing they expect.
 """
 
+import contextlib
 import math
 import time
 from pathlib import Path
 
-from vggjax.errors import WeightsError, printable
-from vggjax.models.arch import Shapes
+from vggjax.errors import ConfigError, WeightsError, printable
+from vggjax.models.arch import ARCHS, Shapes
+from vggjax.models.convnets import find_arch
 from vggjax.weights.compatibility import network_of
+from vggjax.weights.verify import check_network
 from vggjax.weights.weight_file import WeightFile, check_destination, write_weights
 
 
 def convert_file(
-    src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
+    src: Path,
+    dst: Path,
+    *,
+    layout: str | None = None,
+    model: str | None = None,
+    expect_sha256: str | None = None,
 ) -> WeightFile:
     """Convert `src` to the format of the ending of `dst`, or to `layout` (see weight_file.py).
 
-    A run folder stands for the model in it. Return the source.
+    A run folder stands for the model in it. `model` is the network that the file must hold; None
+    accepts any of the table. Return the source.
 
     Raises:
-        WeightsError: `src` cannot be read or is not the expected file, `dst` cannot be written, or
-            both are the same file.
+        WeightsError: `src` cannot be read, is incomplete or not the expected file, `dst` cannot be
+            written, or both are the same file.
+        ConfigError: `model` is not in the table.
     """
+    if model is not None:
+        find_arch(model)
     src, dst = Path(src), Path(dst)
     if (src / "model.safetensors").is_file():
         src = src / "model.safetensors"
@@ -36,8 +48,22 @@ def convert_file(
         )
     source = WeightFile(src)
     source.check_sha256(expect_sha256)
-    write_weights(dst, source.read(), metadata=_converted_metadata(source), layout=layout)
+    weights = source.read()
+    _check_complete(source, model)
+    write_weights(dst, weights, metadata=_converted_metadata(source), layout=layout)
     return source
+
+
+def _check_complete(source: WeightFile, model: str | None) -> None:
+    """Refuse an incomplete network, as `verify` does, but of any widths unless `model` is given.
+
+    A convnet's file says which it holds.
+    """
+    if model is None:
+        stated = source.info.metadata.get("arch", "")
+        with contextlib.suppress(ConfigError):
+            model = None if stated in ARCHS else find_arch(stated).name
+    check_network(source.shapes, model, name=printable(source.path), any_widths=model is None)
 
 
 def _converted_metadata(source: WeightFile) -> dict[str, str]:
@@ -79,10 +105,15 @@ def print_table(shapes: Shapes) -> None:
 
 
 def convert(
-    src: Path, dst: Path, *, layout: str | None = None, expect_sha256: str | None = None
+    src: Path,
+    dst: Path,
+    *,
+    layout: str | None = None,
+    model: str | None = None,
+    expect_sha256: str | None = None,
 ) -> None:
     """Convert a file as `convert_file` does, and print its checksum and a table of its layers."""
-    source = convert_file(src, dst, layout=layout, expect_sha256=expect_sha256)
+    source = convert_file(src, dst, layout=layout, model=model, expect_sha256=expect_sha256)
     print(f"{printable(source.path)}: {source.info.kind}")
     print(f"SHA-256     {source.digests.sha256}")
     print(f"Known as    {source.known_as or 'none of the published files'}")

@@ -104,11 +104,22 @@ def verify_file(
     )
 
 
-def check_network(shapes: Shapes, model: str | None, *, name: str) -> None:
-    """Check that the base is that of `model`, or of any network; any dense layers may follow."""
+def check_network(
+    shapes: Shapes, model: str | None, *, name: str, any_widths: bool = False
+) -> None:
+    """Check that the base is that of `model`, or of any network; any dense layers may follow.
+
+    With `any_widths`, each convolution may have another number of channels than the network's.
+
+    Raises:
+        WeightsError: layers or parameters are missing, unexpected, or do not fit each other.
+    """
     base = {layer: params for layer, params in shapes.items() if in_base(layer)}
     model = model or network_of(shapes) or _nearest(base)
-    check_fits(base, expected_base(model), name=name, model=f"{model} without a top")
+    expected: Shapes = expected_base(model)
+    if any_widths:
+        expected = _with_widths(expected, base)
+    check_fits(base, expected, name=name, model=f"{model} without a top")
     outputs = None
     for layer, params in shapes.items():
         if in_base(layer):
@@ -126,6 +137,20 @@ def check_network(shapes: Shapes, model: str | None, *, name: str) -> None:
                 code="E_SHAPE",
             )
         outputs = kernel[1]
+
+
+def _with_widths(expected: Shapes, base: Shapes) -> Shapes:
+    """Return the shapes of a network whose convolutions have the numbers of channels in `base`."""
+    width_in, changed = 3, dict(expected)
+    for layer in expected:
+        if "_conv" not in layer:
+            continue
+        kernel = base.get(layer, {}).get("kernel") or expected[layer]["kernel"]
+        changed[layer] = {"kernel": (3, 3, width_in, kernel[-1]), "bias": kernel[-1:]}
+        if (norm := layer.replace("conv", "bn")) in expected:
+            changed[norm] = dict.fromkeys(expected[norm], kernel[-1:])
+        width_in = kernel[-1]
+    return changed
 
 
 def _nearest(base: Shapes) -> str:
