@@ -212,6 +212,7 @@ NAMES = {
     ("Abyssinian_{}", "basset_hound_{}"): {"Abyssinian": 10, "basset_hound": 10},
     ("dog ({})", "cat ({})"): {"cat": 10, "dog": 10},
     ("00{}_cat", "10{}_dog"): {"cat": 10, "dog": 10},
+    ("0_{}", "10_{}"): {"0": 10, "10": 10},
     ("{}", "0{}"): None,
     ("img_{}",): None,
     ("x{}a", "x{}b"): None,

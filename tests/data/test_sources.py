@@ -230,3 +230,10 @@ def test_a_damaged_image_raises_its_reason_when_read_and_not_before(tmp_path):
     source = open_source(str(tmp_path))
     with pytest.raises(DataError, match="^not an image$"):
         source.read(1)
+
+
+@pytest.mark.parametrize("name", ["-1", "NaN", "unlabeled", "?"])
+def test_a_class_that_may_stand_for_no_label_is_noted(tmp_path, name):
+    put_flat(tmp_path, f"{name}/1.png", "b/1.png", "none/1.png")
+    notes = open_source(str(tmp_path)).notes
+    assert any(f"Class {name!r} may stand for no label" in note for note in notes)

@@ -113,6 +113,9 @@ def test_names_without_images_have_a_reason_and_the_nearest_name(tmp_path, monke
     touch("photo.jpg", "texts/a.txt")
     os.mkdir("empty")
     os.symlink("gone", "texts/dangling.jpg")
+    (reason,) = find_images(["https://example.com/cat.jpg"]).values()
+    assert reason == "an address: download the image and give the file"
+    assert "a list: give names" in find_images(["texts/a.txt"])[Path("texts/a.txt")]
     reasons = find_images(["phto.jpg", "photo.jpg", "gone/x.jpg", "*.png", "empty", "emp*"])
     assert reasons == {
         Path("phto.jpg"): "no such file or folder; did you mean 'photo.jpg'?",

@@ -8,6 +8,7 @@ cannot be read is a row with its reason; the others are classified all the same.
 import glob
 import json as json_module
 import os
+import re
 import shutil
 import sys
 from collections import Counter, defaultdict
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from vggjax.atomic import atomic_write, check_output_file
 from vggjax.data.images.decode import DecodedImage
-from vggjax.data.images.formats import ENDINGS
+from vggjax.data.images.formats import ENDINGS, format_of_file
 from vggjax.data.quality.clean import SafeNames
 from vggjax.data.sources.rendering import doubt_of
 from vggjax.errors import ConfigError, DataError, flag_of, nearest_name, printable
@@ -205,6 +206,8 @@ def _names_on_stdin() -> list[str]:
 
 def _resolve(name: str) -> dict[Path, str]:
     if not os.path.lexists(name):
+        if re.match(r"[a-z][a-z0-9+]+://", name, re.IGNORECASE):
+            return {Path(name): "an address: download the image and give the file"}
         if not glob.has_magic(name):
             return {Path(name): f"no such file or folder{_suggestion(name)}"}
         matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
@@ -213,6 +216,8 @@ def _resolve(name: str) -> dict[Path, str]:
         if files:
             return dict.fromkeys(files, "")
         return {Path(name): "has no images" if matches else "no file matches"}
+    if name.lower().endswith((".txt", ".csv", ".tsv")) and format_of_file(name) is None:
+        return {Path(name): "a list: give names, one a line, on the standard input (-)"}
     if not os.path.isdir(name):
         return {Path(name): ""}
     if paths := _images_below(Path(name)):

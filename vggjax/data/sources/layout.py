@@ -44,8 +44,9 @@ _MASK_STEM = re.compile(
 _LOSSLESS = ("png", "bmp", "tif", "tiff", "gif")
 """The formats of masks: JPEG would change their values."""
 
-NAME_PATTERNS = (r"^(.*?[^\W\d_])[\W\d_]*$", r"^[\W\d_]*([^\W\d_].*)$")
-"""File name without its extension -> label: without the digits at the end, or at the beginning."""
+NAME_PATTERNS = (r"^(.*?[^\W\d_])[\W\d_]*$", r"^[\W\d_]*([^\W\d_].*)$", r"^(\d+)[_-]\d+$")
+"""File name without its extension -> label: without the digits at the end, or at the beginning, or
+the first of two numbers."""
 
 
 def find_split_folders(names: Iterable[str]) -> dict[str, str]:

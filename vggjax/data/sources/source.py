@@ -28,6 +28,10 @@ SPLIT_WORDS = {
 """Accepted split names, in lower case -> `train`, `val` or `test`."""
 
 
+_NO_LABEL = {"-1", "-1.0", "nan", "null", "?", "n/a", "unlabeled", "unlabelled", "no label"}
+"""What tables write where a label is not known, in lower case."""
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A labeled set of images, of which only the labels are in memory."""
@@ -272,8 +276,13 @@ def nearest_path(path: Path, is_candidate: Callable[[Path], bool]) -> str | None
 
 
 def _class_notes(class_names: Sequence[str]) -> list[str]:
-    """Describe numbers sorted as text, and class names that are easily confused."""
+    """Describe names for no label, numbers sorted as text, and names that are easily confused."""
     notes = []
+    if unknown := [name for name in class_names if name.lower() in _NO_LABEL]:
+        notes.append(
+            f"Class {join_names(map(repr, unknown))} may stand for no label. If so, leave these "
+            f"images out, or they are learned as a class."
+        )
     are_numbers = all(name.isdecimal() for name in class_names)
     if are_numbers and list(class_names) != sorted(class_names, key=int):
         first = join_names(class_names, most=12)
