@@ -14,6 +14,7 @@ from vggjax.training.config import Config, read_config
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir
 from vggjax.training.run_dir.log import Log, append_log, read_log
+from vggjax.training.run_dir.run_result import load_run_result
 
 HOLD_LOCK = """
 import sys, time
@@ -74,6 +75,28 @@ def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
             pass
         process.kill()
     with lock_workdir(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", [".lock", "log.jsonl", "plots", "plots/lr-find.png"])
+def test_a_link_in_the_run_folder_is_refused_and_where_it_leads_is_not_written(
+    images, tmp_path, name
+):
+    workdir, victim = tmp_path / "run", tmp_path / "victim"
+    victim.write_text("precious")
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / name).symlink_to(victim)
+    with pytest.raises(ConfigError, match=f"{name} is a link to {victim}"), lock_workdir(workdir):
+        pass
+    with pytest.raises(ConfigError, match=f"{name} is a link to {victim}"):
+        find_workdir(make_config(images, workdir))
+    with pytest.raises(ConfigError, match=f"{name} is a link to {victim}"):
+        load_run_result(workdir)
+    assert victim.read_text() == "precious"
+    link = tmp_path / "link"
+    (tmp_path / "whole").mkdir()
+    link.symlink_to(tmp_path / "whole")  # the folder itself may be one
+    with lock_workdir(find_workdir(make_config(images, link))):
         pass
 
 

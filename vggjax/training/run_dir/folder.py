@@ -7,6 +7,7 @@ with the same settings and data resumes it and any other is refused.
 import csv
 import dataclasses
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -40,11 +41,12 @@ def find_workdir(config: Config) -> Path:
     """Return the run's folder, new or left by an earlier start of the same run; write nothing.
 
     Raises:
-        ConfigError: the folder has another run or other files, or cannot be read.
+        ConfigError: the folder has another run, other files or a link, or cannot be read.
     """
     name = re.sub(r"[^\w.-]+", "-", Path(config.dataset).name) or "data"
     default = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{config.model}"
     workdir = Path(config.workdir) if config.workdir else default
+    check_no_links(workdir)
     try:
         if (workdir / "config.json").exists():
             _check_settings(workdir, config)
@@ -56,6 +58,17 @@ def find_workdir(config: Config) -> Path:
     except OSError as error:
         raise unusable_workdir(workdir, error) from None
     return workdir
+
+
+def check_no_links(workdir: Path) -> None:
+    """Raise ConfigError if a link is in the folder: a run would write where it leads."""
+    for folder, names, files in os.walk(workdir):
+        for path in (Path(folder, name) for name in (*names, *files)):
+            if path.is_symlink():
+                raise ConfigError(
+                    f"{printable(path)} is a link to {printable(os.readlink(path))}, which a run "
+                    "would write to. Replace it by what it leads to, or give another `workdir`."
+                )
 
 
 def _check_settings(workdir: Path, config: Config) -> None:
@@ -88,11 +101,13 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """Make the folder and lock it for this process, until the `with` block or the process ends.
 
     Raises:
-        ConfigError: another process runs there now, or the folder cannot be written.
+        ConfigError: another process runs there now, a link is in the folder, or it cannot be
+            written.
     """
     lock = FileLock(workdir / ".lock", timeout=0)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        check_no_links(workdir)
         lock.acquire()
     except Timeout:
         raise ConfigError(

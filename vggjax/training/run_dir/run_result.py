@@ -29,7 +29,12 @@ from vggjax.models.params import Weights, assign, extract
 from vggjax.training.config import Config, read_config
 from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.contents import with_missing_images
-from vggjax.training.run_dir.folder import check_data, known_data_facts, read_data_facts
+from vggjax.training.run_dir.folder import (
+    check_data,
+    check_no_links,
+    known_data_facts,
+    read_data_facts,
+)
 from vggjax.weights.weight_file import WeightFile, write_weights
 
 T = TypeVar("T")
@@ -194,12 +199,13 @@ def load_run_result(
         source: that dataset, if it was opened already.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run, or a link is in its folder.
         DataError: `dataset` is given, and is not the run's.
         WeightsError: with `strict`, the training has not finished, or the model is damaged.
         VggjaxError: with `strict`, the dataset is missing or was changed.
     """
     workdir, reasons = Path(workdir), [""]
+    check_no_links(workdir)
     config = read_config(workdir)
     if dataset is not None:
         config = replace(config, dataset=dataset)
