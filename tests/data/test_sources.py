@@ -237,3 +237,8 @@ def test_a_class_that_may_stand_for_no_label_is_noted(tmp_path, name):
     put_flat(tmp_path, f"{name}/1.png", "b/1.png", "none/1.png")
     notes = open_source(str(tmp_path)).notes
     assert any(f"Class {name!r} may stand for no label" in note for note in notes)
+
+
+def test_minus_one_is_a_class_where_the_other_is_one(tmp_path):
+    put_flat(tmp_path, "-1/1.png", "1/1.png")
+    assert not any("no label" in note for note in open_source(str(tmp_path)).notes)

@@ -250,6 +250,29 @@ def test_a_cell_that_python_wrote_as_a_list_is_its_labels(tmp_path):
     assert found.class_names == ("x", "y") and found.targets.sum(1).tolist() == [2, 1, 0]
 
 
+@pytest.mark.parametrize("form", ["{},{},{}", "[{} {} {}]"])
+def test_lists_of_0_and_1_are_numbered_labels(tmp_path, form):
+    put_flat(tmp_path, *(f"{i}.png" for i in range(24)))
+    bits = [(i % 2, i // 2 % 2, i // 4 % 2) for i in range(24)]
+    rows = [(f"{i}.png", form.format(*bits[i])) for i in range(24)]
+    path = write(tmp_path / "m.csv", ("path", "label"), *rows)
+    (seen,) = scan_source(path).observations
+    assert seen.kind == "combined_labels" and "8 classes are lists of 3 numbers" in seen.note
+    found = open_source(path, options=DatasetOptions(task="multilabel"))
+    assert found.class_names == ("0", "1", "2")
+    assert found.targets.astype(int).tolist() == [list(row) for row in bits]
+
+
+def test_paths_of_a_tree_of_labels_have_no_separator(tmp_path):
+    put_flat(tmp_path, "0.png", "1.png")
+    rows = [("0.png", "/m/cat"), ("0.png", "/m/dog"), ("1.png", "/m/cow")]
+    with pytest.raises(DataError, match="no separator"):
+        open_source(
+            write(tmp_path / "m.csv", ("path", "label"), *rows),
+            options=DatasetOptions(task="multilabel"),
+        )
+
+
 def test_cells_without_a_known_separator_ask_for_one(tmp_path):
     put_flat(tmp_path, "a.png", "b.png")
     path = write(tmp_path / "m.csv", ("path", "label"), ("a.png", "x"), ("b.png", "y"))
@@ -489,8 +512,24 @@ def test_file_names_of_patients_are_remarked_with_the_pattern(tmp_path):
         [f"showcase{i // 4}_{i}.png" for i in range(24)],
         [f"case{i // 4}_{i}.png" if i % 2 else f"{i}.png" for i in range(24)],
         [f"video1_{i}.png" for i in range(24)],
+        [f"frame{i:03}.png" for i in range(24)],
     ],
 )
 def test_other_file_names_are_no_groups(tmp_path, names):
     put_flat(tmp_path, *(f"{'ab'[i % 2]}/{name}" for i, name in enumerate(names)))
     assert open_source(str(tmp_path)).possible_groups is None
+
+
+def test_frames_of_videos_are_remarked_with_the_pattern(tmp_path):
+    names = [
+        f"{kind}/{kind}_{v}_frame{i:02}"
+        for kind in ("run", "walk")
+        for v in "abc"
+        for i in range(6)
+    ]
+    put_flat(tmp_path, *(f"{name}.png" for name in names))
+    found = open_source(str(tmp_path))
+    assert found.possible_groups is not None and len({*found.possible_groups.groups.tolist()}) == 6
+    options = DatasetOptions(group_pattern=found.possible_groups.value)
+    grouped = open_source(str(tmp_path), options=options)
+    assert group_notes(grouped, make_splits(grouped)) == []

@@ -348,7 +348,7 @@ class _Scanner:
         """Return the classes, and point out labels that are not meant as classes."""
         labels = [label for row in rows for label in row.labels]
         class_names = tuple(sorted({*labels}))
-        if len(class_names) < 2:
+        if len(class_names) < 2 and (rows or not self._faults):
             only = f"only one class, {class_names[0]!r}" if class_names else "no labels"
             self._faults.append(f"{self._name} has {only}; training needs at least 2.")
         if self._options.task == "multilabel" or self._finder.exact:

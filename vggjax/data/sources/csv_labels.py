@@ -7,6 +7,7 @@ combinations of labels, or like measurements, are pointed out.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 from vggjax.data.sources.csv_table import EXPECTED, Table, name_lines
@@ -146,10 +147,25 @@ def read_labels(
     if options.task == "multiclass":
         return [(cell,) if cell else () for cell in cells], [], []
     separator, notes = options.label_separator, []
+    if separator is None and (bits := _read_bits(cells)):
+        names = [f"{i:0{len(str(len(bits[0]) - 1))}}" for i in range(len(bits[0]))]
+        notes.append(
+            f"The cells are lists of 0 and 1: labels are numbered, {names[0]} to {names[-1]}."
+        )
+        return [tuple(compress(names, row)) for row in bits], notes, []
     if separator is None:
         separator = _best_separator(table, columns[0])
         notes.append(f"Labels are separated by {separator!r}; `label_separator` gives another.")
     return [_split_cell(cell, separator) for cell in cells], notes, []
+
+
+def _read_bits(cells: Iterable[str]) -> list[list[int]]:
+    """Return the numbers of cells such as `0,1,0` or `[0 1 0]`, all as long; [] for other cells."""
+    cells = [*cells]
+    if not all(re.fullmatch(r"\[?\s*[01]([\s,;|]+[01])+\s*\]?", cell) for cell in cells):
+        return []
+    bits = [[int(digit) for digit in re.findall("[01]", cell)] for cell in cells]
+    return bits if len({len(row) for row in bits}) == 1 else []
 
 
 def find_combinations(labels: Iterable[str]) -> Combinations | None:
@@ -178,6 +194,11 @@ def find_combinations(labels: Iterable[str]) -> Combinations | None:
 def describe_combinations(labels: Iterable[str]) -> str | None:
     """Describe labels that are combinations, with the settings that read them; None if none are."""
     names = {*labels}
+    if bits := _read_bits(names):
+        return (
+            f"{len(names):,} classes are lists of {len(bits[0])} numbers 0 and 1: for several "
+            f"labels per image set `task` multilabel."
+        )
     if (found := find_combinations(names)) is None:
         return None
     others = names.issuperset(found.labels) and len(names) == found.number + len(found.labels)
@@ -294,7 +315,12 @@ def _best_separator(table: Table, column: str) -> str:
     cells = [cell for cell in table.cells(column) if cell]
     if (found := find_combinations(cells)) is not None:
         return found.separator
-    used = [sep for sep in SEPARATORS[:-1] if any(len(_split_cell(c, sep)) > 1 for c in cells)]
+    used = [
+        sep
+        for sep in SEPARATORS[:-1]
+        if sep != "/"
+        if any(len(_split_cell(c, sep)) > 1 for c in cells)
+    ]
     if len(used) == 1:
         return used[0]
     what = "several separators" if used else "no separator"

@@ -77,7 +77,8 @@ def find_label_pattern(paths: Sequence[str]) -> tuple[str, dict[str, int]] | Non
     for pattern in NAME_PATTERNS:
         labels = Counter(first_groups(pattern, paths))
         counts = {label: n for label, n in sorted(labels.items()) if label and n > 1}
-        if len(counts) > 1 and sum(counts.values()) >= 0.9 * len(paths):
+        are_splits = counts.keys() <= SPLIT_WORDS.keys()
+        if len(counts) > 1 and not are_splits and sum(counts.values()) >= 0.9 * len(paths):
             return pattern, counts
     return None
 

@@ -110,19 +110,22 @@ def _group_by_name(scan: Scan, options: DatasetOptions) -> Scan:
 
 
 def _possible_groups(paths: list[str]) -> PossibleGroups | None:
-    """Return the groups of names such as `patient_07-2`, if nearly all are like that."""
+    """Return the groups of `patient_07-2` or `run_frame012`, if nearly all names are like that."""
     words = "|".join(_GROUP_WORDS)
     found = first_groups(rf"(?i)(?<![a-z])((?:{words})s?[ _-]?)\d", paths)
-    word, count = Counter(filter(None, found)).most_common(1)[0] if any(found) else ("", 0)
-    if count < 0.9 * len(paths):
-        return None
-    pattern = rf"({word}\d+)"
-    names = first_groups(pattern, paths)
-    sizes = Counter(filter(None, names))
-    if not 2 < len(sizes) < len(paths) or 3 * max(sizes.values()) > len(paths):
-        return None
-    groups = number_groups(names)
-    return None if groups is None else PossibleGroups("group_pattern", pattern, groups)
+    patterns = [r"(?i)^(.+?)[ _-]*frame[ _-]*\d+"]
+    if any(found):
+        word, _ = Counter(filter(None, found)).most_common(1)[0]
+        patterns = [rf"({word}\d+)", *patterns]
+    for pattern in patterns:
+        names = first_groups(pattern, paths)
+        sizes = Counter(filter(None, names))
+        if sizes.total() < 0.9 * len(paths):
+            continue
+        if 2 < len(sizes) < len(paths) and 3 * max(sizes.values()) <= len(paths):
+            groups = number_groups(names)
+            return None if groups is None else PossibleGroups("group_pattern", pattern, groups)
+    return None
 
 
 def open_digits() -> Source:

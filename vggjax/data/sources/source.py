@@ -278,7 +278,8 @@ def nearest_path(path: Path, is_candidate: Callable[[Path], bool]) -> str | None
 def _class_notes(class_names: Sequence[str]) -> list[str]:
     """Describe names for no label, numbers sorted as text, and names that are easily confused."""
     notes = []
-    if unknown := [name for name in class_names if name.lower() in _NO_LABEL]:
+    unknown = [name for name in class_names if name.lower() in _NO_LABEL]
+    if unknown and not {*class_names} <= {"-1", "0", "1"}:
         notes.append(
             f"Class {join_names(map(repr, unknown))} may stand for no label. If so, leave these "
             f"images out, or they are learned as a class."
