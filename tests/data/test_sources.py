@@ -200,7 +200,7 @@ def test_empty_classes_are_listed(tmp_path):
         ("flowers.zip", "Unpack the archive"),
         ("labels.XLSX", "Save the spreadsheet as a CSV"),
         ("data.yaml", "Give the folder with the images"),
-        ("metadata.jsonl", "Write the labels as a CSV"),
+        ("annotations.json", "Write the labels as a CSV"),
         ("pneumonia.npz", "Arrays are not read: save each image as a file"),
         ("train.tfrecord-00000-of-00002", "Records are not read"),
         ("train-images-idx3-ubyte.gz", "Give a well-known dataset by its name: mnist"),

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -533,3 +534,27 @@ def test_frames_of_videos_are_remarked_with_the_pattern(tmp_path):
     options = DatasetOptions(group_pattern=found.possible_groups.value)
     grouped = open_source(str(tmp_path), options=options)
     assert group_notes(grouped, make_splits(grouped)) == []
+
+
+def test_json_lines_are_a_table(tmp_path):
+    put_flat(tmp_path, *(f"train/{i}.png" for i in range(8)))
+    records = [{"file_name": f"{i}.png", "label": "ab"[i % 2], "n": 1.0} for i in range(8)]
+    path = tmp_path / "train" / "metadata.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, records)))
+    found = open_source(str(path))
+    assert found.class_names == ("a", "b") and found.ids[3] == "3.png"
+    tags = [{"file_name": f"{i}.png", "tags": ["x", "y"][: i % 3]} for i in range(8)]
+    path.write_text("\n".join(map(json.dumps, tags)))
+    found = open_source(str(path), options=DatasetOptions(task="multilabel"))
+    assert found.targets.astype(int).tolist() == [[i % 3 > 0, i % 3 > 1] for i in range(8)]
+    for text in ("[1]", "{", '"x"', '{"file_name": "0.png"}\n5'):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"Line [12] of .* is no JSON object such as"):
+            open_source(str(path))
+
+
+def test_a_list_of_mxnet_names_its_paths_in_full(tmp_path):
+    put_flat(tmp_path, *(f"{'ab'[i % 2]}/{i}.png" for i in range(8)))
+    rows = [(i, f"{i % 2}.000000", f"{'ab'[i % 2]}/{i}.png") for i in range(8)]
+    found = open_source(write(tmp_path / "train.lst", *rows, delimiter="\t"))
+    assert len(found) == 8 and found.class_names == ("0.000000", "1.000000")

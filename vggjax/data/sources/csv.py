@@ -239,7 +239,9 @@ class _Scanner:
                 counts[column] = self._finder.count(cells[:: len(cells) // _MAX_COMPARED + 1])
         most = max(counts.values(), default=0)
         likely = [column for column, count in counts.items() if most and 2 * count > most]
-        for candidates in (likely, [column for column in named if column in likely or not most]):
+        in_full = [name for name in likely if table.cells(name)[0].lower().endswith(ENDINGS)]
+        known = [column for column in named if column in likely or not most]
+        for candidates in (likely, known, in_full):
             if len(candidates) == 1:
                 return candidates[0], False
         shown = join_names(map(repr, likely or table.described()), most=10)

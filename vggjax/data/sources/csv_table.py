@@ -2,12 +2,13 @@
 
 The text is UTF-8 or UTF-16, the delimiter a comma, a semicolon, a tab, a vertical bar or, without
 any of these, a blank; quoting is as in Python's csv module. Cells stay the text that they are:
-`007`, `NA` and `1.0` are no numbers.
+`007`, `NA` and `1.0` are no numbers. In a `.jsonl`, each line is an object whose keys are columns.
 """
 
 import csv
 import dataclasses
 import io
+import json
 import re
 import stat
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from vggjax.csv_text import original_text
 from vggjax.data.sources.source import nearest_path
 from vggjax.errors import ConfigError, DataError, join_names, printable, unknown_name
 
-EXTENSIONS = (".csv", ".tsv", ".txt")
+EXTENSIONS = (".csv", ".tsv", ".txt", ".lst", ".jsonl")
 """Extensions, in lower case, of datasets that are a CSV."""
 
 SYNONYMS = {
@@ -116,6 +117,8 @@ def read_table(path: Path, *, exact: bool = False) -> Table:
         DataError: it does not exist, is not text or not a CSV, or has no rows.
     """
     name, text = printable(path), _read_text(path, exact=exact)
+    if path.suffix.lower() == ".jsonl":
+        return _read_json_lines(name, text)
     if given := re.match(r'"?sep=(.)"?\r?\n', text):  # Excel's way of naming the delimiter
         text = "\n" + text[given.end() :]
     lines = enumerate(io.StringIO(text, newline=""), 1)
@@ -155,6 +158,33 @@ def read_table(path: Path, *, exact: bool = False) -> Table:
             )
     rows = [tuple(map(original_text, (cells + [""] * width)[:width])) for _, cells in records]
     return Table(name, tuple(columns), rows, [line for line, _ in records], first_line)
+
+
+def _read_json_lines(name: str, text: str) -> Table:
+    """Read a table of JSON objects, one a line; a list is its items with | between them."""
+    records: dict[int, dict[str, str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            record = json.loads(line, parse_int=str, parse_float=str) if line.strip() else {}
+            cells = {key: _cell(value) for key, value in record.items()}
+        except (ValueError, RecursionError, AttributeError):
+            raise DataError(
+                f"Line {number} of {name} is no JSON object such as "
+                f'{{"file_name": "1.jpg", "label": "cat"}}.'
+            ) from None
+        if cells:
+            records[number] = cells
+    if not records:
+        raise DataError(f"{name} is empty. {EXPECTED}")
+    columns = tuple(dict.fromkeys(key for cells in records.values() for key in cells))
+    rows = [tuple(cells.get(key, "") for key in columns) for cells in records.values()]
+    return Table(name, columns, rows, [*records])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return "|".join(map(_cell, value))
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _read_text(path: Path, *, exact: bool) -> str:

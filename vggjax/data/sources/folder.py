@@ -56,7 +56,7 @@ from vggjax.data.sources.source import (
 from vggjax.errors import DataError, join_names, printable
 
 _LAYOUT = "Expected FOLDER/<class>/*.jpg, or FOLDER/{train,validation,test}/<class>/*.jpg."
-_TABLES = (".csv", ".tsv")
+_TABLES = (".csv", ".tsv", ".jsonl")
 _USUAL_SPLITS = ("", "train", "validation", "val", "valid", "test")
 
 MAX_PASSED_OVER = 0.05
@@ -339,12 +339,11 @@ class _Scanner:
             return []
         self.split_folders[split] = folder
         if split in ("", "train"):
+            named = "paths" if "/" in (self.pattern or "") else "file names"
             text = join_names(
                 (f"{x} {n}" for x, n in sorted(Counter(filter(None, labels)).items())), most=5
             )
-            self.notes.append(
-                f"Labels are the file names' `label_pattern` '{self.pattern}': {text}."
-            )
+            self.notes.append(f"Labels are the {named}' `label_pattern` '{self.pattern}': {text}.")
         for label, (path, size) in zip(labels, images, strict=True):
             if label:
                 self.files.append(ImageFile(path, label, split, size))

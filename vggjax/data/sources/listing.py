@@ -29,7 +29,7 @@ _WAYS_OUT = {
         "Save the spreadsheet as a CSV, in UTF-8, and give that."
     ),
     (".yaml", ".yml"): "Give the folder with the images that it describes.",
-    (".json", ".jsonl", ".xml", ".lst"): "Write the labels as a CSV with the columns path,label.",
+    (".json", ".xml"): "Write the labels as a CSV with the columns path,label.",
     (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".bin"): (
         "Arrays are not read: save each image as a file, FOLDER/<class>/<number>.png."
     ),
