@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmarks.measure import Call, Row, make_row, print_measure, time_in_turn
 from benchmarks.peers import installed, torch_base
-from vggjax.training.cache.features import cached_features
+from vggjax.training.cache.features import FeatureCache
 from vggjax.training.config import Config
 from vggjax.training.prepare import prepare_run
 from vggjax.training.progress import MetricAccumulator
@@ -79,7 +79,7 @@ class Stage:
         make_workdir(run.workdir, config, run.source, run.splits)
         stage = run.stages[-1]
         console = Quiet()
-        features = cached_features(run, stage, console, Stop())
+        features = FeatureCache(run, console, Stop()).of(stage)
         begin_s = time.perf_counter()
         self._run, cut = self._open.enter_context(features)
         images = sum(map(len, self._run.loaders.values()))

@@ -7,9 +7,9 @@ import pytest
 from support.pixels import assert_same_pixels, jit_quickly
 
 from vggjax.data.augment import augment as module
-from vggjax.data.augment.augment import make_transform, random_erasing, to_dtype
+from vggjax.data.augment.augment import draw_flips, flip, make_transform, random_erasing, to_dtype
 from vggjax.data.augment.rng import draw_numbers
-from vggjax.data.augment.settings import PRESETS, Augmentation
+from vggjax.data.augment.settings import PRESETS, Augmentation, finite_views
 
 augment = jit_quickly(module.augment, static_argnums=2)
 erase = jit_quickly(random_erasing)
@@ -52,6 +52,19 @@ def test_each_image_is_itself_or_its_mirror_image(keys, images, dtype, axis):
     same = [np.array_equal(o, i) for o, i in zip(out, images, strict=True)]
     assert all(a != b for a, b in zip(mirrored, same, strict=True))
     assert 16 < sum(mirrored) < 48  # half of 64, plus or minus four standard deviations
+
+
+@pytest.mark.parametrize("numbers", [(0,), (0, 1), (0, 2), (0, 1, 2, 3)])
+def test_flips_have_numbers_and_each_image_gets_that_of_the_flip_it_draws(keys, images, numbers):
+    a = Augmentation(horizontal_flip=1 in numbers, vertical_flip=2 in numbers)
+    assert finite_views(a) == numbers
+    drawn = np.asarray(draw_flips(keys, a, rows=64))
+    assert set(drawn) == set(numbers)
+    views = np.stack([flip(images, np.int32(number)) for number in range(4)])
+    expected = augment(keys, images, a) if len(numbers) > 1 else images
+    np.testing.assert_array_equal(views[drawn, np.arange(64)], expected)
+    assert finite_views(Augmentation(vertical_flip=True, random_erasing=0.1)) == ()
+    assert finite_views(Augmentation(horizontal_flip=True, mixup=0.1)) == ()
 
 
 def test_what_is_off_returns_the_same_array(key):

@@ -8,7 +8,7 @@ from support.tiny_run import make_images
 from support.training_runs import make_config, pretend_pretrained
 from vggjax.models.arch import ARCHS
 from vggjax.training import prepare, stage_loop
-from vggjax.training.cache.features import CachedFeatures, cached_features
+from vggjax.training.cache.features import CachedFeatures, FeatureCache
 from vggjax.training.freezing import trainable
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
@@ -18,6 +18,9 @@ FILE = {"feature_cache_mb": 0}
 
 HEAD = {"unfreeze": "none", "head_epochs": None, "epochs": 2}
 """Settings of a run with one stage, which trains the head."""
+
+FLIPS = {"horizontal_flip": True, "vertical_flip": True}
+"""Settings that give each image four views."""
 
 AUGMENTED = {"brightness_range": (0.5, 1.5), "cached_views": 2}
 
@@ -77,7 +80,7 @@ def fill(config, *, stage=0):
     """Return the cached features of a stage of a new run, {split: CachedFeatures}, and the run."""
     run = prepare.prepare_run(config)
     make_workdir(run.workdir, run.config, run.source, run.splits)
-    with cached_features(run, run.stages[stage], QuietConsole(), Stop()) as (cached, cut):
+    with FeatureCache(run, QuietConsole(), Stop()).of(run.stages[stage]) as (cached, cut):
         assert cut == run.feature_plans[run.stages[stage].name].cut
     return cached.loaders, run
 

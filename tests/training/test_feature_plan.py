@@ -2,14 +2,14 @@
 
 import pytest
 from rich.console import Console
-from support.cached_runs import AUGMENTED, FILE, HEAD, QuietConsole, make_config_of
+from support.cached_runs import AUGMENTED, FILE, FLIPS, HEAD, QuietConsole, make_config_of
 
 from vggjax.errors import ConfigError
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.training.cache import plan
-from vggjax.training.cache.features import cached_features
+from vggjax.training.cache.features import FeatureCache
 from vggjax.training.cache.plan import find_cut
 from vggjax.training.console import print_run_summary
 from vggjax.training.freezing import label_layers
@@ -46,11 +46,58 @@ def test_what_is_random_or_used_once_or_switched_off_is_not_cached(config_of):
     def plans(**settings):
         return set(prepare_run(config_of("run", **settings)).feature_plans)
 
-    assert plans() == {"head", "head+block5"}
-    assert plans(augment="flip") == plans(cache_features="off") == set()
-    assert plans(head_epochs=1) == {"head+block5"}
+    both = {"head", "head+block5"}
+    assert plans() == plans(**AUGMENTED) == plans(augment="flip") == both
+    assert plans(cache_features="off") == plans(augment="crop-flip") == set()
+    assert plans(augment="flip", random_erasing=0.1) == set()
     assert plans(head_epochs=0, unfreeze="all") == set()
-    assert plans(**AUGMENTED) == {"head", "head+block5"}
+    # As many passes as views, of both stages together, and one more.
+    assert plans(**HEAD | {"epochs": 1}) == set()
+    assert plans(epochs=2, head_epochs=1) == both
+    assert plans(epochs=2, head_epochs=1, augment="flip") == set()
+    assert plans(epochs=3, head_epochs=1, augment="flip") == both
+    assert plans(**FLIPS) == set()
+    assert plans(**FLIPS, epochs=5) == both
+
+
+@pytest.mark.parametrize(
+    ("settings", "views"),
+    [
+        ({}, (0,)),
+        ({"augment": "flip"}, (0, 1)),
+        ({"vertical_flip": True}, (0, 2)),
+        (FLIPS, (0, 1, 2, 3)),
+        (AUGMENTED, (0, 1)),
+        (AUGMENTED | {"cached_views": 9}, (0, 1, 2, 3, 4)),  # a turn for each of 5 passes
+    ],
+)
+def test_the_size_counts_the_views_of_the_training_images(config_of, settings, views):
+    plan = prepare_run(config_of("run", **settings, epochs=5)).feature_plans["head+block5"]
+    assert plan.views == views
+    assert plan.size_bytes == (18 * len(views) + 6) * 4 * 2 * 2 * 8  # 2 x 2 px, 8 channels
+
+
+def test_the_stages_share_the_memory_and_a_cut_is_kept_once(config_of):
+    def where(**settings):
+        plans = prepare_run(config_of("run", image_size=512, **settings)).feature_plans
+        return [plan.where for plan in plans.values()]
+
+    # 24 images: gap 768 bytes, block4_pool 768 KiB, block3_pool 3 MiB
+    settings = {"unfreeze": "none", "head_epochs": None, "epochs": None}
+    three = settings | {"stages": ("head:2", "block5:2", "block4:2")}
+    assert where(**three) == ["memory", "memory", "memory"]
+    assert where(**three, feature_cache_mb=3) == ["file", "file", "memory"]
+    assert where(**three, feature_cache_mb=2) == ["memory", "memory", "file"]
+    same = settings | {"stages": ("block4:2", "block5:2")}
+    run = prepare_run(config_of("same", **same))
+    first, second = run.feature_plans.values()
+    assert first is second and first.cut == "block3_pool"
+    cache = FeatureCache(run, QuietConsole(), Stop())
+    with cache.of(run.stages[0]) as (one, _):
+        pass
+    with cache.of(run.stages[1]) as (other, _):
+        assert one.loaders == other.loaders
+    assert not cache._kept
 
 
 @pytest.mark.parametrize(
@@ -60,7 +107,7 @@ def test_what_is_random_or_used_once_or_switched_off_is_not_cached(config_of):
         ({"cached_views": -1}, "at least 0; got -1"),
         (AUGMENTED | {"mixup": 0.2}, "or leave `cached_views` out"),
         (AUGMENTED | {"cache_features": "off"}, "leave one out"),
-        ({"feature_dtype": "bfloat16", "augment": "flip"}, "`cached_views`"),
+        ({"feature_dtype": "bfloat16", "augment": "crop-flip"}, "`cached_views`"),
         ({"cache_features": "on"}, "auto, off"),
     ],
 )
@@ -86,10 +133,18 @@ def test_the_summary_states_what_is_cached_where_and_how_large(config_of, monkey
     assert "up to block4_pool, 1 MB" in block5
     assert "in a file in the run folder" in features(**FILE)[0]
     assert "gap, 2 augmented views of each training image, 1 MB" in features(**AUGMENTED)[0]
+    assert "gap, each training image and its mirror image, 1 MB" in features(augment="flip")[0]
+    assert "gap, the 4 flips of each training image" in features(**FLIPS, epochs=5)[0]
+    (note,) = features(augment="crop-flip")
+    assert "(crop 0.08-1, flip, fill nearest) draws anew at every step, so the frozen" in note
+    assert "for each image of all 4 epochs. With --cached-views 2 they run 2 times" in note
+    assert "--cached-views" not in features(augment="crop-flip", **HEAD)[0]  # no fewer times
+    assert "--cached-views" not in features(augment="flip", mixup=0.2)[0]  # refused
+    assert not features(augment="crop-flip", head_epochs=0, unfreeze="all")
     monkeypatch.setattr(plan, "SPARE_BYTES", 2**62)  # no disk has as much
-    assert "not cached: gap, 1 MB exceeds `feature_cache_mb` and the" in features(**FILE)[0]
+    assert "not cached: gap, 1 MB exceeds --feature-cache-mb and the" in features(**FILE)[0]
     with pytest.raises(ConfigError, match="Raise `feature_cache_mb`, make room on the disk, set"):
         features(**FILE, **AUGMENTED)
     run = prepare_run(config_of("run", **HEAD, **FILE))
-    with cached_features(run, run.stages[0], QuietConsole(), Stop()) as (same, cut):
+    with FeatureCache(run, QuietConsole(), Stop()).of(run.stages[0]) as (same, cut):
         assert (same, cut) == (run, None)  # it trains on the images

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from support.cached_runs import AUGMENTED, FILE, fill, make_config_of, rows_of
+from support.cached_runs import AUGMENTED, FILE, FLIPS, HEAD, fill, make_config_of, rows_of
 
 from vggjax.training import prepare
 from vggjax.training.cache.features import feature_key
@@ -17,9 +17,10 @@ def config_of(tmp_path):
 
 
 def test_a_killed_fill_continues_from_its_last_record(config_of, tmp_path, monkeypatch):
-    cached, _ = fill(config_of("whole", **FILE))
+    settings = HEAD | FILE | {"augment": "flip", "epochs": 3}
+    cached, _ = fill(config_of("whole", **settings))
     expected = [batch["features"] for batch in rows_of(cached["train"])]
-    config, appended = config_of("killed", **FILE), []
+    config, appended = config_of("killed", **settings), []
     append = FileStore.append
 
     def die(self, rows, *rest):
@@ -36,7 +37,8 @@ def test_a_killed_fill_continues_from_its_last_record(config_of, tmp_path, monke
     with path.open("ab") as file:
         file.write(b"half a row")  # written, and not in the record
     again, _ = fill(config)
-    assert appended == [4, 4, 4, 4, 2, 4, 2]  # 18 images by 4, eight of them before; then 6
+    # 18 images by 4, eight of them before, their mirror images, and 6 images of val
+    assert appended == [4, 4, 4, 4, 2, 4, 4, 4, 4, 2, 4, 2]
     np.testing.assert_array_equal(
         [batch["features"] for batch in rows_of(again["train"])], expected
     )
@@ -66,11 +68,11 @@ def test_a_damaged_file_is_never_taken_for_a_whole_one(tmp_path, damage):
 
 
 def test_every_weight_image_and_setting_before_the_cut_changes_the_key(config_of, tmp_path):
-    def key(view=0, split="train", change=None, **settings):
+    def key(view=0, split="train", change=None, after=None, **settings):
         run = prepare.prepare_run(config_of("run", **settings))
         if change:
             change(run)
-        return feature_key(run, run.feature_plans["head"], split, view)
+        return feature_key(run, run.feature_plans["head"], split, view, after=after)
 
     def change_weight(layer):
         def change(run):
@@ -84,6 +86,7 @@ def test_every_weight_image_and_setting_before_the_cut_changes_the_key(config_of
     # Neither what comes after the cut nor what affects only learning changes it.
     same = dict(learning_rate=1.0, num_threads=1, feature_cache_mb=9, seed=0)
     assert key(change=change_weight("fc1"), **same) == first
+    assert key(**FLIPS, epochs=5) == first  # the image itself
     others = [
         key(change=change_weight("block1_conv1")),
         key(change=change_weight("block5_conv2")),
@@ -97,6 +100,9 @@ def test_every_weight_image_and_setting_before_the_cut_changes_the_key(config_of
         key(head="flatten-8-0.5-classes"),
         key(batch_size=5),
         key(seed=1),  # other splits
+        key(**FLIPS, epochs=5, view=1),
+        key(**FLIPS, epochs=5, view=2),
+        key(after="block4_pool"),
         key(**AUGMENTED),
         key(**AUGMENTED, view=1),
         key(**AUGMENTED | {"brightness_range": (0.5, 1.6)}),

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from support.cached_runs import AUGMENTED, FILE, HEAD, fill, make_config_of, rows_of
+from support.cached_runs import AUGMENTED, FILE, FLIPS, HEAD, fill, make_config_of, rows_of
 from support.steps import make_batch, make_step
 from support.training_runs import (
     assert_same_weights,
@@ -14,11 +14,12 @@ from support.training_runs import (
     weights_of,
 )
 
+from vggjax.data.augment.augment import augment
 from vggjax.data.images.preprocess import preprocess
 from vggjax.training import prepare
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.signals import Interrupted
-from vggjax.training.step import make_feature_step
+from vggjax.training.step import _example_keys, make_feature_step
 from vggjax.training.trainer import train
 
 SGD = {"optimizer": "sgd"}
@@ -30,11 +31,23 @@ def config_of(tmp_path):
     return make_config_of(tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [HEAD | FILE, {}, FILE], ids=["head", "block5", "block5_file"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(HEAD | FILE, id="head", marks=pytest.mark.slow),
+        pytest.param({}, id="block5", marks=pytest.mark.slow),
+        pytest.param(FILE, id="block5_file", marks=pytest.mark.slow),
+        pytest.param(FLIPS | {"epochs": 6}, id="flips", marks=pytest.mark.slow),
+        pytest.param(  # short epochs, which begin within a pass, of stacked steps
+            HEAD | {"augment": "flip", "epochs": 4, "epoch_images": 13, "ema": 0.9}, id="flip"
+        ),
+    ],
+)
 def test_a_run_with_cached_features_learns_what_one_without_learns(config_of, tmp_path, settings):
     train(config_of("uncached", **SGD | settings, cache_features="off"))
-    train(config_of("cached", **SGD | settings))
+    cached_run = config_of("cached", **SGD | settings)
+    assert prepare.prepare_run(cached_run).feature_plans
+    train(cached_run)
     cached, expected = weights_of(tmp_path / "cached"), weights_of(tmp_path / "uncached")
     for name, array in cached.items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -49,7 +62,8 @@ def test_a_run_with_cached_features_learns_what_one_without_learns(config_of, tm
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        pytest.param(HEAD | FILE, (11,), id="stacked"),
+        pytest.param(HEAD | FILE | {"augment": "flip", "epochs": 3}, (11,), id="stacked_flip"),
+        pytest.param({"augment": "flip"} | FILE, (13, 23), id="flip", marks=pytest.mark.slow),
         pytest.param({}, (13, 23), id="memory", marks=pytest.mark.slow),
         pytest.param(AUGMENTED | FILE, (13, 23), id="views", marks=pytest.mark.slow),
     ],
@@ -73,11 +87,14 @@ def test_a_run_interrupted_in_a_stage_ends_with_the_same_weights(
 
 
 def test_features_come_in_the_batches_of_their_images(config_of):
-    config = config_of("run")
+    config = config_of("run", augment="flip", seed=7)
     cached, run = fill(config)
     order = dict(seed=3, epoch=1, shuffle=True)
     prefix = jax.jit(lambda x: run.model(preprocess(x, config.preprocessing.mode), until="gap"))
     whole = list(run.loaders["train"].batches(4, **order))
+    for step, batch in enumerate(whole, start=5):  # the second pass, each row flipped or not
+        keys = _example_keys(7, step, 4, None)[:, 0]
+        batch["images"] = np.asarray(augment(keys, batch["images"], config.augmentation))
     for process in range(2):
         batches = rows_of(cached["train"], **order, process=(process, 2), start=1)
         rows = slice(2 * process, 2 * process + 2)
@@ -101,7 +118,7 @@ def test_images_are_decoded_once(config_of, monkeypatch):
         return dataclasses.replace(source, read=counted, read_as=None)
 
     monkeypatch.setattr(prepare, "open_source", open_counted)
-    result = train(config_of("run", **HEAD, **FILE, cache_mb=0))
+    result = train(config_of("run", **FILE, cache_mb=0))  # for both stages
     assert not (result.workdir / "features").exists()
     assert sorted(read) == sorted([*result.splits["train"], *result.splits["val"]])
 

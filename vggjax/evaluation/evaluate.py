@@ -159,6 +159,7 @@ def predict_split(
     predict_step = make_predict_step(
         run.model, run.info.preprocessing.mode, multilabel=run.info.is_multilabel
     )
+    print(f"Evaluating {len(loader):,} {split} images.", flush=True)
     console = Console(stderr=True)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch in track(

@@ -17,6 +17,7 @@ from vggjax.data.augment.settings import (
     Augmentation,
     check,
     describe,
+    finite_views,
     is_on,
     resolve,
     setting,
@@ -197,14 +198,15 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     go back to the last good checkpoint with a tenth of the learning rates."""
 
     cache_features: Literal["auto", "off"] = "auto"
-    """`auto` computes the frozen layers once per image and keeps their outputs, if nothing random
-    comes before them and the stage has more than one epoch."""
+    """`auto` computes the frozen layers once per image, and once per flip, and keeps their outputs
+    while stages need them, if images are visited more often than that. Augmentation beyond flips
+    needs --cached-views."""
     cached_views: int = setting(0, at_least=0)
-    """With augmentation: augment each image this many times, once for all, and keep the features of
-    these views; 0 augments anew at every step and keeps none."""
+    """Augment each image this many times, once for all, and keep the features of these views, which
+    take turns; 0 draws anew at every step, and keeps features unless there is more than flips."""
     feature_cache_mb: int = setting(4096, at_least=0)
-    """Keep features in memory if they take at most this many MiB, else in a file in the run folder
-    during the stage."""
+    """Keep features in memory if those of all stages take at most this many MiB, else in files in
+    the run folder until their stage ends."""
     feature_dtype: Literal["float32", "bfloat16"] | None = None
     """dtype of the kept features; None is that of --dtype, which loses nothing."""
 
@@ -295,11 +297,11 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
             )
         elif cached and not is_on(a):
             reason = "keeps augmented views, and augmentation is off. Leave one out."
-        elif is_on(a) and not cached:
+        elif not cached and not finite_views(a):
             reason = (
                 "applies to kept features, and none are kept if images are augmented anew at every "
-                f"step; got augmentation {describe(a)}. Set `augment` none, give `cached_views`, "
-                f"or leave {given} out."
+                f"step; got augmentation {describe(a)}. Have flips alone, give `cached_views`, or "
+                f"leave {given} out."
             )
         if reason:
             raise ConfigError(f"{given} {reason}")

@@ -19,6 +19,7 @@ from vggjax.data.splits.splits import group_notes, small_val_notes, split_notes
 from vggjax.errors import join_names, printable, with_flags
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
+from vggjax.training.cache.plan import uncached_note
 from vggjax.training.config import Config, Stage
 from vggjax.training.freezing import block_of, describe_rates, label_layers
 from vggjax.training.prepare import Progress as ProgressCallback
@@ -57,10 +58,12 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         ("SHA-256", _describe_origin(run.info.provenance)),
         ("Optimizer", _describe_optimizer(config)),
     ]  # fmt: skip
+    fields = [field.name for field in dataclasses.fields(Config)]
     for stage in run.stages:
         rows.append(("Stage", _describe_stage(run, stage)))
-        rows.append(("Features", str(run.feature_plans.get(stage.name, ""))))
-    fields = [field.name for field in dataclasses.fields(Config)]
+        features = str(run.feature_plans.get(stage.name, ""))
+        rows.append(("Features", with_flags(features, fields)))
+    rows.append(("Features", with_flags(uncached_note(config, run.model, run.stages), fields)))
     notes = run.weight_file.notes if run.weight_file else []
     rows += [("Weights", with_flags(printable(note), fields)) for note in notes]
     rows += [("Warning", with_flags(printable(text), fields)) for text in _warnings(run)]

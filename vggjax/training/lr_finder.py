@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vggjax.training.cache.features import cached_features
+from vggjax.training.cache.features import FeatureCache
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole
 from vggjax.training.freezing import peak_rates
@@ -89,14 +89,15 @@ def try_rates(run: RunContext, console: Console) -> RateTest:
     steps = min(max(run.steps_per_pass, MIN_STEPS), MAX_STEPS)
     rates = np.geomspace(FIRST_RATE, LAST_RATE, steps).tolist()
     plan = run.feature_plans.get(stage.name)
-    # Cache features if that takes less work than computing them in each step.
-    is_quicker = steps >= run.steps_per_pass
-    plans = {stage.name: plan} if plan and plan.where == "memory" and is_quicker else {}
+    plans = {}
+    # Cache features if that takes no more work than computing them in each step.
+    if plan and plan.where == "memory" and steps >= len(plan.views) * run.steps_per_pass:
+        plans[stage.name] = plan
     loaders = {"train": run.loaders["train"]}
     run = dataclasses.replace(run, loaders=loaders, feature_plans=plans)
     with ProgressConsole(console, stage.epochs) as progress_console:
         read_images(run, progress_console)
-        with cached_features(run, stage, progress_console, Stop()) as (run, cut):
+        with FeatureCache(run, progress_console, Stop()).of(stage) as (run, cut):
             losses = _losses(run, cut, rates, progress_console)
     return read_curve(stage.name, rates[: len(losses)], losses)
 

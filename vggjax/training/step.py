@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from vggjax.data.augment.augment import augment, mix
+from vggjax.data.augment.augment import augment, draw_flips, flip, mix
 from vggjax.data.augment.settings import Augmentation
 from vggjax.data.images.preprocess import preprocess
 from vggjax.models.network import Network
@@ -185,29 +185,49 @@ def make_feature_step(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     dtype: jax.typing.DTypeLike = jnp.float32,
+    after: str | None = None,
 ) -> Callable[[tuple, Arrays], Arrays]:
     """Compile ((params, batch_stats, view), batch) -> the frozen layers' outputs.
 
     The result has `features`, the output of the layer `cut`, and `mask`, for the whole global batch
-    and on every process. Augmentation is a function of (seed, image, view).
+    and on every process. `view` numbers the flips of `finite_views`; with `augmentation`, which
+    then is a function of (seed, image, view), it numbers the draws. With `after` the batch has that
+    layer's `features` instead of `images`, which are of one view already.
     """
     model.eval()
     graphdef = nnx.graphdef(model)
 
     def feature_step(state: tuple, batch: Arrays) -> Arrays:
         *model_state, view = state
-        images = batch["images"]
+        inputs = batch["features" if after else "images"]
         if augmentation is not None:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _VIEW_STREAM), view)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-            images = augment(keys, images, augmentation)
+            inputs = augment(keys, inputs, augmentation)
+        elif not after:
+            inputs = flip(inputs, view)
         prefix = nnx.merge(graphdef, *model_state)
         features = map_microbatches(
-            lambda x: prefix(preprocess(x, mode), until=cut), images, placement=placement
+            lambda x: prefix(x if after else preprocess(x, mode), after=after, until=cut),
+            inputs,
+            placement=placement,
         )
         return {"features": features.astype(dtype), "mask": batch["mask"]}
 
     return placement.compile(feature_step, gather=True)
+
+
+@partial(jax.jit, static_argnames=("augmentation", "seed", "steps", "rows"))
+def draw_views(
+    first_step: jax.Array, *, augmentation: Augmentation, seed: int, steps: int, rows: int
+) -> jax.Array:
+    """Return the flips that `make_train_step` draws in a number of steps, int32 (steps, rows)."""
+
+    def draw(step: jax.Array) -> jax.Array:
+        keys = _example_keys(seed, step, rows, None)[:, 0]
+        return draw_flips(keys, augmentation, rows=rows)
+
+    return lax.map(draw, first_step + jnp.arange(steps))
 
 
 def make_predict_step(

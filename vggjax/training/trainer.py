@@ -17,7 +17,7 @@ from flax import nnx
 from rich.console import Console
 
 from vggjax.errors import printable
-from vggjax.training.cache.features import cached_features
+from vggjax.training.cache.features import FeatureCache
 from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_params
 from vggjax.training.config import Config, Stage
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
@@ -98,6 +98,7 @@ class Trainer:
             if self._progress.step:
                 self._console.print(f"Resuming from step {self._progress.step:,}.")
                 self._checkpoints.restore_model(run.model, self._progress.step)
+            self._features = FeatureCache(run, self._console, self._stop)
             for stage in run.stages:
                 self._train_stage(stage)
         self._checkpoints.restore_model(run.model, self._progress.best_step)
@@ -106,7 +107,7 @@ class Trainer:
         last_step = (stage.first_epoch + stage.epochs) * self._context.steps_per_epoch
         if self._progress.step >= last_step:
             return
-        with cached_features(self._context, stage, self._console, self._stop) as (run, cut):
+        with self._features.of(stage) as (run, cut):
             loop = self._begin_stage(run, stage, cut)
             while self._progress.step < last_step and not self._out_of_patience(stage):
                 went_back = self._train_epoch(loop)

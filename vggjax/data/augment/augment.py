@@ -102,6 +102,19 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
     return images
 
 
+def draw_flips(key: jax.Array, augmentation: Augmentation, *, rows: int) -> jax.Array:
+    """Return the flips that `augment` draws for `rows` images, int32 (N,): see `finite_views`."""
+    numbers = draw_numbers(per_example_keys(key, rows))
+    horizontal, vertical = _flips(numbers, augmentation)
+    return horizontal + 2 * vertical
+
+
+def flip(images: jax.Array, view: jax.Array) -> jax.Array:
+    """Flip all images by the number `view`, (): see `finite_views`."""
+    images = jnp.where((view & 1) > 0, images[:, :, ::-1], images)
+    return jnp.where((view & 2) > 0, images[:, ::-1], images)
+
+
 def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.5) -> jax.Array:
     """Fill a box of 2 to 33 % of the area, aspect 0.3 to 3.3, with noise (Zhong et al., 2017)."""
     keys = per_example_keys(key, len(images))
@@ -186,10 +199,8 @@ def make_transform(numbers: dict[str, jax.Array], a: Augmentation, *, size: int)
     def uniform(name: str, low: float, high: float) -> jax.Array:
         return between(numbers[name][:, 0], low, high)
 
-    def flip(name: str, is_on: bool) -> jax.Array:
-        return (numbers[name][:, 0] < 0.5) & is_on
-
     zoom = between(numbers["zoom"], *zoom_bounds(a))
+    flip_horizontal, flip_vertical = _flips(numbers, a)
     return Transform(
         theta=uniform("rotation", -a.rotation_range, a.rotation_range),
         tx=_shift(numbers["width"], a.width_shift_range, size),
@@ -197,8 +208,8 @@ def make_transform(numbers: dict[str, jax.Array], a: Augmentation, *, size: int)
         shear=uniform("shear", -a.shear_range, a.shear_range),
         zx=zoom[:, 0],
         zy=zoom[:, 1],
-        flip_horizontal=flip("horizontal", a.horizontal_flip),
-        flip_vertical=flip("vertical", a.vertical_flip),
+        flip_horizontal=flip_horizontal,
+        flip_vertical=flip_vertical,
         channel_shift=uniform("channels", -level, level) if level else None,
         brightness=uniform("brightness", *a.brightness_range) if a.brightness_range else None,
     )
@@ -224,6 +235,12 @@ def to_dtype(images: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     if images.dtype == dtype or jnp.issubdtype(dtype, jnp.floating):
         return images.astype(dtype)
     return jnp.clip(jnp.round(images), 0, 255).astype(dtype)
+
+
+def _flips(numbers: dict[str, jax.Array], a: Augmentation) -> tuple[jax.Array, jax.Array]:
+    pairs = (("horizontal", a.horizontal_flip), ("vertical", a.vertical_flip))
+    horizontal, vertical = ((numbers[name][:, 0] < 0.5) & is_on for name, is_on in pairs)
+    return horizontal, vertical
 
 
 def _shift(numbers: jax.Array, span: int | float, size: int) -> jax.Array:

@@ -242,6 +242,18 @@ def is_on(augmentation: Augmentation) -> bool:
     return bool(is_affine(a) or levels or flips or rest)
 
 
+def finite_views(augmentation: Augmentation) -> tuple[int, ...]:
+    """Return the numbers of all versions that an image may get; () if there is no end of them.
+
+    Bit 0 of a number is a flip left to right, bit 1 one top to bottom; 0 is the image itself.
+    """
+    a = augmentation
+    if is_on(dataclasses.replace(a, horizontal_flip=False, vertical_flip=False)):
+        return ()
+    mask = a.horizontal_flip + 2 * a.vertical_flip
+    return tuple(view for view in range(4) if view & mask == view)
+
+
 def describe(augmentation: Augmentation) -> str:
     """Summarize what is on: `rotation 30, shifts 0.2, flip, fill nearest`, or `none`."""
     a, parts = augmentation, []

@@ -1,8 +1,10 @@
-"""The outputs of the frozen layers, computed once for each image and cached while a stage lasts.
+"""The outputs of the frozen layers, computed once for each view of an image and cached.
 
 `CachedFeatures` takes the place of a `SplitLoader`: it yields the same batches with `features`
-(B, ...) instead of `images`, so the stage learns what it would have learned. plan.py decides what
-is cached and where, store.py keeps it. Rows are computed in batches of the training's size.
+(B, ...) instead of `images`, so a stage learns what it would have learned. plan.py decides what
+is cached and where, store.py keeps it, `FeatureCache` fills it. Rows are computed in batches of the
+training's size, and from the features of a later stage where those are kept: in a run of a head and
+block5, each view goes through blocks 1 to 4 once.
 """
 
 import dataclasses
@@ -14,23 +16,26 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax.data.augment.settings import is_on
 from vggjax.data.loader import Batch, SplitLoader, epoch_order, pad_rows, prefetch
 from vggjax.models.params import extract
-from vggjax.training.cache.plan import FeaturePlan, megabytes, view_of
+from vggjax.training.cache.plan import FeaturePlan, megabytes
 from vggjax.training.cache.store import FileStore, Store
 from vggjax.training.config import Stage
 from vggjax.training.console import ProgressConsole
 from vggjax.training.prepare import RunContext
 from vggjax.training.progress import CompiledStep, Throughput
 from vggjax.training.signals import Stop
-from vggjax.training.step import make_feature_step
+from vggjax.training.step import draw_views, make_feature_step
 
 FORMAT = "1"
 """Version of the values and files; raise it when their meaning changes."""
+
+Choose = Callable[[int, int], np.ndarray]
+"""(pass, batch size) -> the view of every row of the pass, (batches, B)."""
 
 
 class CachedFeatures:
@@ -40,17 +45,26 @@ class CachedFeatures:
         loader: the split's images.
         views: the rows (N, ...) of each cached view, in the split's order.
         masked: positions of unreadable images.
-        cached_views: the number of views that take turns from pass to pass; 0 for plain images.
+        choose: which view the rows of a pass have; not called if there is only one.
     """
 
     def __init__(
-        self, loader: SplitLoader, views: dict[int, np.ndarray], masked: set[int], cached_views: int
+        self,
+        loader: SplitLoader,
+        views: dict[int, np.ndarray],
+        masked: set[int],
+        choose: Choose,
     ):
-        self._loader, self._views, self._cached_views = loader, views, cached_views
+        self._loader, self._views, self._masked, self._choose = loader, views, masked, choose
         self._mask = np.isin(np.arange(len(loader)), list(masked), invert=True).astype(np.float32)
+        self.unreadable = loader.unreadable
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def of_view(self, view: int) -> "CachedFeatures":
+        """Return the features of one view alone."""
+        return CachedFeatures(self._loader, {view: self._views[view]}, self._masked, self._choose)
 
     def batches(
         self,
@@ -66,145 +80,200 @@ class CachedFeatures:
         order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
         which, processes = process
         rows = batch_size // processes
-        view = self._views[view_of(epoch, self._cached_views)]
+        (first, kept), *others = self._views.items()
+        chosen = self._choose(epoch, batch_size).ravel() if others else np.full(len(self), first)
         for offset in range(start * batch_size, len(self), batch_size):
-            positions = order[offset + which * rows : offset + (which + 1) * rows]
-            features = np.zeros((rows, *view.shape[1:]), view.dtype)
-            features[: len(positions)] = view[positions]
+            part = slice(offset + which * rows, offset + (which + 1) * rows)
+            positions = order[part]
+            views = chosen[part][: len(positions)]
+            features = np.zeros((rows, *kept.shape[1:]), kept.dtype)
+            for view in np.unique(views).tolist():
+                is_own = np.flatnonzero(views == view)
+                features[is_own] = self._views[view][positions[is_own]]
             labels, index = self._loader.labels[positions], self._loader.indices[positions]
             yield {"features": features} | pad_rows(labels, self._mask[positions], index, rows)
 
 
-@contextmanager
-def cached_features(
-    run: RunContext, stage: Stage, console: ProgressConsole, stop: Stop
-) -> Iterator[tuple[RunContext, str | None]]:
-    """Yield the run with cached features as its loaders, and the layer after which to continue.
+class FeatureCache:
+    """The cached features of a run's stages, filled when the first stage needs them."""
 
-    A stage that caches nothing yields the run itself and None. Files are deleted when the stage
-    ends, since only this run can use them; an interrupted run keeps them and continues from them.
+    def __init__(self, run: RunContext, console: ProgressConsole, stop: Stop):
+        self._run, self._console, self._stop = run, console, stop
+        self._kept: dict[str, dict[str, CachedFeatures]] = {}
+        """Cut -> split -> features."""
+        self._stores: dict[str, list[Store]] = {}
+        """Cut -> what was opened."""
 
-    Raises:
-        Interrupted: a signal arrived; features in files were saved.
-    """
-    plan = run.feature_plans.get(stage.name)
-    if plan is None or plan.where == "nowhere":
-        yield run, None
-        return
-    stores: list[Store] = []
-    try:
-        loaders: Any = _fill_stores(run, plan, stores, console, stop)
-        yield dataclasses.replace(run, loaders=loaders), plan.cut
-    except BaseException:
-        for store in stores:
-            store.close()
-        raise
-    for store in stores:
-        store.discard()
+    @contextmanager
+    def of(self, stage: Stage) -> Iterator[tuple[RunContext, str | None]]:
+        """Yield the run with a stage's features as its loaders, and the layer after which to go on.
+
+        A stage that caches nothing yields the run itself and None. Features are deleted when the
+        last stage that uses them ends, since only this run can use them; an interrupted run keeps
+        its files and continues from them.
+
+        Raises:
+            Interrupted: a signal arrived; features in files were saved.
+        """
+        run = self._run
+        plan = run.feature_plans.get(stage.name)
+        if plan is None or plan.where == "nowhere":
+            yield run, None
+            return
+        names = [stage.name for stage in run.stages[run.stages.index(stage) + 1 :]]
+        later = [run.feature_plans[name] for name in names if name in run.feature_plans]
+        try:
+            loaders: Any = self._fill([plan, *later])
+            yield dataclasses.replace(run, loaders=loaders), plan.cut
+        except BaseException:
+            for store in sum(self._stores.values(), []):
+                store.close()
+            raise
+        for cut in self._stores.keys() - {plan.cut for plan in later}:
+            self._kept.pop(cut)
+            for store in self._stores.pop(cut):
+                store.discard()
+
+    def _fill(self, plans: list[FeaturePlan]) -> dict[str, CachedFeatures]:
+        """Return the features of the first plan, computed from those of the others, last first."""
+        loaders: dict[str, Any] = self._run.loaders
+        after = None
+        for plan in reversed(plans):
+            if plan.where == "nowhere":
+                continue
+            if plan.cut not in self._kept:
+                filling = _Filling(self._run, plan, after, self._console, self._stop)
+                stores = self._stores.setdefault(plan.cut, [])
+                self._kept[plan.cut] = {
+                    split: filling.fill(split, loader, stores) for split, loader in loaders.items()
+                }
+            loaders, after = self._kept[plan.cut], plan.cut
+        return loaders
 
 
-def _fill_stores(
-    run: RunContext, plan: FeaturePlan, stores: list[Store], console: ProgressConsole, stop: Stop
-) -> dict[str, CachedFeatures]:
-    """Compute the missing features of all splits; append every opened store to `stores`."""
-    make_step = functools.cache(functools.partial(_make_step, run, plan, console))
-    params, batch_stats = nnx.state(run.model, nnx.Param, nnx.BatchStat)
-    model_state = run.placement.put_state((params, batch_stats))
-    cached = {}
-    for split, loader in run.loaders.items():
+class _Filling:
+    """Computes the features of a plan, from images or from the features of the layer `after`."""
+
+    def __init__(
+        self,
+        run: RunContext,
+        plan: FeaturePlan,
+        after: str | None,
+        console: ProgressConsole,
+        stop: Stop,
+    ):
+        self._run, self._plan, self._after = run, plan, after
+        self._console, self._stop = console, stop
+        self._make_step = functools.cache(self._make_step_once)
+        params, batch_stats = nnx.state(run.model, nnx.Param, nnx.BatchStat)
+        self._model_state = run.placement.put_state((params, batch_stats))
+
+    def fill(self, split: str, loader: Any, stores: list[Store]) -> CachedFeatures:
+        """Compute the missing features of a split; append every opened store to `stores`.
+
+        `loader` is the split's images, or its `CachedFeatures` of the layer `after`.
+        """
+        run, plan, console = self._run, self._plan, self._console
         is_train = split == "train"
-        step = make_step(is_train and is_on(run.config.augmentation))
-        throughput, num_stored = Throughput(step), 0
+        step = self._make_step(is_train and plan.is_drawn and self._after is None)
+        title, throughput, num_stored = f"features of {split} up to {plan.cut}", Throughput(step), 0
         views: dict[int, np.ndarray] = {}
         masked: set[int] = set()
         numbers = plan.views if is_train else (0,)
         for number in numbers:
-            store = _open_store(run, plan, split, number)
+            store = self._open_store(split, number)
             stores.append(store)
             num_stored += store.done
             throughput.add(len(loader) - store.done)
             count = f", view {len(views) + 1} of {len(numbers)}" if len(numbers) > 1 else ""
-            console.begin(f"features of {split}{count}", len(loader), done=store.done)
+            console.begin(f"{title}{count}", len(loader), done=store.done)
             loader.unreadable.update(store.unreadable)
             if not store.is_complete:
-                state = (*model_state, run.placement.put_state(np.int32(number)))
-                _fill(store, run, loader, functools.partial(step, state), console, stop)
+                state = (*self._model_state, run.placement.put_state(np.int32(number)))
+                inputs = loader.of_view(number) if self._after else loader
+                self._compute(store, inputs, functools.partial(step, state))
             views[number] = store.rows()
             masked |= store.masked
-        cached_views = run.config.cached_views if is_train else 0
-        cached[split] = CachedFeatures(loader, views, masked, cached_views)
         num_images = len(numbers) * len(loader)
         rate = f" ({throughput.images_per_s():.0f} images/s)" if num_images > num_stored else ""
         earlier = f", {num_stored:,} of them by an earlier process" if num_stored else ""
         size = megabytes(sum(view.nbytes for view in views.values()))
         console.print(
-            f"features of {split}: {num_images:,} in {throughput.seconds():.0f} s{rate}{earlier}, "
-            f"{size}"
+            f"{title}: {num_images:,} in {throughput.seconds():.0f} s{rate}{earlier}, {size}"
         )
-    return cached
+        return CachedFeatures(run.loaders[split], views, masked, functools.partial(_choose, run))
+
+    def _compute(self, store: Store, loader: Any, compute: Callable[..., Any]) -> None:
+        """Compute the rows that `store` lacks; where a signal arrived, save it and raise."""
+        run, placement = self._run, self._run.placement
+
+        def append(outputs: dict[str, jax.Array]) -> None:
+            rows: dict[str, np.ndarray] = placement.fetch(outputs)
+            count = min(len(rows["mask"]), len(loader) - store.done)
+            masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
+            store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
+            self._console.advance(store.done)
+            if self._stop.signum:
+                store.save()
+                self._stop.check(run.workdir)
+
+        batches = loader.batches(
+            run.batch_size, start=store.done // run.batch_size, process=placement.process
+        )
+        pending = None
+        with closing(prefetch(batches, placement.put_batch)) as device_batches:
+            for batch in device_batches:
+                outputs = compute(batch)
+                if pending is not None:
+                    append(pending)  # while the devices compute the next batch
+                pending = outputs
+        if pending is not None:
+            append(pending)
+
+    def _make_step_once(self, is_drawn: bool) -> CompiledStep:
+        run, plan = self._run, self._plan
+        step = make_feature_step(
+            run.model,
+            plan.cut,
+            placement=run.placement,
+            mode=run.config.preprocessing.mode,
+            augmentation=run.config.augmentation if is_drawn else None,
+            seed=run.config.seed,
+            dtype=plan.dtype,
+            after=self._after,
+        )
+        title = f"features up to {plan.cut}"
+        return CompiledStep(step, lambda text: self._console.print(f"{title}: {text}"))
+
+    def _open_store(self, split: str, view: int) -> Store:
+        run, plan = self._run, self._plan
+        shape = (len(run.loaders[split]), *plan.shape)
+        if plan.where == "memory":
+            return Store(shape, plan.dtype)
+        which, processes = run.placement.process
+        suffix = f"-{which}" if processes > 1 else ""  # each process has its own copy
+        key = feature_key(run, plan, split, view, after=self._after)
+        return FileStore(run.workdir / "features" / f"{key}{suffix}.npy", shape, plan.dtype)
 
 
-def _fill(
-    store: Store,
-    run: RunContext,
-    loader: SplitLoader,
-    compute: Callable[..., Any],
-    console: ProgressConsole,
-    stop: Stop,
-) -> None:
-    """Compute the rows that `store` lacks; where a signal arrived, save it and raise."""
-    placement = run.placement
-
-    def append(outputs: dict[str, jax.Array]) -> None:
-        rows: dict[str, np.ndarray] = placement.fetch(outputs)
-        count = min(len(rows["mask"]), len(loader) - store.done)
-        masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
-        store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
-        console.advance(store.done)
-        if stop.signum:
-            store.save()
-            stop.check(run.workdir)
-
-    batches = loader.batches(
-        run.batch_size, start=store.done // run.batch_size, process=placement.process
+def _choose(run: RunContext, number: int, batch_size: int) -> np.ndarray:
+    """Return the view of every row of a pass, (batches, B): what a run without a cache draws."""
+    config, steps = run.config, run.loaders["train"].num_batches(batch_size)
+    if config.cached_views:
+        return np.full((steps, batch_size), number % config.cached_views)
+    views = draw_views(
+        jnp.int32(number * steps),
+        augmentation=config.augmentation,
+        seed=config.seed,
+        steps=steps,
+        rows=batch_size,
     )
-    pending = None
-    with closing(prefetch(batches, placement.put_batch)) as device_batches:
-        for batch in device_batches:
-            outputs = compute(batch)
-            if pending is not None:
-                append(pending)  # while the devices compute the next batch
-            pending = outputs
-    if pending is not None:
-        append(pending)
+    return np.asarray(views)
 
 
-def _make_step(
-    run: RunContext, plan: FeaturePlan, console: ProgressConsole, is_augmented: bool
-) -> CompiledStep:
-    step = make_feature_step(
-        run.model,
-        plan.cut,
-        placement=run.placement,
-        mode=run.config.preprocessing.mode,
-        augmentation=run.config.augmentation if is_augmented else None,
-        seed=run.config.seed,
-        dtype=plan.dtype,
-    )
-    return CompiledStep(step, lambda text: console.print(f"features up to {plan.cut}: {text}"))
-
-
-def _open_store(run: RunContext, plan: FeaturePlan, split: str, view: int) -> Store:
-    shape = (len(run.loaders[split]), *plan.shape)
-    if plan.where == "memory":
-        return Store(shape, plan.dtype)
-    which, processes = run.placement.process
-    suffix = f"-{which}" if processes > 1 else ""  # each process has its own copy
-    path = run.workdir / "features" / f"{feature_key(run, plan, split, view)}{suffix}.npy"
-    return FileStore(path, shape, plan.dtype)
-
-
-def feature_key(run: RunContext, plan: FeaturePlan, split: str, view: int) -> str:
+def feature_key(
+    run: RunContext, plan: FeaturePlan, split: str, view: int, *, after: str | None = None
+) -> str:
     """Return the name of the features of one split and view: a SHA-256 of all they depend on.
 
     An image file is identified by its size and modification time.
@@ -221,9 +290,13 @@ def feature_key(run: RunContext, plan: FeaturePlan, split: str, view: int) -> st
         "batch_size": run.batch_size,
         "preprocessing": config.preprocessing.to_json(),
     }
-    if split == "train" and is_on(config.augmentation):
+    if split == "train" and plan.is_drawn:
         augmentation = dataclasses.asdict(config.augmentation)
         settings |= {"augmentation": augmentation, "view": view, "seed": config.seed}
+    elif view:
+        settings["flip"] = view
+    if after:
+        settings["after"] = after
     indices = np.asarray(run.loaders[split].indices)
     digest = hashlib.sha256(f"{FORMAT} {source.fingerprint}\0".encode())
     digest.update(indices.astype("<i8").tobytes())

@@ -1,8 +1,12 @@
-"""The plan of a stage's feature cache: which layer's outputs, how large, and where to keep them.
+"""The plan of a stage's feature cache: which layer's outputs, of which views, and where to keep it.
 
-The cut is the deepest layer up to which everything is frozen and deterministic: up to there an
-image's outputs never change, so they are computed once. Every stage has its own cut: with only the
-head training it is the head's pooling, with block5 it is block4_pool.
+The cut is the deepest layer up to which everything is frozen: up to there an image's outputs never
+change, so they are computed once. Every stage has its own cut: with only the head training it is
+the head's pooling, with block5 it is block4_pool.
+
+Views are the versions of a training image. Without augmentation there is one, with flips there are
+two or four: a step takes the one that it draws, so the run is that without a cache. Other
+augmentation has no end of them; of those, `cached_views` are drawn once and take turns.
 """
 
 import functools
@@ -16,7 +20,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from vggjax.data.augment.settings import describe, is_on
+from vggjax.data.augment.settings import describe, finite_views
 from vggjax.errors import ConfigError
 from vggjax.models.network import Network
 from vggjax.training.config import Config, Stage
@@ -26,6 +30,12 @@ SPARE_BYTES = 2**30
 """Left free on the disk of a feature file, for the checkpoints."""
 
 Storage = Literal["memory", "file", "nowhere"]
+
+_VIEWS = {
+    (0, 1): "each training image and its mirror image",
+    (0, 2): "each training image upright and upside down",
+    (0, 1, 2, 3): "the 4 flips of each training image",
+}
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,17 @@ class FeaturePlan:
     """Of one image's features."""
     dtype: str
     views: tuple[int, ...]
-    """The augmented versions of each training image that the stage uses; (0,), the image itself,
-    without augmentation."""
+    """Of each training image: the flips of `finite_views`, or the numbers of draws."""
+    is_drawn: bool
+    """Whether the views are draws, which take turns; val always has the plain images."""
     size_bytes: int
     where: Storage
 
     def __str__(self) -> str:
         """Return one line for the run's summary."""
-        views = f", {len(self.views)} augmented views of each training image"
-        size = f"{self.cut}{views if len(self.views) > 1 else ''}, {megabytes(self.size_bytes)}"
+        draws = f"{len(self.views)} augmented views of each training image"
+        views = draws if self.is_drawn else _VIEWS.get(self.views)
+        size = ", ".join(filter(None, (self.cut, views, megabytes(self.size_bytes))))
         if self.where == "nowhere":
             return f"not cached: {size} exceeds `feature_cache_mb` and the free disk space"
         storage = "memory" if self.where == "memory" else "a file in the run folder"
@@ -81,57 +93,95 @@ def plan_features(
 ) -> dict[str, FeaturePlan]:
     """Return the plan of each stage that caches features, {stage's name: plan}.
 
-    `counts` holds the number of images of `train` and `val`. Without augmentation a stage caches
-    features if it visits the images more than once; augmented views are cached on request only.
+    `counts` holds the number of images of `train` and `val`. A stage caches features if the run up
+    to its end visits the images more often than they have views. The stages before it have deeper
+    cuts: they compute their features from its own, which then lie there until its end.
 
     Raises:
         ConfigError: requested features cannot be cached.
     """
-    if config.cache_features == "off" or (is_on(config.augmentation) and not config.cached_views):
+    flips, requested = finite_views(config.augmentation), config.cached_views
+    if config.cache_features == "off" or not (flips or requested):
         return {}
-    plans = {}
-    for stage in stages:
+    plans: dict[str, FeaturePlan] = {}
+    free = {"memory": config.feature_cache_mb * 2**20, "file": _free_disk_bytes(workdir)}
+    source: FeaturePlan | None = None
+    for stage in reversed(stages):
         cut = find_cut(model, label_layers(model, stage.unfreeze))
-        steps = stage.epochs * steps_per_epoch
-        if cut is None or (steps <= steps_per_pass and not config.cached_views):
+        steps = (stage.first_epoch + stage.epochs) * steps_per_epoch
+        views = flips
+        if requested:
+            views = tuple(range(min(requested, math.ceil(steps / steps_per_pass))))
+        is_worth_it = requested or source or steps > len(views) * steps_per_pass
+        if cut is None or not is_worth_it:
             continue
-        first = stage.first_epoch * steps_per_epoch
-        passes = range(first // steps_per_pass, (first + steps - 1) // steps_per_pass + 1)
-        views = tuple(sorted({view_of(number, config.cached_views) for number in passes}))
-        dtype = config.feature_dtype or config.dtype
-        image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-        prefix = functools.partial(model, until=cut)
-        shape = jax.eval_shape(prefix, image).shape[1:]
-        num_images = counts["train"] * len(views) + counts["val"]
-        size_bytes = num_images * math.prod(shape) * jnp.dtype(dtype).itemsize
-        where = _choose_storage(size_bytes, config.feature_cache_mb, workdir)
-        plan = FeaturePlan(cut, shape, dtype, views, size_bytes, where)
-        if where == "nowhere" and (config.cached_views or config.feature_dtype):
+        shared = source if source and source.cut == cut else None
+        plan = shared or _plan_cut(config, model, cut, views, counts, free)
+        if plan.where == "nowhere" and (requested or config.feature_dtype):
             raise ConfigError(_no_room_message(config, plan))
         plans[stage.name] = plan
-    if config.cached_views and not plans:
+        source = plan if plan.where != "nowhere" else None
+    if requested and not plans:
         raise ConfigError(
-            f"`cached_views` {config.cached_views} needs frozen layers before the first one that "
-            f"trains; got `unfreeze` {' '.join(config.unfrozen)}. Leave `cached_views` out: then "
+            f"`cached_views` {requested} needs frozen layers before the first one that trains; got "
+            f"`unfreeze` {' '.join(config.unfrozen)}. Leave `cached_views` out: then "
             f"{describe(config.augmentation)} is applied anew at every step."
         )
-    return plans
+    return dict(reversed(plans.items()))
 
 
-def view_of(epoch: int, cached_views: int) -> int:
-    """Return the number of the cached view that a pass uses: they take turns."""
-    return epoch % max(cached_views, 1)
+def _plan_cut(
+    config: Config,
+    model: Network,
+    cut: str,
+    views: tuple[int, ...],
+    counts: Mapping[str, int],
+    free: dict[str, int],
+) -> FeaturePlan:
+    """Return the plan of a cut; take its bytes from `free`, those of each storage."""
+    dtype = config.feature_dtype or config.dtype
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    shape = jax.eval_shape(functools.partial(model, until=cut), image).shape[1:]
+    num_images = counts["train"] * len(views) + counts["val"]
+    size_bytes = num_images * math.prod(shape) * jnp.dtype(dtype).itemsize
+    storages: tuple[Storage, ...] = ("memory", "file")
+    where: Storage = next((name for name in storages if size_bytes <= free[name]), "nowhere")
+    if where != "nowhere":
+        free[where] -= size_bytes
+    return FeaturePlan(cut, shape, dtype, views, bool(config.cached_views), size_bytes, where)
 
 
-def _choose_storage(size_bytes: int, memory_mb: int, workdir: Path) -> Storage:
-    if size_bytes <= memory_mb * 2**20:
-        return "memory"
+def _free_disk_bytes(workdir: Path) -> int:
+    """Return what feature files may take; those of an interrupted run have their room already."""
     workdir = workdir.absolute()
     existing = next(path for path in (workdir, *workdir.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    # The files of an interrupted run already have their room.
-    free += sum(path.stat().st_size for path in (workdir / "features").glob("*.npy"))
-    return "file" if size_bytes + SPARE_BYTES <= free else "nowhere"
+    taken = sum(path.stat().st_size for path in (workdir / "features").glob("*.npy"))
+    return shutil.disk_usage(existing).free + taken - SPARE_BYTES
+
+
+def uncached_note(config: Config, model: Network, stages: Sequence[Stage]) -> str:
+    """Return what it costs that augmentation forbids a cache, and the way out; "" if it does not.
+
+    `stages` are the run's.
+    """
+    a = config.augmentation
+    if config.cache_features == "off" or config.cached_views or finite_views(a):
+        return ""
+    frozen = [s for s in stages if find_cut(model, label_layers(model, s.unfreeze))]
+    epochs = sum(stage.epochs for stage in frozen)
+    if not epochs:
+        return ""
+    cost = (
+        f"not kept: augmentation ({describe(a)}) draws anew at every step, so the frozen layers "
+        f"run for each image of all {epochs} epochs"
+    )
+    views = 4 if epochs >= 8 else 2
+    if a.mixup or a.cutmix or config.epoch_images or epochs <= views:
+        return cost
+    return (
+        f"{cost}. With `cached_views` {views} they run {views} times: for {views} versions of "
+        "each image, drawn once for all, which take turns."
+    )
 
 
 def _no_room_message(config: Config, plan: FeaturePlan) -> str:
