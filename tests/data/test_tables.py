@@ -264,14 +264,30 @@ def test_lists_of_0_and_1_are_numbered_labels(tmp_path, form):
     assert found.targets.astype(int).tolist() == [list(row) for row in bits]
 
 
-def test_paths_of_a_tree_of_labels_have_no_separator(tmp_path):
+@pytest.mark.parametrize(
+    ("first", "second", "third"),
+    [
+        ("/m/cat", "/m/dog", "/m/cow"),
+        ("sun & sea", "beach", "мост"),
+        ("Tomato, late blight", "wet", "R&B"),
+    ],
+)
+def test_labels_in_several_rows_of_an_image_are_whole_cells(tmp_path, first, second, third):
     put_flat(tmp_path, "0.png", "1.png")
-    rows = [("0.png", "/m/cat"), ("0.png", "/m/dog"), ("1.png", "/m/cow")]
-    with pytest.raises(DataError, match="no separator"):
-        open_source(
-            write(tmp_path / "m.csv", ("path", "label"), *rows),
-            options=DatasetOptions(task="multilabel"),
-        )
+    rows = [("0.png", first), ("0.png", second), ("1.png", third)]
+    path = write(tmp_path / "m.csv", ("path", "label"), *rows)
+    source = open_source(path, options=DatasetOptions(task="multilabel"))
+    assert {*source.class_names} == {first, second, third}
+    assert source.targets.sum(1).tolist() == [2, 1]
+    assert "Each row has one of its image's labels" in " ".join(source.notes)
+
+
+def test_rows_of_several_labels_are_split_where_most_are_combinations(tmp_path):
+    put_flat(tmp_path, "0.png", "1.png")
+    rows = [("0.png", "a|b"), ("0.png", "c"), ("1.png", "a|c"), ("1.png", "a"), ("1.png", "b")]
+    path = write(tmp_path / "m.csv", ("path", "label"), *rows)
+    source = open_source(path, options=DatasetOptions(task="multilabel"))
+    assert source.class_names == ("a", "b", "c")
 
 
 def test_cells_without_a_known_separator_ask_for_one(tmp_path):

@@ -175,7 +175,7 @@ class _Scanner:
                 f"{join_names(paths, most=3)}. Write them with their folder and ending."
             )
         self._label_columns = labels.names
-        values, notes, faults = read_labels(table, labels.names, options)
+        values, notes, faults = read_labels(table, labels.names, files.paths, options)
         self._notes += notes
         self._faults += faults
         splits = table.named("split")

@@ -119,9 +119,9 @@ def find_label_columns(table: Table, path: str, options: DatasetOptions) -> Labe
 
 
 def read_labels(
-    table: Table, columns: Sequence[str], options: DatasetOptions
+    table: Table, columns: Sequence[str], paths: Sequence[str], options: DatasetOptions
 ) -> tuple[list[tuple[str, ...]], list[str], list[str]]:
-    """Read the labels of each row.
+    """Read the labels of each row, which is of the image of `paths`.
 
     Returns:
         The labels, (N,), an empty tuple for a row without; notes; and errors.
@@ -153,6 +153,10 @@ def read_labels(
             f"The cells are lists of 0 and 1: labels are numbered, {names[0]} to {names[-1]}."
         )
         return [tuple(compress(names, row)) for row in bits], notes, []
+    recurs = len({*zip(paths, cells, strict=True)}) > len({*paths})
+    if separator is None and recurs and find_combinations(filter(None, cells)) is None:
+        notes.append("Each row has one of its image's labels; `label_separator` splits cells.")
+        return [(cell,) if cell else () for cell in cells], notes, []
     if separator is None:
         separator = _best_separator(table, columns[0])
         notes.append(f"Labels are separated by {separator!r}; `label_separator` gives another.")
