@@ -264,6 +264,15 @@ def test_lists_of_0_and_1_are_numbered_labels(tmp_path, form):
     assert found.targets.astype(int).tolist() == [list(row) for row in bits]
 
 
+def test_a_list_with_tabs_may_hold_commas(tmp_path):
+    put_flat(tmp_path, *(f"images/{i}.jpg" for i in range(24)))
+    lines = [f"{i}.jpg\t{i % 2},{i // 2 % 2},{i // 4 % 2}" for i in range(24)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    options = DatasetOptions(task="multilabel")
+    found = open_source(str(tmp_path / "list.txt"), options=options)
+    assert len(found) == 24 and found.targets[6].tolist() == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "third"),
     [

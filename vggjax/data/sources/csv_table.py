@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggjax.csv_text import original_text
+from vggjax.data.images.formats import ENDINGS
 from vggjax.data.sources.source import nearest_path
 from vggjax.errors import ConfigError, DataError, join_names, printable, unknown_name
 
@@ -223,9 +224,10 @@ def _read_header(line: str, delimiters: Iterable[str]) -> tuple[list[str], str]:
     """Return the column names and the delimiter that separates them best."""
     known = {name for names in SYNONYMS.values() for name in names}
 
-    def quality(columns: Sequence[str]) -> tuple[int, int]:
+    def quality(columns: Sequence[str]) -> tuple[int, bool, int]:
         plain = {re.sub(r"[\W_]", "", name).lower() for name in columns}
-        return len(plain & known), len(columns)
+        has_file = any(name.lower().endswith(ENDINGS) for name in columns)  # `1.jpg\t0,1,0`
+        return len(plain & known), has_file, len(columns)
 
     headers = {}
     for delimiter in delimiters:
