@@ -417,6 +417,28 @@ def test_image_formats_that_are_not_read_are_named_by_their_content(tmp_path):
     assert "'c' (1 .xyz (HEIF)), 'd' (1 .txt)" in fault and "Fill" not in fault
     (entry,) = findings.of("passed_over")
     assert "2 .xyz (HEIF)" in entry.text and findings.exit_code == 2
+    assert "Rename those that can be read to end in .heic." in fault
+
+
+@pytest.mark.parametrize(
+    ("files", "way_out"),
+    [
+        ({"IM1": bytes(128) + b"DICM"}, "Rename those that can be read to end in .dcm."),
+        ({"1.ico": b"\0\0\1\0"}, "Save them as .jpg or .png."),
+        (
+            {"IM1": bytes(128) + b"DICM", "b": b"", "1.xyz": b"\xff\xd8\xff", "1.psd": b"8BPS"},
+            "Rename those that can be read to end in .jpg, .dcm; save the others as .jpg or .png.",
+        ),
+    ],
+)
+def test_images_are_renamed_where_that_suffices_to_read_them(tmp_path, files, way_out):
+    for folder in "ab":
+        for name, content in files.items():
+            put(tmp_path, f"{folder}/{name}", content)
+    findings = examine(str(tmp_path))
+    (entry,) = findings.of("passed_over")
+    assert entry.text.endswith(f" {way_out}")
+    assert way_out in findings.of("refused")[0].text
 
 
 def test_jfif_and_netpbm_files_are_images(tmp_path):

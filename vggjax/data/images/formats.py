@@ -7,7 +7,7 @@ import os
 import re
 import struct
 
-_ENDINGS = {
+FORMAT_ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp"),
     "PNG": (".png",),
     "WEBP": (".webp",),
@@ -20,13 +20,13 @@ _ENDINGS = {
     "DICOM": (".dcm", ".dicom"),
 }
 
-FORMATS = tuple(_ENDINGS)
+FORMATS = tuple(FORMAT_ENDINGS)
 """No others: Pillow hands EPS to Ghostscript, and rarely used decoders are rarely checked."""
 
 PILLOW_FORMATS = tuple(name for name in FORMATS if name not in ("HEIF", "DICOM"))
 """Those that Pillow decodes; the others need pillow-heif and pydicom."""
 
-ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
+ENDINGS = tuple(ending for endings in FORMAT_ENDINGS.values() for ending in endings)
 """File names that count as images when a folder is scanned; in lower case."""
 
 _SIGNATURES = {
@@ -84,7 +84,7 @@ def _identify(start: bytes) -> str | None:
 def format_named(name: str) -> str | None:
     """Return the format that a file name's ending claims."""
     ending = os.path.splitext(name)[1].lower()
-    return next((name for name, endings in _ENDINGS.items() if ending in endings), None)
+    return next((name for name, endings in FORMAT_ENDINGS.items() if ending in endings), None)
 
 
 def may_be_deep(path: str | os.PathLike[str] | None) -> bool:
@@ -102,7 +102,7 @@ def may_be_deep(path: str | os.PathLike[str] | None) -> bool:
 
 def ending_of(format_name: str) -> str:
     """Return the most common ending of a format, with its dot."""
-    return _ENDINGS[format_name][0]
+    return FORMAT_ENDINGS[format_name][0]
 
 
 def is_heif(data: bytes) -> bool:

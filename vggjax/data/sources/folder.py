@@ -44,6 +44,7 @@ from vggjax.data.sources.listing import (
     sort_out,
     visible,
     way_out_of,
+    way_to_read,
 )
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import (
@@ -362,23 +363,22 @@ class _Scanner:
     def _refuse_empty(self, top: Path, others: dict[str, list[str]], filled: set[str]) -> None:
         """Refuse class folders without images; `others` are the other files in each."""
         descriptions = [
-            f"{name!r}" + (f" ({describe_endings(self.root, files)})" if files else "")
-            for name, files in others.items()
+            f"{name!r}" + (f" ({describe_endings(self.root, paths)})" if paths else "")
+            for name, paths in others.items()
         ]
-        has_others = any(others.values())
-        has_pictures = not {*self.passed_over}.isdisjoint(itertools.chain(*others.values()))
+        files = [*itertools.chain(*others.values())]
+        pictures = {*files}.intersection(self.passed_over)
         if len(filled) == 1:
             (name,) = filled
             is_all = says_nothing(name) or len(list_subfolders(top / name)) > 1
-            if is_all or (has_others and not has_pictures):
+            if is_all or (files and not pictures):
                 self.imageless += descriptions
                 return  # one folder holds the images of all classes, the others lists of them
         way_out = "Fill or delete them."
-        if has_others:
-            names = [path for files in others.values() for path in files]
-            way_out = f"Move them away if they are no classes. {way_out_of(names)}".rstrip()
-        if has_pictures:
-            way_out = "Save their images as JPEG or PNG."
+        if pictures:
+            way_out = way_to_read(self.root, pictures)
+        elif files:
+            way_out = f"Move them away if they are no classes. {way_out_of(files)}".rstrip()
         self.faults.append(
             f"{printable(top)} has class folders without images: "
             f"{join_names(descriptions, most=10)}. {way_out} Images are {' '.join(ENDINGS)}."
@@ -451,9 +451,8 @@ class _Scanner:
                     self.notes.append(note)
         if self.passed_over:
             text = describe_endings(self.root, self.passed_over)
-            note = (
-                f"Passed over images in other formats: {text}. Save or rename them as .jpg or .png."
-            )
+            way_out = way_to_read(self.root, self.passed_over)
+            note = f"Passed over images of other formats or endings: {text}. {way_out}"
             self.observations.append(Observation("passed_over", note))
         beside = _label_tables([self.root / name for name in self.others if "/" not in name])
         if beside and self.files:

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from vggjax.data.images.formats import ENDINGS, format_of_content
-from vggjax.errors import DataError, printable
+from vggjax.data.images.formats import ENDINGS, FORMAT_ENDINGS, format_of_content
+from vggjax.errors import DataError, join_names, printable
 
 _SYSTEM_FOLDERS = {
     *("__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information"),
@@ -131,6 +131,16 @@ def describe_endings(root: Path, files: Iterable[str]) -> str:
         text = f"{len(paths):,} {printable(ending)}"
         texts.append(f"{text} ({content})" if content else text)
     return ", ".join(texts)
+
+
+def way_to_read(root: Path, files: Iterable[str]) -> str:
+    """Return how images whose names do not end as images' do become ones that are read."""
+    found = {format_of_content(root / paths[0]) for _, paths in by_ending(files)}
+    endings = [FORMAT_ENDINGS[name][0] for name in FORMAT_ENDINGS if name in found]
+    if not endings:
+        return "Save them as .jpg or .png."
+    others = "; save the others as .jpg or .png" if found - {*FORMAT_ENDINGS} else ""
+    return f"Rename those that can be read to end in {join_names(endings)}{others}."
 
 
 def way_out_of(names: Iterable[str]) -> str:
