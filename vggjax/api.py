@@ -146,6 +146,12 @@ def _write_report(
         return write_report(result, evaluation=evaluation, predictions=predictions)
     except (VggjaxError, Interrupted):
         raise
+    except OSError as error:
+        raise VggjaxError(
+            f"The report of {printable(result.workdir)} cannot be written: "
+            f"{error.strerror or error}. The model and its evaluation are saved; if the disk is "
+            "full, make room, and give the same command again."
+        ) from None
     except Exception:
         traceback.print_exc()
         print(

@@ -48,6 +48,10 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
         os.replace(temporary, path)
         if sync:
             _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None or error.filename == str(temporary):  # of the write alone
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import optax
 import pytest
+from support.full_disk import file_size_limit
 
 from vggjax.errors import VggjaxError
 from vggjax.models.head import Head
@@ -140,3 +142,22 @@ def test_one_number_that_is_not_finite_makes_a_state_not_finite(state, value):
     assert is_finite(state) and is_finite(state._replace(factor=largest))
     largest[3] = value
     assert not is_finite(state._replace(factor=largest))
+
+
+def test_a_full_disk_is_one_error_without_tracebacks(tmp_path, state, capfd):
+    with file_size_limit(1000):
+        with pytest.raises(VggjaxError, match="checkpoint in .* cannot be written: File too large"):
+            save(tmp_path, state, [1, 2])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_run_folder_that_was_deleted_is_not_made_anew(tmp_path, state, anew):
+    workdir = tmp_path / "run"
+    with Checkpoints(workdir) as checkpoints:
+        shutil.rmtree(workdir)
+        if anew:
+            workdir.mkdir()
+        with pytest.raises(VggjaxError, match="run was deleted or replaced while this run used"):
+            checkpoints.save(state._replace(step=np.int32(1)), TrainProgress(step=1))
+        assert anew or not workdir.exists()

@@ -1,5 +1,6 @@
 """A stage on the devices: its compiled steps, its batches and its state."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Generator
 from contextlib import closing
@@ -112,6 +113,13 @@ class StageLoop:
         """Return the number of images in the steps from `step` to before `until`."""
         size, batch_size = len(self.run.loaders["train"]), self.run.batch_size
         return images_seen(until, size, batch_size) - images_seen(step, size, batch_size)
+
+
+def checkpoint_bytes(run: RunContext, stage: Stage) -> int:
+    """Return the size of a checkpoint of a stage before its compression, in bytes."""
+    loop = StageLoop(run, stage, None, lambda text: None)
+    state = jax.eval_shape(loop.initial_state)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def read_images(run: RunContext, console: ProgressConsole) -> None:

@@ -23,13 +23,14 @@ from vggjax.training.config import Config, Stage
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
 from vggjax.training.prepare import RunContext, prepare_run, resolve
 from vggjax.training.progress import MetricAccumulator, Throughput
-from vggjax.training.run_dir.checkpoint import Checkpoints, is_finite
+from vggjax.training.run_dir.checkpoint import Checkpoints, check_room, is_finite
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir, update_dataset
 from vggjax.training.run_dir.log import Log
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, save_model
 from vggjax.training.signals import stop_signals
 from vggjax.training.stage_loop import (
     StageLoop,
+    checkpoint_bytes,
     evaluate_split,
     mean_metrics,
     read_images,
@@ -94,6 +95,8 @@ class Trainer:
         for note in self._checkpoints.notes:
             self._console.print(note)
         where = {"step": self._progress.step, "recoveries": self._progress.recoveries}
+        sizes = [checkpoint_bytes(run, stage) for stage in run.stages]
+        check_room(run.workdir, max(sizes))
         with Log(run.workdir, **where, tensorboard=run.config.tensorboard) as self._log:
             if self._progress.step:
                 self._console.print(f"Resuming from step {self._progress.step:,}.")

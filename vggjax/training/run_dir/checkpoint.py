@@ -8,10 +8,16 @@ latest intact one.
 """
 
 import dataclasses
+import functools
+import logging
+import os
+import re
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +27,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from vggjax.errors import VggjaxError, join_names
+from vggjax.errors import VggjaxError, join_names, printable
 from vggjax.models.network import Network
 from vggjax.training.progress import TrainProgress
 from vggjax.training.run_dir.manifest import find_damage, write_manifest
 from vggjax.training.step import TrainState
+
+# A failed write is raised in `Checkpoints`; the thread that it happened in prints it, too.
+logging.getLogger("absl").addFilter(
+    lambda record: not (record.exc_info and "orbax" in record.pathname)
+)
 
 
 class Checkpoints:
@@ -41,6 +52,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, *, strict: bool = False):
         self._folder = folder = Path(workdir).absolute() / "checkpoints"
+        _drop_late_tracebacks()
         self.notes: list[str] = []
         """What was set aside, one sentence each."""
         self._verified: set[int] = set()
@@ -56,6 +68,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+        self._identity = _identity(folder)
 
     def _set_damaged_aside(self, folder: Path, *, strict: bool) -> None:
         steps = [path for path in folder.glob("*") if path.name.isdecimal()]
@@ -99,10 +112,10 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise VggjaxError(
-                f"The checkpoint in {self._folder} cannot be written: {reason}. If "
-                "the disk is full, make room; the same command resumes from the last one."
+                f"The checkpoint in {printable(self._folder)} cannot be written: "
+                f"{_reason(error)}. If the disk is full, make room; the same command resumes from "
+                "the last one."
             ) from error
 
     def save(self, state: TrainState, progress: TrainProgress) -> None:
@@ -115,6 +128,11 @@ class Checkpoints:
         }
         if state.averages is not None:  # the model has the averages; training continues from these
             items["learning"] = ocp.args.StandardSave(_flatten(_averaged_part(state)))
+        if _identity(self._folder) != self._identity:  # Orbax would make it anew
+            raise VggjaxError(
+                f"The run folder {printable(self._folder.parent)} was deleted or replaced while "
+                "this run used it, and what was in it is lost."
+            )
         with self._writing():
             self._wait()
             self._best_step = progress.best_step
@@ -158,6 +176,8 @@ class Checkpoints:
         Raises:
             VggjaxError: it was damaged since it was written.
         """
+        with self._writing():
+            self._wait()  # for the step itself, perhaps
         damage = None if step in self._verified else find_damage(self._folder / str(step))
         if damage:
             raise VggjaxError(
@@ -189,6 +209,52 @@ class Checkpoints:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
         leaves = self._manager.restore(step, args=args)[item]
         return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in template])
+
+
+def _reason(error: Exception) -> str:
+    """Return the system's words in an error of the writing library, or its first line."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    system = re.search(r"os_error_code='(\d+)'|OS error (\d+):", str(error))
+    return os.strerror(int(system[1] or system[2])) if system else text
+
+
+@functools.cache
+def _drop_late_tracebacks() -> None:
+    """Print no error of the threads that were still writing when a checkpoint failed."""
+    print_unraisable = sys.unraisablehook
+
+    def print_unless_late(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            print_unraisable(unraisable)
+
+    sys.unraisablehook = print_unless_late
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from a later one of the same name; None if it is gone."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_room(workdir: Path, size_bytes: int) -> None:
+    """Check that the disk has room for two checkpoints and 10 % more, with those that are there.
+
+    Raises:
+        VggjaxError: it has not.
+    """
+    needed = int(2.2 * size_bytes)
+    free = shutil.disk_usage(workdir).free
+    for path in (workdir / "checkpoints").rglob("*"):
+        with suppress(OSError):  # one that is deleted just now
+            free += path.lstat().st_size
+    if free < needed:
+        raise VggjaxError(
+            f"The disk of {printable(workdir)} has {free / 1e6:,.1f} MB free; two checkpoints need "
+            f"{needed / 1e6:,.1f} MB. Make room, or give a `workdir` on another disk."
+        )
 
 
 class _Keep:

@@ -7,11 +7,13 @@ is rewritten from these lines, so that it has no point twice and none of steps t
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vggjax.atomic import write_text
-from vggjax.errors import ConfigError
+from vggjax.errors import ConfigError, VggjaxError, printable
 
 EVENTS_FOLDER = "tensorboard"
 
@@ -58,7 +60,8 @@ class Log:
             if log_record["step"] <= step and log_record.get("recoveries", 0) <= recoveries
         ] + added
         text = "".join(json.dumps(log_record) + "\n" for log_record in log_records)
-        write_text(self._workdir / "log.jsonl", text)
+        with _writing(self._workdir):
+            write_text(self._workdir / "log.jsonl", text)
         if self._tensorboard:
             if self._events is not None:
                 self._events.close()
@@ -66,9 +69,24 @@ class Log:
 
 
 def append_log(workdir: Path, log_record: dict[str, Any]) -> None:
-    """Append a line to `log.jsonl`."""
-    with (workdir / "log.jsonl").open("a", encoding="utf-8") as file:
+    """Append a line to `log.jsonl`; raise VggjaxError if it cannot be written."""
+    with _writing(workdir), (workdir / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(log_record) + "\n")
+
+
+@contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise VggjaxError(
+            f"The run folder {printable(workdir)} was deleted while this run used it."
+        ) from None
+    except OSError as error:
+        raise VggjaxError(
+            f"The log of {printable(workdir)} cannot be written: {error.strerror or error}. If the "
+            "disk is full, make room; the same command resumes from the last checkpoint."
+        ) from None
 
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
