@@ -1,7 +1,6 @@
 """A whole run in one call: train, evaluate and report, once or for every fold."""
 
 import json
-import signal
 import sys
 import traceback
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import RATE_FILE, RATE_PLOT, lock_workdir, unusable_workdir
 from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics
 from vggjax.training.run_dir.run_result import ModelInfo, RunResult
-from vggjax.training.signals import Interrupted
+from vggjax.training.signals import Interrupted, signal_of
 from vggjax.training.trainer import train
 
 
@@ -65,8 +64,8 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         evaluation, predictions = evaluate_split(result, "test")
         log_test_metrics(result.workdir, evaluation, tensorboard=config.tensorboard)
         report = _write_report(result, evaluation, predictions)
-    except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, result.workdir) from None
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(signal_of(interrupt), result.workdir) from None
     unreadable = result.left_out | evaluation["unreadable"]
     return FitResult(result.workdir, result.model, result.info, evaluation, report, unreadable)
 

@@ -25,7 +25,7 @@ from vggjax.evaluation.evaluate import (
 from vggjax.evaluation.metrics import summarize
 from vggjax.models.params import extract
 from vggjax.training.config import read_config
-from vggjax.training.run_dir.checked_json import read_json
+from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.run_result import load_model, load_run_result, save_model
 
 
@@ -45,8 +45,8 @@ def run(evaluated, tmp_path):
     run = shutil.copytree(evaluated, tmp_path / "run")
     for name in ("eval.json", "predictions.csv", "probabilities.npz"):
         (run / name).unlink()
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"dataset": str(images)}))
+    config = read_json(run / "config.json")
+    write_json(run / "config.json", config | {"dataset": str(images)})
     return run
 
 
@@ -175,8 +175,8 @@ def test_a_run_folder_without_its_parts_is_refused(run, tmp_path):
 
 
 def test_a_cross_validation_is_refused_with_the_folders_of_its_folds(run):
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"cross_validate": 3}))
+    config = read_json(run / "config.json")
+    write_json(run / "config.json", config | {"cross_validate": 3})
     with pytest.raises(ConfigError, match="is a cross-validation.*fold"):
         evaluate(run)
 

@@ -33,6 +33,7 @@ from vggjax.report.sections import (
 )
 from vggjax.training.config import Config
 from vggjax.training.recipes import RECIPES
+from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.run_result import RunResult, load_run_result
 
 PNGS = {"curves", "confusion", "reliability", "mistakes", "gradcam", "augmentation"}
@@ -219,8 +220,8 @@ def test_a_collapse_is_marked_in_the_curves_and_explained(copy):
 
 
 def test_a_recipe_is_explained_before_the_training(copy):
-    config = json.loads((copy / "config.json").read_text()) | {"recipe": "fruits"}
-    (copy / "config.json").write_text(json.dumps(config))
+    config = read_json(copy / "config.json") | {"recipe": "fruits"}
+    write_json(copy / "config.json", config)
     write_report(copy)
     text, lesson = page(copy), RECIPES["fruits"]
     assert lesson.title in text.text and lesson.teaches in text.text

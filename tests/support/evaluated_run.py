@@ -33,7 +33,9 @@ def evaluated(
     make_workdir(workdir, config, source, splits, duplicates)
     (workdir / "log.jsonl").write_text(epochs_log(epochs))
     names = source.class_names
-    info = ModelInfo("vgg16", f"gap-{len(names)}", names, config.preprocessing, provenance={"a": 1})
+    info = ModelInfo(
+        "vgg16", f"gap-{len(names)}", names, config.preprocessing, provenance={"a": "1"}
+    )
     (workdir / "model.json").write_text(json.dumps(dataclasses.asdict(info)))
 
     rng, indices = np.random.default_rng(0), splits["test"]

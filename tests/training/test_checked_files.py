@@ -8,7 +8,7 @@ import pytest
 from support.tiny_run import make_images, make_run
 
 from vggjax.errors import VggjaxError
-from vggjax.training.run_dir.checked_json import read_json, write_json
+from vggjax.training.run_dir.checked_json import check_form, read_json, write_json
 from vggjax.training.run_dir.run_result import load_model, read_info
 
 FIELDS = {"name": "é\n", "numbers": [1, 2.5, 1e-30], "nested": {"b": None, "a": True}, "empty": []}
@@ -55,6 +55,35 @@ def test_it_may_be_formatted_anew_and_an_old_one_has_no_digest(tmp_path):
     assert read_json(path) == FIELDS
     path.write_text(json.dumps(FIELDS))
     assert read_json(path) == FIELDS
+
+
+def test_one_without_its_digest_or_of_a_later_version_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, FIELDS)
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"sha257": fields.pop("sha256")}))
+    with pytest.raises(ValueError, match="not those that were written"):
+        read_json(path)
+    write_json(path, FIELDS | {"format": 3})
+    with pytest.raises(ValueError, match="a later version of vggjax wrote it"):
+        read_json(path)
+
+
+FORM = {"name": str, "rows": [{"score": float}], "reasons": {...: str}}
+FIT = {"name": "a", "rows": [{"score": 1}, {"score": 0.5, "more": None}], "reasons": {}, "b": []}
+
+
+def test_a_value_has_its_form_or_is_refused_by_its_key():
+    check_form(FIT, FORM)
+    for change, message in [
+        ({"name": 3}, "'name' must be a str; got '3'"),
+        ({"rows": {}}, "'rows' must be a list"),
+        ({"rows": [{}]}, "an entry of 'rows' lacks 'score'"),
+        ({"rows": [{"score": True}]}, "'score' must be a float"),
+        ({"reasons": {"x.png": None}}, "'x.png' must be a str"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_form(FIT | change, FORM)
 
 
 @pytest.mark.parametrize("text", ["[1]", "3", "", "[" * 100_000, '{"a": 1', "\x00"])

@@ -165,8 +165,22 @@ def test_a_resumed_log_drops_the_lines_after_its_checkpoint(tmp_path):
     ]
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+BAD_LINES = [
+    b'{"kind": "st',
+    b"\xff",
+    b"3",
+    b"[" * 100_000,
+    b'{"kind": "step"}',
+    b'{"kind": "stop", "step": 3}',
+    b'{"kind": ["step"], "step": 3}',
+    b'{"kind": "step", "step": 3, "val/loss": "0.5"}',
+    b'{"kind": "epoch", "step": 3, "epoch": 1}',
+]
+
+
+@pytest.mark.parametrize("line", BAD_LINES, ids=lambda line: line.decode(errors="replace")[:50])
+def test_a_line_that_is_no_record_is_left_out(tmp_path, line):
     append_log(tmp_path, {"kind": "step", "step": 2})
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"kind": "st')
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write(line)
     assert read_log(tmp_path) == [{"kind": "step", "step": 2}]

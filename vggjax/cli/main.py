@@ -7,7 +7,6 @@ done, and one line on stderr says what to fix; 1 a bug; 130 and 143 after a Ctrl
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from vggjax.errors import (
     with_flags,
 )
 from vggjax.training.config import Config
-from vggjax.training.signals import Interrupted, signal_name
+from vggjax.training.signals import Interrupted, signal_name, signal_of
 from vggjax.weights.pretrained import cache_dir
 
 MAX_CACHE_BYTES = 256 * 2**20
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interrupt:
         return _fail(_with_flags(str(interrupt)), code=128 + interrupt.signum)
     except KeyboardInterrupt as interrupt:
-        signum = interrupt.args[0] if interrupt.args else signal.SIGINT
+        signum = signal_of(interrupt)
         return _fail(f"by {signal_name(signum)}", code=128 + signum)
     except BrokenPipeError:  # `vggjax ... | head`
         with contextlib.suppress(OSError):

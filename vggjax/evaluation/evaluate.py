@@ -7,9 +7,11 @@ named and left out. A cross-validation has one eval.json and predictions.csv ove
 """
 
 import functools
+import hashlib
 import platform
 import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,6 +40,7 @@ from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, read_info
 from vggjax.training.step import make_predict_step
 
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error)
 MAX_ROWS = 20
 """Classes in the printed table, those with the lowest F1."""
 
@@ -117,8 +120,7 @@ def evaluate_split(
     text = predictions_csv(
         predictions, split, ids=ids, class_names=class_names, thresholds=thresholds
     )
-    write_text(run.workdir / f"predictions{suffix}.csv", text)
-    write_json(run.workdir / f"eval{suffix}.json", result)
+    _write_result(run.workdir, suffix, result, text)
     print_summary(result)
     return result, predictions
 
@@ -203,7 +205,7 @@ def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> SplitP
         # np.load leaves a damaged file that it opened itself open.
         with open(_path(workdir, split), "rb") as data, np.load(data, allow_pickle=False) as file:
             predictions = SplitPredictions(file["index"], file["labels"], file["probs"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, *_ARCHIVE_ERRORS):
         return None
     rows, labels, probs = len(predictions.index), predictions.labels, predictions.probs
     fits = probs.shape == (rows, num_classes) and labels.shape in ((rows,), probs.shape)
@@ -238,10 +240,16 @@ def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:
         "seconds": round(sum(result["seconds"] for result in results), 3),
         **{key: results[-1][key] for key in kept},
     }
-    write_text(workdir / "predictions.csv", _join_predictions(folders))
-    write_json(workdir / "eval.json", pooled)
+    _write_result(workdir, "", pooled, _join_predictions(folders))
     print_summary(pooled)
     return pooled
+
+
+def _write_result(workdir: Path, suffix: str, result: dict[str, Any], predictions: str) -> None:
+    """Write predictions.csv, and eval.json with its SHA-256, which is added to the result."""
+    result["predictions_sha256"] = hashlib.sha256(predictions.encode()).hexdigest()
+    write_text(workdir / f"predictions{suffix}.csv", predictions)
+    write_json(workdir / f"eval{suffix}.json", result)
 
 
 def _pool_multilabel(folders: list[Path], names: Sequence[str]) -> dict[str, Any]:

@@ -25,11 +25,11 @@ MAX_CLASSES = 30
 
 UNCOUNTED = (
     *("refused", "layout", "masks", "combined_labels", "passed_over", "kin"),
-    *("imbalance", "measurements", "uneven", "unlabeled", "dark", "shortcut", "note"),
+    *("imbalance", "measurements", "uneven", "unlabeled", "note"),
 )
 """Kinds whose entries are sentences; their number has no meaning."""
 
-UNFIXED = ("blank", "dark", "near_duplicate", "turned_copy", "tiny", "extreme_aspect", "imbalance")
+UNFIXED = ("blank", "near_duplicate", "turned_copy", "tiny", "extreme_aspect", "imbalance")
 """Problems that `--fix` leaves to the user."""
 
 _FIELDS = [*(field.name for field in fields(Config)), "write_csv"]

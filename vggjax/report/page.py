@@ -39,4 +39,4 @@ def _environment() -> Any:
 
 
 def _upper_first(text: str) -> str:
-    return text if text[1:2].isupper() else text[:1].upper() + text[1:]  # mAP stays
+    return text[:1].upper() + text[1:]

@@ -5,6 +5,8 @@ A file that is missing or damaged raises `ConfigError` with the command that wri
 """
 
 import csv
+import hashlib
+import io
 import itertools
 import math
 import os
@@ -21,10 +23,33 @@ from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import SplitPredictions, predict_split, read_probabilities
 from vggjax.evaluation.multilabel import COLUMNS
 from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.checked_json import read_json
+from vggjax.training.run_dir.checked_json import check_form, read_json
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import RunResult
+
+_EVALUATION_FORM = {
+    "split": str,
+    "num_examples": int,
+    "loss": float,
+    "accuracy": float,
+    "per_class": [{"name": str, "support": int, "f1": float}],
+    "macro": {"f1": float},
+    "class_names": [str],
+    "unreadable": {...: str},
+    "evaluated_at": str,
+    "seconds": float,
+    "device": str,
+    "versions": {...: str},
+}
+_MULTICLASS_FORM = {"accuracy_interval": [float], "confusion": [[int]]}
+_MULTILABEL_FORM = {
+    "mAP": float,
+    "mAP_interval": [float],
+    "exact_match": float,
+    "cooccurrence": [[int]],
+    "predicted_cooccurrence": [[int]],
+}
 
 
 class Headline(NamedTuple):
@@ -88,8 +113,11 @@ class RunFiles:
         """Return the rows of predictions.csv, one per image."""
         path = self.workdir / "predictions.csv"
         try:
-            with open(path, encoding="utf-8", newline="") as file:
-                header, *lines = csv_rows(file)
+            data = path.read_bytes()
+            sha256 = self.evaluation.get("predictions_sha256")
+            if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+                raise ValueError("it is not the file that the evaluation wrote")
+            header, *lines = csv_rows(io.StringIO(data.decode(), newline=""))
             if self.is_multilabel:
                 return _multilabel_rows(header, lines)
             rows = [dict(zip(header, line, strict=True)) for line in lines]
@@ -138,7 +166,8 @@ def read_run(
     return RunFiles(
         workdir,
         config,
-        evaluation=evaluation or _read_json(workdir / "eval.json", workdir),
+        evaluation=evaluation
+        or _read_evaluation(workdir, is_multilabel=config.task != "multiclass"),
         data=_read_json(workdir / "data.json", workdir),
         info=asdict(info) if info else _read_json(folders[0] / "model.json", workdir),
         rows=mean_epochs([epoch_records(log) for log in logs]),
@@ -200,6 +229,25 @@ def best_epoch(rows: list[dict[str, Any]], monitor: str) -> float | None:
     return min(known, key=lambda row: sign * row[monitor])["epoch"] if known else None
 
 
+def _read_evaluation(workdir: Path, *, is_multilabel: bool) -> dict[str, Any]:
+    path = workdir / "eval.json"
+    evaluation = _read_json(path, workdir)
+    form = _EVALUATION_FORM | (_MULTILABEL_FORM if is_multilabel else _MULTICLASS_FORM)
+    try:
+        check_form(evaluation, form)
+        square = evaluation["cooccurrence" if is_multilabel else "confusion"]
+        lengths = map(len, (evaluation["per_class"], square, *square))
+        if {*lengths} != {len(evaluation["class_names"])}:
+            raise ValueError("its tables have other numbers of classes")
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    return evaluation
+
+
+def _damaged(path: Path, error: ValueError) -> ConfigError:
+    return ConfigError(f"{printable(path)} is damaged ({error}); evaluate the run again.")
+
+
 def _read_json(path: Path, workdir: Path) -> dict[str, Any]:
     try:
         return read_json(path)
@@ -209,5 +257,4 @@ def _read_json(path: Path, workdir: Path) -> dict[str, Any]:
             f"training, then run: vggjax evaluate --workdir {printable(workdir)}"
         ) from None
     except ValueError as error:
-        message = f"{printable(path)} is damaged ({error}); evaluate the run again."
-        raise ConfigError(message) from None
+        raise _damaged(path, error) from None

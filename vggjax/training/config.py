@@ -30,6 +30,7 @@ from vggjax.errors import ConfigError, printable, unknown_name
 from vggjax.models.arch import match_layers
 from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
+from vggjax.training.run_dir.checked_json import read_json
 from vggjax.weights.digests import expected_sha256
 
 RESUME_MUTABLE_FIELDS = (
@@ -369,17 +370,21 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
             ConfigError: not a JSON object, or an unknown key.
         """
         try:
-            fields = json.loads(text)
+            return cls.from_fields(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise _damaged(error) from None
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "Config":
+        """Make the settings from saved fields; raise ConfigError as `from_json` does."""
+        try:
             names = [field.name for field in dataclasses.fields(cls)]
             for name in fields:
                 if name not in names:
                     raise ConfigError(unknown_name("setting", name, names))
             return cls(**fields)
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"the saved settings are damaged ({error}). Restore the file from a backup, or "
-                "train again in another `workdir`."
-            ) from None
+        except (TypeError, AttributeError) as error:
+            raise _damaged(error) from None
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
         """Return the fields that would change the result: {name: (own value, other's value)}.
@@ -407,14 +412,23 @@ def read_config(workdir: str | Path) -> Config:
     """
     path = Path(workdir) / "config.json"
     try:
-        return Config.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        return Config.from_fields(read_json(path))
+    except OSError:
         raise ConfigError(
             f"{printable(workdir)} is not a run folder: it has no readable config.json. Give the "
             "folder of a run as `workdir`."
         ) from None
     except ConfigError as error:
         raise ConfigError(f"{printable(path)}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{printable(path)}: {_damaged(error)}") from None
+
+
+def _damaged(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the saved settings are damaged ({error}). Restore the file from a backup, or train again "
+        "in another `workdir`."
+    )
 
 
 def name_stage(unfreeze: tuple[str, ...]) -> str:

@@ -50,6 +50,11 @@ def signal_name(signum: int) -> str:
     return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
 
 
+def signal_of(interrupt: KeyboardInterrupt) -> int:
+    """Return the signal that raised it; Python's own handler, for Ctrl-C, does not say."""
+    return interrupt.args[0] if interrupt.args else signal.SIGINT
+
+
 def received_signal() -> int | None:
     """Return the signal that `answer_signals` answered, if one came."""
     return _received[0] if _received else None

@@ -28,7 +28,7 @@ KINDS = {
     "layout": Kind("problem", "Folder layout", "the class folders may not be the classes"),
     "masks": Kind("problem", "Masks", "images that mark regions of other images"),
     "combined_labels": Kind("problem", "Combined labels", "several labels in a cell"),
-    "passed_over": Kind("problem", "Images passed over", "in formats that are not read"),
+    "passed_over": Kind("problem", "Images passed over", "by formats or endings that are not read"),
     "empty_class": Kind("problem", "Empty classes", "class folders without images"),
     "missing": Kind("problem", "Missing files", "named by a CSV, or the target of a link"),
     "empty_file": Kind("problem", "Empty files", "zero bytes"),

@@ -7,7 +7,6 @@ a hash of everything that their values depend on.
 """
 
 import io
-import json
 import math
 import os
 import time
@@ -20,8 +19,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vggjax.atomic import write_text
 from vggjax.errors import VggjaxError, printable
+from vggjax.training.run_dir.checked_json import read_json, write_json
 
 RECORD_EVERY_S = 10.0
 
@@ -112,7 +111,7 @@ class FileStore(Store):
         try:
             self._file.flush()
             os.fsync(self._file.fileno())  # before the record, which must never be ahead
-            write_text(self._record, json.dumps(record))
+            write_json(self._record, record)
         except OSError as error:
             raise self._write_error(error) from error
         self._saved_s = time.monotonic()
@@ -162,7 +161,7 @@ class FileStore(Store):
     def _read_record(self) -> tuple[int, set[int], dict[int, str], int]:
         """Return what an earlier process saved; nothing if it is damaged."""
         try:
-            record = json.loads(self._record.read_text(encoding="utf-8"))
+            record = read_json(self._record)
             done, masked = int(record["rows"]), set(record["masked"])
             unreadable = {int(i): reason for i, reason in record["unreadable"].items()}
             if 0 <= done <= self._shape[0] and self._checksum(done) == record["crc32"]:

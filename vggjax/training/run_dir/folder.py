@@ -24,7 +24,7 @@ from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, splits_text
 from vggjax.errors import ConfigError, DataError, join_names, printable
 from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.checked_json import read_json, write_json
+from vggjax.training.run_dir.checked_json import check_form, read_json, write_json
 from vggjax.training.run_dir.contents import (
     CONTENTS_FILE,
     FileState,
@@ -159,7 +159,7 @@ def make_workdir(
             }
             write_json(workdir / "data.json", facts)
         # Also over an older one, so that the settings that may differ on resuming are current.
-        write_text(workdir / "config.json", config.to_json())
+        write_json(workdir / "config.json", dataclasses.asdict(config))
     except OSError as error:
         raise unusable_workdir(workdir, error) from None
 
@@ -169,7 +169,7 @@ def update_dataset(workdir: Path, config: Config) -> None:
     saved = read_config(workdir)
     if saved.dataset != config.dataset:
         moved = dataclasses.replace(saved, dataset=config.dataset, data_dir=config.data_dir)
-        write_text(workdir / "config.json", moved.to_json())
+        write_json(workdir / "config.json", dataclasses.asdict(moved))
 
 
 def unusable_workdir(workdir: Path, error: OSError) -> ConfigError:
@@ -217,9 +217,9 @@ def read_data_facts(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         facts = read_json(path)
-        if not {"fingerprint", "class_names", "splits_sha256"} <= facts.keys():
-            raise ValueError("keys are missing")
-    except (OSError, ValueError, AttributeError):
+        check_form(facts, {"fingerprint": str, "class_names": [str], "splits_sha256": str})
+        check_form(facts.get("duplicates", {}), {...: int})
+    except (OSError, ValueError):
         raise ConfigError(
             f"{printable(path)} is damaged; start anew in another `workdir`."
         ) from None

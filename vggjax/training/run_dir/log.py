@@ -1,8 +1,11 @@
 """The log of a run: `log.jsonl`, and with `tensorboard` the same values as event files.
 
 `log.jsonl` has one JSON object per line with its `kind` (step, epoch, resume, collapse or test) and
-its `step`. Whenever a run starts, resumes or goes back, the event file in `<workdir>/tensorboard`
-is rewritten from these lines, so that it has no point twice and none of steps that are repeated.
+its `step`. It has no checksum, so that any tool may append to it: a line that is no record is left
+out, and no figure but those of the curves and the times is read from it.
+
+Whenever a run starts, resumes or goes back, the event file in `<workdir>/tensorboard` is rewritten
+from these lines, so that it has no point twice and none of steps that are repeated.
 (Points before a resume then have the time of the resume.)
 """
 
@@ -16,6 +19,32 @@ from vggjax.atomic import write_text
 from vggjax.errors import ConfigError, VggjaxError, printable
 
 EVENTS_FOLDER = "tensorboard"
+
+
+_KEYS: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "step": (int,),
+    "epoch": (int, float),
+    "stage": (str,),
+    "seconds": (int, float),
+    "images_per_s": (int, float),
+    "is_best": (bool,),
+    "recoveries": (int,),
+    "reason": (str,),
+    "advice": (str,),
+    "action": (str,),
+}
+"""The types of a record's values."""
+_METRIC = (int, float, list, type(None))
+"""The types of a value whose key has a slash, such as `val/loss`."""
+_REQUIRED = {
+    "step": (),
+    "epoch": ("epoch", "stage", "seconds"),
+    "resume": (),
+    "collapse": ("epoch", "reason", "advice", "action"),
+    "test": (),
+}
+"""Kind -> the keys that its records have beside `kind` and `step`."""
 
 
 class Log:
@@ -90,16 +119,29 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 
 def read_log(workdir: str | Path) -> list[dict[str, Any]]:
-    """Read `log.jsonl`, without a last line that a kill cut short; empty if there is no log."""
+    """Read `log.jsonl`, without lines that are damaged or cut short; empty if there is no log."""
     path = Path(workdir) / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     log_records = []
     for line in lines:
         try:
-            log_records.append(json.loads(line))
-        except json.JSONDecodeError:
+            log_record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if _is_record(log_record):
+            log_records.append(log_record)
     return log_records
+
+
+def _is_record(value: Any) -> bool:
+    """Return whether a JSON value is a record whose keys have the right types."""
+    if not isinstance(value, dict) or not {"kind", "step"} <= value.keys():
+        return False
+    types = {name: _METRIC for name in value if "/" in name} | _KEYS
+    if any(type(entry) not in types.get(name, (type(entry),)) for name, entry in value.items()):
+        return False
+    required = _REQUIRED.get(value["kind"])
+    return required is not None and {*required} <= value.keys()
 
 
 def log_test_metrics(workdir: Path, evaluation: dict[str, Any], *, tensorboard: bool) -> None:

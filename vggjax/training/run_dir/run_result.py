@@ -27,7 +27,7 @@ from vggjax.models.head import Head
 from vggjax.models.network import Network
 from vggjax.models.params import Weights, assign, extract
 from vggjax.training.config import Config, read_config
-from vggjax.training.run_dir.checked_json import read_json, write_json
+from vggjax.training.run_dir.checked_json import check_form, read_json, write_json
 from vggjax.training.run_dir.contents import with_missing_images
 from vggjax.training.run_dir.folder import (
     check_data,
@@ -38,6 +38,18 @@ from vggjax.training.run_dir.folder import (
 from vggjax.weights.weight_file import WeightFile, write_weights
 
 T = TypeVar("T")
+
+
+_MODEL_FORM = {
+    "arch": str,
+    "head": str,
+    "class_names": [str],
+    "provenance": {...: str},
+    "left_out": {...: str},
+    "task": str,
+    "thresholds": [float],
+    "weights_sha256": str,
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,9 @@ class ModelInfo:
             VggjaxError: an unknown network or an invalid head.
         """
         names = self.class_names
-        if not all(isinstance(name, str) for name in (self.arch, self.head, *names)):
-            raise TypeError("the network, the head and the class names must be text")
+        check_form(json.loads(json.dumps(asdict(self))), _MODEL_FORM)
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"the dtype {self.dtype!r} is unknown")
         if self.is_multilabel and len(self.thresholds) not in (0, len(names)):
             raise ValueError("it needs a threshold for each class")
         find_arch(self.arch)
