@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.array_files import BASE as ARRAYS
 from support.array_files import flat, nested, onnx_model
+from support.mutations import damaged
 from support.networks import random_weights
 
 from vggjax.errors import CODES, WeightsError
@@ -26,23 +27,6 @@ counts = pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.
 
 KERAS = random_weights(Arch("three", (1, 1, 1), (1, 1, 2)))
 TORCH = random_weights(Arch("vgg11", (1, 1, 2, 2, 2), (1, 1, 2, 2, 2)))  # has torchvision's names
-
-
-def damaged(content, rng):
-    """Return the damaged contents, and the positions of the bytes that changed."""
-    if rng.random() < 0.1:
-        length = rng.randrange(len(content))
-        return content[:length], range(length, len(content))
-    bad = bytearray(content)
-    if rng.random() < 0.05:  # a run of zeros, as of a disk that lost a block
-        start = rng.randrange(len(bad))
-        stop = min(len(bad), start + rng.choice((4, 16, 64, 512)))
-        bad[start:stop] = bytes(stop - start)
-    for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 8))):
-        i = rng.randrange(len(bad))
-        bad[i] = rng.choice((rng.randrange(256), 0, 255, bad[i] ^ 1 << rng.randrange(8)))
-    changed = [i for i, (a, b) in enumerate(zip(content, bad, strict=True)) if a != b]
-    return bytes(bad), changed
 
 
 def files_with_other_values(path, weights, *, seed, count):
