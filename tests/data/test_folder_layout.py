@@ -320,6 +320,21 @@ def test_a_dataset_or_a_copy_among_the_classes_is_a_problem(tmp_path):
     assert kind == "layout" and f"Move '{tmp_path / 'cells' / 'cells'}' away" in note
 
 
+@pytest.mark.parametrize("names", [("Entraînement", "Essai", "Validation"), ("学習", "テスト")])
+def test_splits_in_another_language_are_to_be_renamed(tmp_path, names):
+    tree(tmp_path, {f"{name}/{label}": 2 for name in names for label in ("猫", "犬")})
+    ((kind, note),) = observed(tmp_path)
+    assert kind == ("layout" if "Validation" in names else "note")
+    assert note.endswith(f"{sorted(names)[-1]!r} are splits, call them train, val, test.")
+    assert "move the other class folders" not in note
+
+
+def test_a_held_out_folder_is_not_taken_for_train(tmp_path):
+    tree(tmp_path, {"train/a": 3, "train/b": 3, "holdout/a": 2, "holdout/b": 2})
+    (fault,) = scan_source(str(tmp_path)).faults
+    assert fault.startswith("'holdout' has the class folders of the train folder: call it val")
+
+
 def test_folders_that_name_no_class_are_doubted_as_classes(tmp_path):
     tree(tmp_path / "signs", {"Dataset/0": 2, "Dataset/1": 2, "Examples": 2})
     ((kind, note),) = observed(tmp_path / "signs")

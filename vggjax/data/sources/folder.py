@@ -183,7 +183,13 @@ class _Scanner:
             if kin and all(
                 split == UNLABELED or len(inside[name] & classes) > 1 for name, split in kin.items()
             ):
-                return kin | {rest[0]: "train"}
+                if "train" not in kin.values():
+                    return kin | {rest[0]: "train"}
+                self.faults.append(
+                    f"{rest[0]!r} has the class folders of the train folder: call it val or test, "
+                    f"or give the train folder alone."
+                )
+                return kin | {rest[0]: "test"}
         return splits
 
     def _refuse_others(self, others: list[str], splits: Collection[str]) -> None:

@@ -131,8 +131,8 @@ def doubt_classes(top: str, paths: Mapping[str, Sequence[str]]) -> Doubt | None:
     folders = {name: [path.split("/")[:-1] for path in inner] for name, inner in paths.items()}
     return (
         _doubt_content(top, folders)
-        or _doubt_names(folders)
         or _doubt_level(top, folders)
+        or _doubt_names(folders)
         or _doubt_subfolders(folders)
     )
 
@@ -220,9 +220,11 @@ def _doubt_level(top: str, folders: _Folders) -> Doubt | None:
     # Of two folders, or numbered ones, each is rather a camera, a side or a day.
     is_likely = not _are_numbered(shared) and (len(shared) > 2 or _are_numbered(folders))
     is_likely |= _are_ids(folders) and len(folders) > len(shared)
+    is_likely |= any(map(_is_split_name, folders))
     return is_likely, (
         f"Each class folder has the folders {text}: is the dataset one level too high? If these "
-        f"are the classes, give one of {join_names(map(repr, tops), most=3)}{by_folder}."
+        f"are the classes, give one of {join_names(map(repr, tops), most=3)}{by_folder}. If "
+        f"{join_names(map(repr, sorted(folders)), most=3)} are splits, call them train, val, test."
     )
 
 
