@@ -373,7 +373,7 @@ class _Scanner:
             for name, paths in others.items()
         ]
         files = [*itertools.chain(*others.values())]
-        pictures = {*files}.intersection(self.passed_over)
+        pictures = sorted({*files}.intersection(self.passed_over))
         if len(filled) == 1:
             (name,) = filled
             is_all = says_nothing(name) or len(list_subfolders(top / name)) > 1
