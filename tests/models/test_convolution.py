@@ -11,7 +11,8 @@ from jax import lax
 
 from vggjax.errors import ConfigError
 from vggjax.models.kernels import winograd
-from vggjax.models.kernels.conv import METHODS, choose_path, convolve, make_convolve
+from vggjax.models.kernels.conv import convolve, make_convolve
+from vggjax.models.kernels.paths import METHODS, choose_path
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 ZEROS = nnx.initializers.zeros

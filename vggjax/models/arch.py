@@ -67,6 +67,10 @@ class Backbone(ABC):
         """Map each dropout layer's name to its rate."""
         return {}
 
+    def aliases(self) -> dict[str, str]:
+        """Map the names that other libraries have for a layer's output to the layer."""
+        return {}
+
     def weighted_layers(self) -> tuple[str, ...]:
         """Return the layers with parameters: those that can be frozen or unfrozen."""
         return tuple(name for name in self.layers() if "_conv" in name or "_bn" in name)
@@ -93,7 +97,7 @@ class Backbone(ABC):
 
     def check_size(self, *sides: int) -> None:
         """Raise ConfigError unless images with these sides in px leave a feature map."""
-        if min(sides) < self.min_size_px:
+        if any(side < self.min_size_px for side in sides):
             raise ConfigError(
                 f"{self.name} downsamples its input and needs images of {self.min_size_px} px or "
                 f"more; got {'x'.join(map(str, sides))} px."
@@ -127,6 +131,24 @@ class Arch(Backbone):
             names += [f"block{block}_{kind}{i}" for i in range(1, count + 1) for kind in kinds]
             names.append(f"block{block}_pool")
         return tuple(names)
+
+    def aliases(self) -> dict[str, str]:
+        """Map torchvision's and Caffe's names to the layers: `features.15`, `relu3_3`, `pool3`.
+
+        `conv3_3` is `relu3_3`, as in Caffe's networks, which compute the ReLU in place. An output
+        before its ReLU has no layer; nor has torchvision's name of it an entry.
+        """
+        names, index = {}, 0
+        for layer in self.layers():
+            block, kind = layer[5], layer[7:]
+            if kind == "pool":
+                names[f"pool{block}"] = layer
+            elif not (self.batch_norm and kind.startswith("conv")):  # followed by a ReLU
+                index += 1
+                names[f"relu{block}_{kind[-1]}"] = names[f"conv{block}_{kind[-1]}"] = layer
+            names[f"features.{index}"] = layer
+            index += 1
+        return names
 
 
 ARCHS = {

@@ -96,6 +96,17 @@ class Head:
         hidden = (f"fc{i}" for i in range(1, len(self.hidden) + 1))
         return (*POOLINGS[self.pooling], *hidden, "predictions")
 
+    def aliases(self) -> dict[str, str]:
+        """Map Caffe's and torchvision's names to the layers, for a head of the published form."""
+        if len(self.hidden) != 2:
+            return {}
+        caffe = {"fc6": "fc1", "relu6": "fc1", "fc7": "fc2", "relu7": "fc2", "fc8": "predictions"}
+        return caffe | {
+            "classifier.1": "fc1",
+            "classifier.4": "fc2",
+            "classifier.6": "predictions",
+        }
+
     def dropout_rates(self) -> dict[str, float]:
         """Map each hidden layer, or without any the pooling, to the rate of dropout after it."""
         hidden = [name for name in self.layers() if name.startswith("fc")]

@@ -63,7 +63,7 @@ class BatchNorm(nnx.Module):
         return mean, jnp.maximum(total_squares / count - jnp.square(mean), 0)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def max_pool(x: jax.Array) -> jax.Array:
     """Max-pool x (N, H, W, C) over 2x2 windows at stride 2, as nnx does; drop an odd last row.
 
@@ -78,25 +78,22 @@ def max_pool(x: jax.Array) -> jax.Array:
     return nnx.max_pool(x, (2, 2), (2, 2))
 
 
-def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+@max_pool.defjvp
+def _max_pool_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
     y = max_pool(x)
-    return y, (x, y)
-
-
-def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array]:
-    x, y = residuals
-    unclaimed, grads = jnp.ones(y.shape, bool), []
-    for corner in _corners(x):
-        chosen = unclaimed & (corner == y)
-        grads.append(jnp.where(chosen, grad, jnp.zeros_like(grad)))
-        unclaimed &= ~chosen
-    rows = [jnp.stack(grads[i : i + 2], 3) for i in (0, 2)]  # (N, H/2, W/2, 2, C)
-    n, height, width, channels = x.shape
-    even = jnp.stack(rows, 2).reshape(n, height // 2 * 2, width // 2 * 2, channels)
-    return (jnp.pad(even, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))),)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+    # Which of its window's four pixels each value comes from; 4 if none equals it (NaN).
+    winner = jnp.full(y.shape, 4, jnp.uint8)
+    for i, corner in reversed(list(enumerate(_corners(x)))):
+        winner = jnp.where(corner == y, jnp.uint8(i), winner)
+    n, height, width, channels = y.shape
+    windows = tangent[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
+    position = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    is_winner = winner[:, :, None, :, None] == position
+    # A sum of one number and three zeros, whose transpose is one pass over the gradient of x.
+    return y, lax.reduce_sum(jnp.where(is_winner, windows, jnp.zeros_like(windows)), (2, 4))
 
 
 def _corners(x: jax.Array) -> list[jax.Array]:

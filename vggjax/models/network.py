@@ -142,6 +142,9 @@ class Network(nnx.Module):
 
         The cut law: `m(m(x, until=L), after=L) == m(x)` for every layer L.
 
+        Layers may also have torchvision's and Caffe's names, `features.15` and `relu3_3`, both of
+        which are `block3_conv3`.
+
         Args:
             x: images (N, S, S, 3), or the output of the layer `after`.
             after: run only the layers after this one.
@@ -155,18 +158,15 @@ class Network(nnx.Module):
             dict of arrays.
 
         Raises:
-            ConfigError: a layer name is unknown or outside the slice, or the images have a size
-                that the network cannot process.
+            ConfigError: a layer name is unknown or outside the slice, or the images are integers
+                or of a size that the network cannot process.
         """
         layers = self.layers
-        for name in (after, until, *taps):
-            if name is not None and name not in layers:
-                raise ConfigError(unknown_name(f"layer of {self.arch.name}", name, layers))
-        start = 0 if after is None else layers.index(after) + 1
-        last = max(map(layers.index, taps)) if taps and until is None else len(layers) - 1
-        stop = last + 1 if until is None else layers.index(until) + 1
-        outside = [name for name in taps if not start <= layers.index(name) < stop]
-        if outside or start > stop:
+        tapped = {tap: layers.index(self._find_layer(tap)) for tap in taps}
+        start = 0 if after is None else layers.index(self._find_layer(after)) + 1
+        last = max(tapped.values()) if taps and until is None else len(layers) - 1
+        stop = last + 1 if until is None else layers.index(self._find_layer(until)) + 1
+        if start > stop or not all(start <= i < stop for i in tapped.values()):
             raise ConfigError(
                 f"Nothing to run: after={after!r}, until={until!r}, taps={tuple(taps)} select no "
                 f"slice of {self.arch.name}'s layers {layers[0]} ... {layers[-1]}."
@@ -175,13 +175,52 @@ class Network(nnx.Module):
             self._check_images(x, layers[:stop])
 
         x, outputs = jnp.asarray(x, self.dtype) if start < stop else x, {}
-        for name in layers[start:stop]:
+        for i, name in enumerate(layers[start:stop], start):
             x = self._run_layer(name, x, mask)
             if dropout_keys is not None and name in self.dropout_rates:
                 x = self._drop(name, x, dropout_keys)
-            if name in taps:
-                outputs[name] = x
+            outputs |= {tap: x for tap, index in tapped.items() if index == i}
         return outputs if taps else x
+
+    def _find_layer(self, name: str) -> str:
+        """Return the layer of that name, or of that name in torchvision or Caffe."""
+        aliases = self.arch.aliases() | (self.head.aliases() if self.head else {})
+        if name in self.layers:
+            return name
+        if name in aliases:
+            return aliases[name]
+        features, _, number = name.rpartition(".")
+        if number.isdecimal() and (after_relu := f"{features}.{int(number) + 1}") in aliases:
+            raise ConfigError(
+                f"{self.arch.name} has no output {name!r}, before a ReLU: its layers include their "
+                f"ReLU. After it, {after_relu!r} is {aliases[after_relu]!r}."
+            )
+        raise ConfigError(unknown_name(f"layer of {self.arch.name}", name, self.layers))
+
+    def to_pure(self) -> tuple[Callable[..., Any], dict[str, dict[str, jax.Array]]]:
+        """Return a pure function `apply(params, x, **options)` and its `params`.
+
+        `params` is a dict `{layer: {name: array}}`, with the running statistics of batch
+        normalization, as optax, Linen, Equinox and Haiku take it. `options` are those of calling
+        the model. The function holds no arrays and changes none.
+        """
+        graphdef, state = nnx.split(self)
+
+        def apply(params: Any, x: jax.Array, **options: Any) -> Any:
+            return nnx.merge(graphdef, params)(x, **options)
+
+        return apply, nnx.to_pure_dict(state)
+
+    def __repr__(self) -> str:
+        """Return the network, its head, image size, dtype and number of parameters in one line."""
+        params = jax.tree.leaves(nnx.state(self, nnx.Param))
+        return (
+            f"{type(self).__name__}({self.arch.name!r}, head={str(self.head)!r}, "
+            f"image_size={self.image_size}, dtype={self.dtype}, "
+            f"parameters={sum(math.prod(x.shape) for x in params):,})"
+        )
+
+    __str__ = __repr__
 
     def _run_layer(self, name: str, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         if name == "gray":
@@ -219,6 +258,13 @@ class Network(nnx.Module):
         shape, arch, head = jnp.shape(x), self.arch, self.head
         if len(shape) != 4 or shape[3] != 3:
             raise ConfigError(f"{arch.name} needs images of shape (N, S, S, 3); got {shape}.")
+        dtype = getattr(x, "dtype", np.float32)  # a list has none
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ConfigError(
+                f"{arch.name} needs preprocessed images, of floats; got {dtype}. Write "
+                'model(vggjax.preprocess(images, mode="caffe")), or mode="torch" with weights from '
+                "torchvision."
+            )
         arch.check_size(*shape[1:3])
         if head is None or head.pooling == "gap" or not {"fc1", "predictions"} & set(names):
             return

@@ -32,7 +32,7 @@ from vggjax.weights.weight_file import WeightFile
 def load_pretrained(
     arch: str | Arch = "vgg16",
     *,
-    weights: str | os.PathLike | WeightFile = "imagenet",
+    weights: str | os.PathLike | WeightFile | None = "imagenet",
     include_top: bool = True,
     head: Head | None = None,
     image_size: int = 224,
@@ -46,7 +46,8 @@ def load_pretrained(
 
     Args:
         arch: a name of the table, or an `Arch`.
-        weights: `imagenet`, `none`, the path of a weight file, or a `WeightFile`.
+        weights: `imagenet`, the path of a weight file, a `WeightFile`, or None (also `none`) for
+            random ones.
         include_top: True builds exactly Keras' VGG (1000 classes).
         head: the custom head, with `include_top=False`.
         image_size: side in px that the head is built for.
@@ -69,7 +70,7 @@ def load_pretrained(
 
     options: dict[str, Any] = {"image_size": image_size, "dtype": dtype, "conv": conv, "rngs": rngs}
     build = functools.partial(VGG, arch, include_top=include_top, head=head, **options)
-    if weights == "none":
+    if weights is None or weights == "none":
         model = build()
     else:
         base_only = base_only or (weights == "imagenet" and not include_top)

@@ -8,6 +8,7 @@ deterministic: random augmentation is in data/augment, decoding in decode.py.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,11 +90,13 @@ class Preprocessing:
 def preprocess(images: "np.ndarray | jax.Array", mode: str = "caffe") -> "jax.Array":
     """Shift and scale RGB images, 0-255, to what the weights of this `mode` expect.
 
-    (N, S, S, 3) of any dtype in, float32 of the same shape out; works inside jit.
+    (N, S, S, 3) of any dtype in, float32 of the same shape out; works inside jit. Outside, it warns
+    of floats that are all between -1 and 1.
 
     Raises:
         ConfigError: an unknown mode, or images without three channels.
     """
+    import jax
     import jax.numpy as jnp
 
     _check_choice("mode", mode, MODES)
@@ -103,6 +106,8 @@ def preprocess(images: "np.ndarray | jax.Array", mode: str = "caffe") -> "jax.Ar
     def along_channels(values: tuple[float, ...]) -> "jax.Array":
         return jnp.asarray(values, jnp.float32).reshape((1,) * (images.ndim - 1) + (3,))
 
+    if not isinstance(images, jax.core.Tracer):
+        _warn_of_small_range(images)
     pixels = jnp.asarray(images).astype(jnp.float32)
     if mode == "caffe":
         return pixels[..., ::-1] - along_channels(_BGR_MEAN)
@@ -110,6 +115,17 @@ def preprocess(images: "np.ndarray | jax.Array", mode: str = "caffe") -> "jax.Ar
     if mode == "torch":
         pixels = (pixels - along_channels(_RGB_MEAN)) / along_channels(_RGB_STD)
     return pixels
+
+
+def _warn_of_small_range(images: "np.ndarray | jax.Array") -> None:
+    import jax.numpy as jnp
+
+    if images.size and jnp.issubdtype(images.dtype, jnp.floating) and 0 < abs(images).max() <= 1:
+        warnings.warn(
+            f"`preprocess` takes pixels from 0 to 255; these are {float(images.min()):.3g} to "
+            f"{float(images.max()):.3g}. If 1 is white in them, multiply by 255 first.",
+            stacklevel=3,
+        )
 
 
 def resize_image(

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from vggjax.errors import ConfigError, unknown_name
-from vggjax.models.kernels import winograd
-
-METHODS = ("auto", "winograd", "direct")
+from vggjax.models.kernels.paths import METHODS
+from vggjax.models.kernels.primitives import conv3x3
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -39,9 +38,7 @@ def convolve(
 ) -> jax.Array:
     """Convolve `lhs` (N, H, W, C) with `rhs` (3, 3, C, D), or anything else that lax accepts."""
     if jax.default_backend() == "cpu" and _is_3x3(lhs, rhs, window_strides, padding, options):
-        path = _PATHS[choose_path(lhs.shape, rhs.shape, method=method)]
-        # On CPUs without bfloat16 products (AVX2), lax's take 3 to 5 times as long as float32.
-        y = path(lhs.astype(jnp.float32), rhs.astype(jnp.float32)).astype(lhs.dtype)
+        y = conv3x3(lhs, rhs, method=method)
         # VALID omits the border. Computing it costs a few percent of the products, and lax is so
         # much slower that a small convnet's step takes a half to a quarter of the time this way.
         return y[:, 1:-1, 1:-1] if padding == "VALID" else y
@@ -57,22 +54,6 @@ def make_convolve(method: str) -> Callable[..., jax.Array]:
     if method not in METHODS:
         raise ConfigError(unknown_name("`convolution`", method, METHODS))
     return functools.partial(convolve, method=method)
-
-
-def choose_path(
-    map_shape: tuple[int, ...], kernel_shape: tuple[int, ...], *, method: str = "auto"
-) -> str:
-    """Return the path for a map (N, H, W, C) and a kernel (3, 3, C, D)."""
-    longest, channels = max(map_shape[1:3]), kernel_shape[2]
-    if method == "winograd":
-        return "winograd"
-    # On such maps most of a Winograd tile is padding; in jax.numpy, tiles cost more than patches.
-    if longest <= (2 if method == "auto" and winograd.is_compiled() else 4):
-        return "patches"
-    if method == "direct":
-        return "direct"
-    # With few channels the transforms cost more than the products that they save.
-    return "few_channels" if channels < 8 else "winograd"
 
 
 def _is_3x3(
@@ -93,36 +74,3 @@ def _is_3x3(
         and options.get("feature_group_count", 1) == 1
         and options.get("batch_group_count", 1) == 1
     )
-
-
-def _patches(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    n, height, width, channels = lhs.shape
-    patches = jnp.concatenate(_shifts(lhs), -1).reshape(-1, 9 * channels)
-    return (patches @ rhs.reshape(9 * channels, -1)).reshape(n, height, width, -1)
-
-
-def _lax(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME", dimension_numbers=_LAYOUT)
-
-
-def _nine_products(lhs: jax.Array, grad: jax.Array) -> jax.Array:
-    channels, outputs = lhs.shape[-1], grad.shape[-1]
-    rows = grad.reshape(-1, outputs)  # (N*H*W, D)
-    # One product per tap of the kernel: (C, N*H*W) @ (N*H*W, D) -> (C, D)
-    products = [shift.reshape(-1, channels).T @ rows for shift in _shifts(lhs)]
-    return jnp.stack(products).reshape(3, 3, channels, outputs)
-
-
-def _shifts(x: jax.Array) -> list[jax.Array]:
-    """Return the nine shifted maps that the taps of a 3x3 kernel multiply, in the taps' order."""
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-
-
-_PATHS: dict[str, winograd.Op] = {
-    "direct": winograd.differentiable(_lax, _nine_products),
-    "few_channels": winograd.differentiable(_lax, winograd.kernel_gradient),
-    "patches": _patches,
-    "winograd": winograd.convolve,
-}

@@ -25,34 +25,14 @@ from vggjax.models.kernels.library import load_library
 Op = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def differentiable(forward: Op, kernel_gradient: Op) -> Op:
-    """Return a 3x3 convolution with its gradients: itself, and `kernel_gradient(x, grad)`."""
-
-    @jax.custom_vjp
-    def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return forward(x, kernel)
-
-    def backward(residuals, grad):
-        x, kernel = residuals
-        # The gradient of the input is the convolution with the kernel rotated by 180 degrees.
-        rotated = kernel[::-1, ::-1].swapaxes(2, 3)
-        return conv(grad, rotated), kernel_gradient(x, grad)
-
-    conv.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), backward)
-    return conv
-
-
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve maps (N, H, W, C) with a kernel (3, 3, C, D), both float32."""
     return (_compiled_convolve if is_compiled() else _numpy_convolve)(x, kernel)
 
 
 def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
     """Return the gradient (3, 3, C, D) of the kernel from that of the output, (N, H, W, D)."""
     return (_compiled_gradient if is_compiled() else _numpy_gradient)(x, grad)
-
-
-convolve = differentiable(_convolve, kernel_gradient)
-"""Convolve maps (N, H, W, C) with a kernel (3, 3, C, D), both float32."""
 
 
 # Compiled kernels
