@@ -83,6 +83,15 @@ def test_preprocess_is_the_same_in_jit_and_for_floats(mode):
     np.testing.assert_array_equal(images, before)
 
 
+def test_floats_from_0_to_1_are_warned_of_outside_jit():
+    images = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
+    with pytest.warns(UserWarning, match="from 0 to 255.*multiply by 255"):
+        preprocess(images)
+    for quiet in (255 * images, np.zeros_like(images), images[:0], images.astype(np.uint8)):
+        preprocess(quiet)
+    jax.jit(preprocess)(images)  # warnings are errors
+
+
 def test_a_preprocessing_survives_json():
     p = Preprocessing("torch", 96, "crop", "bicubic")
     assert Preprocessing.from_json(json.loads(json.dumps(p.to_json()))) == p

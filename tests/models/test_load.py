@@ -107,8 +107,9 @@ def test_load_base_refuses_a_part_of_the_base(tiny_arch, tmp_path):
         load_base(nnx.eval_shape(lambda: VGG(tiny_arch)), WeightFile(tmp_path / "w.h5"))
 
 
-def test_weights_none_is_random_and_ready_to_run(tiny_arch):
-    model = load_pretrained(tiny_arch, weights="none", include_top=False, head=FIVE, image_size=32)
+@pytest.mark.parametrize("weights", [None, "none"])
+def test_weights_none_is_random_and_ready_to_run(tiny_arch, weights):
+    model = load_pretrained(tiny_arch, weights=weights, include_top=False, head=FIVE, image_size=32)
     assert model(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 5)
 
 

@@ -74,6 +74,58 @@ def test_an_unknown_layer_or_an_empty_slice_is_refused(images, arguments, messag
         model(images, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arch", "alias", "layer"),
+    [
+        ("vgg16", "features.15", "block3_conv3"),
+        ("vgg16", "relu3_3", "block3_conv3"),
+        ("vgg16", "conv3_3", "block3_conv3"),
+        ("vgg16", "features.30", "block5_pool"),
+        ("vgg19", "features.35", "block5_conv4"),
+        ("vgg16", "pool5", "block5_pool"),
+        ("vgg16", "fc7", "fc2"),
+        ("vgg16", "classifier.6", "predictions"),
+        ("vgg16_bn", "features.40", "block5_conv3"),
+        ("vgg16_bn", "features.42", "block5_bn3"),
+        ("vgg16_bn", "relu5_3", "block5_bn3"),
+    ],
+)
+def test_torchvision_s_and_caffe_s_names_are_those_of_layers(arch, alias, layer):
+    aliases = get_arch(arch).aliases() | Head.parse("flatten-4096-4096-1000").aliases()
+    assert aliases[alias] == layer
+
+
+def test_a_tap_may_have_another_library_s_name_and_keeps_it(images):
+    model = random_network("tiny")
+    taps = model(images, taps=("features.4", "relu2_1", "block2_conv1"))
+    assert list(taps) == ["features.4", "relu2_1", "block2_conv1"]
+    for name in taps:
+        np.testing.assert_array_equal(taps[name], taps["block2_conv1"])
+    last = model(images, until="pool3")
+    np.testing.assert_array_equal(model(taps["relu2_1"], after="relu2_1", until="pool3"), last)
+
+
+@pytest.mark.parametrize(("arch", "name"), [("tiny", "features.3"), ("tiny_bn", "features.5")])
+def test_an_output_before_its_relu_is_refused_with_the_layer_after_it(images, arch, name):
+    model = nnx.eval_shape(lambda: VGG(arch))
+    with pytest.raises(ConfigError, match=f"no output '{name}', before a ReLU.* is 'block"):
+        model(images, until=name)
+
+
+def test_images_that_are_not_preprocessed_are_refused_with_the_line_to_write():
+    model = nnx.eval_shape(lambda: VGG("tiny"))
+    with pytest.raises(ConfigError, match=r"got uint8. Write model\(vggjax.preprocess\(images"):
+        model(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_a_model_is_printed_in_one_line():
+    for text in (repr, str):
+        assert text(nnx.eval_shape(lambda: VGG("vgg16", include_top=True))) == (
+            "VGG('vgg16', head='flatten-4096-4096-1000', image_size=224, dtype=float32, "
+            "parameters=138,357,544)"
+        )
+
+
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters(images):
     model = random_network("tiny", head=HEAD, image_size=64, dtype=jnp.bfloat16)
     assert model(images, until="block5_pool").dtype == jnp.bfloat16

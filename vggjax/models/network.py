@@ -174,7 +174,8 @@ class Network(nnx.Module):
         if start == 0:
             self._check_images(x, layers[:stop])
 
-        x, outputs = jnp.asarray(x, self.dtype) if start < stop else x, {}
+        outputs: dict[str, jax.Array] = {}
+        x = jnp.asarray(x, self.dtype) if start < stop else x
         for i, name in enumerate(layers[start:stop], start):
             x = self._run_layer(name, x, mask)
             if dropout_keys is not None and name in self.dropout_rates:

@@ -120,10 +120,13 @@ def preprocess(images: "np.ndarray | jax.Array", mode: str = "caffe") -> "jax.Ar
 def _warn_of_small_range(images: "np.ndarray | jax.Array") -> None:
     import jax.numpy as jnp
 
-    if images.size and jnp.issubdtype(images.dtype, jnp.floating) and 0 < abs(images).max() <= 1:
+    if not images.size or not jnp.issubdtype(images.dtype, jnp.floating):
+        return
+    low, high = float(images.min()), float(images.max())
+    if -1 <= low and high <= 1 and low < high:
         warnings.warn(
-            f"`preprocess` takes pixels from 0 to 255; these are {float(images.min()):.3g} to "
-            f"{float(images.max()):.3g}. If 1 is white in them, multiply by 255 first.",
+            f"`preprocess` takes pixels from 0 to 255; these are {low:.3g} to {high:.3g}. If 1 is "
+            "white in them, multiply by 255 first.",
             stacklevel=3,
         )
 

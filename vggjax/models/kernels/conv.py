@@ -4,7 +4,7 @@ On CPUs, a 3x3 kernel at stride 1 takes the fastest of four paths, in float32 ev
 maps; every other convolution, and every other device, is lax's. `make_convolve` fixes the method of
 a whole network:
 
-- `auto` uses `winograd`, except where measurements favor another path (see `choose_path`).
+- `auto` uses `winograd`, except where measurements favor another path (see paths.py).
 - `winograd` uses Winograd's F(4x4, 3x3) wherever it is defined (see winograd.py).
 - `direct` adds up every product as lax does, and replaces lax in the two cases where XLA
   (jax 0.10.2) is slow on CPUs: maps of 4x4 px or less (512 channels at 2x2 px, batch 32: 1,127 ms;

@@ -105,14 +105,19 @@ class _Bilinear:
         Images mapped for one kernel are one batch, kernels mapped for one batch are the output
         channels of one kernel.
         """
-        x, y = (a if dim is None else jnp.moveaxis(a, dim, 0) for a, dim in zip(arrays, dims))
+        x, y = (
+            array if dim is None else jnp.moveaxis(array, dim, 0)
+            for array, dim in zip(arrays, dims, strict=True)
+        )
         if None not in dims:
-            return lax.map(lambda pair: self(*pair, method), (x, y)), 0
+            return lax.map(lambda pair: self(pair[0], pair[1], method), (x, y)), 0
         first_is_mapped = dims[1] is None
         axis, result_axis = self._axes[0 if first_is_mapped else 1]
         mapped = jnp.moveaxis(x if first_is_mapped else y, 0, axis)
         sizes = mapped.shape[axis : axis + 2]
-        merged = mapped.reshape(*mapped.shape[:axis], sizes[0] * sizes[1], *mapped.shape[axis + 2 :])
+        merged = mapped.reshape(
+            *mapped.shape[:axis], sizes[0] * sizes[1], *mapped.shape[axis + 2 :]
+        )
         result = self(merged, y, method) if first_is_mapped else self(x, merged, method)
         before, after = result.shape[:result_axis], result.shape[result_axis + 1 :]
         return result.reshape(*before, *sizes, *after), result_axis
@@ -166,4 +171,4 @@ def _vary(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
         return array
     if hasattr(lax, "pcast"):
         return lax.pcast(array, tuple(axes), to="varying")
-    return lax.pvary(array, tuple(axes))  # jax 0.8
+    return lax.pvary(array, tuple(axes))  # type: ignore[attr-defined]  # jax 0.8

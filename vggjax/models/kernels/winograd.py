@@ -1,12 +1,12 @@
-"""The 3x3 convolution at stride 1 by Winograd's F(4x4, 3x3), forward and backward, for CPUs.
+"""The 3x3 convolution at stride 1 and its kernel's gradient by Winograd's F(4x4, 3x3), for CPUs.
 
 In: float32 maps (N, H, W, C) of any size and kernels (3, 3, C, D). Out: (N, H, W, D) with zero
 padding, equal to `lax.conv_general_dilated` within about 1e-5 of the largest value: a quarter of
 the multiplications, at the cost of a decimal digit (Lavin and Gray, arXiv:1509.09308).
 
-`convolve` is differentiable and works under jit, pmap, and jit over a Mesh that splits the batch.
-The compiled kernels compute it (native/, through `jax.ffi`) where they were built, jax.numpy
-elsewhere. conv.py decides when this is faster than lax.
+The compiled kernels compute it (native/, through `jax.ffi`) where they were built, and a Mesh can
+split the batch; jax.numpy elsewhere. paths.py decides when this is faster than lax, primitives.py
+makes it differentiable.
 """
 
 import functools
