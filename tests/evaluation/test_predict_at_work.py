@@ -211,6 +211,14 @@ def test_the_range_of_float_arrays_is_said_or_they_are_refused(folder):
         classifier.predict(pixels, value_range=(1, 0))
 
 
+@pytest.mark.parametrize("image", [b"\xff\xd8\xff", None, {"path": "a.jpg"}])
+def test_what_is_no_image_is_refused_by_its_type(folder, image):
+    with pytest.raises(DataError, match=f"it is {type(image).__name__}; give a path, an RGB"):
+        vggjax.predict("a", [image])
+    with pytest.raises(DataError, match="it is bytes"):
+        vggjax.predict("a", b"\xff\xd8\xff")
+
+
 def test_an_image_that_cannot_be_read_is_named(folder):
     BAD.write_text("text")
     with pytest.raises(DataError, match=r"Image 1, flowers/bad.jpg, cannot be used: not an image"):

@@ -96,7 +96,13 @@ class Classifier:
             image = items[index]
             if isinstance(image, str | os.PathLike | Image):
                 return self.read(image)
-            return DecodedImage(_to_uint8(np.asarray(image), value_range))
+            array = np.asarray(image)
+            if array.dtype.kind not in "biuf":
+                raise DataError(
+                    f"it is {type(image).__name__}; give a path, an RGB array or an image of "
+                    f"Pillow (of bytes, Image.open(io.BytesIO(data)))"
+                )
+            return DecodedImage(_to_uint8(array, value_range))
 
         rows: list[np.ndarray] = []
         for item, outcome in zip(items, self.stream(read, len(items)), strict=True):
@@ -176,8 +182,8 @@ def predict(
 
 
 def _as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, str | os.PathLike | Image):
-        return [images]
+    if isinstance(images, str | bytes | os.PathLike | Image):
+        return [images]  # a lone bytes object is one image, which `predict` refuses
     if getattr(images, "ndim", None) == 3:  # one image, of NumPy or of JAX
         return [np.asarray(images)]
     return list(images)
