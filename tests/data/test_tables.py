@@ -302,8 +302,10 @@ def test_rows_of_several_labels_are_split_where_most_are_combinations(tmp_path):
 def test_cells_without_a_known_separator_ask_for_one(tmp_path):
     put_flat(tmp_path, "a.png", "b.png")
     path = write(tmp_path / "m.csv", ("path", "label"), ("a.png", "x"), ("b.png", "y"))
-    with pytest.raises(DataError, match="no separator. Give `label_separator`"):
+    with pytest.raises(DataError, match="no separator. Give `label_separator`, which may be '.'"):
         open_source(path, options=DatasetOptions(task="multilabel"))
+    options = DatasetOptions(task="multilabel", label_separator="|")
+    assert open_source(path, options=options).class_names == ("x", "y")
 
 
 @pytest.mark.parametrize(

@@ -330,8 +330,9 @@ def _best_separator(table: Table, column: str) -> str:
     what = "several separators" if used else "no separator"
     raise DataError(
         f"The cells of the column {column!r} of {table.name} have {what}"
-        f"{': ' * bool(used)}{join_names(map(repr, used))}. Give `label_separator`, or leave "
-        f"`task` multilabel out for one label per image."
+        f"{': ' * bool(used)}{join_names(map(repr, used))}. Give `label_separator`, which may "
+        f"be '|' where each cell is one label, or leave `task` multilabel out to train for one "
+        f"label per image."
     )
 
 
