@@ -5,16 +5,27 @@ from collections.abc import Sequence
 
 from vggjax.training.signals import answer_signals, exit_at_once, received_signal, signal_name
 
+MIN_BYTES = 1_500_000_000
+"""Address space that jax and its libraries need before anything is computed."""
+
+JAX_COMMANDS = (["train"], ["evaluate"], ["predict"], ["report"])
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of `vggjax` and return its exit code; a signal ends the process."""
     answer_signals()
+    if shortage := _memory_shortage(sys.argv[1:] if argv is None else argv):
+        print(f"vggjax: error: {shortage}", file=sys.stderr)
+        return 2
     try:
         from vggjax.cli.main import main as run_command
 
         code = run_command(argv)
-    except BaseException:
+    except BaseException as error:
         signum = received_signal()
+        if signum is None and _is_out_of_memory(error):
+            print("vggjax: error: Too little memory to start; see `ulimit -v`.", file=sys.stderr)
+            return 2
         if signum is None:
             raise
         # numpy, for one, reports an interrupt of its import as an error of its installation.
@@ -23,6 +34,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code > 128:
         exit_at_once(code)
     return code
+
+
+def _memory_shortage(argv: Sequence[str]) -> str | None:
+    """Return why a command cannot start: jax aborts the process where it finds too little."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= MIN_BYTES or argv[:1] not in JAX_COMMANDS:
+        return None
+    return (
+        f"The memory is limited to {limit / 1e6:,.0f} MB (ulimit -v); the libraries need "
+        f"{MIN_BYTES / 1e6:,.0f} MB to start."
+    )
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one behind it, is that of an import that found no memory."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or "failed to map segment" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

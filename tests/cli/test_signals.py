@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM before and beside a training: one line and the exit code wherever they hit."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -92,3 +93,12 @@ def test_other_errors_pass_through():
     process = run('raise ImportError("no numpy")', signal.SIGINT)
     assert process.returncode == 1
     assert "ImportError: no numpy" in process.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system does not limit the memory")
+@pytest.mark.parametrize("limit_kb", [60_000, 250_000])
+def test_too_little_memory_to_start_is_one_line(limit_kb):
+    command = f"ulimit -v {limit_kb}; exec {sys.executable} -m vggjax evaluate --workdir run"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the libraries need 1,500 MB to start" in done.stderr

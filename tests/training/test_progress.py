@@ -9,6 +9,8 @@ from flax import nnx
 from support.steps import make_batch, make_step
 
 from vggjax.data.augment.settings import PRESETS
+from vggjax.errors import VggjaxError
+from vggjax.training import progress
 from vggjax.training.parallel import Placement
 from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
 from vggjax.training.step import make_eval_step
@@ -104,3 +106,31 @@ def test_a_new_stage_has_its_full_rates_except_for_a_recovery():
     progress = TrainProgress(rate_factor=0.1, plateau_factor=0.5, plateau_best=1.0)
     progress.begin_stage("head+block5")
     assert (progress.factor, progress.plateau_best) == (0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("limit_mb", "advice"),
+    [(1e6, "`batch_size` 32 would"), (10, "`batch_size` (2|4|8|16) would"), (1e-6, "A smaller ")],
+)
+def test_out_of_memory_names_the_batch_size_that_fits(monkeypatch, limit_mb, advice):
+    monkeypatch.setattr(progress, "_memory_limit", lambda: int(1e6 * limit_mb))
+    sizes = jax.jit(lambda state, batch: state + batch["images"].sum())
+
+    class Full:
+        lower = sizes.lower
+
+        def __call__(self, state, batch):
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    state = jax.device_put(np.float32(0))
+    batch = jax.device_put({"images": np.ones((64, 500_000), np.uint8), "mask": np.ones(64)})
+    with pytest.raises(VggjaxError, match=f"step of 64 images. .*{advice}"):
+        CompiledStep(Full())(state, batch)
+
+
+def test_other_errors_of_a_step_stay_what_they_are():
+    def fail(state, batch):
+        raise RuntimeError("INTERNAL: a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        CompiledStep(fail)(None, {})

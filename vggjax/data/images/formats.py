@@ -5,6 +5,7 @@ One table of signatures serves both the formats that decode.py reads and the ref
 
 import os
 import re
+import stat
 import struct
 
 FORMAT_ENDINGS = {
@@ -93,9 +94,11 @@ def may_be_deep(path: str | os.PathLike[str] | None) -> bool:
     if path is None or name not in ("PNG", "TIFF", "PPM", "DICOM"):
         return False
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False  # opening a pipe would block
         with open(path, "rb") as file:
             start = file.read(64)
-    except OSError:
+    except (OSError, ValueError):
         return False
     return start[24:25] == b"\x10" if _identify(start) == "PNG" else True
 

@@ -111,6 +111,11 @@ def name_lines(lines: Iterable[int]) -> str:
     return f"line{'s' * (len(lines) > 1)} {join_names(lines, most=3)}"
 
 
+MAX_TABLE_BYTES = 512 * 2**20
+MAX_LINE_BYTES = 2**20
+"""Of the first line, which has the names of the columns."""
+
+
 def read_table(path: Path, *, exact: bool = False) -> Table:
     """Read a CSV; with `exact`, the cells as a run wrote them, in any bytes.
 
@@ -126,7 +131,10 @@ def read_table(path: Path, *, exact: bool = False) -> Table:
     first_line, header = next(((i, line) for i, line in lines if line.strip()), (1, ""))
     if not header:
         raise DataError(f"{name} is empty. {EXPECTED}")
-    columns, delimiter = _read_header(header, _DELIMITERS if given is None else given[1])
+    try:
+        columns, delimiter = _read_header(header, _DELIMITERS if given is None else given[1])
+    except csv.Error as error:
+        raise DataError(f"{name} is not a CSV: line {first_line}: {error}. {EXPECTED}") from None
     reader = csv.reader(
         (line for _, line in lines), delimiter=delimiter, strict=True, skipinitialspace=not exact
     )
@@ -191,9 +199,19 @@ def _cell(value: object) -> str:
 def _read_text(path: Path, *, exact: bool) -> str:
     name = printable(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{name} is not a regular file. {EXPECTED}")
-        data = path.read_bytes()
+        if status.st_size > MAX_TABLE_BYTES:
+            raise DataError(
+                f"{name} has {status.st_size:,} bytes, of at most {MAX_TABLE_BYTES:,} in a table. "
+                "Split it."
+            )
+        with open(path, "rb") as file:
+            start = file.readline(MAX_LINE_BYTES)
+            if len(start) == MAX_LINE_BYTES:
+                raise DataError(f"{name} has a first line of over {len(start):,} bytes. {EXPECTED}")
+            data = start + file.read(MAX_TABLE_BYTES)  # it may grow meanwhile
     except (FileNotFoundError, NotADirectoryError):
         near = nearest_path(path, lambda sibling: sibling.name.lower().endswith(EXTENSIONS))
         suggestion = f" Did you mean {near!r}?" if near else ""
