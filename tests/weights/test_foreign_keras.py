@@ -243,6 +243,16 @@ def test_whole_models_pass_on_what_their_configuration_says(tmp_path):
     assert "scaled its own pixels" in info.preprocess_doubt and not info.states_preprocess
 
 
+def test_weights_alone_of_a_model_that_scaled_its_pixels_are_in_doubt(tmp_path):
+    for path in (
+        write_whole_model(tmp_path / "a.h5", extra=[("rescaling_1", {})]),
+        write_v3(tmp_path / "b.weights.h5", {"rescaling_1": []}),
+    ):
+        info = WeightFile(path).info
+        assert "rescaling_1, which may have scaled" in info.preprocess_doubt
+        assert not info.states_preprocess
+
+
 def test_dense_layers_that_do_not_follow_one_another_keep_their_names(tmp_path):
     heads = [(name, {"kernel:0": np.ones((6, 3), "f4"), "bias:0": np.ones(3, "f4")})
              for name in ("species", "color")]  # fmt: skip

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from vggjax.errors import WeightsError, printable
+from vggjax.errors import WeightsError, join_names, printable
 from vggjax.weights.archive import member_start, open_archive
 from vggjax.weights.hdf5.read import CheckedFile, open_hdf5
 from vggjax.weights.hdf5.unpack import signature_start
@@ -146,6 +146,9 @@ def parse(path: str, kind: str) -> dict[str, Any]:
             found = find_layers(file)
             configuration = configuration or found.configuration
             mode, doubt = find_preprocessing(configuration)
+            if found.scaling and not configuration:
+                names = printable(join_names(found.scaling))
+                doubt = f"the model had {names}, which may have scaled its own pixels"
             for layer, numbers in found.scaling.items():
                 if doubt and numbers:
                     doubt += f" ({numbers})"
