@@ -62,7 +62,7 @@ def test_a_run_with_cached_features_learns_what_one_without_learns(config_of, tm
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        pytest.param(HEAD | FILE | {"augment": "flip", "epochs": 3}, (11,), id="stacked_flip"),
+        pytest.param(HEAD | FILE | {"augment": "flip", "epochs": 3}, (11, 27), id="stacked_flip"),
         pytest.param({"augment": "flip"} | FILE, (13, 23), id="flip", marks=pytest.mark.slow),
         pytest.param({}, (13, 23), id="memory", marks=pytest.mark.slow),
         pytest.param(AUGMENTED | FILE, (13, 23), id="views", marks=pytest.mark.slow),
@@ -82,6 +82,7 @@ def test_a_run_interrupted_in_a_stage_ends_with_the_same_weights(
         folder = tmp_path / "broken" / "features"
         assert folder.exists() == ("feature_cache_mb" in settings)
     train(broken)
+    assert not folder.exists()
     assert_same_weights(tmp_path / "whole", tmp_path / "broken")
     assert log_without_times(tmp_path / "whole") == log_without_times(tmp_path / "broken")
 

@@ -104,6 +104,7 @@ class Trainer:
             self._features = FeatureCache(run, self._console, self._stop)
             for stage in run.stages:
                 self._train_stage(stage)
+            self._features.discard()
         self._checkpoints.restore_model(run.model, self._progress.best_step)
 
     def _train_stage(self, stage: Stage) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -133,6 +134,10 @@ class FeatureCache:
             self._kept.pop(cut)
             for store in self._stores.pop(cut):
                 store.discard()
+
+    def discard(self) -> None:
+        """Delete all files at the end of the run, also of a stage that was stopped at its end."""
+        shutil.rmtree(self._run.workdir / "features", ignore_errors=True)
 
     def _fill(self, plans: list[FeaturePlan]) -> dict[str, CachedFeatures]:
         """Return the features of the first plan, computed from those of the others, last first."""
