@@ -46,7 +46,7 @@ def test_only_short_steps_are_stacked_and_within_their_memory():
     model = VGG("tiny", head=Head.parse("gap-3"), image_size=32)
 
     def size(cut, shape, most=20):
-        plan = FeaturePlan(cut, shape, "float32", (0,), 0, "memory")
+        plan = FeaturePlan(cut, shape, "float32", (0,), False, 0, "memory")
         return stack_size(model, plan, 8, most=most)
 
     assert size("gap", (8,)) == 20
