@@ -87,10 +87,10 @@ def test_points_after_the_step_that_a_run_goes_back_to_are_dropped(tmp_path):
 def test_a_recovery_that_a_kill_repeats_is_logged_once(tmp_path):
     with Log(tmp_path, step=0) as log:
         write_lines(log, range(1, 8))
-        log.go_back(4, 1, reason="once", advice="", action="recover")
+        log.go_back(4, 1, epoch=1, reason="once", advice="", action="recover")
     with Log(tmp_path, step=4, recoveries=0) as log:  # killed before the next checkpoint
         write_lines(log, range(5, 8))
-        log.go_back(4, 1, reason="once", advice="", action="recover")
+        log.go_back(4, 1, epoch=1, reason="once", advice="", action="recover")
         write_lines(log, range(5, 9))
     with Log(tmp_path, step=8, recoveries=1) as log:  # and after it
         lines = read_log(tmp_path)
