@@ -46,7 +46,8 @@ def readings(run):
         "data": files.data,
         "described model": files.info,
         "predictions": files.predictions,
-        "probabilities": {k: [a.tolist() for a in v] for k, v in kept.items()},
+        # Computed anew if their file is damaged: the last bit may be another.
+        "probabilities": {k: [a.round(5).tolist() for a in v] for k, v in kept.items()},
     }
     curves = {
         "rows": files.rows,

@@ -11,7 +11,7 @@ from support.chaos import IS_FULL, Fault
 from support.training_runs import weights_of
 
 STEP = "vggjax.training.progress.MetricAccumulator.add"
-SIZES = (500, 2_000, 5_000, 10_000, 20_000, 40_000, 60_000, 100_000)
+SIZES = (2_000, 5_000, 10_000, 20_000, 40_000, 60_000, 100_000)
 
 
 def last_words(place, outcome):

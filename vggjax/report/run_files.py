@@ -237,8 +237,9 @@ def _read_evaluation(workdir: Path, *, is_multilabel: bool) -> dict[str, Any]:
         check_form(evaluation, form)
         square = evaluation["cooccurrence" if is_multilabel else "confusion"]
         lengths = map(len, (evaluation["per_class"], square, *square))
-        if {*lengths} != {len(evaluation["class_names"])}:
-            raise ValueError("its tables have other numbers of classes")
+        interval = evaluation["mAP_interval" if is_multilabel else "accuracy_interval"]
+        if {*lengths} != {len(evaluation["class_names"])} or len(interval) != 2:
+            raise ValueError("its tables have other sizes")
     except ValueError as error:
         raise _damaged(path, error) from None
     return evaluation

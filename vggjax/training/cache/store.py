@@ -125,9 +125,13 @@ class FileStore(Store):
 
     def close(self) -> None:
         """Close the file and keep it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            file.close()
+        except OSError as error:  # it writes what is buffered
+            raise self._write_error(error) from error
 
     def discard(self) -> None:
         """Delete the file, its record, and the folder if it is empty."""

@@ -122,8 +122,8 @@ def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
     if info.weights_sha256 and file.digests.sha256 != info.weights_sha256:
         raise WeightsError(
             f"{printable(file.path)} is not the file that the training wrote: its SHA-256 is "
-            f"{file.digests.sha256}, and model.json has {info.weights_sha256}. Restore the run "
-            "folder from a copy, or train again.",
+            f"{file.digests.sha256}, and model.json has {printable(info.weights_sha256)}. Restore "
+            "the run folder from a copy, or train again.",
             code="E_DIGEST",
         )
     return assemble_model(info, file.read()), info
