@@ -175,6 +175,7 @@ BAD_LINES = [
     b'{"kind": ["step"], "step": 3}',
     b'{"kind": "step", "step": 3, "val/loss": "0.5"}',
     b'{"kind": "epoch", "step": 3, "epoch": 1}',
+    b'{"kind": "epoch", "step": 3, "epoch": 1, "stage": "head", "seconds": NaN}',
 ]
 
 

@@ -132,7 +132,7 @@ def _curves(runs: list[RunFiles], names: list[str]) -> dict[str, list[Line]]:
     """Return each run's validation accuracy or mAP, by epoch and by seconds of training."""
     curves: dict[str, list[Line]] = {"epoch": [], "seconds": []}
     for number, (files, name) in enumerate(zip(runs, names, strict=True)):
-        scores = [row[f"val/{files.headline.name}"] for row in files.rows]
+        scores = [row.get(f"val/{files.headline.name}", math.nan) for row in files.rows]
         seconds = itertools.accumulate(row["seconds"] for row in files.rows)
         for label, xs in (("epoch", [row["epoch"] for row in files.rows]), ("seconds", seconds)):
             points = list(zip(xs, scores, strict=True))

@@ -10,6 +10,7 @@ from these lines, so that it has no point twice and none of steps that are repea
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +34,12 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "reason": (str,),
     "advice": (str,),
     "action": (str,),
+    "val/thresholds": (list,),  # of several labels per image
 }
 """The types of a record's values."""
-_METRIC = (int, float, list, type(None))
+_TIMES = {"epoch", "seconds", "images_per_s"}
+"""Keys whose numbers are finite; a metric may be NaN."""
+_METRIC = (int, float)
 """The types of a value whose key has a slash, such as `val/loss`."""
 _REQUIRED = {
     "step": (),
@@ -139,6 +143,8 @@ def _is_record(value: Any) -> bool:
         return False
     types = {name: _METRIC for name in value if "/" in name} | _KEYS
     if any(type(entry) not in types.get(name, (type(entry),)) for name, entry in value.items()):
+        return False
+    if not all(math.isfinite(value[name]) for name in _TIMES & value.keys()):
         return False
     required = _REQUIRED.get(value["kind"])
     return required is not None and {*required} <= value.keys()
