@@ -11,7 +11,7 @@ from vggjax.data.multilabel import SEPARATOR
 from vggjax.errors import printable
 from vggjax.evaluation.evaluate import SplitPredictions
 from vggjax.evaluation.multilabel import find_multilabel_issues
-from vggjax.report.run_files import RunFiles
+from vggjax.report.run_files import RunFiles, join_splits
 from vggjax.report.thumbnails import Cell, Thumbnails
 
 MAX_MISTAKES, MAX_ISSUES, MAX_PAIRS = 12, 12, 15
@@ -45,12 +45,10 @@ def label_issues(
     files: RunFiles, thumbnails: Thumbnails, predictions: dict[str, SplitPredictions | None]
 ) -> dict[str, Any] | None:
     """Return the labels in doubt, missing ones and extra ones; None as in sections.label_issues."""
-    parts = {split: part for split, part in predictions.items() if part is not None}
-    source, names = thumbnails.source, files.names
-    if not parts or source is None:
+    joined, source, names = join_splits(predictions), thumbnails.source, files.names
+    if joined is None or source is None:
         return None
-    index, targets, probs = (np.concatenate(rows) for rows in zip(*parts.values(), strict=True))
-    splits = np.repeat(list(parts), [len(part.labels) for part in parts.values()])
+    (index, targets, probs), splits = joined
     issues = find_multilabel_issues(probs, targets)
     cases = [
         {
@@ -64,7 +62,12 @@ def label_issues(
         }
         for issue in issues[:MAX_ISSUES]
     ]
-    return {"cases": cases, "count": len(issues), "checked": len(targets), "splits": list(parts)}
+    return {
+        "cases": cases,
+        "count": len(issues),
+        "checked": len(targets),
+        "splits": [*dict.fromkeys(splits.tolist())],
+    }
 
 
 def frequent_pairs(files: RunFiles) -> list[dict[str, Any]]:

@@ -198,6 +198,17 @@ def split_predictions(run: RunResult, files: RunFiles, split: str) -> SplitPredi
         return None
 
 
+def join_splits(
+    predictions: dict[str, SplitPredictions | None],
+) -> tuple[SplitPredictions, np.ndarray] | None:
+    """Return the predictions of all splits together, and each image's split; None without any."""
+    parts = {split: part for split, part in predictions.items() if part is not None}
+    if not parts:
+        return None
+    joined = SplitPredictions(*map(np.concatenate, zip(*parts.values(), strict=True)))
+    return joined, np.repeat(list(parts), [len(part.labels) for part in parts.values()])
+
+
 def epoch_records(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the evaluations in a log by epoch; of a repeated epoch the last one."""
     rows = [record for record in log if record.get("kind") == "epoch"]

@@ -26,7 +26,7 @@ from vggjax.evaluation.metrics import find_label_issues, log_loss, most_confused
 from vggjax.report.doctor_screen import describe_finding
 from vggjax.report.facts import doctor_command
 from vggjax.report.plot_style import drawable
-from vggjax.report.run_files import RunFiles
+from vggjax.report.run_files import RunFiles, join_splits
 from vggjax.report.thumbnails import Cell, Thumbnails, round_robin, thumbnail
 from vggjax.training.run_dir.run_result import ModelInfo, RunResult
 
@@ -130,12 +130,10 @@ def label_issues(
     files: RunFiles, thumbnails: Thumbnails, predictions: dict[str, SplitPredictions | None]
 ) -> dict[str, Any] | None:
     """Return the images whose label is in doubt; None without a source or any predictions."""
-    parts = {split: part for split, part in predictions.items() if part is not None}
-    source, names = thumbnails.source, files.names
-    if not parts or source is None:
+    joined, source, names = join_splits(predictions), thumbnails.source, files.names
+    if joined is None or source is None:
         return None
-    index, labels, probs = (np.concatenate(rows) for rows in zip(*parts.values(), strict=True))
-    splits = np.repeat(list(parts), [len(part.labels) for part in parts.values()])
+    (index, labels, probs), splits = joined
     issues = find_label_issues(probs, labels)
     cases = [
         {
@@ -149,7 +147,12 @@ def label_issues(
         }
         for issue in issues[:MAX_ISSUES]
     ]
-    return {"cases": cases, "count": len(issues), "checked": len(labels), "splits": list(parts)}
+    return {
+        "cases": cases,
+        "count": len(issues),
+        "checked": len(labels),
+        "splits": [*dict.fromkeys(splits.tolist())],
+    }
 
 
 def data_quality(run: RunResult, *, examine_all: bool = False) -> dict[str, Any]:
