@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +31,29 @@ def test_the_disk_needs_room_for_two_checkpoints_and_a_tenth(tmp_path, monkeypat
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "checkpoints" / "5" / "data").write_bytes(b"x")  # it will be deleted
     check_room(tmp_path, 1000)
+
+
+def test_a_checkpoint_that_is_being_written_may_change_while_its_size_is_read(tmp_path):
+    """Orbax moves its files together and gives the folder its name at the end."""
+    done = threading.Event()
+
+    def write_and_rename():
+        while not done.is_set():
+            parts = tmp_path / "checkpoints" / "6.tmp" / "model" / "part"
+            parts.mkdir(parents=True)
+            (parts / "data").write_bytes(b"x")
+            shutil.rmtree(tmp_path / "checkpoints" / "6.tmp" / "model")
+            (tmp_path / "checkpoints" / "6.tmp").rename(tmp_path / "checkpoints" / "6")
+            (tmp_path / "checkpoints" / "6").rmdir()
+
+    with ThreadPoolExecutor() as writer:
+        writing = writer.submit(write_and_rename)
+        try:
+            for _ in range(1000):
+                check_room(tmp_path, 1)
+        finally:
+            done.set()
+        writing.result()
 
 
 def test_the_size_of_a_checkpoint_counts_weights_and_moments(tmp_path):

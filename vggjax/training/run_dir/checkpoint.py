@@ -247,9 +247,11 @@ def check_room(workdir: Path, size_bytes: int) -> None:
     """
     needed = int(2.2 * size_bytes)
     free = shutil.disk_usage(workdir).free
-    for path in (workdir / "checkpoints").rglob("*"):
-        with suppress(OSError):  # one that is deleted just now
-            free += path.lstat().st_size
+    # The one of the stage before is perhaps being written: files and folders come and go.
+    for folder, _, names in os.walk(workdir / "checkpoints"):
+        for name in names:
+            with suppress(FileNotFoundError):
+                free += os.lstat(os.path.join(folder, name)).st_size
     if free < needed:
         raise VggjaxError(
             f"The disk of {printable(workdir)} has {free / 1e6:,.1f} MB free; two checkpoints need "
