@@ -16,6 +16,9 @@ ROOMS = (
     "training",
     "evaluation",
     "report",
+    "features",
+    "export",
+    "serve",
     "api",
     "cli",
 )

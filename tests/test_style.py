@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vggjax
-from vggjax.cli.commands import COMMANDS
+from vggjax.cli.commands.table import COMMANDS
 from vggjax.cli.main import main
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from vggjax.cli.commands import COMMANDS, parse_train
+from vggjax.cli.commands.runs import parse_train
+from vggjax.cli.commands.table import COMMANDS
 from vggjax.cli.parsing import flags_of, parse
 from vggjax.errors import (
     ConfigError,

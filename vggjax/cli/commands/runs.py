@@ -1,0 +1,156 @@
+"""Runs: train, evaluate, report, and the recipes."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from vggjax.cli.parsing import parse, value_of
+from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
+from vggjax.errors import ConfigError, printable
+from vggjax.training.config import Config
+from vggjax.training.recipes import check_needs, recipe_fields
+
+
+def train(config: Config) -> int:
+    """Train on a dataset, evaluate, and write the report."""
+    from vggjax.api import find_learning_rate, fit
+
+    if config.lr_find:
+        rate_test, plot = find_learning_rate(config)
+        flags = rate_test.flags(config) or "none of these rates"
+        print(f"\n{rate_test}\nPlot     {printable(plot)}\nUse      {flags}")
+        return 0
+    result = fit(config)
+    if result.report is not None:
+        print(f"\nReport   {printable(result.report)}")
+    if result.model is not None:  # a cross-validation has one model for each fold
+        print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
+    exit_code = _report_left_out(result.unreadable)
+    return 1 if result.report is None else exit_code
+
+
+def parse_train(argv: Sequence[str]) -> Config:
+    """Return the Config of `train`'s flags: its recipe sets the defaults, a flag wins.
+
+    A first word that is no flag is the dataset.
+
+    Raises:
+        ConfigError: flags that do not fit, or a recipe without the flag that it needs.
+    """
+    if argv and not argv[0].startswith("-"):
+        if (dataset := value_of(argv, "dataset")) is not None:
+            raise ConfigError(f"`dataset` is given twice, {argv[0]!r} and {dataset!r}.")
+        argv = ["--dataset", *argv]
+    recipe = value_of(argv, "recipe")
+    names = ("dataset", "start-from", "start_from", "stages", "unfreeze")
+    given = {
+        name.replace("-", "_"): value
+        for name in names
+        if (value := value_of(argv, name)) is not None
+    }
+    default = Config(**recipe_fields(recipe, given.get("dataset", Config.dataset), given))
+    if not {"-h", "--help"} & set(argv):
+        check_needs(recipe, given)
+    return parse(Config, argv, "train", default=default, description=train.__doc__)
+
+
+def evaluate(
+    *,
+    workdir: str,
+    split: str = "test",
+    dataset: str | None = None,
+    options: Annotated[DatasetOptions, arg(name="")] = DEFAULT_OPTIONS,
+    batch_size: int | None = None,
+) -> int:
+    """Evaluate a finished run on a split; write eval.json and predictions.csv.
+
+    Args:
+        workdir: The run's folder.
+        split: test, val or train; of another dataset also all.
+        dataset: Where the run's dataset lies now, or another labeled dataset, whose results get a
+            folder of their own in the run's.
+        options: How to read that dataset; by default as the run's own.
+        batch_size: Images per step; None uses the run's own.
+    """
+    from vggjax.evaluation.evaluate import evaluate
+    from vggjax.evaluation.other_data import open_evaluation
+    from vggjax.report.report import write_report
+
+    run: Any = workdir
+    if dataset is None and options != DEFAULT_OPTIONS:
+        raise ConfigError(
+            "The options of a dataset need `dataset`; the run's own data has its own."
+        )
+    if dataset is not None:
+        run, split = open_evaluation(workdir, dataset, split, options=options)
+    result = evaluate(run, split=split, batch_size=batch_size)
+    is_own = dataset is None or run.workdir == Path(workdir)
+    if split == "test" and is_own:  # the report shows this split: it must not show older figures
+        print(f"\nReport   {printable(write_report(run))}")
+    return _report_left_out(result["unreadable"])
+
+
+def report(
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")],
+    /,
+    *,
+    out: Path | None = None,
+    doctor: bool = False,
+    dataset: str | None = None,
+) -> int:
+    """Write a run's report again, or one page that compares several runs.
+
+    Args:
+        runs: Folders of finished runs: one, or several to compare.
+        out: The comparison's file; None is report-comparison.html in this folder.
+        doctor: Check every image of the dataset for the report, however many there are.
+        dataset: Where the dataset of the run lies now.
+    """
+    from vggjax.report.compare import write_comparison
+    from vggjax.report.report import write_report
+    from vggjax.training.run_dir.run_result import load_run_result
+
+    if not runs:
+        raise ConfigError("Missing: RUN. Give the folder of a finished run, or several to compare.")
+    if len(runs) == 1 and out is None:
+        run = load_run_result(runs[0], dataset=dataset) if dataset else runs[0]
+        path = write_report(run, doctor=doctor)
+    elif len(runs) == 1 or doctor or dataset:
+        field, scope = "out", "several runs"
+        if len(runs) > 1:
+            field, scope = "doctor" if doctor else "dataset", "one run"
+        raise ConfigError(
+            f"`{field}` applies to the report of {scope}; got {', '.join(map(printable, runs))}."
+        )
+    else:
+        path = write_comparison(runs, out or "report-comparison.html")
+    print(f"Report   {printable(path)}")
+    return 0
+
+
+def recipes(name: Positional[str | None] = None, /) -> int:
+    """List the recipes of --recipe, or describe one.
+
+    Args:
+        name: The recipe to describe; None lists all.
+    """
+    from rich.console import Console
+
+    from vggjax.cli.tables import print_recipe, print_recipes
+
+    if name is None:
+        print_recipes(Console())
+    else:
+        print_recipe(Console(), name)
+    return 0
+
+
+def _report_left_out(unreadable: dict[str, str]) -> int:
+    """Print the images that were left out, with the reasons; return the exit code."""
+    for name, reason in unreadable.items():
+        print(f"vggjax: left out: {printable(name)}: {printable(reason)}", file=sys.stderr)
+    return 3 if unreadable else 0

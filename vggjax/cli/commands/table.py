@@ -1,0 +1,22 @@
+"""The table of the commands."""
+
+from collections.abc import Callable
+
+from vggjax.cli.commands.datasets import augment_preview, doctor
+from vggjax.cli.commands.images import predict
+from vggjax.cli.commands.networks import convert, summary, verify
+from vggjax.cli.commands.runs import evaluate, recipes, report, train
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+    "predict": predict,
+    "convert": convert,
+    "verify": verify,
+    "summary": summary,
+    "recipes": recipes,
+    "doctor": doctor,
+    "augment-preview": augment_preview,
+}
+"""Name -> command, in the order of the help."""
