@@ -1,5 +1,7 @@
 """The command line: exit codes, and one line for each mistake."""
 
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from support.tiny_run import make_images
 import vggjax
 from vggjax.cli.main import COMMANDS, main
 from vggjax.models.head import Head
+from vggjax.training.config import Config
 
 
 @pytest.fixture
@@ -50,11 +53,30 @@ def test_the_version_is_the_packages(capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys, command):
-    with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
+    assert main([command, "--help"]) == 0
     printed = capsys.readouterr().out
-    assert end.value.code == 0
-    assert f"usage: vggjax {command}" in printed and "--help" in printed
+    assert printed.startswith(f"usage: vggjax {command}") and "--help" in printed
+    assert not re.search(r"\{None\}|\bNone\b|\|", printed), printed
+    for entry in re.findall(r"^  (\S.*)\n  \S", printed, re.MULTILINE):
+        assert "  " in entry, f"{command}: {entry} has no text"
+
+
+def test_the_help_of_train_has_twelve_settings_with_a_folders_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["train", "--help"]) == 0
+    printed = capsys.readouterr().out
+    entries = re.findall(r"^  (?:DATA, )?--([\w-]+)", printed, re.MULTILINE)
+    assert len(entries) == 12 and printed.startswith("usage: vggjax train [DATA]")
+    assert "for VGG. [224]" in printed and "[vgg16]" in printed and "[imagenet]" in printed
+    main(["train", "--help", "--recipe", "flowers"])
+    assert "for VGG. [200]" in capsys.readouterr().out
+
+
+def test_all_settings_of_train_are_in_its_whole_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["train", "--help-all"]) == 0
+    entries = re.findall(r"^  (?:DATA, )?--([\w-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert entries == [field.name.replace("_", "-") for field in dataclasses.fields(Config)]
 
 
 @pytest.mark.parametrize(

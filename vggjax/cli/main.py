@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from vggjax.cli.commands.runs import parse_train
+from vggjax.cli.commands.runs import default_config, parse_train
 from vggjax.cli.commands.table import COMMANDS
+from vggjax.cli.help import command_page, train_page
 from vggjax.cli.parsing import flags_of, parse
 from vggjax.errors import (
     ConfigError,
@@ -106,6 +107,12 @@ def _run(argv: list[str]) -> int:
         raise ConfigError(f"Unknown command {name!r}. {OTHER_NAMES[name]}")
     if name not in COMMANDS:
         raise ConfigError(unknown_name("command", name, COMMANDS))
+    if asked := {"-h", "--help", "--help-all"} & {*words}:
+        if name == "train":
+            print(train_page(default_config(words, dataset=""), whole="--help-all" in asked))
+        else:
+            print(command_page(name, COMMANDS[name]))
+        return 0
     keep_compiled_programs()
     if name == "train":
         return COMMANDS[name](parse_train(words))

@@ -106,8 +106,8 @@ class InputSettings:
     """Largest share of unreadable images in a split; more end the run."""
 
     augment: Literal["none", "flip", "crop-flip", "randaugment"] | None = None
-    """Augmentation of the training images by preset; the settings below override it. None is flip
-    if none of them is given, and otherwise those alone."""
+    """Augmentation of the training images by preset; None is flip, or the augmentation settings
+    that are given, alone. They override the preset's."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     parallel: Literal["jit", "pmap"] = "jit"
     """How to run a step on several devices."""
     devices: int | None = setting(None, above=0)
-    """Number of devices to use; None uses all."""
+    """Number of devices to use; None is all of them."""
     log_every_steps: int = setting(20, above=0)
     """Steps between two logged losses; at least four are logged per epoch."""
     checkpoint_minutes: float = setting(10.0, above=0)

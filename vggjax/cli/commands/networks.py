@@ -22,7 +22,8 @@ def convert(
         dst: The file to write, by its ending: .safetensors, .weights.h5, .h5, .keras or .pth.
         format: Whose layer names to write; by default vggjax's in .safetensors, torchvision's in
             .pth.
-        model: The network that SRC must hold, such as vgg16; None accepts any, if it is complete.
+        model: The network that SRC must hold, such as vgg16; None is any, if it is
+            complete.
         expect_sha256: Refuse a SRC with another checksum.
     """
     from vggjax.weights.convert import convert
@@ -44,7 +45,7 @@ def verify(
 
     Args:
         file: Keras' or torch's, .safetensors, .onnx, .npz or a pickle of arrays.
-        model: The network that it must hold, such as vgg16; None accepts any.
+        model: The network that it must hold, such as vgg16; None is any.
         expect_sha256: Refuse a file with another checksum.
     """
     from vggjax.weights.verify import print_verification, verify_file

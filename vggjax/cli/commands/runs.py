@@ -45,17 +45,26 @@ def parse_train(argv: Sequence[str]) -> Config:
         if (dataset := value_of(argv, "dataset")) is not None:
             raise ConfigError(f"`dataset` is given twice, {argv[0]!r} and {dataset!r}.")
         argv = ["--dataset", *argv]
-    recipe = value_of(argv, "recipe")
+    default = default_config(argv)
+    check_needs(value_of(argv, "recipe"), _given(argv))
+    return parse(Config, argv, "train", default=default)
+
+
+def default_config(argv: Sequence[str], *, dataset: str = Config.dataset) -> Config:
+    """Return the settings of a training before its flags: the defaults, and those of its recipe.
+
+    `dataset` is what is trained on if no flag names it.
+    """
+    given = _given(argv)
+    dataset = given.get("dataset", dataset)
+    return Config(**recipe_fields(value_of(argv, "recipe"), dataset, given))
+
+
+def _given(argv: Sequence[str]) -> dict[str, str]:
+    """Return the values of the flags that change what a recipe sets."""
     names = ("dataset", "start-from", "start_from", "stages", "unfreeze")
-    given = {
-        name.replace("-", "_"): value
-        for name in names
-        if (value := value_of(argv, name)) is not None
-    }
-    default = Config(**recipe_fields(recipe, given.get("dataset", Config.dataset), given))
-    if not {"-h", "--help"} & set(argv):
-        check_needs(recipe, given)
-    return parse(Config, argv, "train", default=default, description=train.__doc__)
+    values = {name: value_of(argv, name) for name in names}
+    return {name.replace("-", "_"): value for name, value in values.items() if value is not None}
 
 
 def evaluate(
@@ -74,7 +83,7 @@ def evaluate(
         dataset: Where the run's dataset lies now, or another labeled dataset, whose results get a
             folder of their own in the run's.
         options: How to read that dataset; by default as the run's own.
-        batch_size: Images per step; None uses the run's own.
+        batch_size: Images per step; None is the run's own.
     """
     from vggjax.evaluation.evaluate import evaluate
     from vggjax.evaluation.other_data import open_evaluation
@@ -136,7 +145,7 @@ def recipes(name: Positional[str | None] = None, /) -> int:
     """List the recipes of --recipe, or describe one.
 
     Args:
-        name: The recipe to describe; None lists all.
+        name: The recipe to describe; None is a list of all.
     """
     from rich.console import Console
 

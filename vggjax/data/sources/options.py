@@ -32,7 +32,8 @@ class DatasetOptions:
     """Column of a CSV with the labels, or several columns of 0 and 1, one per class; by default
     `label`, or the one column, or the columns, that can be it."""
     label_separator: str | None = setting(None, non_empty=True)
-    """With --task multilabel: what separates the labels in a cell; None finds it."""
+    """With --task multilabel: what separates the labels in a cell; None is what the cells
+    have."""
     group_column: str | None = setting(None, non_empty=True)
     """Column of a CSV, such as patient_id: images with the same value stay in one split."""
     group_pattern: str | None = setting(None, non_empty=True)
