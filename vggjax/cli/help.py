@@ -90,15 +90,20 @@ def train_page(default: Config, *, whole: bool) -> str:
     for title, group in groups.items():
         shown = [entries[name] for name in group]
         page.append(_render(title, shown if whole else [entry.short() for entry in shown]))
-    if not whole:
-        page.append(f"All {len(entries)} settings: --help-all. Lessons: vggjax recipes.")
+    number = sum(map(len, FIRST.values()))
+    page.append(
+        f"The {number} that most trainings need: --help. All {len(entries)}: --help-all. Lessons: "
+        "vggjax recipes."
+    )
     return "\n".join(page).rstrip()
 
 
 def command_page(name: str, command: Callable[..., Any]) -> str:
     """Return the help of any other command."""
     description, texts = _docstring(command)
-    positional, options, dataset = [], [], []
+    positional: list[_Entry] = []
+    options: list[_Entry] = []
+    dataset: list[_Entry] = []
     hints = typing.get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
         if dataclasses.is_dataclass(default := parameter.default):
@@ -111,8 +116,8 @@ def command_page(name: str, command: Callable[..., Any]) -> str:
         else:
             shown = "" if default is parameter.empty else _shown(default)
             options.append(_entry(parameter.name, hints[parameter.name], text, shown))
-    words = [entry.words for entry in positional] + ["[OPTIONS]"]
-    page = [f"usage: vggjax {name} {' '.join(words)}\n", f"{description}\n"]
+    usage = " ".join([*(entry.words for entry in positional), "[OPTIONS]"])
+    page = [f"usage: vggjax {name} {usage}\n", f"{description}\n"]
     titles = ("Arguments", "Options", "How the data is read")
     for title, entries in zip(titles, (positional, options, dataset), strict=True):
         if title == "Options":
