@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vggjax.api import find_learning_rate as find_learning_rate
     from vggjax.api import fit as fit
     from vggjax.data.images.preprocess import Preprocessing as Preprocessing
     from vggjax.data.images.preprocess import preprocess as preprocess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vggjax.models.network import VGG as VGG
     from vggjax.models.params import assign as assign
     from vggjax.models.params import extract as extract
+    from vggjax.report.fit_result import FitResult as FitResult
     from vggjax.training.config import Config as Config
     from vggjax.training.recipes import make_config as make_config
     from vggjax.training.run_dir.run_result import load_model as load_model
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
-    "vggjax.api": ("fit",),
+    "vggjax.api": ("find_learning_rate", "fit"),
     "vggjax.data.images.preprocess": ("Preprocessing", "preprocess"),
     "vggjax.errors": ("ConfigError", "DataError", "VggjaxError", "WeightsError"),
     "vggjax.evaluation.evaluate": ("evaluate",),
@@ -46,6 +48,7 @@ _MODULES = {
     "vggjax.models.head": ("Head",),
     "vggjax.models.params": ("assign", "extract"),
     "vggjax.models.network": ("VGG",),
+    "vggjax.report.fit_result": ("FitResult",),
     "vggjax.training.config": ("Config",),
     "vggjax.training.recipes": ("make_config",),
     "vggjax.training.run_dir.run_result": ("load_model",),

@@ -3,7 +3,7 @@
 import json
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from vggjax.atomic import write_text
 from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import SplitPredictions, evaluate_split, pool_folds
-from vggjax.models.network import Network
 from vggjax.report.figures import draw_rate_test
+from vggjax.report.fit_result import FitResult
 from vggjax.report.report import write_report
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary, progress_bar
@@ -22,25 +22,9 @@ from vggjax.training.lr_finder import RateTest, try_rates
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import RATE_FILE, RATE_PLOT, lock_workdir, unusable_workdir
 from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics
-from vggjax.training.run_dir.run_result import ModelInfo, RunResult
+from vggjax.training.run_dir.run_result import RunResult
 from vggjax.training.signals import Interrupted, signal_of
 from vggjax.training.trainer import train
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """The result of a run: its folder, the best model, and the evaluation on the test split."""
-
-    workdir: Path
-    model: Network | None
-    """None for a cross-validation, which has one model per fold."""
-    info: ModelInfo | None
-    evaluation: dict[str, Any]
-    """What eval.json holds."""
-    report: Path | None
-    """None if a bug kept the report from being written; its traceback was printed."""
-    unreadable: dict[str, str]
-    """Images of any split that were left out: id -> reason."""
 
 
 def fit(config: Config, *, console: Console | None = None) -> FitResult:
@@ -54,7 +38,7 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     if config.lr_find:
-        raise ConfigError("`lr_find` trains nothing; in Python use vggjax.api.find_learning_rate.")
+        raise ConfigError("`lr_find` trains nothing; in Python use vggjax.find_learning_rate.")
     if config.tensorboard:
         check_tensorboard()
     if config.cross_validate:

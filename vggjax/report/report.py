@@ -68,7 +68,7 @@ def write_report(
     known = {"all folds": test} if folds else {"test": test, "val": val}
     examples, layer, side = sections.grad_cam_examples(run, test)
     augmented = augmented_examples(run)
-    curves = _draw_curves(files)
+    curves = draw_run_curves(files)
     if files.is_multilabel:
         task, drawings, grid = _multilabel_context(files, thumbnails, known)
     else:
@@ -135,7 +135,8 @@ def _multilabel_context(
     return context, {}, multilabel.wrong_grid(mistakes)
 
 
-def _draw_curves(files: RunFiles) -> list[figures.Drawing]:
+def draw_run_curves(files: RunFiles) -> list[figures.Drawing]:
+    """Draw the curves of a run, with its stages, collapses and best epoch."""
     marks = [
         figures.Mark(epoch, f"{shorten(layers, 26)} unfrozen")
         for epoch, layers in stage_starts(files.rows)
