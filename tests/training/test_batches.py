@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from support.steps import make_feature_batch, make_step
 
+from vggjax.data.loader import Process
 from vggjax.models.head import Head
 from vggjax.models.network import VGG
 from vggjax.training.batches import (
@@ -26,12 +27,12 @@ class Loader:
         return 10
 
     def batches(self, batch_size, *, seed, epoch, shuffle, start, process):
-        assert (seed, shuffle, process) == (7, True, (1, 2))
+        assert (seed, shuffle, process) == (7, True, Process(1, 2))
         yield from ((epoch, number) for number in range(start, -(-10 // batch_size)))
 
 
 def test_steps_continue_from_pass_to_pass_wherever_they_begin():
-    options = dict(batch_size=4, seed=7, process=(1, 2))
+    options = dict(batch_size=4, seed=7, process=Process(1, 2))
     whole = list(epoch_batches(Loader(), 0, 7, **options))
     assert whole == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
     for start in range(8):

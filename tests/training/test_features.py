@@ -16,6 +16,7 @@ from support.training_runs import (
 
 from vggjax.data.augment.augment import augment
 from vggjax.data.images.preprocess import preprocess
+from vggjax.data.loader import Process
 from vggjax.training import prepare
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.signals import Interrupted
@@ -97,7 +98,7 @@ def test_features_come_in_the_batches_of_their_images(config_of):
         keys = _example_keys(7, step, 4, None)[:, 0]
         batch["images"] = np.asarray(augment(keys, batch["images"], config.augmentation))
     for process in range(2):
-        batches = rows_of(cached["train"], **order, process=(process, 2), start=1)
+        batches = rows_of(cached["train"], **order, process=Process(process, 2), start=1)
         rows = slice(2 * process, 2 * process + 2)
         for batch, images in zip(batches, whole[1:], strict=True):
             for name in ("label", "mask", "index"):

@@ -13,6 +13,7 @@ from support.batches import assert_same_batches as assert_same
 from support.batches import make_loader as examples
 from support.batches import random_source as source
 
+from vggjax.data.loader import Process
 from vggjax.data.sources.source import Source
 from vggjax.training.parallel import exit_process
 
@@ -43,7 +44,7 @@ def test_the_processes_rows_together_are_the_batches_of_one(processes, cached):
         split = examples(made)
         if cached:
             split.prepare()
-        parts.append(list(split.batches(6, **order, process=(which, processes))))
+        parts.append(list(split.batches(6, **order, process=Process(which, processes))))
         assert {len(batch["index"]) for batch in parts[-1]} == {6 // processes}
     assert_same(joined(parts), examples(made).batches(6, **order))
 
@@ -52,22 +53,38 @@ def test_each_process_decodes_its_own_images_and_no_others():
     everything = []
     for which in range(4):
         made, reads = counted(source())
-        batches = examples(made).batches(8, shuffle=True, process=(which, 4))
+        batches = examples(made).batches(8, shuffle=True, process=Process(which, 4))
         rows = np.concatenate([batch["index"] for batch in batches])
         assert sorted(reads) == sorted(rows[rows >= 0])
         everything += reads
     assert sorted(everything) == list(range(23))
 
 
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 30])
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 1), (2, 2), (3, 2)])
+def test_a_batch_that_does_not_divide_is_padded_at_its_end(processes, devices, batch_size):
+    made, order = source(bad={5}), {"seed": 2, "epoch": 1, "shuffle": True}
+    each = [Process(which, processes, devices) for which in range(processes)]
+    batches = [
+        list(examples(made).batches(batch_size, **order, process=process)) for process in each
+    ]
+    padded, expected = joined(batches), list(examples(made).batches(batch_size, **order))
+    rows = len(padded[0]["index"])
+    assert rows % (processes * devices) == 0 and 0 <= rows - batch_size < processes * devices
+    assert all((batch["index"][batch_size:] == -1).all() for batch in padded)
+    assert not any(batch["mask"][batch_size:].any() for batch in padded)
+    assert_same([{k: x[:batch_size] for k, x in batch.items()} for batch in padded], expected)
+
+
 def test_a_process_whose_rows_are_all_padding_reads_nothing():
     made, reads = counted(source(9))
-    (_, last) = examples(made).batches(8, process=(1, 2), start=0)
+    (_, last) = examples(made).batches(8, process=Process(1, 2), start=0)
     assert last["index"].tolist() == [-1] * 4 and not last["mask"].any()
     assert not last["images"].any() and sorted(reads) == [4, 5, 6, 7]
 
 
 def test_each_process_starts_where_a_whole_epoch_would_stand():
-    split, order = examples(source()), {"shuffle": True, "process": (1, 2)}
+    split, order = examples(source()), {"shuffle": True, "process": Process(1, 2)}
     whole = list(split.batches(4, **order))
     for start in range(len(whole) + 1):
         assert_same(split.batches(4, **order, start=start), whole[start:])
@@ -83,7 +100,7 @@ from support.batches import make_loader as examples, random_source as source
 from vggjax.training.parallel import Placement
 
 placement = Placement(kind)
-assert placement.process == (which, 2) and len(placement.devices) == 4
+assert placement.process == (which, 2, 2) and len(placement.devices) == 4
 total = lambda _, batch: {n: jnp.sum(x.astype(jnp.int32)) for n, x in batch.items()}
 ordered = lambda _, batch: jnp.sum(batch["index"] * (1 + jnp.arange(len(batch["index"]))))
 if kind == "pmap":

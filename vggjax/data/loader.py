@@ -7,7 +7,8 @@ image that cannot be read keeps its row, with mask 0, and is counted. Preprocess
 follow on the device.
 
 With several processes, each reads and judges only its own rows of every batch. One that gives up
-must exit at once (parallel.exit_process), which ends all.
+must exit at once (parallel.exit_process), which ends all. Every device gets as many rows as any
+other: a batch that does not divide is padded, as the last one is.
 """
 
 import itertools
@@ -37,6 +38,28 @@ class _Slice(NamedTuple):
 
     positions: np.ndarray
     images: np.ndarray
+
+
+class Process(NamedTuple):
+    """One of the `count` processes of a run, each with so many `devices`."""
+
+    index: int = 0
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count, which nothing uses
+    devices: int = 1
+
+    def rows(self, batch_size: int) -> range:
+        """Return this process' rows of a batch; those from `batch_size` on are padding."""
+        number = -(-batch_size // (self.count * self.devices)) * self.devices
+        return range(self.index * number, (self.index + 1) * number)
+
+    def part(self, first: int, batch_size: int) -> slice:
+        """Return the examples of a batch that begins at `first` which are this process' own."""
+        rows = self.rows(batch_size)
+        return slice(first + min(rows.start, batch_size), first + min(rows.stop, batch_size))
+
+
+ALONE = Process()
+"""The only process of a run, with one device."""
 
 
 class SplitLoader:
@@ -112,25 +135,23 @@ class SplitLoader:
         epoch: int = 0,
         shuffle: bool = False,
         start: int = 0,
-        process: tuple[int, int] = (0, 1),
+        process: Process = ALONE,
     ) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch number `start` on.
 
-        `batch_size` counts the rows of all processes, a multiple of their number. `process` is
-        (index, count); the batches hold only its rows: the first of two has the first half of each.
+        `batch_size` counts the images of all processes; the batches hold only the rows of
+        `process`: the first of two has the first half of each.
         """
-        process_index, num_processes = process
         order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
-        rows = batch_size // num_processes
+        rows = len(process.rows(batch_size))
         starts = range(start * batch_size, len(self), batch_size)
-        slices = (self._slice(order, first + process_index * rows, rows) for first in starts)
+        slices = (self._slice(order[process.part(first, batch_size)], rows) for first in starts)
         filled = self._decoded(slices, rows) if self._cache is None else map(self._copied, slices)
         for part in filled:
             yield self._batch(*part)
 
-    def _slice(self, order: np.ndarray, first: int, rows: int) -> _Slice:
-        images = _empty_images(rows, self.preprocessing.image_size)
-        part = _Slice(order[first : first + rows], images)
+    def _slice(self, positions: np.ndarray, rows: int) -> _Slice:
+        part = _Slice(positions, _empty_images(rows, self.preprocessing.image_size))
         part.images[len(part.positions) :] = 0
         return part
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vggjax.data.loader import Batch, SplitLoader
+from vggjax.data.loader import Batch, Process, SplitLoader
 from vggjax.models.network import Network
 from vggjax.training.cache.plan import FeaturePlan
 from vggjax.training.parallel import Placement
@@ -36,7 +36,7 @@ def epoch_batches(
     *,
     batch_size: int,
     seed: int,
-    process: tuple[int, int],
+    process: Process,
 ) -> Iterator[Batch]:
     """Yield the training batches of the run's steps from `step` to before `until`."""
     steps_per_pass = -(-len(loader) // batch_size)

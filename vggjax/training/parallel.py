@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vggjax.data.loader import Process
 from vggjax.errors import ConfigError
 
 AXIS = "data"
@@ -51,34 +52,21 @@ class Placement:
         return AXIS if self.kind == "pmap" else None
 
     @property
-    def process(self) -> tuple[int, int]:
-        """The index of this process and the number of processes, as `SplitLoader.batches` takes."""
-        return jax.process_index(), jax.process_count()
-
-    @property
-    def _local_device_count(self) -> int:
-        return len(self.devices) // self.process[1]
+    def process(self) -> Process:
+        """This process, as `SplitLoader.batches` takes it."""
+        count = jax.process_count()
+        return Process(jax.process_index(), count, len(self.devices) // count)
 
     def sum(self, tree: Any) -> Any:
         """Sum a tree over the devices, inside a compiled function; jit's sums are whole already."""
         return lax.psum(tree, AXIS) if self.kind == "pmap" else tree
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raise a ConfigError that names the nearest valid sizes unless a batch divides evenly."""
-        count = len(self.devices)
-        if batch_size % count:
-            low, high = batch_size // count * count, (batch_size // count + 1) * count
-            sizes = " or ".join(str(size) for size in (low, high) if size)
-            raise ConfigError(
-                f"`batch_size` must divide over {count} devices; got {batch_size}. Use {sizes}."
-            )
 
     def put_state(self, tree: Any) -> Any:
         """Copy a tree of arrays to every device."""
         if self.kind == "pmap":
             # Sharded as pmap's outputs are: with another sharding it would trace the step again.
             sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
-            stacked = jax.tree.map(lambda x: np.stack([x] * self._local_device_count), tree)
+            stacked = jax.tree.map(lambda x: np.stack([x] * self.process.devices), tree)
             put = partial(jax.make_array_from_process_local_data, sharding)
             return jax.tree.map(put, stacked)
         # A copy, not an alias: the step donates its state, and the caller may keep using the tree.
@@ -94,7 +82,7 @@ class Placement:
 
         def put(rows: np.ndarray) -> jax.Array:
             if self.kind == "pmap":  # the device axis comes first
-                shape = (*rows.shape[:axis], self._local_device_count, -1, *rows.shape[axis + 1 :])
+                shape = (*rows.shape[:axis], self.process.devices, -1, *rows.shape[axis + 1 :])
                 rows = np.moveaxis(rows.reshape(shape), axis, 0)
             return jax.make_array_from_process_local_data(sharding, rows)
 

@@ -111,7 +111,6 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     weight_file = _open_given(config)
     config = resolve(config, weight_file)
     placement = Placement(config.parallel, num_devices=config.devices)
-    placement.check_batch_size(config.batch_size)
     config, source = open_rendered(config)
     multilabel = source.targets is not None
     head = Head.parse(config.head).for_classes(len(source.class_names), multilabel=multilabel)
@@ -125,9 +124,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     weight_file = _open_base(config, weight_file)
     model = build_model(config, head, weight_file)
     loaders = _open_loaders(config, source, splits)
-    # A batch larger than the data would be padding; it still has to divide over the devices.
-    devices = len(placement.devices)
-    batch_size = min(config.batch_size, -(-len(splits["train"]) // devices) * devices)
+    batch_size = min(config.batch_size, len(splits["train"]))  # a larger one would be padding
     steps_per_epoch = steps_per_pass = loaders["train"].num_batches(batch_size)
     if config.epoch_images:
         steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))

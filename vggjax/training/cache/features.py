@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vggjax.data.loader import Batch, SplitLoader, epoch_order, pad_rows, prefetch
+from vggjax.data.loader import ALONE, Batch, Process, SplitLoader, epoch_order, pad_rows, prefetch
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes
 from vggjax.training.cache.store import FileStore, Store
@@ -75,16 +75,15 @@ class CachedFeatures:
         epoch: int = 0,
         shuffle: bool = False,
         start: int = 0,
-        process: tuple[int, int] = (0, 1),
+        process: Process = ALONE,
     ) -> Iterator[Batch]:
         """Yield the batches of `SplitLoader.batches`, with `features` instead of `images`."""
         order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
-        which, processes = process
-        rows = batch_size // processes
+        rows = len(process.rows(batch_size))
         (first, kept), *others = self._views.items()
         chosen = self._choose(epoch, batch_size).ravel() if others else np.full(len(self), first)
         for offset in range(start * batch_size, len(self), batch_size):
-            part = slice(offset + which * rows, offset + (which + 1) * rows)
+            part = process.part(offset, batch_size)
             positions = order[part]
             views = chosen[part][: len(positions)]
             features = np.zeros((rows, *kept.shape[1:]), kept.dtype)
@@ -214,7 +213,7 @@ class _Filling:
 
         def append(outputs: dict[str, jax.Array]) -> None:
             rows: dict[str, np.ndarray] = placement.fetch(outputs)
-            count = min(len(rows["mask"]), len(loader) - store.done)
+            count = min(run.batch_size, len(loader) - store.done)
             masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
             store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
             self._console.advance(store.done)
@@ -255,8 +254,8 @@ class _Filling:
         shape = (len(run.loaders[split]), *plan.shape)
         if plan.where == "memory":
             return Store(shape, plan.dtype)
-        which, processes = run.placement.process
-        suffix = f"-{which}" if processes > 1 else ""  # each process has its own copy
+        process = run.placement.process
+        suffix = f"-{process.index}" if process.count > 1 else ""  # each process has its own copy
         key = feature_key(run, plan, split, view, after=self._after)
         return FileStore(run.workdir / "features" / f"{key}{suffix}.npy", shape, plan.dtype)
 
