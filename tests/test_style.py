@@ -163,23 +163,26 @@ def test_dependencies_are_exactly_what_is_imported():
     assert all(">=" in line for line in lines), "each has a tested lower bound"
 
 
-# The README's commands, against the real parsers
+# The commands of the README and the pages in docs/, against the real parsers
 
 
 SHELL = re.compile(r" *(\$ )?(\S*/)?(python3?|vggjax|uv|pip|git|cd|tar) ")
-"""The beginning of a shell command in the README."""
+"""The beginning of a shell command."""
+
+
+def pages() -> str:
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return "\n\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def fenced(*languages: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", pages(), re.MULTILINE | re.DOTALL)
     return [body for language, body in blocks if language in languages]
 
 
 def shell_lines() -> list[str]:
-    """Return the shell commands of the README, from fenced and indented blocks."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    unfenced = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    """Return the shell commands of the pages, from fenced and indented blocks."""
+    unfenced = re.sub(r"^```.*?^```", "", pages(), flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^    .*", unfenced, re.MULTILINE)
     blocks = "\n".join([*fenced("bash", "sh", "shell", "console", "text", ""), *indented])
     return [line for line in blocks.replace("\\\n", " ").splitlines() if SHELL.match(line)]
@@ -236,20 +239,20 @@ def parses(monkeypatch, capsys):
     return check
 
 
-def test_every_command_of_the_readme_parses(parses):
+def test_every_command_of_the_pages_parses(parses):
     commands = [arguments for line in shell_lines() for arguments in own_commands(line)]
     assert {"train", "predict"} <= {arguments[0] for arguments in commands if arguments}
     for arguments in commands:
         parses(arguments)
 
 
-def test_every_flag_in_the_readme_exists(monkeypatch, capsys):
+def test_every_flag_in_the_pages_exists(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     flags = {}
     for command in COMMANDS:
         main([command, "--help-all"])
         flags[command] = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
-    text = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text("utf-8"), flags=re.M | re.S)
+    text = re.sub(r"^```.*?^```", "", pages(), flags=re.M | re.S)
     for span in re.findall(r"`([^`\n]+)`", text):
         named = set(re.findall(r"(?<!\S)--[a-z][\w-]*", span))
         if found := re.match(r"(?:vggjax|python -m vggjax) (\w+)", span):
@@ -266,7 +269,7 @@ def test_an_unknown_flag_is_found(parses):
             parses(arguments)
 
 
-def test_the_readme_uses_only_public_names_and_their_arguments():
+def test_the_pages_use_only_public_names_and_their_arguments():
     for block in fenced("python", "py"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "vggjax":
@@ -274,12 +277,25 @@ def test_the_readme_uses_only_public_names_and_their_arguments():
                 assert not missing, f"vggjax has no {missing}"
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "vggjax":
                 assert hasattr(vggjax, node.attr), f"vggjax has no {node.attr}"
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("vggjax."):
+            if isinstance(node, ast.Call) and re.fullmatch(r"vggjax\.\w+", ast.unparse(node.func)):
                 called = getattr(vggjax, node.func.attr)
                 parameters = inspect.signature(called).parameters
                 given = {keyword.arg for keyword in node.keywords}
                 assert given <= set(parameters), f"{ast.unparse(node)}: no such argument"
 
 
-def test_the_readme_has_no_placeholders():
-    assert not re.findall(r"@[A-Z]+@|TBD|\?\?\?", (ROOT / "README.md").read_text("utf-8"))
+def test_the_pages_have_no_placeholders():
+    assert not re.findall(r"@[A-Z]+@|TBD|\?\?\?", pages())
+
+
+def test_every_link_of_the_pages_leads_to_a_file():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text("utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2]
+    assert set(re.findall(r"[\w-]+\.md", navigation)) == {
+        p.name for p in (ROOT / "docs").glob("*.md")
+    }
