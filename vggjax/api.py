@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vggjax.atomic import write_text
+from vggjax.atomic import write_bytes, write_text
 from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import SplitPredictions, evaluate_split, pool_folds
 from vggjax.report.figures import draw_rate_test
@@ -25,6 +25,9 @@ from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics
 from vggjax.training.run_dir.run_result import RunResult
 from vggjax.training.signals import Interrupted, signal_of
 from vggjax.training.trainer import train
+
+_BUSY_S = 600
+"""How long to wait for another process that finishes the same run."""
 
 
 def fit(config: Config, *, console: Console | None = None) -> FitResult:
@@ -46,7 +49,8 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     result = train(config, console)
     try:
         evaluation, predictions = evaluate_split(result, "test")
-        log_test_metrics(result.workdir, evaluation, tensorboard=config.tensorboard)
+        with lock_workdir(result.workdir, wait_s=_BUSY_S):  # the same command may run beside it
+            log_test_metrics(result.workdir, evaluation, tensorboard=config.tensorboard)
         report = _write_report(result, evaluation, predictions)
     except KeyboardInterrupt as interrupt:
         raise Interrupted(signal_of(interrupt), result.workdir) from None
@@ -110,7 +114,7 @@ def find_learning_rate(config: Config, *, console: Console | None = None) -> tup
         values = {"suggestion": rate_test.suggestion, "flags": rate_test.flags(config)}
         try:
             plot.parent.mkdir(parents=True, exist_ok=True)
-            plot.write_bytes(draw_rate_test(rate_test))
+            write_bytes(plot, draw_rate_test(rate_test))
             write_text(run.workdir / RATE_FILE, json.dumps(asdict(rate_test) | values) + "\n")
         except OSError as error:
             raise unusable_workdir(run.workdir, error) from None

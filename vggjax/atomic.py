@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from vggjax.errors import ConfigError, printable
 
 _STALE_S = 3600
+_TEMPORARY = re.compile(r"\..+\.\d+-\d+\.part.*")
 
 
 @contextlib.contextmanager
@@ -32,12 +35,13 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
         OSError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
-    mode = path.lstat().st_mode if os.path.lexists(path) else None
+    mode = _mode_of(path)
     if mode is not None and not stat.S_ISREG(mode):
         raise OSError(errno.EEXIST, f"{_kind_of(mode)} is in the way", str(path))
     _remove_stale(path)
     # Unique, so that neither another process nor another thread writes to the same file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.part")
+    number = int.from_bytes(os.urandom(8))
+    temporary = path.with_name(f".{_short(path.name)}.{os.getpid()}-{number}.part")
     try:
         yield temporary
         if sync:
@@ -64,6 +68,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file has a name that `atomic_write` gives while it writes."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 RUN_FILES = frozenset(
@@ -103,9 +122,9 @@ def check_output_file(
     if endings and path.suffix.lower() not in endings:
         choices = ", ".join(endings)
         raise ConfigError(f"`{field}` must end in {choices}; got {printable(path.name)!r}.")
-    mode = path.lstat().st_mode if os.path.lexists(path) else None
+    mode = _mode_of(path)
     if mode is not None and not stat.S_ISREG(mode):
-        target = f" to {printable(path.resolve())}; give that" if path.is_symlink() else ""
+        target = f" to {printable(os.path.realpath(path))}; give that" if path.is_symlink() else ""
         raise ConfigError(f"`{field}` {printable(path)} is {_kind_of(mode)}{target}.")
     if mode is not None and any(path.samefile(other) for other in inputs if other.exists()):
         raise ConfigError(f"`{field}` {printable(path)} is also read; give another file.")
@@ -129,6 +148,19 @@ def write_output(path: Path, data: bytes) -> None:
         raise ConfigError(f"Cannot write {printable(path)}: {error.strerror or error}.") from None
 
 
+def _mode_of(path: Path) -> int | None:
+    """Return the mode of a file, or of a link itself; None if there is none."""
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _short(name: str) -> str:
+    """Return a name with room for what is added to it: a file system allows 255 bytes."""
+    return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
 def _kind_of(mode: int) -> str:
     kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
     return kinds.get(stat.S_IFMT(mode), "a device or socket")
@@ -144,7 +176,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):
+    for temporary in path.parent.glob(f".{glob.escape(_short(path.name))}.*.part*"):
         with contextlib.suppress(OSError):
             if time.time() - temporary.stat().st_mtime > _STALE_S:
                 temporary.unlink()

@@ -171,7 +171,7 @@ def test_a_mutated_checkpoint_is_always_noticed(run, table):
 @pytest.fixture(scope="module")
 def stopped(place):
     """Return a run that was killed in the second epoch of its second stage."""
-    outcome = place.run("stopped", fault=Fault(STEP, 21, 0.05))
+    outcome = place.run("stopped", fault=Fault(STEP, 21))
     assert outcome.code == -9, outcome.output
     assert (place.folder / "stopped" / "features").exists()
     return place.folder / "stopped"

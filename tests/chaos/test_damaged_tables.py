@@ -41,7 +41,7 @@ def test_a_mutated_table_is_read_or_refused_in_one_line(tmp_path, table, what):
     path, counts, longest_s = tmp_path / "data.csv", Counter(), 0.0
     for seed in range(2000 if IS_FULL else 150):
         path.write_bytes(mutated_text(content, random.Random(f"{what}:{seed}")))
-        start_s = time.monotonic()
+        start_s = time.process_time()
         try:
             source = open_source(str(path), options=DatasetOptions(**options))
             assert len(source) and set(source.labels.tolist()) <= set(range(10**6))
@@ -50,7 +50,7 @@ def test_a_mutated_table_is_read_or_refused_in_one_line(tmp_path, table, what):
         except VggjaxError as error:
             assert "\n" not in str(error), seed
             counts["refused in one line"] += 1
-        longest_s = max(longest_s, time.monotonic() - start_s)
+        longest_s = max(longest_s, time.process_time() - start_s)
     assert longest_s < 5
     for outcome, count in sorted(counts.items()):
         table.add(f"mutated table, {what}", f"{count}: {outcome}")

@@ -37,6 +37,18 @@ def test_the_folder_that_the_user_gave_jax_wins(tmp_path):
     assert not (tmp_path / "ours").exists() and list((tmp_path / "theirs").iterdir())
 
 
+def test_a_program_that_was_not_written_to_its_end_is_compiled_anew_and_kept(tmp_path):
+    """As after a kill, or on a full disk: JAX writes the time of use after the program."""
+    run(VGGJAX_CACHE=str(tmp_path))
+    for path in (tmp_path / "compiled").iterdir():
+        if path.name.endswith("-cache"):
+            path.write_bytes(path.read_bytes()[:100])
+        elif path.name.endswith("-atime"):
+            path.unlink()
+    assert int(run(VGGJAX_CACHE=str(tmp_path))[1]) == 0
+    assert int(run(VGGJAX_CACHE=str(tmp_path))[1]) > 0
+
+
 def test_without_a_writable_cache_nothing_is_kept(tmp_path):
     (tmp_path / "file").write_text("no folder")
     assert int(run(VGGJAX_CACHE=str(tmp_path / "file"))[1]) == 0

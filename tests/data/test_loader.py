@@ -234,7 +234,7 @@ def test_there_are_as_many_threads_as_usable_cores(monkeypatch):
     barrier = threading.Barrier(3)  # passes once three threads wait at it
 
     def read(i: int) -> DecodedImage:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=120)
         return DecodedImage(np.zeros((8, 8, 3), np.uint8))
 
     source = Source(**{**vars(random_source(12)), "read": read})
@@ -267,7 +267,7 @@ def test_prefetch_runs_ahead_by_its_depth(depth):
     made = []
     items = prefetch(iter(range(50)), lambda item: made.append(item) or item, depth)
     assert next(items) == 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while len(made) < 1 + depth and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)

@@ -266,17 +266,17 @@ def test_without_a_network_the_error_names_the_archive_and_its_folder_within_sec
 
 
 def test_a_silent_network_takes_no_longer_than_the_probe(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds, "PROBE_S", 0.5)
+    monkeypatch.setattr(tfds, "PROBE_S", 1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
         for name in ("http_proxy", "https_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.delenv("no_proxy", raising=False)
-        urls = [f"http://server{i}.example/x.tgz" for i in range(20)]
+        urls = [f"http://server{i}.example/x.tgz" for i in range(60)]
         start = time.monotonic()
         assert tfds._reachable_servers(urls) == set()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 45  # one after another they take 60 s
 
 
 def test_a_hanging_dns_lookup_takes_no_longer_than_the_probe(monkeypatch):

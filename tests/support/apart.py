@@ -20,7 +20,7 @@ for line in sys.stdin:
     path, kind = json.loads(line)
     output, answers = os.pipe()
     if (process := os.fork()) == 0:
-        signal.alarm(3)  # ends it, also inside the HDF5 library
+        signal.alarm(60)  # ends it, also inside the HDF5 library
         child.limit(2, os.path.getsize(path))
         with open(answers, "w") as file:
             file.write(child.answer(path, kind))

@@ -17,7 +17,7 @@ from typing import Any
 IS_FULL = os.environ.get("VGGJAX_CHAOS") == "full"
 """Whether to repeat each fault as often as docs/reliability.md states."""
 
-LIMIT_S = 150
+LIMIT_S = 900
 """A command that takes longer hangs."""
 
 SERVER = """
@@ -56,8 +56,10 @@ def hit(place, call, delay_s, signum, times=1):
     def counted(*args, **kwargs):
         nonlocal calls
         calls += 1
-        if calls == call:
+        if calls == call and delay_s:
             threading.Timer(delay_s, send).start()
+        elif calls == call:
+            send()
         return function(*args, **kwargs)
 
     setattr(owner, attribute, counted)
@@ -78,7 +80,10 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal to the command, at a call of the function `place` and `delay_s` into it."""
+    """A signal to the command, at a call of the function `place` and `delay_s` into it.
+
+    Without a delay it is sent by the call itself, wherever the scheduler is.
+    """
 
     place: str
     call: int = 1

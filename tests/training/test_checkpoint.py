@@ -69,6 +69,20 @@ def test_the_latest_two_and_the_best_are_kept_however_often_the_run_is_killed(tm
     assert kept(tmp_path) == [8, 9]
 
 
+def test_a_run_that_is_killed_while_it_deletes_a_checkpoint_leaves_no_part_of_one(
+    tmp_path, state, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "_sweep", lambda self: None)
+        save(tmp_path, state, [1, 2, 3])
+    assert kept(tmp_path) == [2, 3]
+    [deleted] = (tmp_path / "checkpoints" / "deleted").iterdir()
+    os.remove(next(path for path in deleted.rglob("*") if path.is_file()))
+    assert latest(tmp_path)[1] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
 def test_a_flipped_bit_anywhere_is_found_and_the_checkpoint_before_is_used(tmp_path, state):
     save(tmp_path, state, [1, 2], best=[1])
     folder = tmp_path / "checkpoints" / "2"

@@ -151,7 +151,7 @@ def run_two(program: str, folder: Path, *arguments: str) -> tuple[list[int], lis
         for which in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=150) for process in running]
+        outputs = [process.communicate(timeout=280) for process in running]
     finally:
         for process in running:
             process.kill()

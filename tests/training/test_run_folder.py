@@ -17,13 +17,13 @@ from vggjax.training.run_dir.log import Log, append_log, read_log
 from vggjax.training.run_dir.run_result import load_run_result
 
 HOLD_LOCK = """
-import sys, time
+import sys
 from pathlib import Path
 from vggjax.training.run_dir.folder import lock_workdir
 
 with lock_workdir(Path(sys.argv[1])):
     print("locked", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -68,7 +68,10 @@ def test_the_lock_ends_with_its_block(tmp_path):
 
 def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD_LOCK, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout.readline() == "locked\n"
         with pytest.raises(ConfigError, match="Another run uses"), lock_workdir(tmp_path):
@@ -76,6 +79,26 @@ def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
         process.kill()
     with lock_workdir(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".contents.json.12-34.part", "plots/.lr-find.png.12-34.part", "fold-1/.splits.csv.12-34.part"],
+)
+def test_what_a_killed_start_left_is_no_other_run_and_is_deleted(images, tmp_path, name):
+    workdir = tmp_path / "run"
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / name).write_text("half")
+    prepared = prepare(images, workdir)
+    make_workdir(prepared.workdir, prepared.config, prepared.source, prepared.splits)
+    assert not (workdir / name).exists()
+
+
+def test_a_folder_with_another_file_below_is_no_killed_start(images, tmp_path):
+    (tmp_path / "run" / "plots").mkdir(parents=True)
+    (tmp_path / "run" / "plots" / "mine.png").write_text("precious")
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        find_workdir(make_config(images, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", [".lock", "log.jsonl", "plots", "plots/lr-find.png"])

@@ -10,7 +10,7 @@ from support.apart import command
 from support.array_files import NARROW
 from support.networks import random_weights
 
-from vggjax.atomic import atomic_write, check_output_file, write_text
+from vggjax.atomic import atomic_write, check_output_file, is_temporary, write_text
 from vggjax.errors import ConfigError
 from vggjax.weights.weight_file import read_weights, write_weights
 
@@ -70,6 +70,22 @@ def test_only_old_temporary_files_of_the_same_name_are_removed(tmp_path):
         os.utime(temporary, (0, 0))
     write_text(path, "text")
     assert names(tmp_path) == {path.name, recent.name, other.name}
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / ("\N{SNOWMAN}" * 85)  # 255 bytes
+    for text in ("first", "second"):
+        write_text(path, text)
+        assert path.read_text() == text
+    assert names(tmp_path) == {path.name}
+
+
+def test_temporary_files_are_told_by_their_names(tmp_path):
+    for name in ("a", "contents.json", "n" * 250):
+        with atomic_write(tmp_path / name) as temporary:
+            temporary.write_text("text")
+            assert is_temporary(temporary.name) and not is_temporary(name)
+    assert not is_temporary(".name.part")
 
 
 CONVERT = """

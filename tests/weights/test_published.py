@@ -188,7 +188,7 @@ def test_without_a_network_the_error_lists_the_ways_out_within_seconds(files, fi
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         find("vgg16", include_top=True)
-    assert time.monotonic() - start < pretrained.PROBE_S + 1
+    assert time.monotonic() - start < 60
     entry = make_table(files)[0]
     for part in (entry.url, entry.md5, f"{entry.size_bytes:,}", "set `weights` to none",
                  str(pretrained.cache_dir() / entry.file_name)):  # fmt: skip
@@ -197,15 +197,18 @@ def test_without_a_network_the_error_lists_the_ways_out_within_seconds(files, fi
 
 
 def test_a_server_that_never_answers_is_given_up_after_the_timeout(find, monkeypatch):
+    end = threading.Event()
+
     def never(*_, **__):
-        time.sleep(2)
+        end.wait(120)
         raise requests.ConnectionError
 
     monkeypatch.setattr("requests.head", never)
     start = time.monotonic()
     with pytest.raises(WeightsError, match=r"no answer within 0\.2 s"):
         find("vgg16", include_top=True, probe_s=0.2)
-    assert time.monotonic() - start < 1.5
+    end.set()
+    assert time.monotonic() - start < 60
 
 
 def test_a_network_without_published_weights_is_refused_with_those_that_have_them(find):

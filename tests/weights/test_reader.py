@@ -30,7 +30,7 @@ def path(tmp_path):
     return tmp_path / "w.h5"
 
 
-def child_of_this_process(seconds=10):
+def child_of_this_process(seconds=120):
     """Wait for the process that `run_child` starts, and return its number."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -52,7 +52,7 @@ def test_a_process_that_waits_forever_is_killed_in_time(tmp_path):
     start = time.monotonic()
     with pytest.raises(WeightsError, match=r"reading it took longer than 1 s") as caught:
         run_child(tmp_path / "w.keras", "keras", timeout_s=1)
-    assert (caught.value.code, time.monotonic() - start < 10) == ("E_TIMEOUT", True)
+    assert (caught.value.code, time.monotonic() - start < 60) == ("E_TIMEOUT", True)
 
 
 @linux

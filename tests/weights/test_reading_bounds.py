@@ -1,7 +1,7 @@
 """What reading allocates: bombs cost neither memory nor time, good files no second copy."""
 
 import json
-import time
+import os
 from pathlib import Path
 
 import h5py
@@ -56,6 +56,12 @@ def parse_apart(*paths):
     return [json.loads(line) for line in run_apart(PEAK + PARSE, *paths).splitlines()]
 
 
+def children_s():
+    """Return the processor time of the processes that this one has waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def test_a_bomb_costs_neither_memory_nor_time(tmp_path):
     paths = []
     for i, case in enumerate(case for case in CASES if case.code == "E_BOMB"):
@@ -63,9 +69,9 @@ def test_a_bomb_costs_neither_memory_nor_time(tmp_path):
         paths.append(tmp_path / str(i) / f"bad{case.ending}")
         case.make(paths[-1])
     assert len(paths) >= 6
-    start = time.monotonic()
+    start_s = children_s()
     outcomes = read_apart(*paths)
-    assert time.monotonic() - start < 5 * len(paths)
+    assert children_s() - start_s < 5 * len(paths)
     assert {code for code, _ in outcomes} == {"E_BOMB"}
     keras = [path for path in paths if path.suffix in (".h5", ".keras")]
     assert max(*(raised for _, raised in outcomes), *parse_apart(*keras)) < 2**27

@@ -8,8 +8,10 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from vggjax.cli.commands.runs import default_config, parse_train
 from vggjax.cli.commands.table import COMMANDS
@@ -74,8 +76,9 @@ def keep_compiled_programs() -> None:
     """Let JAX keep compiled programs on disk, so that the next command starts sooner.
 
     Sets JAX's own environment variables, before jax is imported; one that the user set wins. Where
-    the folder cannot be written nothing is kept.
+    the folder cannot be written, or a program not be read, it is compiled anew without a word.
     """
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_dir() / "compiled"
@@ -85,12 +88,26 @@ def keep_compiled_programs() -> None:
         return
     if not os.access(folder, os.W_OK):
         return
+    _sweep(folder)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_CACHE_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     # The convolution's partitioning over devices is a Python callback: its address differs from
     # process to process and must not be part of the cache's key.
     os.environ.setdefault("JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY", "1")
+
+
+def _sweep(folder: Path) -> None:
+    """Delete the programs that a killed process, or one on a full disk, did not write to their end.
+
+    JAX writes a program's time of use after it, and without that writes no further one.
+    """
+    names = set(os.listdir(folder))
+    for name in names:
+        program, ending, _ = name.rpartition("-cache")
+        if ending and f"{program}-atime" not in names:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
 
 
 def _run(argv: list[str]) -> int:

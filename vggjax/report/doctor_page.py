@@ -4,6 +4,7 @@ The page needs no other file, no network and no script. Long lists are cut; the 
 is complete. Nothing is written into the dataset.
 """
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def check_doctor_page(path: str | Path, *, dataset: str) -> Path:
         ConfigError: it is a folder, its folder does not exist, or it lies in the dataset.
     """
     path, folder = check_output_file(path, field="html"), Path(dataset).expanduser()
-    if folder.exists() and path.resolve().is_relative_to(folder.resolve()):
+    if folder.exists() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ConfigError(f"{printable(path)} is inside the dataset; choose a path outside of it.")
     return path
 

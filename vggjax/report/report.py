@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vggjax.atomic import write_text
+from vggjax.atomic import write_bytes, write_text
 from vggjax.errors import printable
 from vggjax.evaluation.evaluate import SplitPredictions
 from vggjax.report import figures, multilabel, sections
@@ -209,9 +209,10 @@ def _write_plots(
     """Write <name>.png; a grid without images removes an older one."""
     folder.mkdir(exist_ok=True)
     for name, parts in drawings.items():
-        (folder / f"{name}.png").write_bytes(png(*parts))
+        write_bytes(folder / f"{name}.png", png(*parts))
     for name, grid in grids.items():
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
         if grid:
-            path.write_bytes(image_bytes(image_grid(grid)))
+            write_bytes(path, image_bytes(image_grid(grid)))
+        else:
+            path.unlink(missing_ok=True)

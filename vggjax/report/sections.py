@@ -3,6 +3,7 @@
 An image is uint8 RGB (H, W, 3), or None where it cannot be read any more.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -184,8 +185,10 @@ def data_quality(run: RunResult, *, examine_all: bool = False) -> dict[str, Any]
 def _is_small(source: Source) -> bool:
     if len(source) > MAX_EXAMINED:
         return False
-    paths = [source.path(index) for index in range(len(source))]
-    num_bytes = sum(path.stat().st_size for path in paths if path is not None and path.exists())
+    num_bytes = 0
+    for path in filter(None, map(source.path, range(len(source)))):
+        with suppress(OSError, ValueError):  # gone
+            num_bytes += path.stat().st_size
     return num_bytes <= MAX_EXAMINED_BYTES
 
 

@@ -8,6 +8,7 @@ on images that the finished run was trained on.
 """
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -191,12 +192,12 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
         ConfigError: `preprocess` is auto, and what the file holds puts it in doubt.
     """
     changes: dict[str, Any] = {
-        name: str(Path(value).resolve())
+        name: os.path.realpath(value)
         for name, value in (("dataset", config.dataset), ("weights", config.weights))
         if value not in ("digits", "imagenet", "none") and Path(value).exists()
     }
     if config.data_dir:
-        changes["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
+        changes["data_dir"] = os.path.realpath(Path(config.data_dir).expanduser())
     if config.preprocess == "auto" and "weights" in changes:
         info = (weight_file or WeightFile(config.weights)).info
         if info.preprocess_doubt and not config.start_from:
@@ -221,7 +222,8 @@ def open_rendered(config: Config) -> tuple[Config, Source]:
 
 def check_outside(workdir: Path, source: Source) -> None:
     """Raise ConfigError if the run folder is inside the dataset, where it would be a class."""
-    if source.root and workdir.resolve().is_relative_to(source.root.resolve()):
+    root = source.root and os.path.realpath(source.root)
+    if root and Path(os.path.realpath(workdir)).is_relative_to(root):
         raise ConfigError(
             f"The run folder {printable(workdir)} is inside the dataset {printable(source.root)} "
             "and would become a class; give a `workdir` outside."

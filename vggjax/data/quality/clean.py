@@ -76,8 +76,11 @@ def check_output(
     out = Path(os.path.abspath(os.path.expanduser(out)))
     partial, table = (out.with_name(out.name + ending) for ending in (".partial", ".doctor.csv"))
     if os.path.isdir(folder):
-        folders = {path.resolve() for path in {Path(folder), *(file.parent for file in files)}}
-        destination = out.resolve()
+        folders = {
+            Path(os.path.realpath(path))
+            for path in {Path(folder), *(file.parent for file in files)}
+        }
+        destination = Path(os.path.realpath(out))
         if any(destination.is_relative_to(path) for path in folders):
             raise DataError(f"{printable(out)} is inside the dataset. Give a folder outside of it.")
         if any(path.is_relative_to(destination) for path in folders):

@@ -85,9 +85,13 @@ def _find(dataset: str, archive: RemoteFile, data_dir: Path, skipped: list[str])
     for folder in (*folders, download_folder(data_dir)):
         try:
             with os.scandir(folder) as entries:
-                sizes = {e.name: e.stat().st_size for e in entries if e.is_file()}
+                files = [entry for entry in entries if entry.is_file()]
         except OSError:
             continue
+        sizes = {}
+        for entry in files:
+            with contextlib.suppress(OSError):  # another process has just completed or deleted it
+                sizes[entry.name] = entry.stat().st_size
         named = [archive.name] if archive.name in sizes else []
         same_size = [name for name, size in sizes.items() if size == archive.size_bytes]
         for name in dict.fromkeys(named + sorted(same_size)):

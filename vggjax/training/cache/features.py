@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import jax
@@ -305,9 +305,10 @@ def feature_key(
     digest = hashlib.sha256(f"{FORMAT} {source.fingerprint}\0".encode())
     digest.update(indices.astype("<i8").tobytes())
     for path in map(source.path, indices.tolist()):
-        if path is not None and path.exists():
-            stat = path.stat()
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
+        if path is not None:
+            with suppress(OSError, ValueError):  # gone, which is named where it is read
+                stat = path.stat()
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
     weights = extract(run.model)
     for layer in filter(weights.__contains__, prefix):
         for name, array in weights[layer].items():

@@ -13,6 +13,7 @@ import functools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -155,7 +156,10 @@ def _free_disk_bytes(workdir: Path) -> int:
     """Return what feature files may take; those of an interrupted run have their room already."""
     workdir = workdir.absolute()
     existing = next(path for path in (workdir, *workdir.parents) if path.exists())
-    taken = sum(path.stat().st_size for path in (workdir / "features").glob("*.npy"))
+    taken = 0
+    for path in (workdir / "features").glob("*.npy"):
+        with suppress(FileNotFoundError):  # the owner of the folder deletes it just now
+            taken += path.stat().st_size
     return shutil.disk_usage(existing).free + taken - SPARE_BYTES
 
 

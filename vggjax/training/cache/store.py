@@ -152,15 +152,24 @@ class FileStore(Store):
         self._crc = zlib.crc32(data, self._crc)
 
     def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         if self.done == 0:
-            self._file = self._path.open("wb")
+            self._file = self._create()
             self._file.write(self._header)
             return
         self._file = self._path.open("r+b")
         # Beyond the record's rows there may be part of a row.
         self._file.truncate(len(self._header) + self.done * self._row_bytes)
         self._file.seek(0, os.SEEK_END)
+
+    def _create(self) -> Any:
+        while True:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return self._path.open("wb")
+            except FileNotFoundError:
+                if self._path.parent.is_dir():
+                    raise
+                # Another process of this run has deleted the empty folder in between.
 
     def _read_record(self) -> tuple[int, set[int], dict[int, str], int]:
         """Return what an earlier process saved; nothing if it is damaged."""

@@ -39,6 +39,10 @@ logging.getLogger("absl").addFilter(
 )
 
 
+_DELETED = "deleted"
+"""The folder, beside the checkpoints, of those that are being deleted."""
+
+
 class Checkpoints:
     """Saves and restores the checkpoints of one run; use it as a context manager.
 
@@ -60,11 +64,15 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "manifest")
         self._pending: Future[None] | None = None
         if jax.process_index() == 0:
+            self._sweep()
             self._set_damaged_aside(folder, strict=strict)
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_Keep(self),
+                # Deleting takes a while. A process that is killed meanwhile would leave a part of
+                # a checkpoint under its name; a name is changed at once.
+                todelete_subdir=_DELETED,
                 cleanup_tmp_directories=True,
             ),
         )
@@ -91,6 +99,11 @@ class Checkpoints:
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             write_manifest(self._folder / str(step))
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete the checkpoints that Orbax has moved away."""
+        shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
     def _wait(self) -> None:
         """Wait for the checkpoint that is being written, if any."""
@@ -160,6 +173,8 @@ class Checkpoints:
 
     def progress(self, step: int) -> TrainProgress:
         """Read the progress at a checkpoint."""
+        with self._writing():
+            self._wait()  # for the step itself, perhaps
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return TrainProgress(**self._manager.restore(step, args=args)["progress"])
 
@@ -169,6 +184,8 @@ class Checkpoints:
             self._wait()
             for later in [saved for saved in self._manager.all_steps() if saved > step]:
                 self._manager.delete(later)
+            if jax.process_index() == 0:
+                self._sweep()
 
     def restore_model(self, model: Network, step: int) -> None:
         """Load a checkpoint's parameters and running statistics into the model.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from vggjax.atomic import write_text
+from vggjax.atomic import is_temporary, write_text
 from vggjax.csv_text import csv_rows
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, splits_text
@@ -34,7 +34,7 @@ from vggjax.training.run_dir.contents import (
 )
 
 RATE_FILE, RATE_PLOT = "lr-find.json", "lr-find.png"
-_EARLY_FILES = ("data.json", SPLITS_FILE, CONTENTS_FILE, ".lock", RATE_FILE)
+_EARLY_FILES = ("data.json", SPLITS_FILE, CONTENTS_FILE, ".lock", RATE_FILE, RATE_PLOT)
 
 
 def find_workdir(config: Config) -> Path:
@@ -65,8 +65,9 @@ def check_no_links(workdir: Path) -> None:
     for folder, names, files in os.walk(workdir):
         for path in (Path(folder, name) for name in (*names, *files)):
             if path.is_symlink():
+                target = printable(os.path.realpath(path))
                 raise ConfigError(
-                    f"{printable(path)} is a link to {printable(os.readlink(path))}, which a run "
+                    f"{printable(path)} is a link to {target}, which a run "
                     "would write to. Replace it by what it leads to, or give another `workdir`."
                 )
 
@@ -91,20 +92,22 @@ def _check_settings(workdir: Path, config: Config) -> None:
 
 def _is_early(path: Path) -> bool:
     """Return whether an interrupted start, or a learning rate test, may have left `path`."""
-    if path.name == "plots":
-        return [plot.name for plot in path.iterdir()] == [RATE_PLOT]
-    return path.name in _EARLY_FILES
+    if path.name == "plots" or re.fullmatch(r"fold-\d+", path.name):
+        return path.is_dir() and all(map(_is_early, path.iterdir()))
+    return path.name in _EARLY_FILES or is_temporary(path.name)
 
 
 @contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Make the folder and lock it for this process, until the `with` block or the process ends.
+
+    A process that has it is waited for at most `wait_s`.
 
     Raises:
         ConfigError: another process runs there now, a link is in the folder, or it cannot be
             written.
     """
-    lock = FileLock(workdir / ".lock", timeout=0)
+    lock = FileLock(workdir / ".lock", timeout=wait_s)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         check_no_links(workdir)
@@ -133,7 +136,9 @@ def make_workdir(
 ) -> None:
     """Write the files that identify a run; keep those of the same run, and update its settings.
 
-    `duplicates` and `contents`, the states of its files, are those that its first start found.
+    The folder is locked, so that a file that was not written to its end is a killed process's: it
+    is deleted. `duplicates` and `contents`, the states of its files, are those that its first
+    start found.
 
     Raises:
         ConfigError: the folder belongs to another run by now, or cannot be written.
@@ -144,6 +149,7 @@ def make_workdir(
         if (workdir / "config.json").exists():
             _check_settings(workdir, config)
             check_data(workdir, source)
+        _sweep(workdir)
         text = splits_text(source, splits)
         if not (workdir / CONTENTS_FILE).exists():  # first: with splits, the files are not read
             write_contents(workdir, contents or {})
@@ -162,6 +168,12 @@ def make_workdir(
         write_json(workdir / "config.json", dataclasses.asdict(config))
     except OSError as error:
         raise unusable_workdir(workdir, error) from None
+
+
+def _sweep(workdir: Path) -> None:
+    for folder, _, names in os.walk(workdir):
+        for name in filter(is_temporary, names):
+            Path(folder, name).unlink(missing_ok=True)
 
 
 def update_dataset(workdir: Path, config: Config) -> None:
