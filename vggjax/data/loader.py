@@ -43,8 +43,8 @@ class _Slice(NamedTuple):
 class Process(NamedTuple):
     """One of the `count` processes of a run, each with so many `devices`."""
 
-    index: int = 0
-    count: int = 1  # type: ignore[assignment]  # hides tuple.count, which nothing uses
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, as `count` does tuple.count
+    count: int = 1  # type: ignore[assignment]
     devices: int = 1
 
     def rows(self, batch_size: int) -> range:
