@@ -115,6 +115,17 @@ def test_a_steep_loss_is_drawn_on_a_log_scale_and_equal_rates_share_a_line():
     rows = [row | {"learning_rate/head": 1e-3, "learning_rate/backbone": 1e-3} for row in ROWS]
     assert [drawing.label for drawing in draw_curves(rows)] == ["Loss", "Accuracy", "Learning rate"]
     assert [line.name for line in figures.learning_rates(rows)] == ["head and backbone"]
+
+
+def test_learning_rates_are_shown_down_to_a_thousandth_of_the_lowest_peak():
+    """A cosine ends at almost nothing, which would take most of a logarithmic axis."""
+    rates = zip((1e-3, 5e-4, 1e-10), (1e-5, 5e-6, 1e-12), strict=True)
+    rows = [
+        {"epoch": epoch, "learning_rate/head": head, "learning_rate/backbone": backbone}
+        for epoch, (head, backbone) in enumerate(rates, start=1)
+    ]
+    low, high = draw_curves(rows)[-1].figure.axes[0].get_ylim()
+    assert low == pytest.approx(1e-8) and high >= 1e-3
     steep = [row | {"val/loss": 1000.0 ** -row["epoch"]} for row in ROWS]
     assert draw_curves(steep)[0].label == "Loss (log scale)"
 

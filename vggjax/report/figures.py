@@ -37,6 +37,9 @@ MAX_NUMBERED = 20
 FEW = 10
 """A bin of fewer predictions is drawn pale."""
 
+LEAST_RATE = 1e-3
+"""Learning rates are shown down to this share of their peak; a cosine ends at almost nothing."""
+
 _STEEP = 200
 """A loss that falls by more than this factor is drawn on a log scale."""
 
@@ -103,8 +106,11 @@ def draw_curves(
             )
         )
     if rates := learning_rates(rows):
-        chart = line_chart(rates, title="Learning rate", log=True, marks=marks, legend=True)
-        drawings.append(chart)
+        title, peaks = "Learning rate", [max(y for _, y in line.points) for line in rates]
+        floor = LEAST_RATE * min(peaks)
+        drawings.append(
+            line_chart(rates, title=title, log=True, floor=floor, marks=marks, legend=True)
+        )
     return drawings
 
 
@@ -135,6 +141,7 @@ def line_chart(
     marks: Sequence[Mark] = (),
     best: tuple[float, float] | None = None,
     legend: bool = False,
+    floor: float | None = None,
 ) -> Drawing:
     """Draw curves on common axes.
 
@@ -148,6 +155,7 @@ def line_chart(
         marks: vertical lines, each with a label above the axes.
         best: a point that gets a ring.
         legend: show the names of the lines.
+        floor: where the y axis begins at the least; lower parts of the curves are cut off.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -159,7 +167,8 @@ def line_chart(
         figure, axes = _axes(title, above=_ROW * (max(1, math.ceil(entries / 3)) + mark_rows))
         for number, (line, points) in enumerate(shown):
             is_marked, gid = len(points) <= MAX_MARKED, f"line-{number}"
-            look: Style = dict(c=LIGHT[line.color], ls=_DASHES[line.dash % 3], clip_on=False)
+            look: Style = dict(c=LIGHT[line.color], ls=_DASHES[line.dash % 3])
+            look |= dict(clip_on=floor is not None)
             look |= dict(label=drawable(line.name, width=30), gid=gid, ms=5.5)
             axes.plot(*zip(*points, strict=True), marker="o" if is_marked else "", **look)
             if is_marked:
@@ -167,6 +176,8 @@ def line_chart(
                     f"{line.name}, {x_label} {x:g}: {_format(y, percent)}" for x, y in points
                 ]
         _set_scales(axes, [x for _, points in shown for x, _ in points], percent=percent, log=log)
+        if floor is not None and axes.get_ylim()[0] < floor:
+            axes.set_ylim(bottom=floor)
         whole = dict(integer=x_label == "epoch", min_n_ticks=1)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, **whole))
         axes.set_xlabel(x_label)
