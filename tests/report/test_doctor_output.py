@@ -113,6 +113,13 @@ def test_duplicates_are_side_by_side_and_a_conflict_shows_both_labels(messy_page
     assert len(images) == 2 and images[0] == images[1]
 
 
+def test_a_conflict_is_shown_once_and_the_duplicates_say_so(messy_page):
+    conflicts, exact = (messy_page.section(kind) for kind in ("label_conflict", "exact_duplicate"))
+    shown = set(re.findall(r"<small>(.*?)</small>", conflicts))
+    assert shown and not shown <= set(re.findall(r"<small>(.*?)</small>", exact))
+    assert "more above, among the label conflicts" in exact
+
+
 def test_every_problem_is_linked_to_its_section(messy, messy_page):
     ids = [attributes.get("id") for tag, attributes in messy_page.tags if tag == "section"]
     links = [attributes["href"] for tag, attributes in messy_page.tags if tag == "a"]

@@ -94,10 +94,16 @@ def _tiles(findings: Findings) -> list[tuple[str, str]]:
 def _section(item: Finding, findings: Findings, thumbnails: Thumbnails) -> dict[str, Any]:
     has_images = findings.source is not None and item.kind in (*WITH_IMAGES, *GROUPED)
     section = describe_finding(item, findings.source, most=MAX_CASES if has_images else MAX_LINES)
-    section |= {"cases": [], "is_grouped": item.kind in GROUPED}
+    section |= {"cases": [], "above": 0, "is_grouped": item.kind in GROUPED}
     if has_images:
-        cases = [_case(item.kind, entry, thumbnails) for entry in item.entries[:MAX_CASES]]
-        section |= {"lines": [], "cases": cases}
+        entries, above = item.entries, 0
+        if item.kind in ("exact_duplicate", "near_duplicate"):  # a conflict is shown once
+            conflicts = {entry.images for entry in findings.of("label_conflict")}
+            entries = tuple(entry for entry in entries if entry.images not in conflicts)
+            above = len(item.entries) - len(entries)
+        cases = [_case(item.kind, entry, thumbnails) for entry in entries[:MAX_CASES]]
+        more = len(entries) - len(cases)
+        section |= {"lines": [], "cases": cases, "more": more, "above": above}
     return section
 
 
