@@ -1,5 +1,8 @@
 """Which layers' outputs are cached, where they are kept, and what is refused."""
 
+import shutil
+
+import numpy as np
 import pytest
 from rich.console import Console
 from support.cached_runs import AUGMENTED, FILE, FLIPS, HEAD, QuietConsole, make_config_of
@@ -14,6 +17,7 @@ from vggjax.training.cache.plan import find_cut
 from vggjax.training.console import print_run_summary
 from vggjax.training.freezing import label_layers
 from vggjax.training.prepare import prepare_run
+from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.signals import Stop
 
 
@@ -74,7 +78,7 @@ def test_what_is_random_or_used_once_or_switched_off_is_not_cached(config_of):
 def test_the_size_counts_the_views_of_the_training_images(config_of, settings, views):
     plan = prepare_run(config_of("run", **settings, epochs=5)).feature_plans["head+block5"]
     assert plan.views == views
-    assert plan.size_bytes == (18 * len(views) + 6) * 4 * 2 * 2 * 8  # 2 x 2 px, 8 channels
+    assert plan.size_bytes == (18 * len(views) + 12) * 4 * 2 * 2 * 8  # 2 x 2 px, 8 channels
 
 
 def test_the_stages_share_the_memory_and_a_cut_is_kept_once(config_of):
@@ -82,11 +86,11 @@ def test_the_stages_share_the_memory_and_a_cut_is_kept_once(config_of):
         plans = prepare_run(config_of("run", image_size=512, **settings)).feature_plans
         return [plan.where for plan in plans.values()]
 
-    # 24 images: gap 768 bytes, block4_pool 768 KiB, block3_pool 3 MiB
+    # 24 images: gap 768 bytes, block4_pool 768 KiB; 30 images: block3_pool 3.75 MiB
     settings = {"unfreeze": "none", "head_epochs": None, "epochs": None}
     three = settings | {"stages": ("head:2", "block5:2", "block4:2")}
     assert where(**three) == ["memory", "memory", "memory"]
-    assert where(**three, feature_cache_mb=3) == ["file", "file", "memory"]
+    assert where(**three, feature_cache_mb=4) == ["memory", "file", "memory"]
     assert where(**three, feature_cache_mb=2) == ["memory", "memory", "file"]
     same = settings | {"stages": ("block4:2", "block5:2")}
     run = prepare_run(config_of("same", **same))
@@ -97,6 +101,7 @@ def test_the_stages_share_the_memory_and_a_cut_is_kept_once(config_of):
         pass
     with cache.of(run.stages[1]) as (other, _):
         assert one.loaders == other.loaders
+    cache.discard()
     assert not cache._kept
 
 
@@ -131,7 +136,7 @@ def test_the_summary_states_what_is_cached_where_and_how_large(config_of, monkey
     head, block5 = features()
     assert head.split() == "Features cached up to gap, 1 MB in memory".split()
     assert "up to block4_pool, 1 MB" in block5
-    assert "in a file in the run folder" in features(**FILE)[0]
+    assert "in files in the run folder" in features(**FILE)[0]
     assert "gap, 2 augmented views of each training image, 1 MB" in features(**AUGMENTED)[0]
     assert "gap, each training image and its mirror image, 1 MB" in features(augment="flip")[0]
     assert "gap, the 4 flips of each training image" in features(**FLIPS, epochs=5)[0]
@@ -142,9 +147,40 @@ def test_the_summary_states_what_is_cached_where_and_how_large(config_of, monkey
     assert "--cached-views" not in features(augment="flip", mixup=0.2)[0]  # refused
     assert not features(augment="crop-flip", head_epochs=0, unfreeze="all")
     monkeypatch.setattr(plan, "SPARE_BYTES", 2**62)  # no disk has as much
-    assert "not cached: gap, 1 MB exceeds --feature-cache-mb and the" in features(**FILE)[0]
-    with pytest.raises(ConfigError, match="Raise `feature_cache_mb`, make room on the disk, set"):
+    assert "at every step: gap, 1 MB exceeds --feature-cache-mb and half" in features(**FILE)[0]
+    with pytest.raises(
+        ConfigError, match="Raise `feature_cache_mb`, make room on the disk or lower"
+    ):
         features(**FILE, **AUGMENTED)
     run = prepare_run(config_of("run", **HEAD, **FILE))
     with FeatureCache(run, QuietConsole(), Stop()).of(run.stages[0]) as (same, cut):
         assert (same, cut) == (run, None)  # it trains on the images
+
+
+def test_features_leave_half_of_the_disk_and_are_rounded_before_they_are_left_out(
+    config_of, tmp_path, monkeypatch
+):
+    def plans(*, free, **settings):
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        monkeypatch.setattr(plan, "SPARE_BYTES", 0)
+        run = prepare_run(config_of("run", **HEAD, **FILE, **settings))
+        return run.feature_plans["head"]
+
+    exact = plans(free=10**9)
+    assert (exact.where, exact.dtype, exact.holds_test) == ("file", "float32", True)
+    size = exact.size_bytes
+    assert plans(free=2 * size) == exact
+    rounded = plans(free=2 * size - 1)
+    assert (rounded.where, rounded.dtype, rounded.holds_test) == ("file", "bfloat16", False)
+    assert "as bfloat16 because float32 exceeds" in str(rounded)
+    assert plans(free=2 * rounded.size_bytes - 1).where == "nowhere"
+    with pytest.raises(ConfigError, match="set `feature_dtype` to bfloat16"):
+        plans(free=size - 1, feature_dtype="float32")
+    # A run goes on with the features that it began with, whatever the disk has now.
+    run = prepare_run(config_of("run", **HEAD, **FILE))
+    make_workdir(run.workdir, run.config, run.source, run.splits)
+    (tmp_path / "run" / "features").mkdir()
+    with (tmp_path / "run" / "features" / "one.npy").open("wb") as file:
+        np.lib.format.write_array(file, np.zeros((2, 3), np.uint16), version=(2, 0))
+    assert plans(free=10**9).dtype == "bfloat16"

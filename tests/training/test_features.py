@@ -17,6 +17,7 @@ from support.training_runs import (
 from vggjax.data.augment.augment import augment
 from vggjax.data.images.preprocess import preprocess
 from vggjax.data.loader import Process
+from vggjax.evaluation.evaluate import predict_split
 from vggjax.training import prepare
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.signals import Interrupted
@@ -122,7 +123,32 @@ def test_images_are_decoded_once(config_of, monkeypatch):
     monkeypatch.setattr(prepare, "open_source", open_counted)
     result = train(config_of("run", **FILE, cache_mb=0))  # for both stages
     assert not (result.workdir / "features").exists()
-    assert sorted(read) == sorted([*result.splits["train"], *result.splits["val"]])
+    assert sorted(read) == sorted(np.concatenate(list(result.splits.values())))
+
+
+def test_val_and_test_are_predicted_from_the_features_as_from_the_images(config_of):
+    for name, settings in (("both", FILE | {"epochs": 3, "head_epochs": 2}), ("head", HEAD)):
+        config = config_of(name, **settings, batch_size=5, max_unreadable=0.2)
+        result = train(config)
+        assert set(result.predictions) == {"val", "test"}
+        from_images = dataclasses.replace(result, predictions={})
+        for split, (cached, unreadable) in result.predictions.items():
+            expected, _ = predict_split(from_images, split)
+            assert cached.index.tolist() == expected.index.tolist()
+            assert cached.labels.tolist() == expected.labels.tolist()
+            np.testing.assert_allclose(cached.probs, expected.probs, atol=1e-5)
+            assert predict_split(result, split)[0] is cached and not unreadable
+
+
+def test_an_unreadable_test_image_is_named_whatever_kept_its_features(config_of, tmp_path):
+    config = config_of("run", **HEAD, max_unreadable=0)
+    run = prepare.prepare_run(config)
+    bad = run.splits["test"][2]
+    (tmp_path / "images" / run.source.ids[bad]).write_bytes(b"no image")
+    result = train(config)
+    predictions, unreadable = predict_split(result, "test")
+    assert unreadable == {bad: "not an image"} and bad not in predictions.index
+    assert len(predictions.index) == 5 and not result.left_out
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from rich.console import Console
 from support.steps import make_batch, make_step
 
 from vggjax.data.augment.settings import PRESETS
 from vggjax.errors import VggjaxError
 from vggjax.training import progress
+from vggjax.training.console import ProgressConsole, progress_bar
 from vggjax.training.parallel import Placement
 from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
 from vggjax.training.step import make_eval_step
@@ -134,3 +136,31 @@ def test_other_errors_of_a_step_stay_what_they_are():
 
     with pytest.raises(RuntimeError, match="a bug"):
         CompiledStep(fail)(None, {})
+
+
+def test_long_work_prints_a_line_a_tenth_where_there_is_no_terminal(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def lines(work, seconds_each):
+        for done in range(1, 41):
+            now[0] += seconds_each
+            work(done)
+        return capsys.readouterr().out.splitlines()
+
+    console = ProgressConsole(Console(), epochs=1)
+    with console:
+        console.begin("features", 40, lines=True)
+        slow = lines(console.advance, 3.0)
+        assert slow[0] == "features: 10 %, 4 of 40, about 2 min left" and len(slow) == 9
+        assert slow[-1] == "features: 90 %, 36 of 40, about 12 s left"
+        console.begin("features", 40, lines=True)
+        assert [line.split()[1] for line in lines(console.advance, 0.6)] == ["20", "40", "60", "90"]
+        console.begin("features", 40, lines=True)
+        assert not lines(console.advance, 0.1)  # done within seconds
+        console.begin("an epoch, which has its own line", 40)
+        assert not lines(console.advance, 9.0)
+    with progress_bar(Console(), "evaluating test") as move:
+        assert len(lines(lambda done: move(done, 40), 3.0)) == 9
+    with progress_bar(Console(force_terminal=True), "evaluating test") as move:
+        assert not any("left" in line for line in lines(lambda done: move(done, 40), 3.0))

@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from vggjax.atomic import atomic_write, write_text
@@ -35,25 +34,20 @@ from vggjax.evaluation import multilabel
 from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
 from vggjax.evaluation.other_data import open_evaluation
 from vggjax.training.config import Config
+from vggjax.training.console import progress_bar
 from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.folder import fold_folders
-from vggjax.training.run_dir.run_result import RunResult, load_run_result, read_info
+from vggjax.training.run_dir.run_result import (
+    RunResult,
+    SplitPredictions,
+    load_run_result,
+    read_info,
+)
 from vggjax.training.step import make_predict_step
 
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error)
 MAX_ROWS = 20
 """Classes in the printed table, those with the lowest F1."""
-
-
-class SplitPredictions(NamedTuple):
-    """A model's predictions for the readable images of a split."""
-
-    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nothing uses
-    """int64 (N,), into the source."""
-    labels: np.ndarray
-    """int32 (N,), or of several labels per image bool (N, C)."""
-    probs: np.ndarray
-    """float32 (N, C), each row summing to 1, or each value a sigmoid."""
 
 
 def evaluate(
@@ -139,6 +133,8 @@ def predict_split(
 ) -> tuple[SplitPredictions, dict[int, str]]:
     """Run a run's best model over one of its splits; keep the probabilities in the run folder.
 
+    What the training predicted from the features that it had is taken over.
+
     Returns:
         The predictions for the readable images, and the others: index into the source -> reason.
 
@@ -147,6 +143,30 @@ def predict_split(
         DataError: too many images cannot be read, or the model's outputs are not finite.
     """
     run = _with_data(run)
+    assert run.source is not None
+    known = run.predictions.get(split)
+    predictions, unreadable = known or _predict_images(run, split, batch_size=batch_size)
+    if not len(predictions.index):
+        first, reason = next(iter(unreadable.items()))
+        raise DataError(
+            f"No image of the {split} split can be read; {printable(run.source.ids[first])}: "
+            f"{reason}."
+        )
+    num_broken = int((~np.isfinite(predictions.probs)).any(1).sum())
+    if num_broken:
+        raise DataError(
+            f"The model's outputs are not finite (NaN) for {num_broken} of "
+            f"{len(predictions.probs)} images: its training diverged. Train again with a lower "
+            "`learning_rate`."
+        )
+    write_probabilities(run.workdir, split, predictions)
+    return predictions, unreadable
+
+
+def _predict_images(
+    run: RunResult, split: str, *, batch_size: int | None
+) -> tuple[SplitPredictions, dict[int, str]]:
+    """Read the images of a split and pass them through the network; show the progress."""
     assert run.model is not None and run.info is not None
     assert run.source is not None and run.splits is not None
     loader = SplitLoader(
@@ -162,35 +182,15 @@ def predict_split(
         run.model, run.info.preprocessing.mode, multilabel=run.info.is_multilabel
     )
     print(f"Evaluating {len(loader):,} {split} images.", flush=True)
-    console = Console(stderr=True)
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for batch in track(
-        prefetch(loader.batches(batch_size), lambda batch: batch),
-        "Evaluating",
-        total=loader.num_batches(batch_size),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ):
-        is_readable = batch["mask"] > 0  # neither padding nor unreadable
-        probs = np.asarray(predict_step(batch["images"]))
-        parts.append((batch["index"][is_readable], batch["label"][is_readable], probs[is_readable]))
-    predictions = SplitPredictions(*map(np.concatenate, zip(*parts, strict=True)))
-    if not len(predictions.index):
-        first, reason = next(iter(loader.unreadable.items()))
-        raise DataError(
-            f"No image of the {split} split can be read; {printable(run.source.ids[first])}: "
-            f"{reason}."
-        )
-    num_broken = int((~np.isfinite(predictions.probs)).any(1).sum())
-    if num_broken:
-        raise DataError(
-            f"The model's outputs are not finite (NaN) for {num_broken} of "
-            f"{len(predictions.probs)} images: its training diverged. Train again with a lower "
-            "`learning_rate`."
-        )
-    write_probabilities(run.workdir, split, predictions)
-    return predictions, loader.unreadable
+    parts: list[list[np.ndarray]] = []
+    with progress_bar(Console(stderr=True), f"evaluating {split}") as progress:
+        for batch in prefetch(loader.batches(batch_size), lambda batch: batch):
+            is_readable = batch["mask"] > 0  # neither padding nor unreadable
+            probs = np.asarray(predict_step(batch["images"]))
+            rows = batch["index"], batch["label"], probs
+            parts.append([part[is_readable] for part in rows])
+            progress(min(len(parts) * batch_size, len(loader)), len(loader))
+    return SplitPredictions(*map(np.concatenate, zip(*parts, strict=True))), loader.unreadable
 
 
 def write_probabilities(workdir: Path, split: str, predictions: SplitPredictions) -> None:

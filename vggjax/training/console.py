@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from vggjax.training.prepare import Progress as ProgressCallback
 from vggjax.training.prepare import RunContext, count_trained_names
 from vggjax.training.recipes import lesson_of
 from vggjax.training.run_dir.folder import describe_duplicates
+
+LINE_EVERY_S = 5.0
+"""Seconds between two lines of progress on an output that is no terminal."""
 
 _PIXEL_MODES = {
     "caffe": "'caffe' pixels (BGR minus ImageNet's mean)",
@@ -214,16 +218,51 @@ def _pixel_warning(run: RunContext) -> str:
     )
 
 
+class ProgressLines:
+    """A line for each tenth of a work that takes long, where no bar can be drawn."""
+
+    def __init__(self, console: Console, *, every_s: float = LINE_EVERY_S):
+        self._console, self._every_s = console, every_s
+        self.begin("", 0)
+
+    def begin(self, title: str, total: int, *, done: int = 0) -> None:
+        """Begin a work of `total` images, of which `done` are done; 0 shows nothing."""
+        self._title, self._total, self._first = title, total, done
+        self._tenth = 10 * done // max(total, 1)
+        self._begin_s = self._printed_s = time.monotonic()
+
+    def advance(self, done: int) -> None:
+        """Print a line if another tenth is done, and the last line is some seconds old."""
+        now_s = time.monotonic()
+        tenth = 10 * done // max(self._total, 1)
+        is_due = self._tenth < tenth < 10 and now_s - self._printed_s >= self._every_s
+        if not is_due or self._console.is_terminal:
+            return
+        self._tenth, self._printed_s = tenth, now_s
+        left_s = (now_s - self._begin_s) * (self._total - done) / max(done - self._first, 1)
+        text = f"{self._title}: {10 * tenth} %, {done:,} of {self._total:,}"
+        left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+        line = f"{text}, about {left} left"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
     """Yield the function (done, total) that moves a bar, which appears with its first call.
 
-    What runs before that call, such as a download, may show a bar of its own.
+    What runs before that call, such as a download, may show a bar of its own. Where there is no
+    terminal, long work prints lines.
     """
-    progress = _make_progress(console)
+    progress, lines = _make_progress(console), ProgressLines(console)
     task = progress.add_task(title, total=None, metrics="")
+    is_begun = False
 
     def move(done: int, total: int) -> None:
+        nonlocal is_begun
+        if not is_begun:
+            lines.begin(title, total)
+            is_begun = True
+        lines.advance(done)
         progress.start()
         progress.update(task, completed=done, total=total)
 
@@ -258,6 +297,7 @@ class ProgressConsole:
         self._console, self._epochs = console, epochs
         self._progress = _make_progress(console)
         self._task = self._progress.add_task("", visible=False, metrics="")
+        self._lines = ProgressLines(console)
 
     def __enter__(self) -> "ProgressConsole":
         self._progress.start()
@@ -266,14 +306,19 @@ class ProgressConsole:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def begin(self, title: str, total: int, *, done: int = 0) -> None:
-        """Start a bar of `total` steps or images, in place of the last one."""
+    def begin(self, title: str, total: int, *, done: int = 0, lines: bool = False) -> None:
+        """Start a bar of `total` steps or images, in place of the last one.
+
+        With `lines`, work that takes long prints its progress where there is no terminal.
+        """
+        self._lines.begin(title, total if lines else 0, done=done)
         self._progress.reset(
             self._task, description=title, total=total, completed=done, visible=True, metrics=""
         )
 
     def advance(self, done: int) -> None:
         """Move the bar to `done`."""
+        self._lines.advance(done)
         self._progress.update(self._task, completed=done)
 
     def show_metrics(self, values: dict[str, float], images_per_s: float) -> None:

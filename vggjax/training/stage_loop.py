@@ -125,7 +125,7 @@ def checkpoint_bytes(run: RunContext, stage: Stage) -> int:
 def read_images(run: RunContext, console: ProgressConsole) -> None:
     """Decode the splits that fit in memory, and report unreadable and converted images."""
     for name, loader in run.loaders.items():
-        console.begin(f"reading {name}", len(loader))
+        console.begin(f"reading {name}", len(loader), lines=True)
         loader.prepare(lambda done, _: console.advance(done))
     report_left_out(run, console)
     report_adapted(run, console)

@@ -231,24 +231,29 @@ def draw_views(
 
 
 def make_predict_step(
-    model: Network, mode: str, *, multilabel: bool = False
+    model: Network, mode: str, *, multilabel: bool = False, after: str | None = None
 ) -> Callable[[np.ndarray], jax.Array]:
     """Return a function of images uint8 (N, S, S, 3) that returns probabilities float32 (N, C).
 
     It is compiled once for each shape. Each row sums to 1, one sigmoid unit yields two columns,
-    (1 - p, p); with `multilabel` each column is a sigmoid unit.
+    (1 - p, p); with `multilabel` each column is a sigmoid unit. With `after` its input is that
+    layer's outputs.
     """
     model.eval()
     graphdef, state = nnx.split(model)
-    return lambda images: _predict(graphdef, mode, multilabel, state, images)
+    return lambda inputs: _predict((graphdef, mode, multilabel, after), state, inputs)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))  # module-level: equal networks share one compilation
+@partial(jax.jit, static_argnums=0)  # module-level: equal networks share one compilation
 def _predict(
-    graphdef: Any, mode: str, multilabel: bool, state: nnx.State, images: jax.Array
+    static: tuple[Any, str, bool, str | None], state: nnx.State, inputs: jax.Array
 ) -> jax.Array:
+    graphdef, mode, multilabel, after = static
     network = nnx.merge(graphdef, state)
-    logits = map_microbatches(lambda x: network(preprocess(x, mode)), images)
+    if after:
+        logits = network(inputs, after=after)
+    else:
+        logits = map_microbatches(lambda x: network(preprocess(x, mode)), inputs)
     if multilabel:
         return jax.nn.sigmoid(logits)
     if logits.shape[-1] == 1:

@@ -80,13 +80,15 @@ class Trainer:
                 )
                 with Checkpoints(workdir, strict=config.strict_resume) as self._checkpoints:
                     self._train_stages()
+                predictions = self._features.predict(run.model)
+                self._features.discard()
                 report_adapted(run, self._console, already=adapted)  # while the network trained
                 thresholds = tuple(self._progress.thresholds)
                 info = dataclasses.replace(run.info, left_out=run.left_out(), thresholds=thresholds)
                 model, info = save_model(workdir, run.model, info)
                 self._stop.check(workdir)
         data = run.source, run.splits, run.duplicates, run.duplicate_groups
-        return RunResult(workdir, config, model, info, *data)
+        return RunResult(workdir, config, model, info, *data, predictions=predictions)
 
     def _train_stages(self) -> None:
         """Train what is left of all stages; leave the best weights in the model."""
@@ -101,10 +103,9 @@ class Trainer:
             if self._progress.step:
                 self._console.print(f"Resuming from step {self._progress.step:,}.")
                 self._checkpoints.restore_model(run.model, self._progress.step)
-            self._features = FeatureCache(run, self._console, self._stop)
+            self._features = FeatureCache(run, self._console, self._stop, with_test=True)
             for stage in run.stages:
                 self._train_stage(stage)
-            self._features.discard()
         self._checkpoints.restore_model(run.model, self._progress.best_step)
 
     def _train_stage(self, stage: Stage) -> None:

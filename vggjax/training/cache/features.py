@@ -4,7 +4,8 @@
 (B, ...) instead of `images`, so a stage learns what it would have learned. plan.py decides what
 is cached and where, store.py keeps it, `FeatureCache` fills it. Rows are computed in batches of the
 training's size, and from the features of a later stage where those are kept: in a run of a head and
-block5, each view goes through blocks 1 to 4 once.
+block5, each view goes through blocks 1 to 4 once. So does the test split, with the last stage's
+features: its labels are looked at after the training.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from vggjax.data.loader import ALONE, Batch, Process, SplitLoader, epoch_order, pad_rows, prefetch
+from vggjax.models.network import Network
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes
 from vggjax.training.cache.store import FileStore, Store
@@ -29,8 +31,9 @@ from vggjax.training.config import Stage
 from vggjax.training.console import ProgressConsole
 from vggjax.training.prepare import RunContext
 from vggjax.training.progress import CompiledStep, Throughput
+from vggjax.training.run_dir.run_result import SplitPredictions
 from vggjax.training.signals import Stop
-from vggjax.training.step import draw_views, make_feature_step
+from vggjax.training.step import draw_views, make_feature_step, make_predict_step
 
 FORMAT = "1"
 """Version of the values and files; raise it when their meaning changes."""
@@ -95,10 +98,24 @@ class CachedFeatures:
 
 
 class FeatureCache:
-    """The cached features of a run's stages, filled when the first stage needs them."""
+    """The cached features of a run's stages, filled when the first stage needs them.
 
-    def __init__(self, run: RunContext, console: ProgressConsole, stop: Stop):
+    Args:
+        run: what is trained.
+        console: shows the progress.
+        stop: asked after each batch.
+        with_test: compute the test split's features with the others, for `predict`.
+    """
+
+    def __init__(
+        self, run: RunContext, console: ProgressConsole, stop: Stop, *, with_test: bool = False
+    ):
         self._run, self._console, self._stop = run, console, stop
+        self._images: dict[str, SplitLoader] = dict(run.loaders)
+        last = run.feature_plans.get(run.stages[-1].name)
+        self._last = last if last and last.where != "nowhere" else None
+        if with_test and self._last and self._last.holds_test:
+            self._images["test"] = _open_test(run)
         self._kept: dict[str, dict[str, CachedFeatures]] = {}
         """Cut -> split -> features."""
         self._stores: dict[str, list[Store]] = {}
@@ -109,8 +126,8 @@ class FeatureCache:
         """Yield the run with a stage's features as its loaders, and the layer after which to go on.
 
         A stage that caches nothing yields the run itself and None. Features are deleted when the
-        last stage that uses them ends, since only this run can use them; an interrupted run keeps
-        its files and continues from them.
+        last stage that uses them ends, those of the last stage by `discard`, since only this run
+        can use them; an interrupted run keeps its files and continues from them.
 
         Raises:
             Interrupted: a signal arrived; features in files were saved.
@@ -124,23 +141,50 @@ class FeatureCache:
         later = [run.feature_plans[name] for name in names if name in run.feature_plans]
         try:
             loaders: Any = self._fill([plan, *later])
-            yield dataclasses.replace(run, loaders=loaders), plan.cut
+            own = {split: loaders[split] for split in run.loaders}
+            yield dataclasses.replace(run, loaders=own), plan.cut
         except BaseException:
             for store in sum(self._stores.values(), []):
                 store.close()
             raise
-        for cut in self._stores.keys() - {plan.cut for plan in later}:
+        self._discard_all_but({plan.cut for plan in (*later, self._last) if plan})
+
+    def predict(self, model: Network) -> dict[str, tuple[SplitPredictions, dict[int, str]]]:
+        """Predict val and test with the best weights, from the features of the last stage.
+
+        Return also the unreadable images of each split, index into the source -> reason. Nothing is
+        returned if the last stage keeps no test features, or trained in an earlier process.
+        """
+        kept = self._kept.get(self._last.cut, {}) if self._last else {}
+        if self._last is None or "test" not in kept:
+            return {}
+        run, cut = self._run, self._last.cut
+        mode, multilabel = run.config.preprocessing.mode, run.is_multilabel
+        step = make_predict_step(model, mode, multilabel=multilabel, after=cut)
+        predictions = {}
+        for split in ("val", "test"):
+            parts = []
+            for batch in kept[split].batches(run.batch_size):
+                rows = batch["index"], batch["label"], np.asarray(step(batch["features"]))
+                parts.append([part[batch["mask"] > 0] for part in rows])
+            joined = SplitPredictions(*map(np.concatenate, zip(*parts, strict=True)))
+            predictions[split] = joined, kept[split].unreadable
+        return predictions
+
+    def discard(self) -> None:
+        """Delete all files at the end of the run, also of a stage that was stopped at its end."""
+        self._discard_all_but(set())
+        shutil.rmtree(self._run.workdir / "features", ignore_errors=True)
+
+    def _discard_all_but(self, cuts: set[str]) -> None:
+        for cut in self._stores.keys() - cuts:
             self._kept.pop(cut)
             for store in self._stores.pop(cut):
                 store.discard()
 
-    def discard(self) -> None:
-        """Delete all files at the end of the run, also of a stage that was stopped at its end."""
-        shutil.rmtree(self._run.workdir / "features", ignore_errors=True)
-
     def _fill(self, plans: list[FeaturePlan]) -> dict[str, CachedFeatures]:
         """Return the features of the first plan, computed from those of the others, last first."""
-        loaders: dict[str, Any] = self._run.loaders
+        loaders: dict[str, Any] = self._images
         after = None
         for plan in reversed(plans):
             if plan.where == "nowhere":
@@ -149,7 +193,9 @@ class FeatureCache:
                 filling = _Filling(self._run, plan, after, self._console, self._stop)
                 stores = self._stores.setdefault(plan.cut, [])
                 self._kept[plan.cut] = {
-                    split: filling.fill(split, loader, stores) for split, loader in loaders.items()
+                    split: filling.fill(split, loader, stores, images=self._images[split])
+                    for split, loader in loaders.items()
+                    if split != "test" or plan is self._last
                 }
             loaders, after = self._kept[plan.cut], plan.cut
         return loaders
@@ -172,10 +218,12 @@ class _Filling:
         params, batch_stats = nnx.state(run.model, nnx.Param, nnx.BatchStat)
         self._model_state = run.placement.put_state((params, batch_stats))
 
-    def fill(self, split: str, loader: Any, stores: list[Store]) -> CachedFeatures:
+    def fill(
+        self, split: str, loader: Any, stores: list[Store], *, images: SplitLoader
+    ) -> CachedFeatures:
         """Compute the missing features of a split; append every opened store to `stores`.
 
-        `loader` is the split's images, or its `CachedFeatures` of the layer `after`.
+        `loader` is the split's `images`, or its `CachedFeatures` of the layer `after`.
         """
         run, plan, console = self._run, self._plan, self._console
         is_train = split == "train"
@@ -190,7 +238,7 @@ class _Filling:
             num_stored += store.done
             throughput.add(len(loader) - store.done)
             count = f", view {len(views) + 1} of {len(numbers)}" if len(numbers) > 1 else ""
-            console.begin(f"{title}{count}", len(loader), done=store.done)
+            console.begin(f"{title}{count}", len(loader), done=store.done, lines=True)
             loader.unreadable.update(store.unreadable)
             if not store.is_complete:
                 state = (*self._model_state, run.placement.put_state(np.int32(number)))
@@ -205,7 +253,7 @@ class _Filling:
         console.print(
             f"{title}: {num_images:,} in {throughput.seconds():.0f} s{rate}{earlier}, {size}"
         )
-        return CachedFeatures(run.loaders[split], views, masked, functools.partial(_choose, run))
+        return CachedFeatures(images, views, masked, functools.partial(_choose, run))
 
     def _compute(self, store: Store, loader: Any, compute: Callable[..., Any]) -> None:
         """Compute the rows that `store` lacks; where a signal arrived, save it and raise."""
@@ -251,7 +299,7 @@ class _Filling:
 
     def _open_store(self, split: str, view: int) -> Store:
         run, plan = self._run, self._plan
-        shape = (len(run.loaders[split]), *plan.shape)
+        shape = (len(run.splits[split]), *plan.shape)
         if plan.where == "memory":
             return Store(shape, plan.dtype)
         process = run.placement.process
@@ -273,6 +321,18 @@ def _choose(run: RunContext, number: int, batch_size: int) -> np.ndarray:
         rows=batch_size,
     )
     return np.asarray(views)
+
+
+def _open_test(run: RunContext) -> SplitLoader:
+    """Return the images of the test split: any number of them may be unreadable."""
+    return SplitLoader(
+        run.source,
+        run.splits["test"],
+        run.config.preprocessing,
+        cache_mb=0,  # a single pass
+        num_threads=run.config.num_threads,
+        max_unreadable=None,  # each is named; the figures are of the others
+    )
 
 
 def feature_key(
@@ -301,7 +361,7 @@ def feature_key(
         settings["flip"] = view
     if after:
         settings["after"] = after
-    indices = np.asarray(run.loaders[split].indices)
+    indices = np.asarray(run.splits[split])
     digest = hashlib.sha256(f"{FORMAT} {source.fingerprint}\0".encode())
     digest.update(indices.astype("<i8").tobytes())
     for path in map(source.path, indices.tolist()):

@@ -7,6 +7,10 @@ the head's pooling, with block5 it is block4_pool.
 Views are the versions of a training image. Without augmentation there is one, with flips there are
 two or four: a step takes the one that it draws, so the run is that without a cache. Other
 augmentation has no end of them; of those, `cached_views` are drawn once and take turns.
+
+Features lie in memory up to `feature_cache_mb`, else in files, which leave half of the free disk to
+others. What exceeds that is kept as bfloat16, which halves it and moves no figure of a run beyond
+chance ; where that is too much as well, nothing is kept, and the run says so.
 """
 
 import functools
@@ -24,13 +28,19 @@ import jax.numpy as jnp
 from vggjax.data.augment.settings import describe, finite_views
 from vggjax.errors import ConfigError
 from vggjax.models.network import Network
+from vggjax.training.cache.store import is_bfloat16
 from vggjax.training.config import Config, Stage
 from vggjax.training.freezing import Labels, label_layers
 
 SPARE_BYTES = 2**30
-"""Left free on the disk of a feature file, for the checkpoints."""
+"""Left free on the disk of the feature files, for the checkpoints."""
+
+DISK_SHARE = 0.5
+"""Of the free disk, what the feature files may take."""
 
 Storage = Literal["memory", "file", "nowhere"]
+
+_TOO_MUCH = "exceeds `feature_cache_mb` and half of the free disk space"
 
 _VIEWS = {
     (0, 1): "each training image and its mirror image",
@@ -41,7 +51,7 @@ _VIEWS = {
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """The cached features of one stage, for the splits `train` and `val`."""
+    """The cached features of one stage, for the splits `train`, `val` and, of the last, `test`."""
 
     cut: str
     shape: tuple[int, ...]
@@ -53,6 +63,10 @@ class FeaturePlan:
     """Whether the views are draws, which take turns; val always has the plain images."""
     size_bytes: int
     where: Storage
+    holds_test: bool = False
+    """Whether the test split's features are kept as well, for the final evaluation."""
+    is_rounded: bool = False
+    """Whether `dtype` is bfloat16 for want of room."""
 
     def __str__(self) -> str:
         """Return one line for the run's summary."""
@@ -60,9 +74,10 @@ class FeaturePlan:
         views = draws if self.is_drawn else _VIEWS.get(self.views)
         size = ", ".join(filter(None, (self.cut, views, megabytes(self.size_bytes))))
         if self.where == "nowhere":
-            return f"not cached: {size} exceeds `feature_cache_mb` and the free disk space"
-        storage = "memory" if self.where == "memory" else "a file in the run folder"
-        return f"cached up to {size} in {storage}"
+            return f"not cached, so the frozen layers run at every step: {size} {_TOO_MUCH}"
+        storage = "memory" if self.where == "memory" else "files in the run folder"
+        rounded = f", as bfloat16 because float32 {_TOO_MUCH}" if self.is_rounded else ""
+        return f"cached up to {size} in {storage}{rounded}"
 
 
 def megabytes(size_bytes: int) -> str:
@@ -82,6 +97,36 @@ def find_cut(model: Network, labels: Labels) -> str | None:
     return cut
 
 
+class _Room:
+    """The bytes that features may still take, in memory and in files."""
+
+    def __init__(self, config: Config, workdir: Path):
+        folder, workdir = workdir / "features", workdir.absolute()
+        files = list(folder.glob("*.npy"))
+        existing = next(path for path in (workdir, *workdir.parents) if path.exists())
+        # The files of an interrupted run have their room already.
+        taken = 0
+        for path in files:
+            with suppress(FileNotFoundError):  # the owner of the folder deletes it just now
+                taken += path.stat().st_size
+        free = shutil.disk_usage(existing).free + taken
+        file_bytes = min(int(free * DISK_SHARE), free - SPARE_BYTES)
+        self._free: dict[Storage, int] = {
+            "memory": config.feature_cache_mb * 2**20,
+            "file": file_bytes,
+        }
+        self.has_rounded = any(map(is_bfloat16, files))
+        """Whether an interrupted run has rounded features, with which it has to go on."""
+
+    def take(self, size_bytes: int) -> Storage:
+        """Return where features of this size lie, and take their bytes."""
+        for name, free in self._free.items():
+            if size_bytes <= free:
+                self._free[name] -= size_bytes
+                return name
+        return "nowhere"
+
+
 def plan_features(
     config: Config,
     model: Network,
@@ -94,7 +139,7 @@ def plan_features(
 ) -> dict[str, FeaturePlan]:
     """Return the plan of each stage that caches features, {stage's name: plan}.
 
-    `counts` holds the number of images of `train` and `val`. A stage caches features if the run up
+    `counts` holds the number of images of each split. A stage caches features if the run up
     to its end visits the images more often than they have views. The stages before it have deeper
     cuts: they compute their features from its own, which then lie there until its end.
 
@@ -105,7 +150,7 @@ def plan_features(
     if config.cache_features == "off" or not (flips or requested):
         return {}
     plans: dict[str, FeaturePlan] = {}
-    free = {"memory": config.feature_cache_mb * 2**20, "file": _free_disk_bytes(workdir)}
+    room = _Room(config, workdir)
     source: FeaturePlan | None = None
     for stage in reversed(stages):
         cut = find_cut(model, label_layers(model, stage.unfreeze))
@@ -117,7 +162,8 @@ def plan_features(
         if cut is None or not is_worth_it:
             continue
         shared = source if source and source.cut == cut else None
-        plan = shared or _plan_cut(config, model, cut, views, counts, free)
+        own = {split: counts[split] for split in counts if split != "test" or stage is stages[-1]}
+        plan = shared or _plan_cut(config, model, cut, views, own, room)
         if plan.where == "nowhere" and (requested or config.feature_dtype):
             raise ConfigError(_no_room_message(config, plan))
         plans[stage.name] = plan
@@ -137,30 +183,35 @@ def _plan_cut(
     cut: str,
     views: tuple[int, ...],
     counts: Mapping[str, int],
-    free: dict[str, int],
+    room: _Room,
 ) -> FeaturePlan:
-    """Return the plan of a cut; take its bytes from `free`, those of each storage."""
-    dtype = config.feature_dtype or config.dtype
+    """Return the plan of a cut for the splits in `counts`; take its bytes from the room."""
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     shape = jax.eval_shape(functools.partial(model, until=cut), image).shape[1:]
-    num_images = counts["train"] * len(views) + counts["val"]
-    size_bytes = num_images * math.prod(shape) * jnp.dtype(dtype).itemsize
-    storages: tuple[Storage, ...] = ("memory", "file")
-    where: Storage = next((name for name in storages if size_bytes <= free[name]), "nowhere")
-    if where != "nowhere":
-        free[where] -= size_bytes
-    return FeaturePlan(cut, shape, dtype, views, bool(config.cached_views), size_bytes, where)
-
-
-def _free_disk_bytes(workdir: Path) -> int:
-    """Return what feature files may take; those of an interrupted run have their room already."""
-    workdir = workdir.absolute()
-    existing = next(path for path in (workdir, *workdir.parents) if path.exists())
-    taken = 0
-    for path in (workdir / "features").glob("*.npy"):
-        with suppress(FileNotFoundError):  # the owner of the folder deletes it just now
-            taken += path.stat().st_size
-    return shutil.disk_usage(existing).free + taken - SPARE_BYTES
+    given = config.feature_dtype or config.dtype
+    may_round = config.feature_dtype is None and given == "float32"
+    dtypes = ["bfloat16"] if may_round and room.has_rounded else [given]
+    dtypes += ["bfloat16"] * (may_round and not room.has_rounded)
+    for dtype in dtypes:
+        # The final evaluation is of the model as it will be used, not of rounded features.
+        holds_test = "test" in counts and dtype == config.dtype
+        num_images = counts["train"] * len(views) + counts["val"]
+        num_images += counts["test"] if holds_test else 0
+        size_bytes = num_images * math.prod(shape) * jnp.dtype(dtype).itemsize
+        where = room.take(size_bytes)
+        if where != "nowhere":
+            break
+    return FeaturePlan(
+        cut,
+        shape,
+        dtype,
+        views,
+        is_drawn=bool(config.cached_views),
+        size_bytes=size_bytes,
+        where=where,
+        holds_test=holds_test,
+        is_rounded=dtype != given,
+    )
 
 
 def uncached_note(config: Config, model: Network, stages: Sequence[Stage]) -> str:
@@ -196,6 +247,6 @@ def _no_room_message(config: Config, plan: FeaturePlan) -> str:
         fixes.append("lower `cached_views`")
     return (
         f"The features up to {plan.cut} take {megabytes(plan.size_bytes)}, which exceeds "
-        f"`feature_cache_mb` {config.feature_cache_mb} and the free disk space of the run folder. "
+        f"`feature_cache_mb` {config.feature_cache_mb} and half of the disk space that is free. "
         f"{', '.join(fixes[:-1])} or {fixes[-1]}."
     )

@@ -202,3 +202,13 @@ class FileStore(Store):
             f"{error.strerror or error}. Make room on the disk, or set `cache_features` to off; "
             "the same command continues from here."
         )
+
+
+def is_bfloat16(path: Path) -> bool:
+    """Return whether a file of features holds bfloat16; a damaged one is taken to hold none."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            return np.lib.format.read_array_header_2_0(file)[2] == np.uint16
+    except (OSError, ValueError):
+        return False

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +169,17 @@ def read_info(workdir: str | Path) -> ModelInfo:
         raise WeightsError(f"{printable(path)} is damaged: {reason}.") from None
 
 
+class SplitPredictions(NamedTuple):
+    """A model's predictions for the readable images of a split."""
+
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nothing uses
+    """int64 (N,), into the source."""
+    labels: np.ndarray
+    """int32 (N,), or of several labels per image bool (N, C)."""
+    probs: np.ndarray
+    """float32 (N, C), each row summing to 1, or each value a sigmoid."""
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A finished training: its settings, the best model, and the data that it was trained on."""
@@ -188,6 +199,9 @@ class RunResult:
     """The result of the training's search for duplicates; None if it made none, or from files."""
     missing_data: str = ""
     """Why there is no source."""
+    predictions: dict[str, tuple[SplitPredictions, dict[int, str]]] = field(default_factory=dict)
+    """Split -> the best model's predictions, and the unreadable images, index into the source ->
+    reason; of val and test, if the training kept their features."""
 
     @property
     def left_out(self) -> dict[str, str]:
