@@ -9,24 +9,26 @@ from pathlib import Path
 import pytest
 
 import vggjax
+import vggjax.features
 
 HEAVY = ("jax", "flax", "scipy", "sklearn", "matplotlib", "tensorflow_datasets", "h5py", "orbax")
 """What only some commands need, and what takes most of the time of an import."""
 
 
-def public_imports() -> dict[str, str]:
-    """Return the names that vggjax/__init__.py imports for type checkers: {name: module}."""
-    tree = ast.parse(inspect.getsource(vggjax))
+def public_imports(package) -> dict[str, str]:
+    """Return the names that a package's __init__.py imports for type checkers: {name: module}."""
+    tree = ast.parse(inspect.getsource(package))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     imports = (node for node in block.body if isinstance(node, ast.ImportFrom))
     return {alias.asname: node.module for node in imports for alias in node.names}
 
 
-def test_every_public_name_loads_from_where_type_checkers_see_it():
-    assert public_imports() == vggjax._PLACES
-    for name, module in vggjax._PLACES.items():
-        assert getattr(vggjax, name) is getattr(sys.modules[module], name)
-        assert name in dir(vggjax)
+@pytest.mark.parametrize("package", [vggjax, vggjax.features])
+def test_every_public_name_loads_from_where_type_checkers_see_it(package):
+    assert public_imports(package) == package._PLACES
+    for name, module in package._PLACES.items():
+        assert getattr(package, name) is getattr(sys.modules[module], name)
+        assert name in dir(package)
 
 
 def test_another_name_is_an_attribute_error():
@@ -39,6 +41,7 @@ def test_another_name_is_an_attribute_error():
     [
         "import vggjax",
         "import vggjax; vggjax.Config",
+        "import vggjax.features",
         "from vggjax.cli.main import main; main([])",
         "from vggjax.cli.main import main; main(['recipes'])",
         "import sys; sys.argv[1:] = ['train', '--help']; from vggjax.cli.main import main; main()",

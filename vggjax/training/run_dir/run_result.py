@@ -136,6 +136,7 @@ def assemble_model(info: ModelInfo, weights: Weights) -> Network:
         lambda: Network(info.arch, head=head, image_size=size, dtype=jnp.dtype(info.dtype))
     )
     assign(model, weights)
+    model.preprocess_mode = info.preprocessing.mode
     model.eval()
     return model
 
