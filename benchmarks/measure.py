@@ -7,6 +7,8 @@ import inspect
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -62,21 +64,60 @@ def print_measure(doc: str, measure: Callable[..., Iterable[Row]]) -> None:
     print_table(measure(**vars(parser.parse_args())))
 
 
-def describe_machine() -> str:
-    """Return the cores, the processor, the versions and the date on one line."""
+def describe_processor() -> str:
+    """Return the number of usable cores and the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         processor = platform.processor() or platform.machine()
+    return f"{len(os.sched_getaffinity(0))} cores of {processor}"
+
+
+def describe_machine() -> str:
+    """Return the cores, the processor, the versions and the date on one line."""
     versions = [f"Python {platform.python_version()}"]
     for name in ("jax", "flax", "tensorflow-cpu", "keras", "torch"):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {processor}; {', '.join(versions)}; {datetime.date.today()}."
+    return f"{describe_processor()}; {', '.join(versions)}; {datetime.date.today()}."
+
+
+class Usage(NamedTuple):
+    """What a process took."""
+
+    wall_s: float
+    cpu_s: float
+    """Of all its threads."""
+    peak_mb: float
+    """Its largest resident set, libraries included."""
+
+
+def run_process(arguments: list[str], *, output: Path | None = None) -> Usage:
+    """Run a process to its end, with what it prints in a file, or nowhere.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    begin_s = time.perf_counter()
+    with open(output or os.devnull, "w") as file:
+        stderr = None if output is None else subprocess.STDOUT
+        process = subprocess.Popen(arguments, stdout=file, stderr=stderr, env=environment)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall_s = time.perf_counter() - begin_s
+    if process.returncode not in (0, 3):  # 3: done, without a few images
+        raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}; see {output}")
+    peak_mb = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Usage(wall_s, usage.ru_utime + usage.ru_stime, peak_mb)
 
 
 def time_in_turn(calls: Mapping[str, Call | None], *, rounds: int) -> dict[str, float]:

@@ -8,9 +8,7 @@ features, and checkpoints; the peers hold their images as uint8 in memory and ru
 epoch.
 """
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Row, print_measure
+from benchmarks.measure import Row, print_measure, run_process
 from benchmarks.peers import installed
 from benchmarks.stages import SIZE_PX, make_keras, make_photographs, torch_step
 
@@ -53,16 +51,6 @@ def command(name: str, photographs: int, scratch: Path, folder: Path) -> list[st
     return [sys.executable, "-c", code]
 
 
-def peak_mb(arguments: list[str]) -> float:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}")
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def measure(*, photographs: int = 96, rounds: int = 5) -> Iterator[Row]:
     names = ["vggjax"]
     names += ["Keras-TF"] if installed("keras", "tensorflow") else []
@@ -73,7 +61,8 @@ def measure(*, photographs: int = 96, rounds: int = 5) -> Iterator[Row]:
         for _ in range(rounds):
             for name in names:
                 with tempfile.TemporaryDirectory(prefix="vggjax-memory-") as scratch:
-                    peaks[name].append(peak_mb(command(name, photographs, Path(scratch), folder)))
+                    arguments = command(name, photographs, Path(scratch), folder)
+                    peaks[name].append(run_process(arguments).peak_mb)
     medians = {name: statistics.median(values) for name, values in peaks.items()}
     work = f"peak memory of training block5 + head, {SIZE_PX} px, batch {BATCH}"
     yield Row(work, "MB", medians.pop("vggjax"), medians, 1.0)
