@@ -206,7 +206,7 @@ def run_seed(planned: Planned, seed: int) -> dict[str, Any]:
         [sys.executable, "-m", "vggjax", *arguments], output=planned.work / f"{workdir.name}.txt"
     )
     shown = shlex.join(planned.arguments(seed, shown=True))
-    shown = re.sub(r"(--seed |--start-from [\w-]+-)\d+", r"\1SEED", shown)
+    shown = re.sub(r"(--seed |--start-from [\w-]+-)\d+", r"\g<1>0", shown)
     record = {
         "name": planned.name,
         "seed": seed,

@@ -56,7 +56,7 @@ def test_a_seed_is_a_process_of_its_own_and_is_not_run_twice(root, monkeypatch, 
     assert measured["accuracy"] == evaluation["accuracy"] and sum(measured["splits"]) == 1797
     assert measured["epochs"] == 1 and measured["cpu_s"] > 0 and measured["peak_mb"] > 50
     assert "mnist-cnn, seed 0" in capsys.readouterr().out
-    assert measured["command"].endswith("--seed SEED --split 0.04,0.03,0.93 --epochs 1")
+    assert measured["command"].endswith("--seed 0 --split 0.04,0.03,0.93 --epochs 1")
 
     monkeypatch.setattr(lessons, "run_process", None)  # would fail
     lessons.run_all(planned, seeds=1, root=root)
