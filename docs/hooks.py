@@ -15,7 +15,7 @@ def on_page_markdown(markdown: str, *, page, **_: object) -> str:
     if page.file.src_uri == "index.md":
         with open("README.md", encoding="utf-8") as file:
             markdown = file.read().replace("](docs/", "](")
-        files = r"\]\(((?:[A-Z]+|weights/README|benchmarks/README)\.(?:md|cff))\)"
+        files = r"\]\((examples|(?:[A-Z]+|weights/README|benchmarks/README)\.(?:md|cff))\)"
         return re.sub(files, rf"]({REPOSITORY}\1)", markdown)
     pages = {"train": train_page(Config(), whole=True)}
     pages |= {name: command_page(name, run) for name, run in COMMANDS.items() if name != "train"}
