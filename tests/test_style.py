@@ -214,6 +214,7 @@ def parses(monkeypatch, capsys):
 
     for place in (
         "vggjax.api.fit",
+        "vggjax.evaluation.estimate.estimate",
         "vggjax.evaluation.evaluate.evaluate",
         "vggjax.evaluation.other_data.open_evaluation",
         "vggjax.report.report.write_report",

@@ -89,7 +89,7 @@ def top_classes(probs: np.ndarray, k: int = TOP_K) -> np.ndarray:
     return np.argsort(-np.asarray(probs), axis=1, kind="stable")[:, :k]
 
 
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+def wilson_interval(correct: float, total: float) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion at 95 % (1927, J. Am. Stat. Assoc. 22:209).
 
     Unlike the normal approximation it stays inside [0, 1] and always has a width.

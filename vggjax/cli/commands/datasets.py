@@ -1,14 +1,16 @@
-"""Datasets before training: doctor, and a preview of the augmentation."""
+"""Datasets before training: doctor, an estimate, and a preview of the augmentation."""
 
+import dataclasses
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from vggjax.data.augment.settings import Augmentation
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.errors import printable
+from vggjax.training.config import Config
 
 
 def doctor(
@@ -66,6 +68,60 @@ def doctor(
     if write_csv is not None:
         print_table(console, write_csv, write_table(findings.source, write_csv))
     return findings.exit_code
+
+
+def estimate(
+    data: Annotated[Positional[str], arg(metavar="DATA")],
+    /,
+    *,
+    options: Annotated[DatasetOptions, arg(name="")] = DEFAULT_OPTIONS,
+    model: str = "vgg16",
+    weights: str = "imagenet",
+    image_size: int = 224,
+    preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto",
+    split: str = Config.split,
+    images: int = 2000,
+    seed: int = 0,
+    data_dir: str | None = None,
+    json: bool = False,
+) -> int:
+    """Estimate a dataset's accuracy before training, and what more images would give.
+
+    A linear head learns from 10, 30 and 100 % of the images' features. The test split stays closed.
+
+    Args:
+        data: A folder, a CSV, a tfds name or digits.
+        options: How to read the dataset.
+        model: The network, as for train.
+        weights: imagenet, or a weight file.
+        image_size: Side in px of the images that the model would see.
+        preprocess: The pixels that the weights expect; auto is what they were trained with.
+        split: Shares of train,val,test, as for train.
+        images: Pass no more images of train and val through the network.
+        seed: Of the splits and of the choice of images.
+        data_dir: Where datasets of tfds are kept.
+        json: Print the estimate as JSON.
+    """
+    from rich.console import Console
+
+    from vggjax.evaluation.estimate import estimate
+    from vggjax.training.console import progress_bar
+
+    config = Config(
+        dataset=data,
+        **dataclasses.asdict(options),
+        model=model,
+        weights=weights,
+        image_size=image_size,
+        preprocess=preprocess,
+        split=split,
+        seed=seed,
+        data_dir=data_dir,
+    )
+    with progress_bar(Console(stderr=True), "features") as progress:
+        result = estimate(config, max_images=images, progress=progress)
+    print(json_module.dumps(result.to_json(), indent=2) if json else result)
+    return 0
 
 
 def augment_preview(

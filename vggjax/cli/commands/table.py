@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vggjax.cli.commands.datasets import augment_preview, doctor
+from vggjax.cli.commands.datasets import augment_preview, doctor, estimate
 from vggjax.cli.commands.images import predict
 from vggjax.cli.commands.networks import convert, summary, verify
 from vggjax.cli.commands.runs import evaluate, recipes, report, train
@@ -17,6 +17,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "summary": summary,
     "recipes": recipes,
     "doctor": doctor,
+    "estimate": estimate,
     "augment-preview": augment_preview,
 }
 """Name -> command, in the order of the help."""
