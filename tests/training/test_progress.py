@@ -12,7 +12,7 @@ from support.steps import make_batch, make_step
 from vggjax.data.augment.settings import PRESETS
 from vggjax.errors import VggjaxError
 from vggjax.training import progress
-from vggjax.training.console import ProgressConsole, progress_bar
+from vggjax.training.console import ProgressConsole, draws_bars, progress_bar
 from vggjax.training.parallel import Placement
 from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
 from vggjax.training.step import make_eval_step
@@ -164,3 +164,12 @@ def test_long_work_prints_a_line_a_tenth_where_there_is_no_terminal(monkeypatch,
         assert len(lines(lambda done: move(done, 40), 3.0)) == 9
     with progress_bar(Console(force_terminal=True), "evaluating test") as move:
         assert not any("left" in line for line in lines(lambda done: move(done, 40), 3.0))
+
+
+@pytest.mark.parametrize("has_widgets", [True, False])
+def test_a_notebook_has_bars_where_ipywidgets_can_draw_them(has_widgets, monkeypatch):
+    spec = object() if has_widgets else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    assert draws_bars(Console(force_jupyter=True)) == has_widgets
+    assert not draws_bars(Console(force_jupyter=False, force_terminal=False))
+    assert draws_bars(Console(force_jupyter=False, force_terminal=True))

@@ -1,6 +1,7 @@
 """The terminal output of a run: its summary, a progress bar, and a line per epoch."""
 
 import dataclasses
+import importlib.util
 import math
 import time
 from collections.abc import Iterator
@@ -218,6 +219,12 @@ def _pixel_warning(run: RunContext) -> str:
     )
 
 
+def draws_bars(console: Console) -> bool:
+    """Return whether an output can draw a bar: a terminal, or a notebook with ipywidgets."""
+    has_widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal or has_widgets
+
+
 class ProgressLines:
     """A line for each tenth of a work that takes long, where no bar can be drawn."""
 
@@ -236,7 +243,7 @@ class ProgressLines:
         now_s = time.monotonic()
         tenth = 10 * done // max(self._total, 1)
         is_due = self._tenth < tenth < 10 and now_s - self._printed_s >= self._every_s
-        if not is_due or self._console.is_terminal:
+        if not is_due or draws_bars(self._console):
             return
         self._tenth, self._printed_s = tenth, now_s
         left_s = (now_s - self._begin_s) * (self._total - done) / max(done - self._first, 1)
@@ -280,7 +287,7 @@ def _make_progress(console: Console) -> Progress:
         TextColumn("{task.fields[metrics]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    return Progress(*columns, console=console, disable=not draws_bars(console), transient=True)
 
 
 def _scores(values: dict[str, float], split: str, *, digits: int = 4) -> str:
