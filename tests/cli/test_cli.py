@@ -83,7 +83,7 @@ def test_all_settings_of_train_are_in_its_whole_help(capsys, monkeypatch):
     ("line", "says"),
     [
         ("trian", "Unknown command 'trian'. Did you mean 'train'?"),
-        ("--bogus", "Choices: train, evaluate, report, predict, convert, verify, summary, recipes"),
+        ("--bogus", "Choices: train, evaluate, report, predict, export"),
         # A missing file or folder
         ("train --dataset ./gone", "There is no folder 'gone'."),
         ("train --dataset flowrs", "Did you mean 'flowers'?"),
@@ -142,7 +142,8 @@ def test_all_settings_of_train_are_in_its_whole_help(capsys, monkeypatch):
         ("train --wd 0.1", "Did you mean --weight-decay? See"),
         ("train --resume", "The same command with the same --workdir resumes. See"),
         ("train --zzz 1", "Unrecognized options: --zzz 1. See"),
-        ("export runs/first", "vggjax convert RUN FILE writes a run's weights"),
+        ("export runs/first", "Missing: OUT. See vggjax export --help."),
+        ("export empty out.mlmodel", "must end in .onnx, .stablehlo"),
         ("test", "Unknown command 'test'. Did you mean 'evaluate'?"),
         ("evaluate runs/first", "Missing: --workdir. Did you mean --workdir runs/first? See"),
         ("evaluate --run runs/first", "Missing: --workdir. Did you mean --workdir for --run? See"),

@@ -34,7 +34,6 @@ MAX_CACHE_BYTES = 256 * 2**20
 
 
 OTHER_NAMES = {
-    "export": "vggjax convert RUN FILE writes a run's weights for Keras (.h5) or torch (.pth).",
     **dict.fromkeys(("fit", "finetune", "run"), "Did you mean 'train'?"),
     **dict.fromkeys(("test", "val", "validate", "eval", "score"), "Did you mean 'evaluate'?"),
     **dict.fromkeys(("infer", "inference", "classify"), "Did you mean 'predict'?"),

@@ -179,7 +179,10 @@ def _predict_images(
     )
     batch_size = min(batch_size or run.config.batch_size, len(loader))
     predict_step = make_predict_step(
-        run.model, run.info.preprocessing.mode, multilabel=run.info.is_multilabel
+        run.model,
+        run.info.preprocessing.mode,
+        multilabel=run.info.is_multilabel,
+        temperature=run.info.temperature,
     )
     print(f"Evaluating {len(loader):,} {split} images.", flush=True)
     parts: list[list[np.ndarray]] = []

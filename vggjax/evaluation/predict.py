@@ -62,7 +62,10 @@ class Classifier:
         self.info = info
         """Network, class names and preprocessing."""
         self._predict_step = make_predict_step(
-            model, info.preprocessing.mode, multilabel=info.is_multilabel
+            model,
+            info.preprocessing.mode,
+            multilabel=info.is_multilabel,
+            temperature=info.temperature,
         )
 
     @property

@@ -231,22 +231,31 @@ def draw_views(
 
 
 def make_predict_step(
-    model: Network, mode: str, *, multilabel: bool = False, after: str | None = None
+    model: Network,
+    mode: str,
+    *,
+    multilabel: bool = False,
+    temperature: float | None = None,
+    after: str | None = None,
 ) -> Callable[[np.ndarray], jax.Array]:
     """Return a function of images uint8 (N, S, S, 3) that returns probabilities float32 (N, C).
 
     It is compiled once for each shape. Each row sums to 1, one sigmoid unit yields two columns,
-    (1 - p, p); with `multilabel` each column is a sigmoid unit. With `after` its input is that
-    layer's outputs.
+    (1 - p, p); with `multilabel` each column is a sigmoid unit. The `temperature` divides the
+    logits; None leaves them as they are. With `after` its input is that layer's outputs.
     """
     model.eval()
     graphdef, state = nnx.split(model)
-    return lambda inputs: _predict((graphdef, mode, multilabel, after), state, inputs)
+    scale = np.float32(1 / (temperature or 1))
+    return lambda inputs: _predict((graphdef, mode, multilabel, after), state, inputs, scale)
 
 
 @partial(jax.jit, static_argnums=0)  # module-level: equal networks share one compilation
 def _predict(
-    static: tuple[Any, str, bool, str | None], state: nnx.State, inputs: jax.Array
+    static: tuple[Any, str, bool, str | None],
+    state: nnx.State,
+    inputs: jax.Array,
+    scale: jax.Array,
 ) -> jax.Array:
     graphdef, mode, multilabel, after = static
     network = nnx.merge(graphdef, state)
@@ -254,6 +263,11 @@ def _predict(
         logits = network(inputs, after=after)
     else:
         logits = map_microbatches(lambda x: network(preprocess(x, mode)), inputs)
+    return to_probabilities(scale * logits, multilabel=multilabel)
+
+
+def to_probabilities(logits: jax.Array, *, multilabel: bool) -> jax.Array:
+    """Return the probabilities (N, C) of logits (N, C), or of one sigmoid unit's (N, 1)."""
     if multilabel:
         return jax.nn.sigmoid(logits)
     if logits.shape[-1] == 1:

@@ -6,12 +6,14 @@ from vggjax.cli.commands.datasets import augment_preview, doctor, estimate
 from vggjax.cli.commands.images import predict
 from vggjax.cli.commands.networks import convert, summary, verify
 from vggjax.cli.commands.runs import evaluate, recipes, report, train
+from vggjax.cli.commands.services import export
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "report": report,
     "predict": predict,
+    "export": export,
     "convert": convert,
     "verify": verify,
     "summary": summary,

@@ -26,9 +26,9 @@ MODES = ("caffe", "torch", "unit")
 RESIZES = ("squash", "crop")
 INTERPOLATIONS = tuple(FILTERS)
 
-_BGR_MEAN = (103.939, 116.779, 123.68)
-_RGB_MEAN = (0.485, 0.456, 0.406)
-_RGB_STD = (0.229, 0.224, 0.225)
+BGR_MEAN = (103.939, 116.779, 123.68)
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def preprocess(images: "np.ndarray | jax.Array", mode: str = "caffe") -> "jax.Ar
         _warn_of_small_range(images)
     pixels = jnp.asarray(images).astype(jnp.float32)
     if mode == "caffe":
-        return pixels[..., ::-1] - along_channels(_BGR_MEAN)
+        return pixels[..., ::-1] - along_channels(BGR_MEAN)
     pixels = pixels / 255.0
     if mode == "torch":
-        pixels = (pixels - along_channels(_RGB_MEAN)) / along_channels(_RGB_STD)
+        pixels = (pixels - along_channels(RGB_MEAN)) / along_channels(RGB_STD)
     return pixels
 
 
@@ -148,13 +148,18 @@ def resize_image(
     return resize(image, (size, size), filter=preprocessing.interpolation, box=box, out=out)
 
 
+def short_side(size: int) -> int:
+    """Return the px that an image's short side is resized to for a center crop of `size`."""
+    return round(size * 256 / 224)
+
+
 def _center_box(image: np.ndarray, size: int) -> Box:
     """Return the box of the image that a center crop shows, in pixels of the image.
 
     Resizing before cropping would turn a strip of 1 x 5,000 px into 256 x 1,280,000.
     """
     height, width = image.shape[:2]
-    short = round(size * 256 / 224)
+    short = short_side(size)
     scale = short / min(height, width)
     full_width, full_height = max(short, int(width * scale)), max(short, int(height * scale))
     left, top = round((full_width - size) / 2), round((full_height - size) / 2)

@@ -22,7 +22,8 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _COMPILED = {"bilinear": 0, "bicubic": 1}
-_PILLOW = int(PIL.__version__.partition(".")[0])
+PILLOW_MAJOR = int(PIL.__version__.partition(".")[0])
+"""The version of Pillow decides which direction is resized first."""
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of the image; rounded to float32, as in Pillow."""
@@ -44,7 +45,9 @@ def resize(
     if out is None:
         out = np.empty((*size, 3), np.uint8)
     height, width = image.shape[:2]
-    is_order_unknown = _PILLOW < 13 and height > 100 * width  # since 12.2 the height goes first
+    is_order_unknown = (
+        PILLOW_MAJOR < 13 and height > 100 * width
+    )  # since 12.2 the height goes first
     if filter not in _COMPILED or is_order_unknown or not is_compiled():
         out[...] = _resize_by_pillow(image, size, filter, box)
     elif out.shape == (*size, 3) and _has_plain_rows(out):
@@ -76,7 +79,7 @@ def _goes_down_first(image: np.ndarray, size: tuple[int, int]) -> bool:
     """Return whether Pillow resizes the height first, which matters as it rounds in between."""
     lower, narrower = image.shape[0] - size[0], image.shape[1] - size[1]
     # Since 13, if the height loses more than twice as many pixels, whatever the box.
-    return _PILLOW >= 13 and lower > max(0, 2 * narrower)
+    return PILLOW_MAJOR >= 13 and lower > max(0, 2 * narrower)
 
 
 def _resize_by_pillow(

@@ -6,6 +6,7 @@ command scans the dataset and loads the model once.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -69,6 +70,9 @@ class ModelInfo:
     thresholds: tuple[float, ...] = ()
     """With `multilabel`, the probability from which on each class is predicted: the one with the
     highest F1 on the validation split. Empty until the training is done."""
+    temperature: float | None = None
+    """What the logits are divided by, fitted on the validation split; 1 where none helps. None
+    with several labels per image, before the fit, and from versions that fitted none."""
     weights_sha256: str = ""
     """The SHA-256 of `model.safetensors`; empty from versions that did not write it."""
 
@@ -85,6 +89,8 @@ class ModelInfo:
             raise ValueError(f"the dtype {self.dtype!r} is unknown")
         if self.is_multilabel and len(self.thresholds) not in (0, len(names)):
             raise ValueError("it needs a threshold for each class")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ValueError(f"the temperature {self.temperature!r} is not a number above 0")
         find_arch(self.arch)
         Head.parse(self.head).for_classes(len(names), multilabel=self.is_multilabel)
 

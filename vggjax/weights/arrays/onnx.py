@@ -76,7 +76,9 @@ def parse_onnx(path: Path) -> ParsedFile:
         doubt = f"its graph computes something before the first convolution ({network.before[0]})"
     elif not any("block1_conv1" in name for name in model.tensors):
         doubt = "neither its names nor its graph show on which pixels it was trained"
-    info = FileInfo(f"ONNX, by {model.producer or 'unknown'}", {}, determined, doubt)
+    title = f"ONNX, by {model.producer or 'unknown'}"
+    metadata = model.metadata if model.producer == "vggjax" else {}
+    info = FileInfo(title, metadata, determined, "" if metadata else doubt)
     return ParsedFile(info, plan, left_out, numbers_beside=others)
 
 
@@ -111,6 +113,8 @@ class _Node:
 @dataclass
 class _Model:
     producer: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The network and the pixels that an export of this package states."""
     nodes: list[_Node] = field(default_factory=list)
     tensors: dict[str, Span] = field(default_factory=dict)
 
@@ -128,9 +132,16 @@ class _Parser:
         for number, value in self._fields((0, self._size_bytes)):
             if number == 2:
                 self._model.producer = self._text(value)
+            elif number == 14:
+                self._state(value)
             elif number == 7:
                 self._graph(value)
         return self._model
+
+    def _state(self, message: Any) -> None:
+        entry = dict(self._fields(message))
+        if (name := self._text(entry.get(1))) in ("arch", "preprocess"):
+            self._model.metadata[name] = self._text(entry.get(2))
 
     def _graph(self, message: Any) -> None:
         for number, value in self._fields(message):
@@ -327,6 +338,8 @@ class _Network:
             self._block, self._conv = self._block + bool(self._conv), 0
         elif node.op == "Transpose" and not named:
             self._channels_last = node.perm == (0, 2, 3, 1)
+        elif node.op == "MatMul" and not named and not self._base:
+            pass  # resizes the images, as this package's exports do
         elif node.op in ("Conv", "Gemm", "MatMul"):
             self._add_weighted(node)
         elif node.op in ("QLinearConv", "ConvInteger"):
