@@ -153,7 +153,14 @@ def test_dependencies_are_exactly_what_is_imported():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    collections = ("cuda", "tpu", "bench", "test", "dev")  # of packages that are not imported
+    collections = (
+        "cuda",
+        "tpu",
+        "bench",
+        "docs",
+        "test",
+        "dev",
+    )  # of packages that are not imported
     lines = project["dependencies"] + [
         line for name in extras if name not in collections for line in extras[name]
     ]
