@@ -233,6 +233,7 @@ def parses(monkeypatch, capsys):
         "vggjax.report.augment_preview.write_preview",
         "vggjax.data.quality.doctor.examine",
         "vggjax.export.export.export_run",
+        "vggjax.export.card.write_card",
     ):
         monkeypatch.setattr(place, arrived)
 

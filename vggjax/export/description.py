@@ -32,7 +32,7 @@ def license_of(info: ModelInfo) -> str:
 def describe_input(info: ModelInfo, *, resized: bool) -> str:
     """Return which images a file takes: of any size, or already resized to the network's."""
     preprocessing = info.preprocessing
-    text = "uint8 RGB, 0 to 255, of any height and width; all images of a batch have one size"
+    text = "uint8 RGB, 0 to 255, of any height and width"
     if resized:
         size = preprocessing.image_size
         text = f"uint8 RGB, 0 to 255, {size} x {size} px, "
@@ -58,7 +58,8 @@ def describe(info: ModelInfo, *, resized: bool, license: str | None = None) -> d
         "head": info.head,
         "task": info.task,
         "class_names": list(info.class_names),
-        "input": describe_input(info, resized=resized),
+        "input": describe_input(info, resized=resized)
+        + ("" if resized else "; all images of a batch have one size"),
         "preprocess": info.preprocessing.mode,
         "preprocessing": info.preprocessing.to_json(),
         "temperature": info.temperature or 1.0,

@@ -25,3 +25,24 @@ def export(
 
     print_export(export_run(run, out, license=license))
     return 0
+
+
+def card(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    *,
+    out: Path | None = None,
+    license: str | None = None,
+) -> int:
+    """Write a run's model card: data, splits, figures with intervals, preprocessing, license.
+
+    Args:
+        run: The finished run's folder.
+        out: The file; None is README.md in the run's folder.
+        license: The license of the weights; None states what the run records.
+    """
+    from vggjax.errors import printable
+    from vggjax.export.card import write_card
+
+    print(f"Card     {printable(write_card(run, out=out, license=license))}")
+    return 0

@@ -6,7 +6,7 @@ from vggjax.cli.commands.datasets import augment_preview, doctor, estimate
 from vggjax.cli.commands.images import predict
 from vggjax.cli.commands.networks import convert, summary, verify
 from vggjax.cli.commands.runs import evaluate, recipes, report, train
-from vggjax.cli.commands.services import export
+from vggjax.cli.commands.services import card, export
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
@@ -14,6 +14,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "report": report,
     "predict": predict,
     "export": export,
+    "card": card,
     "convert": convert,
     "verify": verify,
     "summary": summary,
