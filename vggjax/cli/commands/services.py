@@ -19,7 +19,7 @@ def export(
         run: The finished run's folder.
         out: The file to write, by its ending: .onnx (takes images of any size), .stablehlo, .keras,
             .tflite or .pt2 (take resized images); a new name without an ending is a SavedModel.
-        license: The license of the weights, for the metadata; None states what the run records.
+        license: The license of the weights, for the metadata; by default what the run records.
     """
     from vggjax.export.export import export_run, print_export
 
@@ -38,8 +38,8 @@ def card(
 
     Args:
         run: The finished run's folder.
-        out: The file; None is README.md in the run's folder.
-        license: The license of the weights; None states what the run records.
+        out: The file, by default README.md in the run's folder.
+        license: The license of the weights; by default what the run records.
     """
     from vggjax.errors import printable
     from vggjax.export.card import write_card
