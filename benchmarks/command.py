@@ -1,6 +1,6 @@
 """Time the whole default command, and the way to a good model, against the usual scripts.
 
-    python -m benchmarks.command --photos FOLDER --weights FILE [--steps 5] [--torch-python PYTHON]
+    python -m benchmarks.command --photos FOLDER --weights FILE [--steps 6] [--torch-python PYTHON]
 
 FOLDER has one folder per class, FILE the VGG16 base as Keras publishes it. vggjax runs two whole
 commands in new processes, from the start to the report: `train --unfreeze block5` (two epochs of
@@ -8,8 +8,9 @@ the head, four of block5, flips), and `train --augment none`, which trains the h
 
 The peers' scripts read the same folder in their usual way, and would take from half an hour to
 hours. So the medians of their steps, with decoding, are multiplied by the numbers of steps of the
-same split, batch size and epochs; half of the steps are timed before vggjax and half after it.
-Start, building and compilation are counted once, as they are for vggjax.
+same split, batch size and epochs; half of the steps are timed before vggjax and half after it (of
+a single one none after). Start, building and compilation are counted once, as for vggjax. Beside
+the wall's seconds stand those of the processor, which hardly depend on what else the machine does.
 
 - Keras as in the guide to transfer learning: `fit` with the base frozen, then with block5, the
   flip in the model, each epoch validated, the test split evaluated at the end.
@@ -19,10 +20,9 @@ Start, building and compilation are counted once, as they are for vggjax.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,13 +30,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.measure import Row, describe_machine, print_table
 
 SIZE_PX, BATCH = 224, 32
 
 KERAS = f"""
 import json, sys, time
-begin_s = time.perf_counter()
+
+class Clock:
+    # Wall and processor seconds since it was made.
+    def __init__(self):
+        self.begin = time.perf_counter(), time.process_time()
+    def __call__(self):
+        return time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]
+
+clock = Clock()
 import keras, numpy as np
 photos, weights, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
 data = keras.utils.image_dataset_from_directory(
@@ -57,18 +67,19 @@ def make_head(x):
 model = keras.Model(inputs, make_head(pooled))
 loss = "sparse_categorical_crossentropy"
 batches = iter(data.repeat().prefetch(2))
-seconds = {{"start": time.perf_counter() - begin_s}}
+seconds = {{"start": [clock()]}}
 
 def measure(name, step):
-    begin_s = time.perf_counter()
+    clock = Clock()
     step(*next(batches))
-    first_s, times = time.perf_counter() - begin_s, []
+    first, seconds[name] = clock(), []
     for _ in range(steps):
-        begin_s = time.perf_counter()
+        clock = Clock()
         step(*next(batches))
-        times.append(time.perf_counter() - begin_s)
-    seconds[name] = times
-    seconds["start"] += max(0.0, first_s - min(times))
+        seconds[name].append(clock())
+    least = map(min, zip(*seconds[name]))
+    compiling = [max(0.0, a - b) for a, b in zip(first, least)]
+    seconds["start"] = [[a + b for a, b in zip(seconds["start"][0], compiling)]]
 
 base.trainable = False
 model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
@@ -85,15 +96,23 @@ rows = np.random.default_rng(0).random((int(sys.argv[4]), 512), np.float32)
 inputs = keras.Input((512,))
 head = keras.Model(inputs, make_head(inputs))
 head.compile("adam", loss, metrics=["accuracy"])
-begin_s = time.perf_counter()
+clock = Clock()
 head.fit(rows, np.zeros(len(rows), int), epochs=6, batch_size={BATCH}, verbose=0)
-seconds["fit"] = time.perf_counter() - begin_s
+seconds["fit"] = [clock()]
 print(json.dumps(seconds))
 """
 
 TORCH = f"""
 import json, sys, time
-begin_s = time.perf_counter()
+
+class Clock:
+    # Wall and processor seconds since it was made.
+    def __init__(self):
+        self.begin = time.perf_counter(), time.process_time()
+    def __call__(self):
+        return time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]
+
+clock = Clock()
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
@@ -122,7 +141,7 @@ tx = torch.optim.Adam(head.parameters(), lr=1e-3)
 loader = torch.utils.data.DataLoader(
     Photographs(), {BATCH}, shuffle=True, num_workers=2, drop_last=True)
 batches = iter(loader)
-seconds = {{"start": time.perf_counter() - begin_s}}
+seconds = {{"start": [clock()]}}
 
 def forward(x):
     with torch.no_grad():
@@ -141,9 +160,9 @@ for name, step in (("head", train), ("evaluate", evaluate)):
     step(*next(batches))
     seconds[name] = []
     for _ in range(steps):
-        begin_s = time.perf_counter()
+        clock = Clock()
         step(*next(batches))
-        seconds[name].append(time.perf_counter() - begin_s)
+        seconds[name].append(clock())
 print(json.dumps(seconds))
 """
 
@@ -159,35 +178,33 @@ def time_peer(python: str, script: str, arguments: list[str]) -> dict | None:
     return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def join(parts: list[dict | None]) -> dict[str, float] | None:
-    """Return the medians of the steps of all parts, and the least of the single times."""
+def join(parts: list[dict | None]) -> dict[str, np.ndarray] | None:
+    """Return the medians over all parts, as (wall, processor) seconds; None without any."""
     known = [part for part in parts if part]
     if not known:
         return None
-    return {
-        name: statistics.median(sum((part[name] for part in known), []))
-        if isinstance(value, list)
-        else min(part[name] for part in known)
-        for name, value in known[0].items()
-    }
+    return {name: np.median(sum((part[name] for part in known), []), axis=0) for name in known[0]}
 
 
-def time_vggjax(photos: Path, weights: Path, workdir: Path, flags: list[str]) -> tuple[float, dict]:
-    """Run a whole command; return its seconds and its eval.json."""
+def time_vggjax(
+    photos: Path, weights: Path, workdir: Path, flags: list[str]
+) -> tuple[np.ndarray, dict]:
+    """Run a whole command; return its (wall, processor) seconds and its eval.json."""
     command = [sys.executable, "-m", "vggjax", "train", "--dataset", str(photos)]
     command += ["--weights", str(weights), "--workdir", str(workdir), *flags]
-    begin_s = time.perf_counter()
-    with contextlib.closing(open(workdir.with_suffix(".log"), "w")) as log:
-        subprocess.run(command, stdout=log, stderr=log, check=True)
-    seconds = time.perf_counter() - begin_s
-    lines = workdir.with_suffix(".log").read_text().splitlines()
-    print(*[line for line in lines if "features of" in line or "epoch" in line],
-          sep="\n", file=sys.stderr)  # fmt: skip
-    return seconds, json.loads((workdir / "eval.json").read_text())
+    begin_s, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    log = workdir.with_suffix(".log")
+    with log.open("w") as file:
+        subprocess.run(command, stdout=file, stderr=file, check=True)
+    wall_s, after = time.perf_counter() - begin_s, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    lines = [line for line in log.read_text().splitlines() if "epoch " in line or " in " in line]
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    return np.array([wall_s, processor_s]), json.loads((workdir / "eval.json").read_text())
 
 
 def measure(
-    photos: Path, weights: Path, *, steps: int = 5, torch_python: str = sys.executable
+    photos: Path, weights: Path, *, steps: int = 6, torch_python: str = sys.executable
 ) -> Iterator[Row]:
     count = sum(path.is_file() for path in photos.glob("*/*"))
     val = test = round(count * 0.1)
@@ -195,21 +212,21 @@ def measure(
     arguments = [str(photos), str(weights), str(-(-steps // 2)), str(train)]
 
     def time_peers() -> tuple[dict | None, dict | None]:
-        return (
-            time_peer(sys.executable, KERAS, arguments),
-            time_peer(torch_python, TORCH, arguments),
-        )
+        peers = (sys.executable, KERAS), (torch_python, TORCH)
+        parts = [time_peer(python, script, arguments) for python, script in peers]
+        print(*parts, sep="\n", file=sys.stderr, flush=True)
+        return parts[0], parts[1]
 
     before = time_peers()
     with tempfile.TemporaryDirectory(prefix="vggjax-command-") as scratch:
         run = Path(scratch)
         frozen_s, frozen = time_vggjax(photos, weights, run / "frozen", ["--augment", "none"])
         block5_s, block5 = time_vggjax(photos, weights, run / "block5", ["--unfreeze", "block5"])
-    keras, torch = map(join, zip(before, time_peers(), strict=True))
-    print(f"steps of the peers: {keras}, {torch}", file=sys.stderr)
+    after = time_peers() if steps > 1 else (None, None)
+    keras, torch = (join(list(parts)) for parts in zip(before, after, strict=True))
     train_steps, val_steps, test_steps = (-(-n // BATCH) for n in (train, val, test))
-    whole: dict[str, float] = {}
-    good: dict[str, float] = {}
+    whole: dict[str, np.ndarray] = {}
+    good: dict[str, np.ndarray] = {}
     if keras:
         stages = 2 * keras["head"] + 4 * keras["block5"]
         evaluations = (6 * val_steps + test_steps) * keras["evaluate"]
@@ -219,18 +236,19 @@ def measure(
     if torch:
         evaluations = (val_steps + test_steps) * torch["evaluate"]
         good["PyTorch"] = torch["start"] + train_steps * torch["head"] + evaluations
-    work = f"`train PHOTOS --unfreeze block5`, {count:,} photographs, {SIZE_PX} px, 6 epochs"
-    shown = f"test {block5['accuracy']:.1%}; the peer from its steps"
-    yield Row(f"{work}; {shown}", "s", block5_s, whole, 0.40)
-    shown = f"head alone, test {frozen['accuracy']:.1%}; the peers from their steps"
-    yield Row(f"`train PHOTOS --augment none`, {shown}", "s", frozen_s, good, 0.45)
+    text = f"`train PHOTOS --unfreeze block5`, {count:,} photographs, test {block5['accuracy']:.1%}"
+    head = f"`train PHOTOS --augment none`, the head alone, test {frozen['accuracy']:.1%}"
+    for work, own, peers, aim in ((text, block5_s, whole, 0.40), (head, frozen_s, good, 0.45)):
+        for i, unit in enumerate(("s", "processor s")):
+            figures = {name: float(each[i]) for name, each in peers.items()}
+            yield Row(f"{work}; peers from their steps", unit, float(own[i]), figures, aim)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--torch-python", default=sys.executable)
     args = parser.parse_args()
     print(describe_machine(), f"Load {os.getloadavg()[0]:.1f}.", end="\n\n")
