@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
+from support.cached_runs import HEAD, make_config_of
 from support.training_runs import (
     assert_same_log,
     assert_same_weights,
@@ -146,3 +147,22 @@ def test_the_summary_states_each_stage_s_rates_and_warns_of_other_pixels(config_
     assert "head 0.05, block5 0.0005, block4 0.00025" in text
     assert "trained on 'caffe' pixels" in text
     assert "trained on" not in summary("new", preprocess="unit", weights="none")
+
+
+def test_the_summary_says_what_a_run_without_a_recipe_does_and_why(tmp_path):
+    config_of = make_config_of(tmp_path)
+
+    def recipe(name, **settings):
+        console = Console(width=400, record=True, file=io.StringIO())
+        print_run_summary(console, prepare_run(config_of(name, **settings)))
+        lines = console.export_text().splitlines()
+        return next(line.split(maxsplit=1)[1] for line in lines if line.startswith("Recipe"))
+
+    assert recipe("a", **HEAD).startswith("none: the head learns alone, on frozen pretrained")
+    text = recipe("b")
+    assert text.startswith("none: the head learns first, because the gradients of a new head")
+    assert text.rstrip().endswith("then block5 at a rate of its own")
+    assert "learn together from the start" in recipe("c", head_epochs=0)
+    assert "starts from random ones" in recipe("d", weights="none")
+    staged = {"epochs": None, "head_epochs": None, "unfreeze": "none", "stages": ("head:1",)}
+    assert recipe("e", **staged).rstrip() == "none: the stages as given"

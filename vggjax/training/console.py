@@ -46,7 +46,7 @@ def print_run_summary(console: Console, run: RunContext) -> None:
     weights = f"both from {start}" if start else f"weights {config.weights}"
     rows = [
         ("Run folder", printable(run.workdir)),
-        ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else ""),
+        ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else _describe_defaults(run)),
         ("Lesson", lesson.teaches if lesson else ""),
         ("Device", f"{run.placement}, {config.dtype}"),
         ("Dataset", f"{printable(run.source.name)}: {len(run.source.labels):,} images"),
@@ -78,6 +78,26 @@ def print_run_summary(console: Console, run: RunContext) -> None:
     for name, text in filter(all, rows):
         table.add_row(name, escape(text), style="yellow" if name == "Warning" else None)
     console.print(table)
+
+
+def _describe_defaults(run: RunContext) -> str:
+    """Return in one line what a run without a recipe does, and why."""
+    config, first = run.config, run.stages[0]
+    if config.stages:
+        return "none: the stages as given"
+    if not config.pretrained:
+        return "none: without pretrained weights, what trains starts from random ones, all at once"
+    if first.unfreeze == ("none",) and len(run.stages) == 1:
+        return (
+            "none: the head learns alone, on frozen pretrained layers, which suits few images; "
+            "unfreezing block5 as well takes longer and often gives more"
+        )
+    if len(run.stages) == 2:
+        return (
+            "none: the head learns first, because the gradients of a new head would spoil "
+            f"pretrained layers; then {' '.join(config.unfreeze)} at a rate of its own"
+        )
+    return f"none: the head and {' '.join(config.unfreeze)} learn together from the start"
 
 
 def _describe_splits(run: RunContext) -> str:
