@@ -22,7 +22,16 @@ TABLES = {
         {"task": "multilabel", "label_separator": "|"},
     ),
     "columns of 0 and 1": ("id,a,b,c", "{name},{number},1,0", {"task": "multilabel"}),
+    "numbered labels in a cell": ("path,label", "{name},[{number} 1 0]", {"task": "multilabel"}),
+    "a row per label": ("path,label", "{name},{label}\n{name},x", {"task": "multilabel"}),
+    "ids and groups": ("patient,image,diagnosis", "{number},{stem},{label}", {}),
+    "paths of another machine": ("", "C:\\data\\{name};{label}", {}),
+    "tabs": ("", "{name}\t{label}, or so", {}),
+    "a number before it (data.lst)": ("", "{stem}\t{number}\t{name}", {}),
+    "UTF-16": ("path,label", "{name},{label}", {}),
+    "JSON objects (data.jsonl)": ("", '{{"file_name": "{name}", "label": "{label}"}}', {}),
 }
+"""Form -> its first line, its other lines, and the options to read it with."""
 
 
 @pytest.mark.parametrize("what", TABLES)
@@ -33,13 +42,21 @@ def test_a_mutated_table_is_read_or_refused_in_one_line(tmp_path, table, what):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     rows = [
         line.format(
-            name=name, label="abc"[i % 3], number=i % 2, split=("train", "val", "test")[i % 3]
+            name=name,
+            stem=name[:2],
+            label="abc"[i % 3],
+            number=i % 2,
+            split=("train", "val", "test")[i % 3],
         )
         for i, name in enumerate(names)
     ]
-    content = "\n".join(filter(None, [first, *rows])).encode() + b"\n"
-    path, counts, longest_s = tmp_path / "data.csv", Counter(), 0.0
-    for seed in range(2000 if IS_FULL else 150):
+    encoding = "utf-16" if what == "UTF-16" else "utf-8"
+    content = "\n".join([*filter(None, [first]), *rows, ""]).encode(encoding)
+    ending = what.rpartition(".")[2].rstrip(")") if "(data." in what else "csv"
+    path, counts, longest_s = tmp_path / f"data.{ending}", Counter(), 0.0
+    path.write_bytes(content)
+    open_source(str(path), options=DatasetOptions(**options))
+    for seed in range(2000 if IS_FULL else 60):
         path.write_bytes(mutated_text(content, random.Random(f"{what}:{seed}")))
         start_s = time.process_time()
         try:

@@ -95,7 +95,8 @@ def test_data_that_changed_between_a_kill_and_the_next_start_is_named(place, tab
 
 def test_images_that_vanish_during_a_run_are_named(place, table, tmp_path):
     images = shutil.copytree(place.images, tmp_path / "images")
-    command = place.train("vanished", "--cache-mb", "0", "--max-unreadable", "0.5", images=images)
+    flags = ("--cache-features", "off", "--cache-mb", "0", "--max-unreadable", "0.5")
+    command = place.train("vanished", *flags, images=images)
     started = place.server.start(command, fault=Fault(STEP, 1, 0, signal.SIGSTOP))
     started.wait_until_stopped()
     for number in range(3):

@@ -32,6 +32,8 @@ def test_pipes_sockets_loops_and_long_names_are_answered(tmp_path, monkeypatch):
     (root / "a" / "0.png").rename(root / "a" / f"{251 * 'n'}.png")
     os.mkfifo(root / "a" / "pipe.png")
     os.mkfifo(root / "b" / "pipe.tiff")
+    os.mkfifo(root / "labels.csv")
+    os.mkfifo(root / "a" / "notes")
     (root / "a" / "up").symlink_to("..")
     (root / "b" / "loop.png").symlink_to("loop.png")
     monkeypatch.chdir(root / "b")
@@ -40,7 +42,7 @@ def test_pipes_sockets_loops_and_long_names_are_answered(tmp_path, monkeypatch):
         found = []
         thread = threading.Thread(target=lambda: found.append(examine(str(root))), daemon=True)
         thread.start()
-        thread.join(30)
+        thread.join(120)
         assert found, "it hangs"
         source = open_source(str(root))
         states = Contents(source)

@@ -70,12 +70,19 @@ def format_of_file(path: str | os.PathLike[str]) -> str | None:
 
 def format_of_content(path: str | os.PathLike[str]) -> str | None:
     """Return the image format, read here or not, whose signature a file begins with, if any."""
+    start = _start_of(path)
+    return None if start is None else _identify(start)
+
+
+def _start_of(path: str | os.PathLike[str]) -> bytes | None:
+    """Return how a regular file begins; None of any other: opening a pipe would block."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
         with open(path, "rb") as file:
-            start = file.read(512)
-    except OSError:
+            return file.read(512)
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return None
-    return _identify(start)
 
 
 def _identify(start: bytes) -> str | None:
@@ -93,12 +100,8 @@ def may_be_deep(path: str | os.PathLike[str] | None) -> bool:
     name = None if path is None else format_named(os.fspath(path))
     if path is None or name not in ("PNG", "TIFF", "PPM", "DICOM"):
         return False
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False  # opening a pipe would block
-        with open(path, "rb") as file:
-            start = file.read(64)
-    except (OSError, ValueError):
+    start = _start_of(path)
+    if start is None:
         return False
     return start[24:25] == b"\x10" if _identify(start) == "PNG" else True
 
