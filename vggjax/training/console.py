@@ -28,6 +28,7 @@ from vggjax.training.prepare import Progress as ProgressCallback
 from vggjax.training.prepare import RunContext, count_trained_names
 from vggjax.training.recipes import lesson_of
 from vggjax.training.run_dir.folder import describe_duplicates
+from vggjax.weights.verify import MISTAKES_PAGE
 
 LINE_EVERY_S = 5.0
 """Seconds between two lines of progress on an output that is no terminal."""
@@ -235,7 +236,8 @@ def _pixel_warning(run: RunContext) -> str:
         return ""
     return (
         f"The weights were trained on {_PIXEL_MODES[expected]}, not on {_PIXEL_MODES[mode]}, so "
-        "the frozen layers give worse features. Set `preprocess` to auto."
+        f"the frozen layers give worse features. Set `preprocess` to auto. What that costs: "
+        f"{MISTAKES_PAGE}"
     )
 
 

@@ -32,6 +32,9 @@ FORMULAS = {
 }
 """What each preprocessing mode computes (data/images/preprocess.py)."""
 
+MISTAKES_PAGE = "https://github.com/vggjax/vggjax/blob/main/docs/mistakes.md"
+"""What each mistake with pixels costs, measured."""
+
 RANGES = {"caffe": "-124 to 152", "torch": "-2.1 to 2.6", "unit": "0 to 1"}
 """The range of preprocessed pixels."""
 
@@ -251,7 +254,10 @@ def print_verification(verification: Verification) -> None:
         del lines["Not unit"]
     if doubt:
         readings = "; ".join(f"as {name} {formula}" for name, formula in FORMULAS.items())
-        lines["Preprocess"] = f"unsure: {printable(doubt)}. Set it when you train: {readings}"
+        lines["Preprocess"] = (
+            f"unsure: {printable(doubt)}. Set it when you train: {readings}. What wrong pixels "
+            f"cost: {MISTAKES_PAGE}"
+        )
     for name in ("source", "source_sha256", "source_format", "source_date", "class_names"):
         if name in file.info.metadata:
             lines[name.replace("_", " ").capitalize()] = printable(file.info.metadata[name])
