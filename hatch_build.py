@@ -24,6 +24,7 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden")
 
 OBJECTS = {
     "dispatch": ("dispatch.cc",),
+    "stages": ("stages.cc",),
     "winograd": ("winograd_ffi.cc",),
     "resize": ("resize.cc",),
     "baseline_winograd": ("winograd_kernels.cc", "-DVECTOR_BYTES=16"),

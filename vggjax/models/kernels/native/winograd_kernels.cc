@@ -103,16 +103,21 @@ void forward(const Problem& p, int64_t task, const float* x, const float* kernel
   const int64_t m_stride = tiles * kCols + kGap;
   std::memset(zeros, 0, round_up(p.in, kLanes) * sizeof(float));
 
+  StageWatch watch;
   fill_input(p, x, first_tile, zeros, 0, p.in, input);
+  watch.lap(kInputTransform);
   for (int64_t b = group * d.columns / d.groups; b < (group + 1) * d.columns / d.groups; ++b) {
     for (int64_t first = 0; first < input.depth; first += kDepth) {
       const int64_t depth = input.chunk(first);
       fill_kernel(p, kernel, first, depth, b * kCols, u);
+      watch.lap(kKernelTransform);
       for (int point = 0; point < 36; ++point)
         product(input.point(first, point), kDepth, 1, u + point * kKernelPoint,
                 m + point * m_stride, tiles, depth, first > 0);
+      watch.lap(kProducts);
     }
     write_output(p, m, m_stride, first_tile, tiles, b * kCols, y);
+    watch.lap(kOutputTransform);
   }
 }
 
@@ -180,12 +185,15 @@ void gradient(const Problem& p, int64_t task, const float* x, const float* grad,
   float* panels = input_at + InputBlock::floats(kGradientTiles, kSide);
   float* sums = panels + 36 * kGradientPoint;
 
+  StageWatch watch;
   const int64_t begin = part * p.tiles() / b.parts, end = (part + 1) * p.tiles() / b.parts;
   for (int64_t first = begin; first < end; first += kGradientTiles) {
     const int64_t tiles = least(kGradientTiles, end - first);
     const InputBlock input{input_at, tiles, round_up(in, kLanes)};
     fill_input(p, x, first, zeros, first_in, in, input);
+    watch.lap(kInputTransform);
     fill_gradient(p, grad, first, tiles, zeros, first_out, out, panels);
+    watch.lap(kKernelTransform);
     for (int point = 0; point < 36; ++point)
       for (int64_t j = 0; j < ceil_div(out, kCols); ++j)
         for (int64_t c = 0; c < in; c += kDepth)
@@ -193,6 +201,7 @@ void gradient(const Problem& p, int64_t task, const float* x, const float* grad,
                   panels + point * kGradientPoint + j * tiles * kCols,
                   sums + point * kSumsPoint + (j * kSide + c) * kCols, least(kDepth, in - c),
                   tiles, first > begin);
+    watch.lap(kProducts);
   }
 
   const int64_t tap = p.in * p.out;
@@ -205,6 +214,7 @@ void gradient(const Problem& p, int64_t task, const float* x, const float* grad,
           transform_taps, [=](int i, int j) { return load(from + (i * 6 + j) * kSumsPoint); },
           [=](int i, int j, Vec v) { store_some(to + (i * 3 + j) * tap, v, count); });
     }
+  watch.lap(kOutputTransform);
 }
 
 }  // namespace

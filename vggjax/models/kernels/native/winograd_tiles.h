@@ -7,6 +7,7 @@
 // matrix products of (tiles, in) with (in, out): a quarter of the direct multiplications.
 #pragma once
 
+#include "stages.h"
 #include "winograd.h"
 
 #include <cstring>
@@ -142,7 +143,10 @@ void multiply(const float* __restrict a, int64_t row_stride, int64_t step,
     for (int r = 0; r < R; ++r) left[r] = zero;
     for (int r = 0; r < R; ++r) right[r] = zero;
   }
-  for (int64_t k = 0; k < depth; ++k, a += step, b += kCols) {
+  // The hardware does not foresee the next rows, which may be in L3.
+  const char* ahead = reinterpret_cast<const char*>(a + R * row_stride);
+  for (int64_t k = 0; k < depth; ++k, a += step, b += kCols, ahead += 64) {
+    __builtin_prefetch(ahead);
     const Vec b_left = load(b), b_right = load(b + kLanes);
     for (int r = 0; r < R; ++r) {
       const float factor = a[r * row_stride];
