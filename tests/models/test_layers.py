@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from vggjax.models.arch import EPSILON
-from vggjax.models.layers import MOMENTUM, BatchNorm, max_pool
+from vggjax.models.kernels.pooling import max_pool
+from vggjax.models.layers import MOMENTUM, BatchNorm
 
 
 @pytest.mark.parametrize("size", [(2, 2), (5, 4), (7, 9), (1, 6)])

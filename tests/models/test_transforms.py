@@ -13,8 +13,8 @@ from support.networks import random_network
 
 from vggjax.models.head import Head
 from vggjax.models.kernels.paths import lax_convolve
+from vggjax.models.kernels.pooling import max_pool
 from vggjax.models.kernels.primitives import conv3x3
-from vggjax.models.layers import max_pool
 
 
 def random(*shape, seed=0):

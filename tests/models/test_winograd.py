@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vggjax.errors import ConfigError
 from vggjax.models.kernels import winograd
 from vggjax.models.kernels.library import kernel_choices, kernels_in_use
-from vggjax.models.kernels.primitives import conv3x3
+from vggjax.models.kernels.pooling import max_pool
+from vggjax.models.kernels.primitives import conv3x3, conv3x3_relu
 
 SHAPES = [
     (1, 1, 1, 1, 1),
@@ -99,6 +100,35 @@ def test_output_and_gradients_equal_lax_s_for_maps_of_any_size(convolve, shape):
     received = results(convolve, *make_problem(*shape))
     for array, expected, terms in zip(received, lax_results(shape), num_terms, strict=True):
         assert_close(array, expected, terms)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("shape", [(2, 13, 9, 17, 33), (2, 6, 11, 3, 40)], ids=str)
+def test_bias_relu_and_pooling_in_one_pass_equal_lax_s_and_so_do_the_gradients(
+    convolve, shape, pool
+):
+    n, height, width, _, outputs = shape
+    x, kernel, _ = make_problem(*shape)
+    bias = random(outputs, seed=3)
+
+    def expected_of(x, kernel, bias):
+        y = jax.nn.relu(lax_convolve(x, kernel) + bias.reshape(1, 1, 1, -1))
+        return max_pool(y) if pool else y
+
+    def one_pass(x, kernel, bias):
+        return conv3x3_relu(x, kernel, bias, method="auto", pool=pool)
+
+    grad = random(*jax.eval_shape(expected_of, x, kernel, bias).shape, seed=4)
+    results = []
+    for function in (one_pass, expected_of):
+        y, pullback = jax.vjp(function, x, kernel, bias)
+        results.append((jax.jit(function)(x, kernel, bias), y, *pullback(grad)))
+    for received, expected in zip(*results, strict=True):
+        assert_close(received, expected, n * height * width)
+    x[1, 4, 4, 1] = np.nan
+    y = one_pass(x, kernel, bias)
+    np.testing.assert_array_equal(np.isnan(y[1]).any(), True)
+    np.testing.assert_array_equal(y[0], results[0][0][0])
 
 
 @compiled_only

@@ -23,8 +23,9 @@ from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.arch import Backbone, get_arch
 from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
-from vggjax.models.kernels.conv import convolve
-from vggjax.models.layers import BatchNorm, max_pool
+from vggjax.models.kernels.conv import convolve, convolve_relu
+from vggjax.models.kernels.pooling import max_pool
+from vggjax.models.layers import BatchNorm
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray image (ITU-R BT.601), as in Pillow's mode L."""
@@ -178,8 +179,14 @@ class Network(nnx.Module):
 
         outputs: dict[str, jax.Array] = {}
         x = jnp.asarray(x, self.dtype) if start < stop else x
-        for i, name in enumerate(layers[start:stop], start):
-            x = self._run_layer(name, x, mask)
+        names, is_pooled = layers[start:stop], False
+        for i, name in enumerate(names, start):
+            # A convolution pools in the same pass, unless its own output is wanted too.
+            following = "".join(layers[i + 1 : min(i + 2, stop)])
+            pool = following.endswith("_pool") and i not in tapped.values()
+            if not (name.endswith("_pool") and is_pooled):
+                x = self._run_layer(name, x, mask, pool=pool)
+            is_pooled = pool and self._ends_in_relu(name)
             if dropout_keys is not None and name in self.dropout_rates:
                 x = self._drop(name, x, dropout_keys)
             outputs |= {tap: x for tap, index in tapped.items() if index == i}
@@ -225,12 +232,20 @@ class Network(nnx.Module):
 
     __str__ = __repr__
 
-    def _run_layer(self, name: str, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def _ends_in_relu(self, name: str) -> bool:
+        """Return whether a layer is a convolution without batch normalization."""
+        return "_conv" in name and not hasattr(self, _norm_of(name))
+
+    def _run_layer(
+        self, name: str, x: jax.Array, mask: jax.Array | None, *, pool: bool = False
+    ) -> jax.Array:
+        """Run a layer, and with `pool` the pooling after a convolution that ends in its ReLU."""
         if name == "gray":
             return x @ jnp.asarray(LUMA, x.dtype)[:, None]  # (N, S, S, 3) -> (N, S, S, 1)
+        if self._ends_in_relu(name):
+            return convolve_relu(getattr(self, name), x, pool=pool)
         if "_conv" in name:
-            x = getattr(self, name)(x)
-            return x if hasattr(self, _norm_of(name)) else nnx.relu(x)
+            return getattr(self, name)(x)
         if "_bn" in name:
             return nnx.relu(getattr(self, name)(x, mask=mask))
         if name.endswith("_pool"):

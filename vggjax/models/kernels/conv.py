@@ -18,11 +18,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 
 from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.kernels.paths import METHODS
-from vggjax.models.kernels.primitives import conv3x3
+from vggjax.models.kernels.pooling import max_pool
+from vggjax.models.kernels.primitives import conv3x3, conv3x3_relu
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -43,6 +45,27 @@ def convolve(
         # much slower that a small convnet's step takes a half to a quarter of the time this way.
         return y[:, 1:-1, 1:-1] if padding == "VALID" else y
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+
+
+def convolve_relu(layer: nnx.Conv, x: jax.Array, *, pool: bool = False) -> jax.Array:
+    """Apply a layer of 3x3 at stride 1, its ReLU and, with `pool`, 2x2 max pooling.
+
+    On CPUs in one pass, if the layer convolves by `convolve` or `make_convolve`.
+    """
+    conv, padding = layer.conv_general_dilated, layer.padding
+    method = "auto" if conv is convolve else None
+    if isinstance(conv, functools.partial) and conv.func is convolve:
+        method = conv.keywords["method"]
+    kernel, bias = layer.kernel[...], layer.bias
+    fits = x.ndim == 4 and min(x.shape[1:3]) > (2 if padding == "VALID" else 0)
+    if jax.default_backend() != "cpu" or method is None or bias is None or not fits:
+        y = nnx.relu(layer(x))
+        return max_pool(y) if pool else y
+    x, kernel, offset = (jnp.asarray(array, layer.dtype) for array in (x, kernel, bias[...]))
+    if padding == "SAME":
+        return conv3x3_relu(x, kernel, offset, method=method, pool=pool)
+    y = conv3x3_relu(x, kernel, offset, method=method)[:, 1:-1, 1:-1]
+    return max_pool(y) if pool else y
 
 
 def make_convolve(method: str) -> Callable[..., jax.Array]:

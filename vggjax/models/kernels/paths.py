@@ -13,10 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from vggjax.models.kernels import winograd
+from vggjax.models.kernels.pooling import max_pool
 from vggjax.models.kernels.winograd import Op
 
 METHODS = ("auto", "winograd", "direct")
 """The methods of a network, which conv.py describes."""
+
+_FEW_CHANNELS = 8
+"""Fewer are convolved directly, by the compiled kernels too."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -34,7 +38,7 @@ def choose_path(
     if method == "direct":
         return "direct"
     # With few channels the transforms cost more than the products that they save.
-    return "few_channels" if channels < 8 or outputs < 4 else "winograd"
+    return "few_channels" if channels < _FEW_CHANNELS or outputs < 4 else "winograd"
 
 
 def convolve_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Array:
@@ -44,6 +48,20 @@ def convolve_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Arra
     """
     forward, _ = _PATHS[choose_path(x.shape, kernel.shape, method=method)]
     return forward(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
+
+
+def convolve_relu_on_cpu(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str, pool: bool
+) -> jax.Array:
+    """Convolve x, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling."""
+    path = choose_path(x.shape, kernel.shape, method=method)
+    few_channels = path == "few_channels" and x.shape[3] < _FEW_CHANNELS
+    if not winograd.is_compiled() or not (path == "winograd" or few_channels):
+        y = jax.nn.relu(convolve_on_cpu(x, kernel, method=method) + bias.reshape(1, 1, 1, -1))
+        return max_pool(y) if pool else y
+    arrays = (array.astype(jnp.float32) for array in (x, kernel, bias))
+    y = winograd.convolve_relu(*arrays, pool=pool and not few_channels).astype(x.dtype)
+    return max_pool(y) if pool and few_channels else y
 
 
 def kernel_gradient_on_cpu(x: jax.Array, grad: jax.Array, *, method: str) -> jax.Array:
@@ -56,6 +74,12 @@ def kernel_gradient_on_cpu(x: jax.Array, grad: jax.Array, *, method: str) -> jax
 def lax_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return lax's convolution, on any device."""
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def lax_convolve_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool) -> jax.Array:
+    """Return what `convolve_relu_on_cpu` does, by lax, on any device."""
+    y = jax.nn.relu(lax_convolve(x, kernel) + bias.reshape(1, 1, 1, -1))
+    return max_pool(y) if pool else y
 
 
 def lax_kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
@@ -72,6 +96,11 @@ def _kernel_type(x: jax.Array, grad: jax.Array) -> Any:
         return jnp.broadcast_to(tap, (3, 3, *tap.shape))
 
     return jax.make_jaxpr(outer_product)(x, grad).out_avals[0]
+
+
+def _convolve_few_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    is_compiled = winograd.is_compiled() and x.shape[3] < _FEW_CHANNELS
+    return (winograd.convolve if is_compiled else lax_convolve)(x, kernel)
 
 
 def _convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -104,7 +133,7 @@ def _shifts(x: jax.Array) -> list[jax.Array]:
 
 _PATHS: dict[str, tuple[Op, Op]] = {
     "direct": (lax_convolve, _nine_products),
-    "few_channels": (lax_convolve, winograd.kernel_gradient),
+    "few_channels": (_convolve_few_channels, winograd.kernel_gradient),
     "patches": (_convolve_patches, _patches_gradient),
     "winograd": (winograd.convolve, winograd.kernel_gradient),
 }

@@ -6,32 +6,116 @@ from one to the other they run the compiled kernels in any derivative, forward o
 be mapped, exported, and split over a mesh by their batch. `jax.custom_vjp` allows only one reverse
 derivative, `custom_partitioning` by itself none and no mapping.
 
+`conv3x3_relu` adds the bias, the ReLU and the pooling after a layer to the same pass over its map.
+
 Maps are (N, H, W, C), kernels (3, 3, C, D), both float32 or both bfloat16.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from vggjax.models.kernels import paths, winograd
+from vggjax.models.kernels.pooling import max_pool
 from vggjax.models.kernels.winograd import Op
 
 Transpose = Callable[[jax.Array, jax.Array, jax.Array, str], jax.Array]
 
 
-class _Bilinear:
-    """A function of two arrays, linear in each, as a primitive; call it with a method of paths.py.
+class _Operation:
+    """A function of arrays as a primitive; call it with a method of paths.py.
 
     Args:
         name: of the primitive.
-        on_cpu: computes it on this machine, given `method`.
-        plain: computes it by lax alone, for other devices and in exported programs; a call of
-            compiled code needs this machine's library.
+        on_cpu: computes it on this machine, given `method` and `options`.
+        plain: computes it by lax alone, given `options`, for other devices and in exported
+            programs; a call of compiled code needs this machine's library.
+        options: further static arguments of both.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_cpu: Callable[..., jax.Array],
+        plain: Callable[..., jax.Array],
+        **options: Any,
+    ):
+        def run(*arrays: jax.Array, method: str, compiled: bool) -> jax.Array:
+            return on_cpu(*arrays, method=method, **options)
+
+        self._run = jax.jit(run, static_argnames=("method", "compiled"))
+        self._plain = jax.jit(functools.partial(plain, **options))
+        self._primitive = Primitive(name)
+        self._primitive.def_impl(self._evaluate)
+        self._primitive.def_abstract_eval(self._result_type)
+        batching.primitive_batchers[self._primitive] = self._map
+        mlir.register_lowering(self._primitive, self._lower)
+
+    def __call__(self, *arrays: jax.Array, method: str) -> jax.Array:
+        # The program is a parameter for jax to see that compiling it needs the devices, over which
+        # it may split the batch.
+        return self._primitive.bind(*arrays, method=method, program=self._program(arrays, method))
+
+    def _program(self, arrays: Sequence[jax.Array], method: str) -> Any:
+        shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
+        if not all(isinstance(side, int) for array in arrays for side in array.shape):
+            return self._plain.trace(*shapes).jaxpr  # of symbolic shapes, which are only exported
+        compiled = winograd.is_compiled()
+        return self._run.trace(*shapes, method=method, compiled=compiled).jaxpr
+
+    def _evaluate(self, *arrays: jax.Array, method: str, **_: Any) -> jax.Array:
+        return self._run(*arrays, method=method, compiled=winograd.is_compiled())
+
+    def _result_type(self, *arrays: Any, **_: Any) -> Any:
+        return self._plain.trace(*arrays).jaxpr.out_avals[0]
+
+    def _lower(self, ctx: mlir.LoweringRuleContext, *arrays: Any, program: Any, **_: Any):
+        module, function = ctx.module_context, self._plain
+        if tuple(module.platforms) == ("cpu",) and not module.lowering_parameters.for_export:
+            ctx, function = ctx.replace(avals_in=program.in_avals), jaxpr_as_fun(program)
+        return mlir.lower_fun(lambda *xs: jax.tree.leaves(function(*xs)))(ctx, *arrays)
+
+    def _map(
+        self,
+        arrays: Sequence[jax.Array],
+        dims: Sequence[int | None],
+        *,
+        method: str,
+        **_: Any,
+    ) -> tuple[jax.Array, int]:
+        """Map over the dimensions `dims` of the arrays: a batch of images in one call, or a loop.
+
+        Images mapped for one kernel are one batch.
+        """
+        moved = [
+            array if dim is None else jnp.moveaxis(array, dim, 0)
+            for array, dim in zip(arrays, dims, strict=True)
+        ]
+        if any(dim is not None for dim in dims[1:]):
+            mapped = [i for i, dim in enumerate(dims) if dim is not None]
+
+            def one(parts: Sequence[jax.Array]) -> jax.Array:
+                whole = dict(zip(mapped, parts, strict=True))
+                return self(*(whole.get(i, x) for i, x in enumerate(moved)), method=method)
+
+            return lax.map(one, [moved[i] for i in mapped]), 0
+        x, *others = moved
+        result = self(x.reshape(-1, *x.shape[2:]), *others, method=method)
+        return result.reshape(*x.shape[:2], *result.shape[1:]), 0
+
+
+class _Bilinear(_Operation):
+    """A function of two arrays, linear in each.
+
+    Args:
         axes: for each argument its axis that a mapped dimension can join, because the function
             computes independent results along it, and the axis of the result.
     """
@@ -44,22 +128,8 @@ class _Bilinear:
         plain: Op,
         axes: tuple[tuple[int, int], tuple[int, int]],
     ):
-        def run(x: jax.Array, y: jax.Array, *, method: str, compiled: bool) -> jax.Array:
-            return on_cpu(x, y, method=method)
-
-        self._run = jax.jit(run, static_argnames=("method", "compiled"))
-        self._plain = jax.jit(plain)
+        super().__init__(name, on_cpu=on_cpu, plain=plain)
         self._axes = axes
-        self._primitive = Primitive(name)
-        self._primitive.def_impl(self._evaluate)
-        self._primitive.def_abstract_eval(self._result_type)
-        batching.primitive_batchers[self._primitive] = self._map
-        mlir.register_lowering(self._primitive, self._lower)
-
-    def __call__(self, x: jax.Array, y: jax.Array, method: str) -> jax.Array:
-        # The program is a parameter for jax to see that compiling it needs the devices, over which
-        # it may split the batch.
-        return self._primitive.bind(x, y, method=method, program=self._program(x, y, method))
 
     def set_transposes(self, first: Transpose, second: Transpose) -> None:
         """Set the transposes by each argument, functions of (grad, x, y, method).
@@ -72,25 +142,6 @@ class _Bilinear:
             lambda grad, x, y, *, method, **_: first(grad, x, y, method),
             lambda grad, x, y, *, method, **_: second(grad, x, y, method),
         )
-
-    def _program(self, x: jax.Array, y: jax.Array, method: str) -> Any:
-        shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, y)]
-        if not all(isinstance(side, int) for side in (*x.shape, *y.shape)):
-            return self._plain.trace(*shapes).jaxpr  # of symbolic shapes, which are only exported
-        compiled = winograd.is_compiled()
-        return self._run.trace(*shapes, method=method, compiled=compiled).jaxpr
-
-    def _evaluate(self, x: jax.Array, y: jax.Array, *, method: str, **_: Any) -> jax.Array:
-        return self._run(x, y, method=method, compiled=winograd.is_compiled())
-
-    def _result_type(self, x: Any, y: Any, **_: Any) -> Any:
-        return self._plain.trace(x, y).jaxpr.out_avals[0]
-
-    def _lower(self, ctx: mlir.LoweringRuleContext, x: Any, y: Any, *, program: Any, **_: Any):
-        module, function = ctx.module_context, self._plain
-        if tuple(module.platforms) == ("cpu",) and not module.lowering_parameters.for_export:
-            ctx, function = ctx.replace(avals_in=program.in_avals), jaxpr_as_fun(program)
-        return mlir.lower_fun(lambda x, y: jax.tree.leaves(function(x, y)))(ctx, x, y)
 
     def _map(
         self,
@@ -105,12 +156,12 @@ class _Bilinear:
         Images mapped for one kernel are one batch, kernels mapped for one batch are the output
         channels of one kernel.
         """
+        if None not in dims:
+            return super()._map(arrays, dims, method=method)
         x, y = (
             array if dim is None else jnp.moveaxis(array, dim, 0)
             for array, dim in zip(arrays, dims, strict=True)
         )
-        if None not in dims:
-            return lax.map(lambda pair: self(pair[0], pair[1], method), (x, y)), 0
         first_is_mapped = dims[1] is None
         axis, result_axis = self._axes[0 if first_is_mapped else 1]
         mapped = jnp.moveaxis(x if first_is_mapped else y, 0, axis)
@@ -118,7 +169,8 @@ class _Bilinear:
         merged = mapped.reshape(
             *mapped.shape[:axis], sizes[0] * sizes[1], *mapped.shape[axis + 2 :]
         )
-        result = self(merged, y, method) if first_is_mapped else self(x, merged, method)
+        both = (merged, y) if first_is_mapped else (x, merged)
+        result = self(*both, method=method)
         before, after = result.shape[:result_axis], result.shape[result_axis + 1 :]
         return result.reshape(*before, *sizes, *after), result_axis
 
@@ -136,23 +188,78 @@ _kernel_gradient = _Bilinear(  # (N, H, W, C), (N, H, W, D) -> (3, 3, C, D)
 
 def _convolve_rotated(grad: jax.Array, kernel: jax.Array, method: str) -> jax.Array:
     """Return the gradient of a map: convolve with the kernel rotated by 180 degrees."""
-    return _convolve(grad, lax.rev(kernel, (0, 1)).swapaxes(2, 3), method)
+    return _convolve(grad, lax.rev(kernel, (0, 1)).swapaxes(2, 3), method=method)
 
 
 _convolve.set_transposes(
     lambda grad, _, kernel, method: _convolve_rotated(grad, kernel, method),
-    lambda grad, x, _, method: _kernel_gradient(x, grad, method),
+    lambda grad, x, _, method: _kernel_gradient(x, grad, method=method),
 )
 _kernel_gradient.set_transposes(  # here the gradient of the result is a kernel, y a gradient
     lambda kernel, _, y, method: _convolve_rotated(y, kernel, method),
-    lambda kernel, x, _, method: _convolve(x, kernel, method),
+    lambda kernel, x, _, method: _convolve(x, kernel, method=method),
 )
+
+
+_fused = {
+    pool: _Operation(
+        "conv3x3_relu_pool" if pool else "conv3x3_relu",
+        on_cpu=paths.convolve_relu_on_cpu,
+        plain=paths.lax_convolve_relu,
+        pool=pool,
+    )
+    for pool in (False, True)
+}
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _convolve_relu(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, method: str, pool: bool
+) -> jax.Array:
+    return _fused[pool](x, kernel, bias, method=method)
+
+
+def _convolve_relu_jvp(method: str, pool: bool, primals: Any, tangents: Any) -> Any:
+    x, kernel, bias = primals
+    dx, dkernel, dbias = (
+        None if isinstance(tangent, SymbolicZero) else tangent for tangent in tangents
+    )
+    y = _convolve_relu(x, kernel, bias, method, False)
+    dy = jnp.zeros_like(y) if dbias is None else jnp.broadcast_to(dbias, y.shape)
+    if dx is not None:
+        dy += _convolve(dx, kernel, method=method)
+    if dkernel is not None:
+        dy += _convolve(x, dkernel, method=method)
+    dy = jnp.where(y > 0, dy, jnp.zeros_like(dy))
+    return jax.jvp(max_pool, (y,), (dy,)) if pool else (y, dy)
+
+
+_convolve_relu.defjvp(_convolve_relu_jvp, symbolic_zeros=True)
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
     """Convolve x (N, H, W, C) with a kernel (3, 3, C, D) of the same dtype: (N, H, W, D)."""
-    axes = _varying_axes(x), _varying_axes(kernel)
-    return _convolve(_vary(x, axes[1] - axes[0]), _vary(kernel, axes[0] - axes[1]), method)
+    return _convolve(*_vary_alike(x, kernel), method=method)
+
+
+def conv3x3_relu(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str = "auto", pool: bool = False
+) -> jax.Array:
+    """Convolve as `conv3x3`, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling.
+
+    One pass of the compiled kernels computes all of it. Differentiated, the pooling is a pass of
+    its own, because its gradient needs the map before it.
+    """
+    return _convolve_relu(*_vary_alike(x, kernel, bias), method, pool)
+
+
+def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Declare arrays as varying over the axes over which any of them does, as lax does.
+
+    Reverse differentiation then sums the gradient of a replicated kernel over the devices.
+    """
+    axes = frozenset().union(*map(_varying_axes, arrays))
+    return [_vary(array, axes - _varying_axes(array)) for array in arrays]
 
 
 def _varying_axes(array: jax.Array) -> frozenset[Any]:
@@ -163,10 +270,7 @@ def _varying_axes(array: jax.Array) -> frozenset[Any]:
 
 
 def _vary(array: jax.Array, axes: frozenset[Any]) -> jax.Array:
-    """Declare an array as varying over more axes, as lax does with its operands.
-
-    Reverse differentiation then sums the gradient of a replicated kernel over the devices.
-    """
+    """Declare an array as varying over more axes."""
     if not axes:
         return array
     if hasattr(lax, "pcast"):

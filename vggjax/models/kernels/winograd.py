@@ -27,7 +27,18 @@ Op = Callable[[jax.Array, jax.Array], jax.Array]
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve maps (N, H, W, C) with a kernel (3, 3, C, D), both float32."""
-    return (_compiled_convolve if is_compiled() else _numpy_convolve)(x, kernel)
+    if is_compiled():
+        return _compiled_convolve(x, kernel, jnp.zeros(0, x.dtype))
+    return _numpy_convolve(x, kernel)
+
+
+def convolve_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool) -> jax.Array:
+    """Convolve, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling: by compiled code.
+
+    Everything after the products happens while a tile is in registers, which saves up to three
+    passes over the maps.
+    """
+    return (_compiled_pooled if pool else _compiled_convolve)(x, kernel, bias)
 
 
 def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
@@ -47,7 +58,7 @@ def is_compiled() -> bool:
 def _register() -> bool:
     library = load_library()
     try:
-        for name in ("vggjax_winograd_forward", "vggjax_winograd_gradient"):
+        for name in ("vggjax_conv3x3", "vggjax_conv3x3_gradient"):
             capsule = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     except Exception:  # built for another version of XLA's interface
@@ -55,13 +66,14 @@ def _register() -> bool:
     return True
 
 
-def _split_batch(rule: str, *, summed: bool) -> Callable[[Op], Op]:
-    """Tell XLA that devices may compute an op of two arrays on shares of the batch.
+def _split_batch(rule: str, *, summed: bool) -> Callable[[Callable], Callable]:
+    """Tell XLA that devices may compute an op of arrays on shares of the batch.
 
-    Otherwise a Mesh gathers the whole batch. Results are terms of a sum if `summed`, else rows.
+    Otherwise a Mesh gathers the whole batch. All arrays have the batch and results are terms of a
+    sum if `summed`; else the first has it, and results are rows.
     """
 
-    def decorate(op: Op) -> Op:
+    def decorate(op: Callable) -> Callable:
         whole = custom_partitioning(op)
 
         def batch_axis(args: Any) -> Any:
@@ -77,12 +89,12 @@ def _split_batch(rule: str, *, summed: bool) -> Callable[[Op], Op]:
             split = NamedSharding(mesh, PartitionSpec(axis))
             replicated = NamedSharding(mesh, PartitionSpec())
 
-            def summed_op(x: jax.Array, grad: jax.Array) -> jax.Array:
-                return lax.psum(op(x, grad), axis)
+            def summed_op(*arrays: jax.Array) -> jax.Array:
+                return lax.psum(op(*arrays), axis)
 
             if not summed:
-                return mesh, op, split, (split, replicated)
-            return mesh, op if axis is None else summed_op, replicated, (split, split)
+                return mesh, op, split, (split, *[replicated] * (len(args) - 1))
+            return mesh, op if axis is None else summed_op, replicated, (split,) * len(args)
 
         whole.def_partition(
             partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule
@@ -92,17 +104,24 @@ def _split_batch(rule: str, *, summed: bool) -> Callable[[Op], Op]:
     return decorate
 
 
-@_split_batch("n h w c, i j c d -> n h w d", summed=False)
-def _compiled_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@_split_batch("n h w c, i j c d, b -> n h w d", summed=False)
+def _compiled_convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     shape = (*x.shape[:3], kernel.shape[3])
-    call = jax.ffi.ffi_call("vggjax_winograd_forward", jax.ShapeDtypeStruct(shape, x.dtype))
-    return call(x, kernel)
+    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, x.dtype))
+    return call(x, kernel, bias, pool=False)
+
+
+@_split_batch("n h w c, i j c d, b -> n y z d", summed=False)
+def _compiled_pooled(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    shape = (x.shape[0], x.shape[1] // 2, x.shape[2] // 2, kernel.shape[3])
+    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, x.dtype))
+    return call(x, kernel, bias, pool=True)
 
 
 @_split_batch("n h w c, n h w d -> i j c d", summed=True)
 def _compiled_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
     shape = (3, 3, x.shape[3], grad.shape[3])
-    call = jax.ffi.ffi_call("vggjax_winograd_gradient", jax.ShapeDtypeStruct(shape, x.dtype))
+    call = jax.ffi.ffi_call("vggjax_conv3x3_gradient", jax.ShapeDtypeStruct(shape, x.dtype))
     return call(x, grad)
 
 

@@ -4,6 +4,10 @@
 
 #include <atomic>
 
+#ifdef __linux__
+#include <unistd.h>
+#endif
+
 namespace vggjax {
 namespace {
 
@@ -19,6 +23,18 @@ int64_t num_supported() {
 #endif
 }
 
+// What the machine says of a cache, within bounds: a virtual machine may say nothing, or give all
+// of a server's L3 to two cores.
+int64_t read_cache_bytes(int level) {
+  const int64_t least = level == 2 ? 1 << 18 : 1 << 23, most = level == 2 ? 1 << 21 : 1 << 25;
+  int64_t bytes = level == 2 ? 1 << 19 : 1 << 24;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  const int64_t read = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
+  if (read > 0) bytes = read;
+#endif
+  return bytes < least ? least : bytes > most ? most : bytes;
+}
+
 std::atomic<int64_t>& selected() {
   static std::atomic<int64_t> index{num_supported() - 1};
   return index;
@@ -27,6 +43,11 @@ std::atomic<int64_t>& selected() {
 }  // namespace
 
 int64_t instruction_set() { return selected(); }
+
+int64_t cache_bytes(int level) {
+  static const int64_t bytes[] = {read_cache_bytes(2), read_cache_bytes(3)};
+  return bytes[level - 2];
+}
 
 }  // namespace vggjax
 

@@ -10,4 +10,7 @@ namespace vggjax {
 // selected another one.
 int64_t instruction_set();
 
+// The bytes of the cache of a level, 2 or 3, read from the machine, or a usual size.
+int64_t cache_bytes(int level);
+
 }  // namespace vggjax

@@ -3,11 +3,17 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <string>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "dispatch.h"
 #include "winograd.h"
@@ -17,6 +23,8 @@ namespace ffi = xla::ffi;
 
 namespace vggjax {
 namespace {
+
+constexpr int64_t kFewChannels = 8;  // the transforms cost more than the products that they save
 
 const WinogradKernels& kernels() {
   static const WinogradKernels* const table[] = {
@@ -28,30 +36,70 @@ const WinogradKernels& kernels() {
   return *table[instruction_set()];
 }
 
-// The scratch memory of a thread, kept between calls: new pages for 8 MB cost as much as a small
-// layer.
-float* scratch_of_this_thread(int64_t floats) {
-  struct Scratch {
+constexpr int64_t kHugePage = 1 << 21;
+
+// Asks for huge pages before memory is first written: XLA allocates the large maps of each call
+// anew, and 4 kB at a time the kernel's zeroing takes longer than a thin layer.
+void use_huge_pages(void* at, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(at) + kHugePage - 1) & -kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(at) + bytes) & -kHugePage;
+  if (end >= begin + kHugePage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Scratch memory, kept between calls: new pages for 8 MB cost as much as a small layer. There are as
+// many pieces as threads used at once, however many threads XLA has.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats) {
+    if (floats == 0) return;
+    {
+      std::lock_guard<std::mutex> lock(mutex());
+      if (!free_pieces().empty()) {
+        piece_ = free_pieces().back();
+        free_pieces().pop_back();
+      }
+    }
+    if (piece_.floats >= floats) return;
+    std::free(piece_.at);
+    // Whole huge pages: the 36 points of a transform are as many pages apart.
+    const int64_t page = floats * 4 < kHugePage ? 64 : kHugePage;
+    const int64_t bytes = (floats * 4 + page - 1) / page * page;
+    piece_.at = static_cast<float*>(std::aligned_alloc(page, bytes));
+    if (piece_.at) use_huge_pages(piece_.at, bytes);
+    piece_.floats = piece_.at ? floats : 0;
+  }
+  ~Scratch() {
+    if (!piece_.at) return;
+    std::lock_guard<std::mutex> lock(mutex());
+    free_pieces().push_back(piece_);
+  }
+  Scratch(const Scratch&) = delete;
+  float* at() const { return piece_.at; }
+
+ private:
+  struct Piece {
     float* at = nullptr;
     int64_t floats = 0;
-    ~Scratch() { std::free(at); }
   };
-  static thread_local Scratch scratch;
-  if (scratch.floats < floats) {
-    std::free(scratch.at);
-    const int64_t bytes = (floats * 4 + 63) / 64 * 64;
-    scratch.at = static_cast<float*>(std::aligned_alloc(64, bytes));
-    scratch.floats = scratch.at ? floats : 0;
+  // Never destroyed: threads may work while the process ends.
+  static std::mutex& mutex() {
+    static auto* const mutex = new std::mutex;
+    return *mutex;
   }
-  return scratch.at;
-}
+  static std::vector<Piece>& free_pieces() {
+    static auto* const pieces = new std::vector<Piece>;
+    return *pieces;
+  }
+  Piece piece_;
+};
 
 // Calls work(task, scratch) for each task, on the caller's thread and on the pool's free threads.
 // The caller waits only for tasks that have begun, not for helpers: all threads of the pool may be
 // callers that wait. A helper that starts late finds no task and accesses only the shared state.
 template <typename Work>
-bool run(ffi::ThreadPool& pool, int64_t threads, int64_t tasks, int64_t scratch_floats,
-         const Work& work) {
+bool run(ffi::ThreadPool& pool, int64_t threads, Phase phase, const Work& work) {
   struct State {
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
@@ -60,19 +108,19 @@ bool run(ffi::ThreadPool& pool, int64_t threads, int64_t tasks, int64_t scratch_
     int64_t done = 0;
   };
   auto state = std::make_shared<State>();
-  auto help = [state, tasks, scratch_floats, &work] {
-    int64_t mine = 0;
-    for (int64_t task; (task = state->next.fetch_add(1)) < tasks; ++mine) {
-      float* scratch = scratch_of_this_thread(scratch_floats);
-      if (scratch)
-        work(task, scratch);
-      else
-        state->failed = true;
+  const int64_t tasks = phase.tasks;
+  auto help = [state, phase, &work] {
+    int64_t mine = 0, task = state->next.fetch_add(1);
+    if (task >= phase.tasks) return;
+    {
+      const Scratch scratch(phase.scratch);
+      if (phase.scratch > 0 && !scratch.at()) state->failed = true;
+      for (; task < phase.tasks; task = state->next.fetch_add(1), ++mine)
+        if (!state->failed) work(task, scratch.at());
     }
-    if (mine == 0) return;
     std::lock_guard<std::mutex> lock(state->mutex);
     state->done += mine;
-    if (state->done == tasks) state->all_done.notify_all();
+    if (state->done == phase.tasks) state->all_done.notify_all();
   };
   for (int64_t i = 1; i < threads && i < tasks; ++i) pool.Schedule([help] { help(); });
   help();
@@ -95,23 +143,36 @@ ffi::Error wrong_shapes(const char* what) {
 
 int64_t threads_of(ffi::ThreadPool& pool) { return pool.num_threads() > 1 ? pool.num_threads() : 1; }
 
-// y (N, H, W, D) = x (N, H, W, C) * kernel (3, 3, C, D)
-ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Result y) {
+// y (N, H, W, D) = x (N, H, W, C) * kernel (3, 3, C, D); with a bias (D) also a ReLU, and with
+// `pool` the largest of 2x2 pixels. Few input channels are convolved directly.
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y,
+                   bool pooled) {
   const auto in = x.dimensions(), taps = kernel.dimensions(), out = y->dimensions();
   if (in.size() != 4 || taps.size() != 4 || out.size() != 4 || taps[2] != in[3])
     return wrong_shapes("x is (N, H, W, C), the kernel (3, 3, C, D)");
-  const Problem p{in[0], in[1], in[2], in[3], taps[3], threads_of(pool)};
+  const int64_t biases = bias.element_count();
+  if (biases != 0 && int64_t(biases) != taps[3]) return wrong_shapes("the bias is (D) or (0)");
+  const float* offsets = biases ? bias.typed_data() : nullptr;
+  const Problem p{in[0], in[1], in[2], in[3], taps[3], threads_of(pool), offsets, pooled};
   const float *from = x.typed_data(), *weights = kernel.typed_data();
   float* to = y->typed_data();
-  if (p.tiles() * p.in * p.out == 0) {
-    std::fill(to, to + y->element_count(), 0.f);
-    return ffi::Error::Success();
-  }
+  if (y->element_count() == 0) return ffi::Error::Success();
+  if (p.in == 0) return wrong_shapes("no channels");
+  use_huge_pages(to, y->size_bytes());
   const WinogradKernels& k = kernels();
-  return status(run(pool, p.threads, k.forward_tasks(p), k.forward_scratch(p),
-                    [&](int64_t task, float* scratch) {
-                      k.forward(p, task, from, weights, to, scratch);
-                    }));
+  if (p.in < kFewChannels && !p.pool)
+    return status(run(pool, p.threads, k.direct_phase(p), [&](int64_t task, float* scratch) {
+      k.direct(p, task, from, weights, to, scratch);
+    }));
+  const Scratch shared(k.shared(p));
+  bool done = shared.at() != nullptr;
+  for (int64_t block = 0; done && block < k.blocks(p); ++block)
+    done = run(pool, p.threads, k.transform_phase(p, block),
+               [&](int64_t task, float*) { k.transform(p, block, task, from, shared.at()); }) &&
+           run(pool, p.threads, k.multiply_phase(p, block), [&](int64_t task, float* scratch) {
+             k.multiply(p, block, task, shared.at(), weights, to, scratch);
+           });
+  return status(done);
 }
 
 // The gradient of the kernel (3, 3, C, D) from x (N, H, W, C) and the output's gradient (N, H, W, D)
@@ -119,7 +180,7 @@ ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
   const auto in = x.dimensions(), out = grad.dimensions();
   if (in.size() != 4 || out.size() != 4 || in[0] != out[0] || in[1] != out[1] || in[2] != out[2])
     return wrong_shapes("x is (N, H, W, C), the gradient (N, H, W, D)");
-  const Problem p{in[0], in[1], in[2], in[3], out[3], threads_of(pool)};
+  const Problem p{in[0], in[1], in[2], in[3], out[3], threads_of(pool), nullptr, false};
   const float *from = x.typed_data(), *grads = grad.typed_data();
   float* to = kernel->typed_data();
   const int64_t size = kernel->element_count();
@@ -132,12 +193,11 @@ ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
   std::unique_ptr<float[]> sums(parts > 1 ? new (std::nothrow) float[parts * size] : nullptr);
   if (parts > 1 && !sums) return status(false);
   float* partial = parts > 1 ? sums.get() : to;
-  bool done = run(pool, p.threads, k.gradient_tasks(p), k.gradient_scratch(p),
-                  [&](int64_t task, float* scratch) {
-                    k.gradient(p, task, from, grads, partial, scratch);
-                  });
+  bool done = run(pool, p.threads, k.gradient_phase(p), [&](int64_t task, float* scratch) {
+    k.gradient(p, task, from, grads, partial, scratch);
+  });
   if (done && parts > 1)
-    done = run(pool, p.threads, p.threads, 1, [&](int64_t task, float*) {
+    done = run(pool, p.threads, {p.threads, 0}, [&](int64_t task, float*) {
       for (int64_t i = task * size / p.threads; i < (task + 1) * size / p.threads; ++i) {
         float sum = 0;
         for (int64_t part = 0; part < parts; ++part) sum += partial[part * size + i];
@@ -152,14 +212,16 @@ ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
 
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_winograd_forward, vggjax::forward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3, vggjax::forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<vggjax::Array>()
                                   .Arg<vggjax::Array>()
-                                  .Ret<vggjax::Array>());
+                                  .Arg<vggjax::Array>()
+                                  .Ret<vggjax::Array>()
+                                  .Attr<bool>("pool"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_winograd_gradient, vggjax::gradient,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3_gradient, vggjax::gradient,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<vggjax::Array>()

@@ -3,14 +3,14 @@
 // (arXiv:1509.09308) give the algorithm: U = G g G^T of the kernel, V = B^T d B of the input, M = UV
 // summed over channels, Y = A^T M A.
 //
-// A forward task is up to kTiles tiles and a range of output channels. Its V fits L3 (12 MB at
-// most); U for kDepth channels of 16 outputs (147 kB) and M (up to 440 kB) share L2; U for one
-// point (64x16, 4 kB) stays in L1 for all tiles, and 6x16 sums stay in registers. Every task
-// transforms its kernels again: that takes a twentieth of its time, while keeping all of U (four
-// times the kernel, 38 MB at 512 channels) would go through memory.
+// Forward, V of a block of tiles lies in L3 for all threads. A task is kCols outputs of a group of
+// these tiles: its M and the U for kDepth channels share L2, beyond which the prefetch of the
+// products hides L3; U for one point stays in L1 for all
+// tiles, kRows x kCols sums stay in registers, and the rows of V are fetched ahead from L3. Every
+// task transforms its kernels again: keeping all of U (four times the kernel, 38 MB at 512
+// channels) would go through memory.
 
-#include <cstring>
-
+#include "dispatch.h"
 #include "winograd.h"
 #include "winograd_tiles.h"
 
@@ -19,30 +19,68 @@ namespace {
 
 // ---- y = x * kernel ----
 
-int64_t most_tiles(const Problem& p) {
-  return most(kTiles / 4, least(kTiles, (3 << 20) / (36 * round_up(p.in, kLanes))));
-}
-
-struct Division {
-  int64_t blocks, groups, columns;  // of tiles, of outputs, blocks of kCols outputs in all
-};
-Division divide(const Problem& p) {
-  Division d{ceil_div(p.tiles(), most_tiles(p)), 1, ceil_div(p.out, kCols)};
-  while (d.blocks * d.groups < 2 * p.threads && 2 * d.groups <= d.columns) d.groups *= 2;
-  return d;
-}
-
-int64_t forward_tasks(const Problem& p) {
-  const Division d = divide(p);
-  return d.blocks * d.groups;
-}
-
 constexpr int64_t kKernelPoint = kDepth * kCols + kGap;  // U: [36][kDepth][kCols]
 
-int64_t forward_scratch(const Problem& p) {
-  const int64_t tiles = least(most_tiles(p), p.tiles());
-  return round_up(p.in, kLanes) + InputBlock::floats(tiles, p.in) + 36 * kKernelPoint +
-         36 * (tiles * kCols + kGap);
+int64_t chunks_of(const Problem& p) { return ceil_div(p.in, kDepth); }
+
+// Groups of tiles whose M takes 0.9 of L2, in blocks whose V takes a quarter of L3.
+struct Division {
+  int64_t tiles, groups, blocks;  // of all
+
+  explicit Division(const Problem& p) : tiles(p.tiles()) {
+    const int64_t in_l2 = cache_bytes(2) * 9 / 10 / (36 * 4 * kCols) / kRows * kRows;
+    const int64_t in_l3 = cache_bytes(3) / 4 / (36 * 4 * kDepth * chunks_of(p));
+    groups = ceil_div(tiles, most(kRows, in_l2));
+    blocks = least(groups, ceil_div(tiles, most(most(kRows, in_l2), in_l3)));
+    // A block of few groups and columns of outputs would leave threads without a task.
+    const int64_t tasks = groups * ceil_div(p.out, kCols), wanted = 2 * p.threads * blocks;
+    if (tasks < wanted) groups = least(ceil_div(tiles, kRows), groups * ceil_div(wanted, tasks));
+  }
+  int64_t first_tile(int64_t group) const { return group * tiles / groups; }
+  int64_t first_group(int64_t block) const { return block * groups / blocks; }
+  int64_t groups_of(int64_t block) const { return first_group(block + 1) - first_group(block); }
+  int64_t most_tiles() const { return ceil_div(tiles, groups); }
+};
+
+// V of a block: [groups][chunks][36][tiles][kDepth]
+struct Group {
+  int64_t first_tile, tiles;
+  float* at;
+
+  Group(const Problem& p, const Division& d, int64_t block, int64_t index, float* shared) {
+    const int64_t group = d.first_group(block) + index;
+    first_tile = d.first_tile(group);
+    tiles = d.first_tile(group + 1) - first_tile;
+    at = shared + index * chunks_of(p) * InputBlock::floats(d.most_tiles());
+  }
+  InputBlock chunk(int64_t index) const {
+    return {at + index * InputBlock::floats(tiles), tiles};
+  }
+};
+
+int64_t blocks(const Problem& p) { return Division(p).blocks; }
+
+int64_t shared(const Problem& p) {
+  const Division d(p);
+  return ceil_div(d.groups, d.blocks) * chunks_of(p) * InputBlock::floats(d.most_tiles());
+}
+
+Phase transform_phase(const Problem& p, int64_t block) {
+  return {Division(p).groups_of(block) * chunks_of(p), 0};
+}
+
+void transform(const Problem& p, int64_t block, int64_t task, const float* x, float* shared) {
+  StageWatch watch;
+  const int64_t chunk = task % chunks_of(p), first = chunk * kDepth;
+  const Group group(p, Division(p), block, task / chunks_of(p), shared);
+  fill_input(p, x, group.first_tile, first, least(kDepth, p.in - first), group.chunk(chunk));
+  watch.lap(kInputTransform);
+}
+
+Phase multiply_phase(const Problem& p, int64_t block) {
+  const Division d(p);
+  return {d.groups_of(block) * ceil_div(p.out, kCols),
+          36 * kKernelPoint + 36 * (d.most_tiles() * kCols + kGap)};
 }
 
 void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t depth,
@@ -68,55 +106,113 @@ void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t d
   }
 }
 
+// Adds the bias and applies the ReLU, if there is a bias.
+Vec finish(const Problem& p, Vec v, Vec bias) { return p.bias ? relu(v + bias) : v; }
+
 void write_output(const Problem& p, const float* m, int64_t point_stride, int64_t first_tile,
                   int64_t tiles, int64_t column, float* y) {
+  const int64_t height = p.pool ? p.height / 2 : p.height, width = p.pool ? p.width / 2 : p.width;
+  const int64_t line = width * p.out;
   for (int64_t t = 0; t < tiles; ++t) {
     const Tile tile = tile_at(p, first_tile + t);
+    const int64_t top = p.pool ? tile.top / 2 : tile.top, left = p.pool ? tile.left / 2 : tile.left;
+    const int64_t rows = height - top, columns = width - left;
     for (int64_t o = 0; o < kCols && column + o < p.out; o += kLanes) {
       const float* from = m + t * kCols + o;
-      const int64_t count = p.out - column - o, line = p.width * p.out;
-      float* to = y + ((tile.image * p.height + tile.top) * p.width + tile.left) * p.out + column + o;
+      const int64_t count = p.out - column - o;
+      float* to = y + ((tile.image * height + top) * width + left) * p.out + column + o;
+      const Vec bias = p.bias ? load_some(p.bias + column + o, count) : Vec{};
       auto source = [=](int i, int j) { return load(from + (i * 6 + j) * point_stride); };
-      if (count >= kLanes && tile.top + 4 <= p.height && tile.left + 4 <= p.width)
-        transform_both<6, 4>(transform_output, source, [=](int i, int j, Vec v) {
-          store(to + i * line + j * p.out, v);
+      if (p.pool) {
+        Vec above[2], pair, best;
+        transform_both<6, 4>(transform_output, source, [&](int i, int j, Vec v) {
+          if (j % 2 == 0) {
+            pair = v;
+            return;
+          }
+          pair = largest(pair, v);
+          if (i % 2 == 0) {
+            above[j / 2] = pair;
+            return;
+          }
+          best = finish(p, largest(above[j / 2], pair), bias);  // both are monotonic
+          if (i / 2 < rows && j / 2 < columns)
+            store_some(to + i / 2 * line + j / 2 * p.out, best, count);
         });
-      else
-        transform_both<6, 4>(transform_output, source, [=](int i, int j, Vec v) {
-          if (tile.top + i < p.height && tile.left + j < p.width)
-            store_some(to + i * line + j * p.out, v, count);
+      } else if (count >= kLanes && rows >= 4 && columns >= 4) {
+        transform_both<6, 4>(transform_output, source, [=, &p](int i, int j, Vec v) {
+          store(to + i * line + j * p.out, finish(p, v, bias));
         });
+      } else {
+        transform_both<6, 4>(transform_output, source, [=, &p](int i, int j, Vec v) {
+          if (i < rows && j < columns)
+            store_some(to + i * line + j * p.out, finish(p, v, bias), count);
+        });
+      }
     }
   }
 }
 
-void forward(const Problem& p, int64_t task, const float* x, const float* kernel, float* y,
-             float* scratch) {
-  const Division d = divide(p);
-  const int64_t block = task / d.groups, group = task % d.groups;
-  const int64_t first_tile = block * p.tiles() / d.blocks;
-  const int64_t tiles = (block + 1) * p.tiles() / d.blocks - first_tile;
-  float* zeros = scratch;
-  const InputBlock input{zeros + round_up(p.in, kLanes), tiles, round_up(p.in, kLanes)};
-  float* u = input.at + InputBlock::floats(tiles, p.in);
-  float* m = u + 36 * kKernelPoint;
-  const int64_t m_stride = tiles * kCols + kGap;
-  std::memset(zeros, 0, round_up(p.in, kLanes) * sizeof(float));
-
+void multiply(const Problem& p, int64_t block, int64_t task, const float* shared,
+              const float* kernel, float* y, float* scratch) {
+  const Division d(p);
+  const int64_t groups = d.groups_of(block), column = task / groups * kCols;
+  const Group group(p, d, block, task % groups, const_cast<float*>(shared));
+  float *u = scratch, *m = u + 36 * kKernelPoint;
+  const int64_t m_stride = group.tiles * kCols + kGap;
   StageWatch watch;
-  fill_input(p, x, first_tile, zeros, 0, p.in, input);
+  for (int64_t chunk = 0; chunk < chunks_of(p); ++chunk) {
+    const InputBlock input = group.chunk(chunk);
+    const int64_t first = chunk * kDepth, depth = least(kDepth, p.in - first);
+    fill_kernel(p, kernel, first, depth, column, u);
+    watch.lap(kKernelTransform);
+    for (int point = 0; point < 36; ++point)
+      product(input.point(point), kDepth, 1, u + point * kKernelPoint, m + point * m_stride,
+              group.tiles, depth, first > 0);
+    watch.lap(kProducts);
+  }
+  write_output(p, m, m_stride, group.first_tile, group.tiles, column, y);
+  watch.lap(kOutputTransform);
+}
+
+// ---- y = x * kernel, directly ----
+//
+// A task is a row of outputs. Its nine products are three, because the pixels of a row that a tap
+// row needs lie side by side.
+
+int64_t padded_row(const Problem& p) { return round_up((p.width + 2) * p.in, kLanes); }
+
+Phase direct_phase(const Problem& p) {
+  return {p.batch * p.height, 3 * padded_row(p) + (9 * p.in + p.width) * kCols};
+}
+
+void direct(const Problem& p, int64_t task, const float* x, const float* kernel, float* y,
+            float* scratch) {
+  StageWatch watch;
+  const int64_t row = task % p.height, length = p.width * p.in, depth = 3 * p.in;
+  float *taps = scratch + 3 * padded_row(p), *sums = taps + 3 * depth * kCols;
+  std::memset(scratch, 0, 3 * padded_row(p) * sizeof(float));
+  for (int64_t i = 0; i < 3; ++i)
+    if (row + i >= 1 && row + i <= p.height)
+      std::memcpy(scratch + i * padded_row(p) + p.in, x + (task + i - 1) * length,
+                  length * sizeof(float));
   watch.lap(kInputTransform);
-  for (int64_t b = group * d.columns / d.groups; b < (group + 1) * d.columns / d.groups; ++b) {
-    for (int64_t first = 0; first < input.depth; first += kDepth) {
-      const int64_t depth = input.chunk(first);
-      fill_kernel(p, kernel, first, depth, b * kCols, u);
-      watch.lap(kKernelTransform);
-      for (int point = 0; point < 36; ++point)
-        product(input.point(first, point), kDepth, 1, u + point * kKernelPoint,
-                m + point * m_stride, tiles, depth, first > 0);
-      watch.lap(kProducts);
+  for (int64_t column = 0; column < p.out; column += kCols) {
+    for (int64_t k = 0; k < 3 * depth; ++k)
+      for (int64_t o = 0; o < kCols; o += kLanes)
+        store(taps + k * kCols + o, load_some(kernel + k * p.out + column + o, p.out - column - o));
+    watch.lap(kKernelTransform);
+    for (int64_t i = 0; i < 3; ++i)
+      product(scratch + i * padded_row(p), p.in, 1, taps + i * depth * kCols, sums, p.width, depth,
+              i > 0);
+    watch.lap(kProducts);
+    for (int64_t o = 0; o < kCols && column + o < p.out; o += kLanes) {
+      const int64_t count = p.out - column - o;
+      const Vec bias = p.bias ? load_some(p.bias + column + o, count) : Vec{};
+      for (int64_t j = 0; j < p.width; ++j)
+        store_some(y + (task * p.width + j) * p.out + column + o,
+                   finish(p, load(sums + j * kCols + o), bias), count);
     }
-    write_output(p, m, m_stride, first_tile, tiles, b * kCols, y);
     watch.lap(kOutputTransform);
   }
 }
@@ -127,7 +223,7 @@ void forward(const Problem& p, int64_t task, const float* x, const float* kernel
 // up to 128 x 128 channels (2.4 MB, L3) and adds kGradientTiles tiles at a time; with few channels,
 // ranges of tiles give more tasks. Summing in blocks keeps float32 accurate.
 
-constexpr int64_t kSide = 128, kGradientTiles = 48;
+constexpr int64_t kSide = kWidest, kGradientTiles = 48;
 
 struct Blocks {
   int64_t in, out, parts;
@@ -138,35 +234,33 @@ Blocks gradient_blocks(const Problem& p) {
   return {in, out, least(longest, ceil_div(2 * p.threads, in * out))};
 }
 int64_t gradient_parts(const Problem& p) { return gradient_blocks(p).parts; }
-int64_t gradient_tasks(const Problem& p) {
-  const Blocks b = gradient_blocks(p);
-  return b.in * b.out * b.parts;
-}
 
 constexpr int64_t kSidePanels = kSide / kCols;
 constexpr int64_t kGradientPoint = kSide * kGradientTiles + kGap;  // [36][panels][tiles][kCols]
 constexpr int64_t kSumsPoint = kSide * kSide + kGap;               // [36][panels][kSide][kCols]
 
-int64_t gradient_scratch(const Problem& p) {
-  return round_up(most(p.in, p.out), kLanes) + InputBlock::floats(kGradientTiles, kSide) +
-         36 * (kGradientPoint + kSumsPoint);
+constexpr int64_t kInputFloats = kSide / kDepth * 36 * (kGradientTiles * kDepth + kGap);
+
+Phase gradient_phase(const Problem& p) {
+  const Blocks b = gradient_blocks(p);
+  return {b.in * b.out * b.parts, kInputFloats + 36 * (kGradientPoint + kSumsPoint)};
 }
 
 void fill_gradient(const Problem& p, const float* grad, int64_t first_tile, int64_t tiles,
-                   const float* zeros, int64_t first, int64_t channels, float* panels) {
+                   int64_t first, int64_t channels, float* panels) {
   for (int64_t t = 0; t < tiles; ++t) {
     const float* from[4][4];
-    pixels<4>(p, grad, p.out, tile_at(p, first_tile + t), 0, zeros, from);
+    pixels<4>(p, grad + first, p.out, tile_at(p, first_tile + t), 0, from);
     for (int64_t o = 0; o < round_up(channels, kCols); o += kLanes) {
       float* to = panels + (o / kCols * tiles + t) * kCols + o % kCols;
-      const int64_t count = channels - o, at = first + o;
+      const int64_t count = channels - o;
       auto sink = [=](int i, int j, Vec v) { store(to + (i * 6 + j) * kGradientPoint, v); };
       if (count >= kLanes)
         transform_both<4, 6>(
-            transform_gradient, [&](int i, int j) { return load(from[i][j] + at); }, sink);
+            transform_gradient, [&](int i, int j) { return load(from[i][j] + o); }, sink);
       else
         transform_both<4, 6>(
-            transform_gradient, [&](int i, int j) { return load_some(from[i][j] + at, count); },
+            transform_gradient, [&](int i, int j) { return load_some(from[i][j] + o, count); },
             sink);
     }
   }
@@ -178,26 +272,22 @@ void gradient(const Problem& p, int64_t task, const float* x, const float* grad,
   const int64_t part = task / (b.in * b.out);
   const int64_t first_in = task / b.out % b.in * kSide, first_out = task % b.out * kSide;
   const int64_t in = least(kSide, p.in - first_in), out = least(kSide, p.out - first_out);
-  float* zeros = scratch;
-  const int64_t widest = round_up(most(p.in, p.out), kLanes);
-  std::memset(zeros, 0, widest * sizeof(float));
-  float* input_at = zeros + widest;
-  float* panels = input_at + InputBlock::floats(kGradientTiles, kSide);
+  float *input_at = scratch, *panels = input_at + kInputFloats;
   float* sums = panels + 36 * kGradientPoint;
 
   StageWatch watch;
   const int64_t begin = part * p.tiles() / b.parts, end = (part + 1) * p.tiles() / b.parts;
   for (int64_t first = begin; first < end; first += kGradientTiles) {
     const int64_t tiles = least(kGradientTiles, end - first);
-    const InputBlock input{input_at, tiles, round_up(in, kLanes)};
-    fill_input(p, x, first, zeros, first_in, in, input);
+    const InputBlock input{input_at, tiles};
+    fill_input(p, x, first, first_in, in, input);
     watch.lap(kInputTransform);
-    fill_gradient(p, grad, first, tiles, zeros, first_out, out, panels);
+    fill_gradient(p, grad, first, tiles, first_out, out, panels);
     watch.lap(kKernelTransform);
     for (int point = 0; point < 36; ++point)
       for (int64_t j = 0; j < ceil_div(out, kCols); ++j)
         for (int64_t c = 0; c < in; c += kDepth)
-          product(input.point(c, point), 1, kDepth,
+          product(input.point(point) + c / kDepth * InputBlock::floats(tiles), 1, kDepth,
                   panels + point * kGradientPoint + j * tiles * kCols,
                   sums + point * kSumsPoint + (j * kSide + c) * kCols, least(kDepth, in - c),
                   tiles, first > begin);
@@ -219,7 +309,8 @@ void gradient(const Problem& p, int64_t task, const float* x, const float* grad,
 
 }  // namespace
 
-const WinogradKernels NAME = {forward_tasks,  forward_scratch, forward,         gradient_parts,
-                              gradient_tasks, gradient_scratch, gradient};
+const WinogradKernels NAME = {blocks,          shared,         transform_phase, transform,
+                              multiply_phase,  multiply,       direct_phase,    direct,
+                              gradient_parts,  gradient_phase, gradient};
 
 }  // namespace vggjax

@@ -21,8 +21,8 @@ typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_al
 constexpr int kLanes = VECTOR_BYTES / 4;
 constexpr int kCols = 2 * kLanes;                   // of a product's block in registers
 constexpr int kRows = VECTOR_BYTES == 64 ? 12 : 6;  // 12 or 24 sums in 16 or 32 registers
-constexpr int64_t kTiles = 192;  // at most, per transformed kernel
 constexpr int64_t kDepth = 64;   // channels at a time
+constexpr int64_t kWidest = 128;  // channels that a transform of input reads
 constexpr int64_t kGap = 16;     // floats between points: strides of 4 kB share a cache set
 
 // Not std::min: of a template that two files instantiate, the linker keeps one, perhaps with the
@@ -45,6 +45,13 @@ Vec load_some(const float* from, int64_t count) {
 void store_some(float* to, Vec v, int64_t count) {
   if (count >= kLanes) return store(to, v);
   if (count > 0) std::memcpy(to, &v, count * sizeof(float));
+}
+
+// The larger of each two lanes and of a lane and 0, as jax has them: NaN if one is.
+Vec largest(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
+Vec relu(Vec v) {
+  const Vec zero = {};
+  return v < zero ? zero : v;
 }
 
 // The transforms of one column or row; applied to all columns, then to all rows. The interpolation
@@ -189,51 +196,49 @@ Tile tile_at(const Problem& p, int64_t index) {
   return {index / per_image, inside / p.tiles_x() * 4, inside % p.tiles_x() * 4};
 }
 
-// Sets pointers to SIZE x SIZE pixels from (top, left) - margin on, to `zeros` outside of the map.
+alignas(64) const float kZeros[kWidest] = {};
+
+// Sets pointers to SIZE x SIZE pixels from (top, left) - margin on, to zeros outside of the map, of
+// which at most kWidest channels may be read.
 template <int SIZE>
 void pixels(const Problem& p, const float* map, int64_t channels, Tile tile, int64_t margin,
-            const float* zeros, const float* (&pointers)[SIZE][SIZE]) {
+            const float* (&pointers)[SIZE][SIZE]) {
   const float* image = map + tile.image * p.height * p.width * channels;
   for (int i = 0; i < SIZE; ++i) {
     for (int j = 0; j < SIZE; ++j) {
       const int64_t row = tile.top + i - margin, column = tile.left + j - margin;
       const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
-      pointers[i][j] = inside ? image + (row * p.width + column) * channels : zeros;
+      pointers[i][j] = inside ? image + (row * p.width + column) * channels : kZeros;
     }
   }
 }
 
-// The transformed input of a block of tiles: [depth / kDepth][36][tiles][kDepth].
+// The transformed input of up to kDepth channels of some tiles: [36][tiles][kDepth].
 struct InputBlock {
   float* at;
-  int64_t tiles, depth;  // depth: channels rounded up to whole vectors
+  int64_t tiles;
 
-  static int64_t floats(int64_t tiles, int64_t channels) {
-    return ceil_div(channels, kDepth) * 36 * (tiles * kDepth + kGap);
-  }
-  int64_t chunk(int64_t first) const { return least(kDepth, depth - first); }
+  static int64_t floats(int64_t tiles) { return 36 * (tiles * kDepth + kGap); }
   int64_t point_stride() const { return tiles * kDepth + kGap; }
-  float* point(int64_t first, int64_t point) const {
-    return at + (first / kDepth * 36 + point) * point_stride();
-  }
+  float* point(int64_t point) const { return at + point * point_stride(); }
 };
 
-void fill_input(const Problem& p, const float* x, int64_t first_tile, const float* zeros,
-                int64_t first_channel, int64_t channels, InputBlock block) {
+// Fills block[0], block[1] ... from `channels` channels of x, at most kWidest.
+void fill_input(const Problem& p, const float* x, int64_t first_tile, int64_t first_channel,
+                int64_t channels, InputBlock block) {
   for (int64_t t = 0; t < block.tiles; ++t) {
     const float* from[6][6];
-    pixels<6>(p, x, p.in, tile_at(p, first_tile + t), 1, zeros, from);
+    pixels<6>(p, x + first_channel, p.in, tile_at(p, first_tile + t), 1, from);
     for (int64_t c = 0; c < channels; c += kLanes) {
-      float* to = block.point(c, 0) + t * kDepth + c % kDepth;
+      float* to = block.at + c / kDepth * InputBlock::floats(block.tiles) + t * kDepth + c % kDepth;
       const int64_t stride = block.point_stride(), count = channels - c;
       auto sink = [=](int i, int j, Vec v) { store(to + (i * 6 + j) * stride, v); };
-      const int64_t at = first_channel + c;
       if (count >= kLanes)
-        transform_both<6, 6>(transform_input, [&](int i, int j) { return load(from[i][j] + at); },
+        transform_both<6, 6>(transform_input, [&](int i, int j) { return load(from[i][j] + c); },
                              sink);
       else
         transform_both<6, 6>(
-            transform_input, [&](int i, int j) { return load_some(from[i][j] + at, count); }, sink);
+            transform_input, [&](int i, int j) { return load_some(from[i][j] + c, count); }, sink);
     }
   }
 }
