@@ -19,7 +19,7 @@ test-slow *ARGS:
 
 # Print the help of every command, as the reference
 docs:
-    @for command in train evaluate report predict convert verify summary recipes doctor augment-preview; do vggjax $command --help; done
+    @for command in train evaluate report predict convert verify summary recipes doctor augment-preview embed similar stylize; do vggjax $command --help; done
 
 # The speed figures, each against its peers
 bench *ARGS:

@@ -11,12 +11,13 @@ is in predict_files.py.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 from PIL.Image import Image
 
 from vggjax.data.images.decode import DecodedImage, convert_image, read_image
+from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.multilabel import join_labels
 from vggjax.data.sources.source import Source
@@ -24,6 +25,9 @@ from vggjax.errors import ConfigError, DataError, printable
 from vggjax.models.network import Network
 from vggjax.training.run_dir.run_result import ModelInfo, load_model
 from vggjax.training.step import make_predict_step
+
+if TYPE_CHECKING:
+    import jax
 
 MAX_BATCH = 32
 
@@ -127,31 +131,42 @@ class Classifier:
     def stream(self, read: Callable[[int], DecodedImage], count: int) -> Iterator[np.ndarray | str]:
         """Yield the probabilities (C,) of images 0 to `count` - 1, or why one cannot be read.
 
-        Threads decode ahead by calling `read`, which raises `DataError` with the reason. The memory
-        needed does not depend on `count`.
-
-        Raises:
-            DataError: the model's outputs are not finite.
+        See `stream_outputs`.
         """
-        if not count:
-            return
-        labels, ids = np.zeros(count, np.int32), range(count)
-        source = Source("images", ("",), labels, list(map(str, ids)), None, read, "")
-        loader = SplitLoader(
-            source, np.arange(count), self.info.preprocessing, cache_mb=0, max_unreadable=None
-        )
-        # A power of two, because every other number of rows is compiled.
-        batch_size = min(MAX_BATCH, 1 << (count - 1).bit_length())
-        for batch in prefetch(loader.batches(batch_size), lambda batch: batch):
-            probs = np.asarray(self._predict_step(batch["images"]))
-            if not np.isfinite(probs[batch["mask"] > 0]).all():
-                raise DataError(
-                    "The model's outputs are not finite (NaN): its training diverged. Train again "
-                    "with a lower `learning_rate`."
-                )
-            for index, row in zip(batch["index"].tolist(), probs, strict=True):
-                if index >= 0:
-                    yield loader.unreadable.get(index, row)
+        return stream_outputs(self._predict_step, self.info.preprocessing, read, count)
+
+
+def stream_outputs(
+    step: Callable[[np.ndarray], "jax.Array"],
+    preprocessing: Preprocessing,
+    read: Callable[[int], DecodedImage],
+    count: int,
+) -> Iterator[np.ndarray | str]:
+    """Yield the outputs (D,) of images 0 to `count` - 1, or why one cannot be read.
+
+    Threads decode ahead by calling `read`, which raises `DataError` with the reason. The memory
+    needed does not depend on `count`. `step` maps images uint8 (N, S, S, 3) to outputs (N, D).
+
+    Raises:
+        DataError: the model's outputs are not finite.
+    """
+    if not count:
+        return
+    labels, ids = np.zeros(count, np.int32), range(count)
+    source = Source("images", ("",), labels, list(map(str, ids)), None, read, "")
+    loader = SplitLoader(source, np.arange(count), preprocessing, cache_mb=0, max_unreadable=None)
+    # A power of two, because every other number of rows is compiled.
+    batch_size = min(MAX_BATCH, 1 << (count - 1).bit_length())
+    for batch in prefetch(loader.batches(batch_size), lambda batch: batch):
+        outputs = np.asarray(step(batch["images"]))
+        if not np.isfinite(outputs[batch["mask"] > 0]).all():
+            raise DataError(
+                "The model's outputs are not finite (NaN): its training diverged. Train again "
+                "with a lower `learning_rate`."
+            )
+        for index, row in zip(batch["index"].tolist(), outputs, strict=True):
+            if index >= 0:
+                yield loader.unreadable.get(index, row)
 
 
 def load_run(run: str | os.PathLike[str]) -> Classifier:

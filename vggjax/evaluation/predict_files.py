@@ -75,7 +75,7 @@ def predict_command(
     sorter = None if sort_into is None else Sorter(sort_into)
     files = find_images(patterns, outside=sort_into)
     if all(files.values()):
-        raise _nothing_usable(files)
+        raise nothing_usable(files)
     if path is not None:
         check_output_file(path, field="csv", inputs=files, stream=True)
     classifier = _open_model(workdir, weights, model, expect_sha256)
@@ -101,7 +101,7 @@ def predict_command(
             line = f"{printable(prediction.path)}: {printable(prediction.reason)}"
             print(f"vggjax: left out: {line}", file=sys.stderr)
     if not summary.counts:
-        raise _nothing_usable(summary.left_out)
+        raise nothing_usable(summary.left_out)
     if not json:
         summary.print(table, sorter)
     return 3 if summary.left_out else 0
@@ -243,7 +243,8 @@ def _suggestion(name: str) -> str:
     return f"; did you mean {printable(path.parent / near)!r}?" if near else ""
 
 
-def _nothing_usable(reasons: dict[Path, str]) -> DataError:
+def nothing_usable(reasons: dict[Path, str]) -> DataError:
+    """Return the error for images none of which can be used."""
     (path, reason), several = next(iter(reasons.items())), len(reasons) > 1
     subject = f"None of the {len(reasons):,} images can" if several else "The image cannot"
     message = f"{subject} be used; {printable(path)}: {printable(reason)}"

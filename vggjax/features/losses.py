@@ -44,6 +44,11 @@ def first_relus(arch: Backbone) -> tuple[str, ...]:
     return tuple(_relu_of(arch, f"{block}_conv1") for block in blocks)
 
 
+def content_relu(arch: Backbone) -> str:
+    """Return the content layer of Gatys et al., relu4_2."""
+    return _relu_of(arch, "block4_conv2")
+
+
 def _relu_of(arch: Backbone, conv: str) -> str:
     """Return the layer with a convolution's ReLU, which comes after batch normalization."""
     norm = conv.replace("_conv", "_bn")
@@ -153,7 +158,7 @@ def content_loss(
     Raises:
         ConfigError: images that do not fit the targets or need a range, or an unknown layer.
     """
-    layers = (_relu_of(model.arch, "block4_conv2"),) if layers is None else layers
+    layers = (content_relu(model.arch),) if layers is None else layers
     return perceptual_loss(
         model, images, targets, layers=layers, value_range=value_range, mode=mode
     )

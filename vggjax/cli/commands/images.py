@@ -1,6 +1,6 @@
-"""Images given to a trained network."""
+"""Images given to a network."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -49,3 +49,98 @@ def predict(
         sort_into=sort_into,
         expect_sha256=expect_sha256,
     )
+
+
+def embed(
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE [IMAGE ...]")],
+    /,
+    *,
+    out: str,
+    layer: str = "block5_pool",
+    pool: Literal["gap", "max", "none"] = "gap",
+    workdir: str | None = None,
+    weights: str | None = None,
+    model: str | None = None,
+    image_size: int | None = None,
+) -> int:
+    """Write a vector for each image: a layer's output, pooled.
+
+    Exit code 0: all of them; 3: some were left out, each named with its reason; 2: none.
+
+    Args:
+        images: Files, folders and globs; - reads names from the standard input.
+        out: The file to write, .npz or .parquet: names, vectors, and how they were made.
+        layer: Whose output, such as block4_pool or relu5_3.
+        pool: gap is the mean over the map, max its largest value, none the whole map.
+        workdir: A finished run's folder, whose model is taken in place of pretrained weights.
+        weights: `imagenet` (without workdir the default) or a weight file.
+        model: The network of the weights; without workdir vgg16.
+        image_size: Side in px for pretrained weights, 224 if it is not given.
+    """
+    from vggjax.features.embed import embed_command
+
+    options: dict[str, Any] = {"workdir": workdir, "weights": weights, "model": model}
+    options |= {"image_size": image_size, "layer": layer, "pool": pool}
+    return embed_command(list(images), out=out, **options)
+
+
+def similar(
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="[IMAGE ...] INDEX")],
+    /,
+    *,
+    top: int = 10,
+    duplicates: bool = False,
+    outliers: bool = False,
+    threshold: float = 0.95,
+) -> int:
+    """Find similar images in a file of `vggjax embed`, its near-duplicates or its outliers.
+
+    Args:
+        images: Images to search with, of the index or new, then the index.
+        top: Number of images to print.
+        duplicates: Print groups of near-duplicates in place of a search.
+        outliers: Print the images that are least like any others.
+        threshold: The cosine similarity from which on two images are near-duplicates.
+    """
+    from vggjax.features.similar import similar_command
+
+    options: dict[str, Any] = {"duplicates": duplicates, "outliers": outliers}
+    return similar_command(list(images), top=top, threshold=threshold, **options)
+
+
+def stylize(
+    content: Annotated[Positional[str], arg(metavar="CONTENT")],
+    style: Annotated[Positional[str], arg(metavar="STYLE")],
+    out: Annotated[Positional[str], arg(metavar="OUT.png")],
+    /,
+    *,
+    model: str = "vgg16",
+    weights: str = "imagenet",
+    size: int = 384,
+    style_weight: float = 10.0,
+    smoothness: float = 0.0,
+    steps: int = 100,
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs",
+    preview_every: int = 10,
+) -> int:
+    """Give an image the style of another, by the method of Gatys et al. (2016).
+
+    Args:
+        content: The image to change.
+        style: The image whose style it gets.
+        out: The PNG to write, also while the work goes on.
+        model: The network, such as vgg16 or vgg19.
+        weights: `imagenet` or a weight file.
+        size: The long side in px of the result, and of the style.
+        style_weight: The weight of the style beside the content.
+        smoothness: The weight of the total variation, against noise.
+        steps: Steps of the optimizer.
+        optimizer: lbfgs needs fewer steps, adam less memory.
+        preview_every: Steps between two states of OUT.png.
+    """
+    from vggjax.features.stylize import stylize_command
+
+    options: dict[str, Any] = {"model": model, "weights": weights, "size": size, "steps": steps}
+    options |= {"style_weight": style_weight, "smoothness": smoothness}
+    options |= {"optimizer": optimizer, "preview_every": preview_every}
+    return stylize_command(content, style, out, **options)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from vggjax.cli.commands.datasets import augment_preview, doctor, estimate
-from vggjax.cli.commands.images import predict
+from vggjax.cli.commands.images import embed, predict, similar, stylize
 from vggjax.cli.commands.networks import convert, summary, verify
 from vggjax.cli.commands.runs import evaluate, recipes, report, train
 from vggjax.cli.commands.services import card, export
@@ -13,6 +13,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "report": report,
     "predict": predict,
+    "embed": embed,
+    "similar": similar,
+    "stylize": stylize,
     "export": export,
     "card": card,
     "convert": convert,
