@@ -44,6 +44,9 @@ ADAM_RATE = 0.02
 
 LINE_SEARCH_STEPS = 10
 
+_TINY = 1e-12
+"""In place of the size of a target that is 0."""
+
 
 def stylize(
     model: Network,
@@ -98,8 +101,14 @@ def _targets(model: Network, content: np.ndarray, style: np.ndarray, mode: str |
     features = layer_features(model, content, (name,), mode=mode)
     outputs = layer_features(model, style, first_relus(model.arch), mode=mode)
     grams = {layer: gram_matrix(output) for layer, output in outputs.items()}
-    weights = {x: 1 / (len(grams) * jnp.square(gram).sum()) for x, gram in grams.items()}
-    return (features, {name: 1 / jnp.square(features[name]).mean()}), (grams, weights)
+    weights = {
+        x: 1 / (len(grams) * jnp.maximum(jnp.square(gram).sum(), _TINY))
+        for x, gram in grams.items()
+    }
+    return (features, {name: 1 / jnp.maximum(jnp.square(features[name]).mean(), _TINY)}), (
+        grams,
+        weights,
+    )
 
 
 def _make_step(
