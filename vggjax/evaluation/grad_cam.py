@@ -46,10 +46,13 @@ def _maps(
     graphdef: Any, layer: str, state: nnx.State, images: jax.Array, classes: jax.Array
 ) -> jax.Array:
     model = nnx.merge(graphdef, state)
-    features = model(images, until=layer)
+    needed = [name for name in model.pooled_layers if layer in model.uncut_layers]
+    earlier = needed[: needed.index(layer)] if layer in needed else needed
+    taps = model(images, until=layer, taps=(*earlier, layer))
+    features = taps[layer]
 
     def score(features: jax.Array) -> jax.Array:
-        logits = model(features, after=layer)
+        logits = model(taps | {layer: features}, after=layer)
         if logits.shape[-1] == 1:  # one sigmoid unit: for class 1, against class 0
             logits = jnp.concatenate([-logits, logits], axis=-1)
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()

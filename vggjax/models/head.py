@@ -1,7 +1,9 @@
 """The classifier on top of the convolutional base, as a small frozen spec with a text form.
 
 `flatten-256-0.5-5` means: flatten the feature map, one hidden layer of 256 units, dropout 0.5 after
-it, 5 outputs. `avg2` averages 2x2 windows before flattening, `gap` averages the whole map. One
+it, 5 outputs. `avg2` averages 2x2 windows before flattening, `gap` averages the whole map. `convs2`
+and `convs3` are the mean and the maximum over the map of every convolution in the last two or three
+blocks, each of unit length: what a linear head needs, since textures are in the middle layers. One
 output is a sigmoid unit for two classes, more are a softmax, or a sigmoid unit each if images have
 several labels; the model itself returns logits.
 Keras' published top is `flatten-4096-4096-1000`. This file imports no jax (see network.py).
@@ -11,7 +13,15 @@ from dataclasses import dataclass, replace
 
 from vggjax.errors import ConfigError
 
-POOLINGS = {"flatten": ("flatten",), "avg2": ("avg2", "flatten"), "gap": ("gap",)}
+POOLED_BLOCKS = {"convs2": 2, "convs3": 3}
+"""Poolings of every convolution in the last blocks -> how many blocks."""
+
+POOLINGS = {
+    "flatten": ("flatten",),
+    "avg2": ("avg2", "flatten"),
+    "gap": ("gap",),
+    **{name: (name,) for name in POOLED_BLOCKS},
+}
 """The layers of each pooling, none of which has parameters."""
 
 
@@ -96,6 +106,16 @@ class Head:
         hidden = (f"fc{i}" for i in range(1, len(self.hidden) + 1))
         return (*POOLINGS[self.pooling], *hidden, "predictions")
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether one dense layer, without dropout, gives the logits of a softmax."""
+        return not (self.hidden or self.dropout or self.outputs == 1)
+
+    @property
+    def pooled_blocks(self) -> int:
+        """How many of the last blocks are pooled; 0 if the head has the last map alone."""
+        return POOLED_BLOCKS.get(self.pooling, 0)
+
     def aliases(self) -> dict[str, str]:
         """Map Caffe's and torchvision's names to the layers, for a head of the published form."""
         if len(self.hidden) != 2:
@@ -114,7 +134,12 @@ class Head:
         return dict.fromkeys(names, self.dropout) if self.dropout else {}
 
     def num_features(self, size: int, channels: int) -> int:
-        """Return the input width of the first dense layer on a (size, size, channels) map."""
+        """Return the input width of the first dense layer on a (size, size, channels) map.
+
+        Of `convs2` and `convs3`, `channels` are those of all their convolutions.
+        """
+        if self.pooling in POOLED_BLOCKS:
+            return 2 * channels
         side = {"flatten": size, "avg2": size // 2, "gap": 1}[self.pooling]
         return side * side * channels
 

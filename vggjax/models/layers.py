@@ -61,3 +61,17 @@ class BatchNorm(nnx.Module):
         mean = total / count
         # Rounding may leave a constant channel's variance below 0.
         return mean, jnp.maximum(total_squares / count - jnp.square(mean), 0)
+
+
+def pool_map(x: jax.Array) -> jax.Array:
+    """Return the mean and the maximum of x (N, H, W, C) over the map, each of unit length: (N, 2C).
+
+    Of unit length, layers of any scale have the same weight, and a brighter image the same features
+    (Chatfield et al., arXiv:1405.3531, section 2.2).
+    """
+    x = x.astype(jnp.float32)
+
+    def unit(rows: jax.Array) -> jax.Array:
+        return rows * lax.rsqrt(jnp.square(rows).sum(-1, keepdims=True) + 1e-12)
+
+    return jnp.concatenate([unit(x.mean((1, 2))), unit(x.max((1, 2)))], axis=-1)

@@ -10,7 +10,7 @@ parameters: dropout takes its keys as an argument.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,10 @@ from flax import nnx
 from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.arch import Backbone, get_arch
 from vggjax.models.convnets import find_arch
-from vggjax.models.head import Head
+from vggjax.models.head import POOLED_BLOCKS, Head
 from vggjax.models.kernels.conv import convolve, convolve_relu
 from vggjax.models.kernels.pooling import max_pool
-from vggjax.models.layers import BatchNorm
+from vggjax.models.layers import BatchNorm, pool_map
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray image (ITU-R BT.601), as in Pillow's mode L."""
@@ -107,7 +107,10 @@ class Network(nnx.Module):
             )
 
         def num_features(image_size: int) -> int:
-            return head.num_features(self.arch.map_size(image_size), self.arch.width)
+            widths = self.arch.conv_channels()
+            pooled = [widths[name.replace("_bn", "_conv")][1] for name in self.pooled_layers]
+            channels = sum(pooled) if pooled else self.arch.width
+            return head.num_features(self.arch.map_size(image_size), channels)
 
         width_in = num_features(self.image_size)
         if width_in == 0:
@@ -131,6 +134,25 @@ class Network(nnx.Module):
         """Map each layer that is followed by dropout, given `dropout_keys`, to its rate."""
         return self.arch.dropout_rates() | (self.head.dropout_rates() if self.head else {})
 
+    @property
+    def pooled_layers(self) -> tuple[str, ...]:
+        """The layers whose outputs the head pools beside the last map: of `convs2` and `convs3`."""
+        layers = self.arch.layers()
+        convs = [_norm_of(n) if _norm_of(n) in layers else n for n in self.arch.conv_channels()]
+        blocks = list(dict.fromkeys(name.split("_")[0] for name in convs))
+        last = blocks[-self.head.pooled_blocks :] if self.head and self.head.pooled_blocks else ()
+        return tuple(name for name in convs if name.split("_")[0] in last)
+
+    @property
+    def uncut_layers(self) -> frozenset[str]:
+        """The layers after which the network cannot go on: the head needs an earlier output too."""
+        pooled = self.pooled_layers
+        if not pooled or self.head is None:
+            return frozenset()
+        layers = self.layers
+        first = layers.index(pooled[0].replace("_bn", "_conv"))
+        return frozenset(layers[first : layers.index(self.head.pooling)])
+
     def __call__(
         self,
         x: jax.Array,
@@ -143,7 +165,8 @@ class Network(nnx.Module):
     ) -> Any:
         """Run the layers after `after` up to and including `until`, by default all of them.
 
-        The cut law: `m(m(x, until=L), after=L) == m(x)` for every layer L.
+        The cut law: `m(m(x, until=L), after=L) == m(x)` for every layer L, but for `uncut_layers`:
+        from there on, x is a dict with the outputs of the earlier layers that the head pools.
 
         Layers may also have torchvision's and Caffe's names, `features.15` and `relu3_3`, both of
         which are `block3_conv3`.
@@ -165,6 +188,35 @@ class Network(nnx.Module):
                 or of a size that the network cannot process.
         """
         layers = self.layers
+        start, stop, tapped = self._slice(after, until, taps)
+        if start == 0:
+            self._check_images(x, layers[:stop])
+
+        x, pooled = self._pooled_before(x, start, stop)
+        x = jnp.asarray(x, self.dtype) if start < stop else x
+        outputs: dict[str, jax.Array] = {}
+        names, is_pooled = layers[start:stop], False
+        wanted = {*tapped.values(), *map(layers.index, self.pooled_layers)}
+        for i, name in enumerate(names, start):
+            # A convolution pools in the same pass, unless its own output is wanted too.
+            following = "".join(layers[i + 1 : min(i + 2, stop)])
+            pool = following.endswith("_pool") and i not in wanted
+            x = jnp.concatenate(pooled, axis=-1) if name in POOLED_BLOCKS else x
+            if not (name.endswith("_pool") and is_pooled):
+                x = self._run_layer(name, x, mask, pool=pool)
+            is_pooled = pool and self._ends_in_relu(name)
+            if name in self.pooled_layers:
+                pooled.append(pool_map(x))
+            if dropout_keys is not None and name in self.dropout_rates:
+                x = self._drop(name, x, dropout_keys)
+            outputs |= {tap: x for tap, index in tapped.items() if index == i}
+        return outputs if taps else x
+
+    def _slice(
+        self, after: str | None, until: str | None, taps: Sequence[str]
+    ) -> tuple[int, int, dict[str, int]]:
+        """Return the first layer to run, the one to stop before, and the index of each tap."""
+        layers = self.layers
         tapped = {tap: layers.index(self._find_layer(tap)) for tap in taps}
         start = 0 if after is None else layers.index(self._find_layer(after)) + 1
         last = max(tapped.values()) if taps and until is None else len(layers) - 1
@@ -174,23 +226,27 @@ class Network(nnx.Module):
                 f"Nothing to run: after={after!r}, until={until!r}, taps={tuple(taps)} select no "
                 f"slice of {self.arch.name}'s layers {layers[0]} ... {layers[-1]}."
             )
-        if start == 0:
-            self._check_images(x, layers[:stop])
+        return start, stop, tapped
 
-        outputs: dict[str, jax.Array] = {}
-        x = jnp.asarray(x, self.dtype) if start < stop else x
-        names, is_pooled = layers[start:stop], False
-        for i, name in enumerate(names, start):
-            # A convolution pools in the same pass, unless its own output is wanted too.
-            following = "".join(layers[i + 1 : min(i + 2, stop)])
-            pool = following.endswith("_pool") and i not in tapped.values()
-            if not (name.endswith("_pool") and is_pooled):
-                x = self._run_layer(name, x, mask, pool=pool)
-            is_pooled = pool and self._ends_in_relu(name)
-            if dropout_keys is not None and name in self.dropout_rates:
-                x = self._drop(name, x, dropout_keys)
-            outputs |= {tap: x for tap, index in tapped.items() if index == i}
-        return outputs if taps else x
+    def _pooled_before(self, x: Any, start: int, stop: int) -> tuple[jax.Array, list[jax.Array]]:
+        """Return the map to go on from at layer `start`, and what the head pools before it."""
+        layers = self.layers
+        given = x if isinstance(x, Mapping) else {layers[start - 1]: x}
+        x = given[layers[start - 1]]
+        if start == 0 or layers[start - 1] not in self.uncut_layers:
+            return x, []
+        needed = [name for name in self.pooled_layers if layers.index(name) < start]
+        missing = [name for name in needed if name not in given]
+        if not missing:
+            return x, [pool_map(given[name]) for name in needed]
+        if not set(POOLED_BLOCKS) & set(layers[start:stop]):
+            return x, []
+        raise ConfigError(
+            f"The head {str(self.head)!r} pools {', '.join(missing)} too, so the network cannot go "
+            f"on after {layers[start - 1]!r} alone. Cut before {needed[0]} or at "
+            f"{self.head and self.head.pooling!r}, or give the outputs of "
+            "all these layers, as `taps` returns them."
+        )
 
     def _find_layer(self, name: str) -> str:
         """Return the layer of that name, or of that name in torchvision or Caffe."""
@@ -284,7 +340,11 @@ class Network(nnx.Module):
                 "torchvision."
             )
         arch.check_size(*shape[1:3])
-        if head is None or head.pooling == "gap" or not {"fc1", "predictions"} & set(names):
+        if (
+            head is None
+            or head.pooling not in ("flatten", "avg2")
+            or not {"fc1", "predictions"} & set(names)
+        ):
             return
         if {arch.map_size(side) for side in shape[1:3]} != {arch.map_size(self.image_size)}:
             raise ConfigError(

@@ -152,6 +152,8 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     in the training split. 0 is the whole split."""
     batch_size: int = setting(32, above=0)
     """Images per step, over all devices."""
+    head_solver: Literal["steps", "lbfgs"] = "steps"
+    """`steps` of --optimizer, or `lbfgs`: solve the head's own stage in seconds, penalty by val."""
     optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
     """adam, nadam and rmsprop as in Keras; sgd with momentum 0.9."""
     beta1: float = setting(0.9, at_least=0, below=1)
@@ -248,6 +250,8 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
         self._check_stages()
         self._check_start()
         self._check_features()
+        if self.head_solver == "lbfgs":
+            self._check_solver()
 
     def _check_stages(self) -> None:
         """Check the settings that divide the epochs."""
@@ -307,6 +311,19 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
         if reason:
             raise ConfigError(f"{given} {reason}")
 
+    def _check_solver(self) -> None:
+        """Check that a solver has one dense layer on cached features of images with one label."""
+        head, why = Head.parse(self.head), "if `head_solver` is lbfgs"
+        check(self, "head", head.is_linear, f"one dense layer, as in convs3-classes, {why}")
+        check(self, "task", self.task == "multiclass", f"multiclass {why}")
+        check(self, "cache_features", self.cache_features == "auto", f"auto {why}")
+        views = self.cached_views or len(finite_views(self.augmentation))
+        check(self, "augment", views > 0, f"flip or none, or give `cached_views`, {why}")
+        head_epochs = self.epochs if self.unfreeze == ("none",) else self.head_epochs
+        epochs = [stage.epochs for stage in self.planned_stages if stage.unfreeze == ("none",)]
+        is_one = set(epochs or [head_epochs or 1]) == {1}
+        check(self, "stages" if self.stages else "epochs", is_one, f"one epoch of the head {why}")
+
     @property
     def base_layers(self) -> tuple[str, ...]:
         """The names of the backbone's layers with parameters, in forward order."""
@@ -314,10 +331,12 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of the run: `epochs`, or the sum of the stages."""
+        """Epochs of the run."""
         if self.stages:
             return sum(stage.epochs for stage in self.planned_stages)
-        return 6 if self.epochs is None else self.epochs
+        return self.epochs or (
+            1 if self.head_solver == "lbfgs" and self.unfreeze == ("none",) else 6
+        )
 
     @property
     def planned_stages(self) -> tuple[Stage, ...]:

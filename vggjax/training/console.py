@@ -23,7 +23,7 @@ from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
 from vggjax.training.cache.plan import uncached_note
 from vggjax.training.config import Config, Stage
-from vggjax.training.freezing import block_of, describe_rates, label_layers
+from vggjax.training.freezing import block_of, describe_rates, label_layers, solves_head
 from vggjax.training.prepare import Progress as ProgressCallback
 from vggjax.training.prepare import RunContext, count_trained_names
 from vggjax.training.recipes import lesson_of
@@ -175,10 +175,13 @@ def _describe_stage(run: RunContext, stage: Stage) -> str:
     }
     trained = sum(size for layer, size in sizes.items() if labels[layer] != "frozen")
     last = stage.first_epoch + stage.epochs
+    how = f"learning rate {describe_rates(config, labels)}"
+    if solves_head(config, stage):
+        how = "the head is solved by L-BFGS, its penalty chosen on val"
     return (
         f"{stage.name}, epochs {stage.first_epoch + 1}-{last}, {run.steps_per_epoch} steps each: "
         f"{trained:,} of {sum(sizes.values()):,} parameters train, {_describe_frozen(labels)}; "
-        f"learning rate {describe_rates(config, labels)}"
+        f"{how}"
     )
 
 

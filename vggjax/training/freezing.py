@@ -36,10 +36,16 @@ def plan_stages(config: Config) -> tuple[Stage, ...]:
         return (Stage("head", config.unfreeze, 0, epochs),)
     if head_epochs is None:
         is_new = config.pretrained and config.start_from is None
-        head_epochs = max(1, epochs // 3) if is_new and epochs > 1 else 0
+        third = 1 if config.head_solver == "lbfgs" else max(1, epochs // 3)
+        head_epochs = third if is_new and epochs > 1 else 0
     name = name_stage(config.unfreeze)
     last = Stage(name, config.unfreeze, head_epochs, epochs - head_epochs)
     return (Stage("head", ("none",), 0, head_epochs), last) if head_epochs else (last,)
+
+
+def solves_head(config: Config, stage: Stage) -> bool:
+    """Return whether a stage's head is solved, in one epoch, and not trained by steps."""
+    return config.head_solver == "lbfgs" and stage.unfreeze == ("none",)
 
 
 def label_layers(

@@ -309,6 +309,17 @@ RECIPES: dict[str, Recipe] = {
         _OWN,
         settings=dict(unfreeze=("none",), augment="none"),
     ),
+    "linear": Recipe(
+        "A regularized linear head on the features of three blocks, solved at once",
+        "A linear classifier on frozen features has one best solution, so it can be computed and "
+        "needs neither a learning rate nor epochs; validation decides only how much it is "
+        "regularized. Where the photographs are not like ImageNet's, or small, the textures of "
+        "the middle layers say more than the last block, so every convolution of the last three "
+        "blocks is averaged and its maximum taken. It takes seconds after the features, and is the "
+        "figure that any fine-tuning has to beat.",
+        _OWN,
+        settings=dict(unfreeze=("none",), head="convs3-classes", head_solver="lbfgs"),
+    ),
     "finetune": Recipe(
         "The head first, then block5 with it",
         "A random head would send meaningless gradients into the pretrained layers, so it trains "

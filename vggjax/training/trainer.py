@@ -9,6 +9,7 @@ import math
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from vggjax.training.cache.features import FeatureCache
 from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_params
 from vggjax.training.config import Config, Stage
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
+from vggjax.training.freezing import solves_head
+from vggjax.training.linear_probe.solve import solve_head
 from vggjax.training.prepare import RunContext, prepare_run, resolve
 from vggjax.training.progress import MetricAccumulator, Throughput
 from vggjax.training.run_dir.checkpoint import Checkpoints, check_room, is_finite
@@ -132,22 +135,10 @@ class Trainer:
         self._console.begin(title, run.steps_per_epoch, done=first_step)
         metrics = MetricAccumulator(run.placement, progress.sums)
         throughput = Throughput(loop.train_step)
-        with closing(loop.batches(progress.step, (epoch + 1) * run.steps_per_epoch)) as batches:
-            for steps, batch in batches:
-                loop.state, step_metrics = loop.train_step(loop.state, batch)  # 1. learn
-                metrics.add(steps, step_metrics)
-                throughput.add(loop.num_images(progress.step, progress.step + steps))
-                progress.step += steps
-                if progress.step % loop.log_every_steps == 0:  # 2. report; the only wait
-                    values = mean_metrics(metrics.fetch(), "train")
-                    if self._monitor.recovered(metrics.sums):
-                        return True
-                    rates = loop.rates(progress.step, progress.factor)
-                    self._log.write("step", progress.step, **where, **values, **rates)
-                    self._console.show_metrics(values, throughput.images_per_s())
-                self._console.advance(progress.step % run.steps_per_epoch or run.steps_per_epoch)
-                self._save_within_epoch(loop, metrics)
-
+        if solves_head(config, loop.stage):
+            self._solve_head(loop, metrics, throughput)
+        elif self._learn(loop, metrics, throughput, where):
+            return True
         metrics.fetch()
         values = mean_metrics(metrics.sums, "train")
         values["images_per_s"] = throughput.images_per_s()
@@ -177,6 +168,45 @@ class Trainer:
             loop.state = loop.state._replace(factor=factor)
             self._console.print_plateau(config, progress.factor)
         return False
+
+    def _learn(
+        self,
+        loop: StageLoop,
+        metrics: MetricAccumulator,
+        throughput: Throughput,
+        where: dict[str, Any],
+    ) -> bool:
+        """Take the steps that are left of an epoch; return whether the run went back."""
+        run, progress = loop.run, self._progress
+        last_step = (progress.step // run.steps_per_epoch + 1) * run.steps_per_epoch
+        with closing(loop.batches(progress.step, last_step)) as batches:
+            for steps, batch in batches:
+                loop.state, step_metrics = loop.train_step(loop.state, batch)  # 1. learn
+                metrics.add(steps, step_metrics)
+                throughput.add(loop.num_images(progress.step, progress.step + steps))
+                progress.step += steps
+                if progress.step % loop.log_every_steps == 0:  # 2. report; the only wait
+                    values = mean_metrics(metrics.fetch(), "train")
+                    if self._monitor.recovered(metrics.sums):
+                        return True
+                    rates = loop.rates(progress.step, progress.factor)
+                    self._log.write("step", progress.step, **where, **values, **rates)
+                    self._console.show_metrics(values, throughput.images_per_s())
+                self._console.advance(progress.step % run.steps_per_epoch or run.steps_per_epoch)
+                self._save_within_epoch(loop, metrics)
+        return False
+
+    def _solve_head(
+        self, loop: StageLoop, metrics: MetricAccumulator, throughput: Throughput
+    ) -> None:
+        """Solve the head in place of an epoch's steps."""
+        run, progress = loop.run, self._progress
+        metrics.sums, text = solve_head(run)
+        throughput.add(int(metrics.sums["count"]))
+        progress.step = (progress.step // run.steps_per_epoch + 1) * run.steps_per_epoch
+        state = loop.initial_state(step=progress.step, factor=progress.factor)
+        loop.state = run.placement.put_state(state)
+        self._console.print(f"{loop.stage.name}: {text}")
 
     def _begin_stage(self, run: RunContext, stage: Stage, cut: str | None) -> StageLoop:
         """Begin a stage, or the rest of one, whose batches have the features of layer `cut`."""

@@ -66,6 +66,12 @@ class CachedFeatures:
     def __len__(self) -> int:
         return len(self._loader)
 
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the features (V*N, ...) of every view of all readable images, and their labels."""
+        keep = self._mask > 0
+        features = np.concatenate([view[keep] for view in self._views.values()])
+        return features, np.tile(self._loader.labels[keep], len(self._views))
+
     def of_view(self, view: int) -> "CachedFeatures":
         """Return the features of one view alone."""
         return CachedFeatures(self._loader, {view: self._views[view]}, self._masked, self._choose)

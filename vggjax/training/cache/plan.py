@@ -30,7 +30,7 @@ from vggjax.errors import ConfigError
 from vggjax.models.network import Network
 from vggjax.training.cache.store import is_bfloat16
 from vggjax.training.config import Config, Stage
-from vggjax.training.freezing import Labels, label_layers
+from vggjax.training.freezing import Labels, label_layers, solves_head
 
 SPARE_BYTES = 2**30
 """Left free on the disk of the feature files, for the checkpoints."""
@@ -92,6 +92,8 @@ def find_cut(model: Network, labels: Labels) -> str | None:
         trains = labels.get(name, "frozen") != "frozen"
         if trains or name in model.dropout_rates:
             break
+        if name in model.uncut_layers:  # the head needs the layers before it as well
+            continue
         if name in labels or cut:  # leading layers without parameters are not worth caching
             cut = name
     return cut
@@ -158,13 +160,14 @@ def plan_features(
         views = flips
         if requested:
             views = tuple(range(min(requested, math.ceil(steps / steps_per_pass))))
-        is_worth_it = requested or source or steps > len(views) * steps_per_pass
+        is_solved = solves_head(config, stage)
+        is_worth_it = requested or is_solved or source or steps > len(views) * steps_per_pass
         if cut is None or not is_worth_it:
             continue
         shared = source if source and source.cut == cut else None
         own = {split: counts[split] for split in counts if split != "test" or stage is stages[-1]}
         plan = shared or _plan_cut(config, model, cut, views, own, room)
-        if plan.where == "nowhere" and (requested or config.feature_dtype):
+        if plan.where == "nowhere" and (requested or is_solved or config.feature_dtype):
             raise ConfigError(_no_room_message(config, plan))
         plans[stage.name] = plan
         source = plan if plan.where != "nowhere" else None

@@ -252,6 +252,12 @@ def _pooling(
     """Return the layers between the base and the dense layers, and the image size in pixels."""
     if not top:
         return [], None
+    if metadata.get("head", "").startswith("convs"):
+        raise WeightsError(
+            f"The head {metadata['head']} pools several layers, which Keras' Sequential model "
+            "cannot hold. Write .safetensors or .weights.h5.",
+            code="E_SHAPE",
+        )
     inputs, width = weights[top[0]]["kernel"].shape[0], weights[last_conv]["kernel"].shape[-1]
     side = math.isqrt(inputs // width)
     if side**2 * width != inputs:
