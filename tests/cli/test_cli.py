@@ -127,7 +127,7 @@ def test_all_settings_of_train_are_in_its_whole_help(capsys, monkeypatch):
         # A wrong flag or value
         ("train --epoch 3", "options: --epoch 3. Did you mean --epochs? See vggjax train --help."),
         ("train --epochs three", "--epochs takes None|INT; got 'three'."),
-        ("train --batch-size three", "--batch-size takes INT; got 'three'."),
+        ("train --batch-size three", "--batch-size takes INT|{auto}; got 'three'."),
         ("train --epochs", "--epochs takes None|INT; got nothing."),
         ("train --epochs 0", "--epochs must be above 0; got 0."),
         ("train --split a,b,c", "Unknown split in --split 'a'. Choices: train."),

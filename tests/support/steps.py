@@ -69,6 +69,7 @@ def make_step(
     class_weights: np.ndarray | None = None,
     after: str | None = None,
     stack_batches: bool = False,
+    remat: bool = False,
     **settings,
 ) -> Step:
     """Return the step of a run's last stage, at a constant rate."""
@@ -91,6 +92,7 @@ def make_step(
         seed=5,
         after=after,
         stack_batches=stack_batches,
+        remat=remat,
     )
     state = placement.put_state(make_state(model, tx, labels, ema=config.ema))
     return Step(run, state, model, placement, stack_batches)

@@ -97,10 +97,11 @@ which, port, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, which)
 from support.batches import make_loader as examples, random_source as source
+from vggjax.data.loader import Process
 from vggjax.training.parallel import Placement
 
 placement = Placement(kind)
-assert placement.process == (which, 2, 2) and len(placement.devices) == 4
+assert placement.process == Process(which, 2, 2) and len(placement.devices) == 4
 total = lambda _, batch: {n: jnp.sum(x.astype(jnp.int32)) for n, x in batch.items()}
 ordered = lambda _, batch: jnp.sum(batch["index"] * (1 + jnp.arange(len(batch["index"]))))
 if kind == "pmap":

@@ -11,8 +11,8 @@ from support.steps import make_batch, make_step
 
 from vggjax.data.augment.settings import PRESETS
 from vggjax.errors import VggjaxError
-from vggjax.training import progress
 from vggjax.training.console import ProgressConsole, draws_bars, progress_bar
+from vggjax.training.devices import memory
 from vggjax.training.parallel import Placement
 from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
 from vggjax.training.step import make_eval_step
@@ -115,7 +115,7 @@ def test_a_new_stage_has_its_full_rates_except_for_a_recovery():
     [(1e6, "`batch_size` 32 would"), (10, "`batch_size` (2|4|8|16) would"), (1e-6, "A smaller ")],
 )
 def test_out_of_memory_names_the_batch_size_that_fits(monkeypatch, limit_mb, advice):
-    monkeypatch.setattr(progress, "_memory_limit", lambda: int(1e6 * limit_mb))
+    monkeypatch.setattr(memory, "memory_limit", lambda: int(1e6 * limit_mb))
     sizes = jax.jit(lambda state, batch: state + batch["images"].sum())
 
     class Full:

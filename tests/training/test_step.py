@@ -74,6 +74,41 @@ def test_rows_that_do_not_divide_over_the_devices_learn_the_same(kind, rows):
 
 
 @pytest.mark.parametrize(
+    ("kind", "devices", "options"),
+    [
+        pytest.param("jit", 1, {"parts": 4}, id="parts"),
+        pytest.param("jit", 2, {"parts": 2}, id="parts_of_devices", marks=pytest.mark.slow),
+        pytest.param("pmap", 2, {"parts": 4}, id="parts_pmap", marks=pytest.mark.slow),
+        pytest.param("jit", 1, {"remat": True}, id="remat"),
+    ],
+)
+def test_a_step_in_parts_or_with_less_memory_learns_the_same(kind, devices, options):
+    # With dropout, whose draws go by the row, and rows of padding, all of one part among them.
+    parts, remat = options.get("parts", 1), options.get("remat", False)
+    arch = BN if remat else PLAIN  # batch normalization sees each part by itself
+    settings = dict(optimizer="sgd", learning_rate=0.1, backbone_learning_rate=0.1)
+    states = []
+    for placement, again in (
+        (Placement(num_devices=1), False),
+        (Placement(kind, num_devices=devices, parts=parts), remat),
+    ):
+        step = make_step(arch, placement=placement, remat=again, **settings)
+        state, metrics = step(step.state, make_batch(8, masked=3))
+        states.append(placement.fetch((state, metrics)))
+    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-6, atol=1e-6)
+
+
+def test_a_part_of_padding_leaves_the_running_statistics():
+    step = make_step(BN, placement=Placement(num_devices=1, parts=4), optimizer="sgd")
+    whole = make_step(BN, placement=Placement(num_devices=1), optimizer="sgd")
+    batch = make_batch(4, masked=3)  # three of the four parts have no example
+    states = [one(one.state, batch)[0].batch_stats for one in (step, whole)]
+    for parts, one in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(parts, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("kind", "masked", "augmentation", "unfreeze"),
     [
         pytest.param("jit", 3, PRESETS["flip"], "block5", id="jit"),

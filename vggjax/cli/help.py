@@ -35,12 +35,13 @@ GROUPS = {
     "Splits": "split",
     "Images": "image_size",
     "Augmentation": "augment",
+    "Devices": "parallel",
     "Model": "model",
     "What trains": "unfreeze",
     "Optimizer": "batch_size",
     "The best weights": "patience",
     "Cached features": "cache_features",
-    "The run": "parallel",
+    "The run": "log_every_steps",
 }
 """The groups of train's settings -> the first field of each, in the order of `Config`."""
 

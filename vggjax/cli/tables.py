@@ -139,6 +139,45 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
     console.print("\n".join(lines), highlight=False)
 
 
+def describe_step(
+    arch: str,
+    image_size: int | None,
+    batch_size: int,
+    *,
+    unfreeze: tuple[str, ...],
+    include_top: bool,
+    head: Head | None,
+) -> str:
+    """Return what the compiled training step takes of this machine's device, with Adam.
+
+    Raises:
+        ConfigError: a network without a head, which nothing can train.
+    """
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from vggjax.models.network import Network
+    from vggjax.training.config import Config
+    from vggjax.training.devices.memory import step_memory
+    from vggjax.training.parallel import Placement, default_dtype
+
+    if head is None and not include_top:
+        raise ConfigError("`memory` needs a network that can train: give a `head`.")
+    size, dtype = image_size or find_arch(arch).image_size, default_dtype()
+    top, kind = head is None, jnp.dtype(dtype)
+    model = nnx.eval_shape(
+        lambda: Network(arch, include_top=top, head=head, image_size=size, dtype=kind)
+    )
+    config = Config(model=arch, weights="none", image_size=size, unfreeze=unfreeze)
+    placement = Placement(num_devices=1)
+    memory = step_memory(config, model, placement, batch_size)
+    return (
+        f"Compiled for {placement}, {dtype}: {_megabytes(memory.total)} for a step of "
+        f"{batch_size} images ({_megabytes(memory.state)} for parameters, moments and the batch, "
+        f"{_megabytes(memory.workspace)} of workspace)."
+    )
+
+
 def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:,.0f} MiB"
 

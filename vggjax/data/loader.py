@@ -16,6 +16,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -40,16 +41,17 @@ class _Slice(NamedTuple):
     images: np.ndarray
 
 
-class Process(NamedTuple):
-    """One of the `count` processes of a run, each with so many `devices`."""
+@dataclass(frozen=True)
+class Process:
+    """One of the `count` processes of a run, whose rows of a batch are a multiple of `multiple`."""
 
-    index: int = 0  # type: ignore[assignment]  # hides tuple.index, as `count` does tuple.count
-    count: int = 1  # type: ignore[assignment]
-    devices: int = 1
+    index: int = 0
+    count: int = 1
+    multiple: int = 1
 
     def rows(self, batch_size: int) -> range:
         """Return this process' rows of a batch; those from `batch_size` on are padding."""
-        number = -(-batch_size // (self.count * self.devices)) * self.devices
+        number = -(-batch_size // (self.count * self.multiple)) * self.multiple
         return range(self.index * number, (self.index + 1) * number)
 
     def part(self, first: int, batch_size: int) -> slice:
@@ -59,7 +61,7 @@ class Process(NamedTuple):
 
 
 ALONE = Process()
-"""The only process of a run, with one device."""
+"""The only process of a run, on one device."""
 
 
 class SplitLoader:

@@ -177,7 +177,7 @@ def _predict_images(
         num_threads=run.config.num_threads,
         max_unreadable=None,  # each is named; the figures are of the others
     )
-    batch_size = min(batch_size or run.config.batch_size, len(loader))
+    batch_size = min(batch_size or int(run.config.batch_size), len(loader))
     predict_step = make_predict_step(
         run.model,
         run.info.preprocessing.mode,

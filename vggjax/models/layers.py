@@ -41,16 +41,17 @@ class BatchNorm(nnx.Module):
         """
         mean, var = self.mean[...], self.var[...]
         if not self.use_running_average:
-            mean, var = self._batch_statistics(x.astype(jnp.float32), mask)
-            self.mean[...] = MOMENTUM * self.mean[...] + (1 - MOMENTUM) * lax.stop_gradient(mean)
-            self.var[...] = MOMENTUM * self.var[...] + (1 - MOMENTUM) * lax.stop_gradient(var)
+            mean, var, count = self._batch_statistics(x.astype(jnp.float32), mask)
+            share = jnp.where(count > 0, 1 - MOMENTUM, 0.0)  # of a batch that is all padding
+            self.mean[...] = (1 - share) * self.mean[...] + share * lax.stop_gradient(mean)
+            self.var[...] = (1 - share) * self.var[...] + share * lax.stop_gradient(var)
         factor = self.scale[...] * lax.rsqrt(var + EPSILON)
         offset = self.bias[...] - mean * factor
         return (x * factor.reshape(1, 1, 1, -1) + offset.reshape(1, 1, 1, -1)).astype(x.dtype)
 
     def _batch_statistics(
         self, x: jax.Array, mask: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         weights = jnp.ones(x.shape[0]) if mask is None else (mask > 0).astype(jnp.float32)
         kept = jnp.where(weights.reshape(-1, 1, 1, 1) > 0, x, 0.0)
         sums = (kept.sum((0, 1, 2)), jnp.square(kept).sum((0, 1, 2)), weights.sum())
@@ -60,7 +61,7 @@ class BatchNorm(nnx.Module):
         count = jnp.maximum(num_examples, 1) * x.shape[1] * x.shape[2]
         mean = total / count
         # Rounding may leave a constant channel's variance below 0.
-        return mean, jnp.maximum(total_squares / count - jnp.square(mean), 0)
+        return mean, jnp.maximum(total_squares / count - jnp.square(mean), 0), num_examples
 
 
 def pool_map(x: jax.Array) -> jax.Array:

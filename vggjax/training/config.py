@@ -30,12 +30,13 @@ from vggjax.errors import ConfigError, printable, unknown_name
 from vggjax.models.arch import match_layers
 from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
+from vggjax.training.devices.settings import DeviceSettings
 from vggjax.training.run_dir.checked_json import read_json
 from vggjax.weights.digests import expected_sha256
 
 RESUME_MUTABLE_FIELDS = (
     "workdir", "expect_sha256", "data_dir", "cache_mb", "cache_features", "feature_cache_mb",
-    "num_threads", "max_unreadable", "devices", "log_every_steps", "checkpoint_minutes",
+    "num_threads", "max_unreadable", "devices", "remat", "log_every_steps", "checkpoint_minutes",
     "tensorboard", "lr_find", "on_collapse",
 )  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it runs and not its result.
@@ -111,7 +112,7 @@ class InputSettings:
 
 
 @dataclass(frozen=True)
-class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
+class Config(DeviceSettings, Augmentation, InputSettings, DatasetOptions, DataSettings):
     """The settings of one run: data, augmentation, model, training and bookkeeping.
 
     A dataclass has the fields of its last base class first, so --help begins with the data.
@@ -130,8 +131,9 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     head: str = "gap-256-0.5-classes"
     """POOLING[-WIDTH ...][-DROPOUT]-OUTPUTS: pooling flatten, avg2 or gap; outputs `classes` or a
     number, 1 for a single sigmoid unit."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype; parameters, logits and loss are float32."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype; parameters, statistics, logits and loss are float32. None is bfloat16 on GPUs
+    and TPUs, and float32 on CPUs."""
     convolution: Literal["auto", "winograd", "direct"] = "auto"
     """Algorithm of 3x3 convolutions on CPUs: `winograd` has a quarter of the products and differs
     in the sixth digit, `direct` has all, `auto` uses the faster one."""
@@ -150,8 +152,8 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     epoch_images: int = setting(0, at_least=0)
     """Images per epoch, rounded to whole batches; the next epoch continues where the last one ended
     in the training split. 0 is the whole split."""
-    batch_size: int = setting(32, above=0)
-    """Images per step, over all devices."""
+    batch_size: int | Literal["auto"] = setting(32, above=0)
+    """Images per step, over all devices; `auto` is what fits in their memory, at most 256 each."""
     head_solver: Literal["steps", "lbfgs"] = "steps"
     """`steps` of --optimizer, or `lbfgs`: solve the head's own stage in seconds, penalty by val."""
     optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
@@ -213,10 +215,6 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
     feature_dtype: Literal["float32", "bfloat16"] | None = None
     """dtype of the kept features; None is that of --dtype, which loses nothing."""
 
-    parallel: Literal["jit", "pmap"] = "jit"
-    """How to run a step on several devices."""
-    devices: int | None = setting(None, above=0)
-    """Number of devices to use; None is all of them."""
     log_every_steps: int = setting(20, above=0)
     """Steps between two logged losses; at least four are logged per epoch."""
     checkpoint_minutes: float = setting(10.0, above=0)
@@ -247,6 +245,8 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
         if self.expect_sha256 is not None:
             expected_sha256(self.expect_sha256)
             check(self, "expect_sha256", self.pretrained, "left out if `weights` is none")
+        fits = self.batch_size == "auto" or self.accumulate <= self.batch_size
+        check(self, "accumulate", fits, f"at most `batch_size`, {self.batch_size}")
         self._check_stages()
         self._check_start()
         self._check_features()
@@ -416,6 +416,8 @@ class Config(Augmentation, InputSettings, DatasetOptions, DataSettings):
             ignored.add("epochs")
         if self.best_metric == other.best_metric:
             ignored.add("monitor")
+        if "auto" in (self.batch_size, other.batch_size):
+            ignored.add("batch_size")
         if self.augmentation == other.augmentation:
             ignored |= {"augment", *AUGMENTATION_FIELDS}
         names = [field.name for field in dataclasses.fields(self) if field.name not in ignored]

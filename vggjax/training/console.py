@@ -49,7 +49,7 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         ("Run folder", printable(run.workdir)),
         ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else _describe_defaults(run)),
         ("Lesson", lesson.teaches if lesson else ""),
-        ("Device", f"{run.placement}, {config.dtype}"),
+        ("Device", f"{run.placement}, {run.placement.precision(str(config.dtype))}"),
         ("Dataset", f"{printable(run.source.name)}: {len(run.source.labels):,} images"),
         ("Classes", f"{len(class_names)}: {join_names(class_names, most=12)}"),
         ("Splits", _describe_splits(run)),
@@ -62,6 +62,7 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         ("Augmentation", describe(config.augmentation)),
         ("Model", f"{config.model} + {run.model.head}, {printable(weights)}"),
         ("SHA-256", _describe_origin(run.info.provenance)),
+        ("Batch", _describe_batch(run)),
         ("Optimizer", _describe_optimizer(config)),
     ]  # fmt: skip
     fields = [field.name for field in dataclasses.fields(Config)]
@@ -147,6 +148,16 @@ def _describe_origin(provenance: dict[str, str]) -> str:
         return ""
     name = provenance.get("weights_known_as") or provenance["weights_format"]
     return f"{provenance['weights_sha256']}: {name}"
+
+
+def _describe_batch(run: RunContext) -> str:
+    """Return how many images a step has, where not all on one device at once; "" if they are."""
+    devices, parts = len(run.placement.devices), run.placement.parts
+    if devices == parts == 1 and run.batch_size == Config.batch_size:
+        return ""
+    each = -(-run.batch_size // (devices * parts))
+    over = f", {each} on each of {devices} devices" if devices > 1 else ""
+    return f"{run.batch_size} images{over}" + (f", {each} at a time" if parts > 1 else "")
 
 
 def _describe_optimizer(config: Config) -> str:

@@ -28,13 +28,14 @@ class Placement:
     Args:
         kind: `jit` or `pmap`.
         num_devices: use this many devices, the same number of each process; None uses all.
+        parts: compute each device's rows in so many parts of equal size.
 
     Raises:
         ConfigError: there are fewer devices, or the number does not divide over the processes.
     """
 
-    def __init__(self, kind: str = "jit", *, num_devices: int | None = None):
-        self.kind = kind
+    def __init__(self, kind: str = "jit", *, num_devices: int | None = None, parts: int = 1):
+        self.kind, self.parts = kind, parts
         self.devices = _choose_devices(num_devices)
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
@@ -54,8 +55,18 @@ class Placement:
     @property
     def process(self) -> Process:
         """This process, as `SplitLoader.batches` takes it."""
-        count = jax.process_count()
-        return Process(jax.process_index(), count, len(self.devices) // count)
+        return Process(
+            jax.process_index(), jax.process_count(), self._local_device_count * self.parts
+        )
+
+    @property
+    def row_multiple(self) -> int:
+        """What the number of rows of a batch, with its padding, is a multiple of."""
+        return len(self.devices) * self.parts
+
+    @property
+    def _local_device_count(self) -> int:
+        return len(self.devices) // jax.process_count()
 
     def sum(self, tree: Any) -> Any:
         """Sum a tree over the devices, inside a compiled function; jit's sums are whole already."""
@@ -66,7 +77,7 @@ class Placement:
         if self.kind == "pmap":
             # Sharded as pmap's outputs are: with another sharding it would trace the step again.
             sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
-            stacked = jax.tree.map(lambda x: np.stack([x] * self.process.devices), tree)
+            stacked = jax.tree.map(lambda x: np.stack([x] * self._local_device_count), tree)
             put = partial(jax.make_array_from_process_local_data, sharding)
             return jax.tree.map(put, stacked)
         # A copy, not an alias: the step donates its state, and the caller may keep using the tree.
@@ -82,11 +93,42 @@ class Placement:
 
         def put(rows: np.ndarray) -> jax.Array:
             if self.kind == "pmap":  # the device axis comes first
-                shape = (*rows.shape[:axis], self.process.devices, -1, *rows.shape[axis + 1 :])
+                shape = (*rows.shape[:axis], self._local_device_count, -1, *rows.shape[axis + 1 :])
                 rows = np.moveaxis(rows.reshape(shape), axis, 0)
             return jax.make_array_from_process_local_data(sharding, rows)
 
         return {name: put(rows) for name, rows in batch.items()}
+
+    def abstract(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Return shapes and dtypes as those of `put_state` and `put_batch`, to compile for them."""
+        count = len(self.devices)
+        by_device = NamedSharding(self._mesh, PartitionSpec(AXIS))
+
+        def place(leaf: Any, shape: tuple[int, ...], sharding: NamedSharding) -> Any:
+            if self.kind == "pmap":
+                shape, sharding = (count, *shape), by_device
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+        def place_rows(leaf: Any) -> Any:
+            rows = leaf.shape[0] // (count if self.kind == "pmap" else 1)
+            return place(leaf, (rows, *leaf.shape[1:]), by_device)
+
+        states = jax.tree.map(lambda leaf: place(leaf, leaf.shape, self._replicated), state)
+        return states, jax.tree.map(place_rows, batch)
+
+    def precision(self, dtype: str) -> str:
+        """Return the compute dtype, and what else the devices do to products, for people."""
+        device = self.devices[0]
+        chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        if dtype == "bfloat16":
+            return "bfloat16; parameters, loss, statistics and softmax in float32"
+        if chosen is None and device.platform == "gpu" and _has_tf32(device):
+            return "float32, products in TF32 (JAX_DEFAULT_MATMUL_PRECISION=highest: in float32)"
+        if chosen is None and device.platform == "tpu":
+            return (
+                "float32, products in bfloat16 (JAX_DEFAULT_MATMUL_PRECISION=highest: in float32)"
+            )
+        return dtype
 
     def fetch(self, tree: Any) -> Any:
         """Copy a replicated tree to numpy; waits for the devices."""
@@ -116,6 +158,18 @@ class Placement:
 
         mapped = gathered if gather else function
         return jax.pmap(mapped, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
+
+
+def default_dtype() -> str:
+    """Return the compute dtype of the devices' matrix units: float32 on CPUs, else bfloat16."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _has_tf32(device: jax.Device) -> bool:
+    """Return whether a GPU rounds the factors of float32 products, as NVIDIA's since Ampere do."""
+    capability = getattr(device, "compute_capability", "")
+    major = str(capability).partition(".")[0]
+    return major.isdecimal() and int(major) >= 8 and "NVIDIA" in device.device_kind
 
 
 def _choose_devices(num_devices: int | None) -> list[jax.Device]:

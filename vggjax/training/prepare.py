@@ -33,9 +33,10 @@ from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.network import Network
 from vggjax.models.params import assign
 from vggjax.training.cache.plan import FeaturePlan, plan_features
-from vggjax.training.config import Config, Stage
+from vggjax.training.config import Config, Stage, read_config
+from vggjax.training.devices.memory import find_batch_size
 from vggjax.training.freezing import plan_stages
-from vggjax.training.parallel import Placement
+from vggjax.training.parallel import Placement, default_dtype
 from vggjax.training.run_dir.contents import Contents, FileState
 from vggjax.training.run_dir.folder import (
     check_data,
@@ -111,7 +112,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     """
     weight_file = _open_given(config)
     config = resolve(config, weight_file)
-    placement = Placement(config.parallel, num_devices=config.devices)
+    placement = Placement(config.parallel, num_devices=config.devices, parts=config.accumulate)
     config, source = open_rendered(config)
     multilabel = source.targets is not None
     head = Head.parse(config.head).for_classes(len(source.class_names), multilabel=multilabel)
@@ -125,7 +126,8 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     weight_file = _open_base(config, weight_file)
     model = build_model(config, head, weight_file)
     loaders = _open_loaders(config, source, splits)
-    batch_size = min(config.batch_size, len(splits["train"]))  # a larger one would be padding
+    config = _with_batch_size(config, workdir, model, placement, num_train=len(splits["train"]))
+    batch_size = min(int(config.batch_size), len(splits["train"]))  # a larger one would be padding
     steps_per_epoch = steps_per_pass = loaders["train"].num_batches(batch_size)
     if config.epoch_images:
         steps_per_epoch = max(1, int(config.epoch_images / batch_size + 0.5))
@@ -158,6 +160,21 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
         class_weights=_class_weights(config, source, splits["train"]),
         weight_file=weight_file,
     )
+
+
+def _with_batch_size(
+    config: Config, workdir: Path, model: Network, placement: Placement, *, num_train: int
+) -> Config:
+    """Return the settings with the number of images that `batch_size` auto stands for.
+
+    A run that is resumed keeps its own.
+    """
+    if config.batch_size != "auto":
+        return config
+    if (workdir / "config.json").exists():
+        return dataclasses.replace(config, batch_size=read_config(workdir).batch_size)
+    batch_size, _ = find_batch_size(config, model, placement, most=num_train)
+    return dataclasses.replace(config, batch_size=batch_size)
 
 
 def _class_weights(config: Config, source: Source, train: np.ndarray) -> np.ndarray | None:
@@ -198,6 +215,8 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
     }
     if config.data_dir:
         changes["data_dir"] = os.path.realpath(Path(config.data_dir).expanduser())
+    if config.dtype is None:
+        changes["dtype"] = default_dtype()
     if config.preprocess == "auto" and "weights" in changes:
         info = (weight_file or WeightFile(config.weights)).info
         if info.preprocess_doubt and not config.start_from:
@@ -308,7 +327,7 @@ def _describe_model(
         head=str(head),
         class_names=source.class_names,
         preprocessing=config.preprocessing,
-        dtype=config.dtype,
+        dtype=str(config.dtype),
         provenance=provenance,
         task=config.task,
     )

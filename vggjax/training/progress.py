@@ -6,7 +6,6 @@ lines of the log the host only dispatches work.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 
 from vggjax.errors import VggjaxError
 from vggjax.training.config import Config
+from vggjax.training.devices.memory import describe_shortage
 from vggjax.training.parallel import Placement
 
 MIN_DELTA = 1e-4
@@ -122,51 +122,6 @@ class MetricAccumulator:
                     self.sums[name] = self.sums.get(name, 0.0) + value
                     last[name] = value
         return last
-
-
-def describe_shortage(step: Any, state: Any, batch: dict[str, jax.Array]) -> str:
-    """Return what to do where a step has run out of memory: the largest batch that would fit.
-
-    It is halved until the compiled step's own account of its memory fits the device.
-    """
-    rows = batch["mask"].shape[-1]
-    text, limit, size = f"Out of memory in a step of {rows} images.", _memory_limit(), rows
-    while limit and size % 2 == 0:
-        size //= 2
-        try:
-            needed = _step_bytes(step, state, batch, size)
-        except Exception:  # a backend without the account, or one that cannot compile it either
-            break
-        if needed <= 0.9 * limit:
-            return (
-                f"{text} `batch_size` {size} would fit: it needs {needed / 1e6:,.0f} MB of "
-                f"{limit / 1e6:,.0f} MB."
-            )
-    return f"{text} A smaller `batch_size` or `image_size` takes less."
-
-
-def _step_bytes(step: Any, state: Any, batch: dict[str, jax.Array], rows: int) -> int:
-    """Return the memory that a step would take on each device with so many images, in bytes."""
-    axis = batch["mask"].ndim - 1
-
-    def resized(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-        shape = (*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :])
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
-
-    analysis = step.lower(state, jax.tree.map(resized, batch)).compile().memory_analysis()
-    arguments, outputs = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
-    return arguments + outputs + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
-
-
-def _memory_limit() -> int | None:
-    """Return the bytes that a device may use, of a CPU those of the machine; None if unknown."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
 
 
 class CompiledStep:

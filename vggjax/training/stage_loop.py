@@ -68,6 +68,7 @@ class StageLoop:
             seed=config.seed,
             after=after,
             stack_batches=self._stack_size > 1,
+            remat=config.remat,
         )
         self.train_step = CompiledStep(train_step, log)
         eval_step = make_eval_step(

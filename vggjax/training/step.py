@@ -7,6 +7,7 @@ and four devices draw what one draws. Metrics are masked sums over examples, to 
 the end, so that padded rows and uneven batches are weighted correctly.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from vggjax.data.augment.settings import Augmentation
 from vggjax.data.images.preprocess import preprocess
 from vggjax.models.network import Network
 from vggjax.training.batches import multi_step
-from vggjax.training.freezing import Labels, set_training_mode, trainable
+from vggjax.training.freezing import Labels, block_of, set_training_mode, trainable
 from vggjax.training.parallel import Placement
 
 Arrays = dict[str, jax.Array]
@@ -103,6 +104,7 @@ def make_train_step(
     seed: int = 0,
     after: str | None = None,
     stack_batches: bool = False,
+    remat: bool = False,
 ) -> Callable[[TrainState, Arrays], tuple[TrainState, Metrics]]:
     """Compile the train step of one stage: (state, batch) -> (state, metrics).
 
@@ -115,40 +117,110 @@ def make_train_step(
         ema: the decay of the moving average of the weights, if the state has one.
         after: run only the layers after this one, on the batch's `features` instead of `images`.
         stack_batches: take the stacked batches of `stack_batches` and return metrics (size,).
+        remat: keep the blocks' outputs for the backward pass, and compute the rest again.
     """
     loss_sums = partial(metric_sums, class_weights=class_weights, label_smoothing=label_smoothing)
     set_training_mode(model, labels, axis_name=placement.axis_name)
     graphdef = nnx.graphdef(model)
     model.eval()
+    forward = partial(_run_blocks if remat else Network.__call__, after=after)
+    diff_state = nnx.DiffState(0, trainable(labels))
 
     def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, Metrics]:
         keys = _example_keys(seed, state.step, batch["mask"].shape[0], placement.axis_name)
         if after is None and augmentation is not None:
             batch = _augmented(keys[:, 0], batch, augmentation, placement.axis_name)
-        inputs = _inputs(batch, mode, after)
         count = placement.sum(batch["mask"].sum())
 
-        def loss_fn(model: Network) -> tuple[jax.Array, Metrics]:
-            logits = model(inputs, after=after, dropout_keys=keys[:, 1], mask=batch["mask"])
-            metrics = loss_sums(logits, batch)
+        def loss_fn(model: Network, batch: Arrays, keys: jax.Array) -> tuple[jax.Array, Metrics]:
+            inputs = _inputs(batch, mode, after)
+            metrics = loss_sums(
+                forward(model, inputs, dropout_keys=keys, mask=batch["mask"]), batch
+            )
             return metrics["loss"] / jnp.maximum(count, 1), metrics
 
-        model = nnx.merge(graphdef, state.params, state.batch_stats)
-        diff_state = nnx.DiffState(0, trainable(labels))
-        (_, metrics), grads = nnx.value_and_grad(loss_fn, argnums=diff_state, has_aux=True)(model)
-        grads, metrics = placement.sum((grads, metrics))
+        differentiate = nnx.value_and_grad(loss_fn, argnums=diff_state, has_aux=True)
 
-        training = nnx.filter_state(state.params, trainable(labels))
-        updates, opt_state = tx.update(grads, state.opt_state, training, factor=state.factor)
-        training = optax.apply_updates(training, updates)
-        batch_stats = nnx.state(model, nnx.BatchStat)
-        averages = _update_averages(state.averages, (training, batch_stats), ema, state.step)
-        params = nnx.merge_state(state.params, training)
-        new = TrainState(state.step + 1, params, batch_stats, opt_state, state.factor, averages)
-        return new, metrics
+        learn = partial(_learn, differentiate, graphdef, state.params)
+        rows, parts = (batch, keys[:, 1]), placement.parts
+        batch_stats, sums = _in_parts(learn, state.batch_stats, rows, parts)
+        grads, metrics = placement.sum(sums)
+        return _next_state(state, grads, batch_stats, tx, labels, ema=ema), metrics
 
     function = multi_step(train_step, placement) if stack_batches else train_step
     return placement.compile(function, donate_state=True)
+
+
+def _learn(
+    differentiate: Callable[..., Any],
+    graphdef: Any,
+    params: nnx.State,
+    batch_stats: nnx.State,
+    rows: tuple[Arrays, jax.Array],
+) -> tuple[nnx.State, tuple[nnx.State, Metrics]]:
+    """Return the running statistics after some rows, and their gradients and metrics."""
+    model = nnx.merge(graphdef, params, batch_stats, copy=True)
+    (_, metrics), grads = differentiate(model, *rows)
+    return nnx.state(model, nnx.BatchStat), (grads, metrics)
+
+
+def _next_state(
+    state: TrainState,
+    grads: nnx.State,
+    batch_stats: nnx.State,
+    tx: optax.GradientTransformationExtraArgs,
+    labels: Labels,
+    *,
+    ema: float,
+) -> TrainState:
+    """Update what trains by its gradients, and the averages."""
+    training = nnx.filter_state(state.params, trainable(labels))
+    updates, opt_state = tx.update(grads, state.opt_state, training, factor=state.factor)
+    training = optax.apply_updates(training, updates)
+    averages = _update_averages(state.averages, (training, batch_stats), ema, state.step)
+    params = nnx.merge_state(state.params, training)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, state.factor, averages)
+
+
+def _in_parts(
+    learn: Callable[[nnx.State, Any], tuple[nnx.State, Any]],
+    batch_stats: nnx.State,
+    rows: Any,
+    parts: int,
+) -> tuple[nnx.State, Any]:
+    """Return `learn(batch_stats, rows)`, the sums of it over parts of the rows one after another.
+
+    Part i has the rows i, i + parts ... so that each device's rows stay where they are.
+    """
+    if parts == 1:
+        return learn(batch_stats, rows)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
+
+    def body(carry: tuple[nnx.State, Any], part: Any) -> tuple[tuple[nnx.State, Any], None]:
+        batch_stats, sums = carry
+        batch_stats, new = learn(batch_stats, part)
+        return (batch_stats, jax.tree.map(jnp.add, sums, new)), None
+
+    split_rows = jax.tree.map(split, rows)
+    first = jax.tree.map(lambda leaf: leaf[0], split_rows)
+    shapes = jax.eval_shape(learn, batch_stats, first)[1]
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return lax.scan(body, (batch_stats, zeros), split_rows)[0]
+
+
+def _run_blocks(model: Network, x: jax.Array, *, after: str | None, **options: Any) -> jax.Array:
+    """Call the model so that of each block only the input is kept for the backward pass."""
+    layers = model.layers[model.layers.index(after) + 1 if after else 0 :]
+
+    def run(model: Network, x: jax.Array) -> jax.Array:
+        return model(x, after=after, until=last, **options)
+
+    for _, block in itertools.groupby(layers, key=block_of):
+        last = [*block][-1]
+        x, after = nnx.remat(run)(model, x), last
+    return x
 
 
 def make_eval_step(

@@ -1,7 +1,7 @@
 """Weight files and networks: convert, verify, summary."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -63,6 +63,7 @@ def summary(
     head: str | None = None,
     unfreeze: tuple[str, ...] = ("none",),
     batch_size: int = 32,
+    memory: bool = False,
 ) -> int:
     """Print a network's layers, parameters and memory.
 
@@ -73,8 +74,9 @@ def summary(
         head: A custom head instead of the top, such as avg2-128-0.4-5.
         unfreeze: What trains besides the head: none, all, blocks, layers.
         batch_size: Images in a training step, for the memory.
+        memory: Compile the training step for this machine's device, and print what it takes.
     """
-    from vggjax.cli.tables import print_summary, summarize_model
+    from vggjax.cli.tables import describe_step, print_summary, summarize_model
     from vggjax.models.head import Head
 
     model_summary = summarize_model(
@@ -86,4 +88,8 @@ def summary(
         batch_size=batch_size,
     )
     print_summary(model_summary, title=f"{model}, {model_summary.image_size} px")
+    if memory:
+        custom = Head.parse(head) if head else None
+        what: Any = {"unfreeze": unfreeze, "include_top": include_top, "head": custom}
+        print(describe_step(model, image_size, batch_size, **what))
     return 0

@@ -58,7 +58,7 @@ def check_settings(settings: Any) -> None:
         for item in value if is_tuple else (value,):
             _check_type(field.name, item, get_args(kind)[0] if is_tuple else kind, value)
             for bound, limit in field.metadata.get("bounds", {}).items():
-                holds = item is None or _HOLDS[bound](item, limit)
+                holds = item is None or isinstance(item, str) or _HOLDS[bound](item, limit)
                 check(settings, field.name, holds, _bounds_text(field))
         if field.metadata.get("non_empty") and value in ("", ()):
             raise ConfigError(f"`{field.name}` is empty; give it a value.")
@@ -92,13 +92,16 @@ def shown_value(settings: Any, name: str) -> str:
 def _check_type(name: str, value: Any, kind: Any, received: Any) -> None:
     kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
     choices = [choice for k in kinds if get_origin(k) is Literal for choice in get_args(k)]
-    if choices:
-        if value not in choices and not (value is None and type(None) in kinds):
+    kinds = tuple(k for k in kinds if get_origin(k) is not Literal)
+    if value in choices:
+        return
+    if choices and not {*kinds} - {type(None)}:
+        if not (value is None and kinds):
             raise ConfigError(unknown_name(f"`{name}`", value, choices))
         return
     accepted = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
-        names = " or ".join(k.__name__.replace("NoneType", "None") for k in kinds)
+        names = " or ".join([k.__name__.replace("NoneType", "None") for k in kinds] + choices)
         raise ConfigError(f"`{name}` takes {names}; got {received!r}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"`{name}` must be a finite number; got {value}.")

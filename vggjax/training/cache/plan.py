@@ -191,7 +191,7 @@ def _plan_cut(
     """Return the plan of a cut for the splits in `counts`; take its bytes from the room."""
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     shape = jax.eval_shape(functools.partial(model, until=cut), image).shape[1:]
-    given = config.feature_dtype or config.dtype
+    given = str(config.feature_dtype or config.dtype)
     may_round = config.feature_dtype is None and given == "float32"
     dtypes = ["bfloat16"] if may_round and room.has_rounded else [given]
     dtypes += ["bfloat16"] * (may_round and not room.has_rounded)
