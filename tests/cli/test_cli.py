@@ -83,7 +83,7 @@ def test_all_settings_of_train_are_in_its_whole_help(capsys, monkeypatch):
     ("line", "says"),
     [
         ("trian", "Unknown command 'trian'. Did you mean 'train'?"),
-        ("--bogus", "Choices: train, evaluate, report, predict, export"),
+        ("--bogus", "Choices: train, evaluate, report, predict, embed"),
         # A missing file or folder
         ("train --dataset ./gone", "There is no folder 'gone'."),
         ("train --dataset flowrs", "Did you mean 'flowers'?"),
