@@ -41,7 +41,8 @@ def make_images(root: Path, class_names=CLASSES, *, each: int = 10) -> Path:
 
 def make_run(workdir: Path, dataset: Path | str, *, head: str = "gap-classes", **settings) -> Path:
     """Write what a training leaves, with a random model whose predictions vary."""
-    settings = dict(model="tiny", image_size=32, weights="none", split="0.4,0.2,0.4") | settings
+    defaults = dict(model="tiny", image_size=32, weights="none", split="0.4,0.2,0.4")
+    settings = defaults | {"dtype": "float32"} | settings  # as a run resolves it
     config = Config(dataset=str(dataset), head=head, **settings)
     source = open_source(config.dataset, options=config)
     splits = make_splits(source, parse_split(config.split), config.seed)

@@ -190,7 +190,7 @@ def test_the_step_has_no_winograd_gradient_of_frozen_blocks():
     if not winograd.is_compiled():
         pytest.skip("the compiled kernel is not installed: pip install -e .")
     texts = [lowered_step(unfreeze, method="winograd") for unfreeze in ("none", "block5")]
-    assert [text.count("@vggjax_winograd_gradient") for text in texts] == [0, 2]
+    assert [text.count("@vggjax_conv3x3_gradient") for text in texts] == [0, 2]
 
 
 def test_the_step_has_no_backward_convolution_of_frozen_blocks():

@@ -18,6 +18,7 @@ from support.training_runs import (
     weights_of,
 )
 
+from vggjax.data.loader import Process
 from vggjax.models.convnets import find_arch
 from vggjax.training.batches import epoch_batches
 from vggjax.training.console import print_run_summary
@@ -105,7 +106,7 @@ def test_short_epochs_have_the_batches_of_long_ones(config_of):
 
     def batches(run, step, until):
         return epoch_batches(
-            run.loaders["train"], step, until, batch_size=4, seed=0, process=(0, 1)
+            run.loaders["train"], step, until, batch_size=4, seed=0, process=Process()
         )
 
     short = [b for epoch in range(10) for b in batches(run, 3 * epoch, 3 * epoch + 3)]
