@@ -30,5 +30,6 @@ def test_a_license_and_a_file_may_be_given(run, tmp_path):
     write_card(run, out=tmp_path / "card.md", license="mit")
     text = (tmp_path / "card.md").read_text("utf-8")
     assert 'license: "mit"' in text and "not recorded" not in text
-    with pytest.raises(ConfigError, match="is a file of a run"):
-        write_card(run, out=run / "eval.json")
+    for name in (run / "eval.json", tmp_path / "photo.jpg"):
+        with pytest.raises(ConfigError, match="must end in .md"):
+            write_card(run, out=name)

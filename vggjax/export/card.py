@@ -31,14 +31,15 @@ def write_card(
 
     Args:
         run: the run's folder.
-        out: the file; None is README.md in the run's folder, where a hub expects it.
+        out: the file, .md; None is README.md in the run's folder, where a hub expects it.
         license: the license of the weights; None states what the run records.
 
     Raises:
         ConfigError: there is no run, it was not evaluated yet, or `out` cannot be written.
         WeightsError: there is no finished model, as in a cross-validation, or it is damaged.
     """
-    path = check_output_file(Path(run, "README.md") if out is None else Path(out), field="out")
+    path = Path(run, "README.md") if out is None else Path(out)
+    path = check_output_file(path, field="out", endings=(".md",))
     info = read_info(os.fspath(run))
     text = card_text(read_run(run), info, license=license)
     write_output(path, text.encode("utf-8", "backslashreplace"))

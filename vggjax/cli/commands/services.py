@@ -38,7 +38,7 @@ def card(
 
     Args:
         run: The finished run's folder.
-        out: The file, by default README.md in the run's folder.
+        out: The file, .md; by default README.md in the run's folder.
         license: The license of the weights; by default what the run records.
     """
     from vggjax.errors import printable
