@@ -7,7 +7,6 @@ field's docstring says; 0 turns a duration or a limit off.
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +29,12 @@ from vggjax.errors import ConfigError, printable, unknown_name
 from vggjax.models.arch import match_layers
 from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
-from vggjax.training.devices.settings import DeviceSettings
 from vggjax.training.run_dir.checked_json import read_json
+from vggjax.training.settings.data import DataSettings, InputSettings
+from vggjax.training.settings.devices import DeviceSettings
+from vggjax.training.settings.model import ModelSettings
+from vggjax.training.settings.optimization import OptimizationSettings
+from vggjax.training.settings.stages import Stage, StageSettings, parse_stages
 from vggjax.weights.digests import expected_sha256
 
 RESUME_MUTABLE_FIELDS = (
@@ -48,159 +51,20 @@ the sums over another number of devices. A run that collapsed may be resumed wit
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Consecutive epochs in which the same layers train."""
-
-    name: str
-    unfreeze: tuple[str, ...]
-    first_epoch: int
-    epochs: int
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where the images and the results are."""
-
-    dataset: str = setting("digits", non_empty=True)
-    """A tfds name, a folder (root/<class>/* or root/{train,val,test}/<class>/*), a CSV file with
-    the columns path,label[,split], or `digits`."""
-    recipe: str | None = None
-    """Set the defaults of this recipe; `vggjax recipes` lists them (in Python: `make_config`).
-    `digits` has its own and uses it by default."""
-    workdir: str | None = setting(None, non_empty=True)
-    """The run's folder; None is runs/<time>-<dataset>-<model>. An unfinished run is resumed."""
-    seed: int = setting(0, at_least=0, below=2**32)
-    """Seed of splits, shuffling, initialization, augmentation and dropout."""
-
-    data_dir: str | None = None
-    """Where datasets of tfds are kept, and archives are found that were put there by hand; None is
-    tfds' default."""
-
-
-@dataclass(frozen=True)
-class InputSettings:
-    """How images are split, decoded and resized."""
-
-    split: str = "0.8,0.1,0.1"
-    """Shares of train,val,test, stratified by class, for a dataset without splits; or slices of its
-    splits, as in train[:80%],train[80%:90%],train[90%:]."""
-    duplicates: Literal["near", "exact", "ignore"] = "near"
-    """Keep duplicates in one split: near-duplicates too (saved again or resized), exact ones only,
-    or none."""
-    cross_validate: int = setting(0, at_least=0)
-    """Number of folds of a cross-validation: as many runs, each with another test split, so that
-    each image is tested once. 0 trains one run."""
-    image_size: int = 224
-    """Side in px of the model's input; at least 32 for VGG."""
-    resize: Literal["squash", "crop"] = "squash"
-    """`squash` the image to a square, or `crop` its center."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    """Interpolation of the resize, as in Keras' load_img."""
-    preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto"
-    """Pixel values: `caffe` for Keras' weights, `torch`, or `unit` for x/255. `auto` is what the
-    weights were trained with, and torch without weights."""
-    cache_mb: int = setting(2048, at_least=0)
-    """Keep decoded images in memory if they take at most this many MiB; 0 turns it off."""
-    num_threads: int | None = setting(None, above=0)
-    """Threads that decode images; None is one per core."""
-    max_unreadable: float = setting(0.05, at_least=0, below=1)
-    """Largest share of unreadable images in a split; more end the run."""
-
-    augment: Literal["none", "flip", "crop-flip", "randaugment"] | None = None
-    """Augmentation of the training images by preset; None is flip, or the augmentation settings
-    that are given, alone. They override the preset's."""
-
-
-@dataclass(frozen=True)
-class Config(DeviceSettings, Augmentation, InputSettings, DatasetOptions, DataSettings):
+class Config(
+    OptimizationSettings,
+    StageSettings,
+    ModelSettings,
+    DeviceSettings,
+    Augmentation,
+    InputSettings,
+    DatasetOptions,
+    DataSettings,
+):
     """The settings of one run: data, augmentation, model, training and bookkeeping.
 
     A dataclass has the fields of its last base class first, so --help begins with the data.
     """
-
-    model: str = "vgg16"
-    """vgg11, vgg13, vgg16 or vgg19; with batch normalization vgg11_bn ...; a small convnet such as
-    cifar10-cnn, or one spelled out, such as cnn-32-pool-64-pool-64."""
-    weights: str = setting("imagenet", non_empty=True)
-    """`imagenet` (Keras' published weights), `none` (random), or a weight file."""
-    expect_sha256: str | None = None
-    """Refuse a weight file with another SHA-256 checksum, written as sha256sum prints it."""
-    start_from: str | None = setting(None, non_empty=True)
-    """Folder of a finished run whose backbone and head to start from, in place of --weights, with
-    the same classes, model and head; its preprocessing is taken over."""
-    head: str = "gap-256-0.5-classes"
-    """POOLING[-WIDTH ...][-DROPOUT]-OUTPUTS: pooling flatten, avg2 or gap; outputs `classes` or a
-    number, 1 for a single sigmoid unit."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Compute dtype; parameters, statistics, logits and loss are float32. None is bfloat16 on GPUs
-    and TPUs, and float32 on CPUs."""
-    convolution: Literal["auto", "winograd", "direct"] = "auto"
-    """Algorithm of 3x3 convolutions on CPUs: `winograd` has a quarter of the products and differs
-    in the sixth digit, `direct` has all, `auto` uses the faster one."""
-
-    unfreeze: tuple[str, ...] = setting(("none",), non_empty=True)
-    """What to train besides the head: none, all, blocks (block5) or layers (block5_conv3)."""
-    stages: tuple[str, ...] = ()
-    """In place of --unfreeze, --head-epochs and --epochs: what to unfreeze one after the other, and
-    for how many epochs, as in head:5 block5:20 block4:10. What is unfrozen stays unfrozen."""
-    epochs: int | None = setting(None, above=0)
-    """Passes over the training split (or --epoch-images of it); None is 6, enough for a first
-    classifier, or the sum of --stages."""
-    head_epochs: int | None = setting(None, at_least=0)
-    """Epochs, out of all, that train the head alone first; None is a third of them if pretrained
-    layers are unfrozen below a new head."""
-    epoch_images: int = setting(0, at_least=0)
-    """Images per epoch, rounded to whole batches; the next epoch continues where the last one ended
-    in the training split. 0 is the whole split."""
-    batch_size: int | Literal["auto"] = setting(32, above=0)
-    """Images per step, over all devices; `auto` is what fits in their memory, at most 256 each."""
-    head_solver: Literal["steps", "lbfgs"] = "steps"
-    """`steps` of --optimizer, or `lbfgs`: solve the head's own stage in seconds, penalty by val."""
-    optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
-    """adam, nadam and rmsprop as in Keras; sgd with momentum 0.9."""
-    beta1: float = setting(0.9, at_least=0, below=1)
-    """Decay of the first moment in adam and nadam."""
-    beta2: float = setting(0.999, at_least=0, below=1)
-    """Decay of the second moment in adam and nadam."""
-    learning_rate: float = setting(1e-3, above=0)
-    """Peak learning rate of the head."""
-    backbone_learning_rate: float | None = setting(None, above=0)
-    """Peak learning rate of the unfrozen layers; None is a hundredth of the head's with pretrained
-    weights, and the head's without."""
-    layer_decay: float = setting(1.0, above=0, at_most=1)
-    """Learning rate of each block relative to the next block, the last one at
-    --backbone-learning-rate; 1 is one rate for all."""
-    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
-    """Learning rates after the warmup, in each stage: fall to 0, stay, or fall by --plateau-factor
-    when val/loss stops falling (Keras' ReduceLROnPlateau)."""
-    plateau_factor: float = setting(0.1, above=0, below=1)
-    """With --schedule plateau: multiply the learning rates by this."""
-    plateau_patience: int = setting(10, above=0)
-    """With --schedule plateau: wait this many epochs for a val/loss that is lower by at least
-    1e-4."""
-    warmup_epochs: float = setting(1.0, at_least=0)
-    """Epochs over which the learning rates rise, at most half of a stage."""
-    weight_decay: float = setting(0.0, at_least=0)
-    """Decoupled weight decay of the trained kernels."""
-    clip_norm: float = setting(0.0, at_least=0)
-    """Clip the gradients of the trained layers to this global norm; 0 turns it off."""
-    label_smoothing: float = setting(0.0, at_least=0, below=1)
-    """Share of each label spread over all classes, in the training loss only; with --task
-    multilabel over its presence and absence."""
-    ema: float = setting(0.0, at_least=0, below=1)
-    """Evaluate and keep an exponential moving average of the weights with this decay per step, as
-    in 0.999 (lower in the first steps); 0 keeps the weights themselves."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` gives each class the same weight in the training loss, however many images it
-    has; with --task multilabel, the presence and the absence of each label."""
-    patience: int = setting(0, at_least=0)
-    """Stop early after this many epochs without a better --monitor; 0 never does."""
-    monitor: Literal["val/accuracy", "val/loss", "val/mAP"] | None = None
-    """The metric that selects the best weights, which are kept; None is val/accuracy, and val/mAP
-    (mean average precision) with --task multilabel."""
-    on_collapse: Literal["warn", "stop", "recover"] = "warn"
-    """When the network stops learning (loss or accuracy at chance, or not finite): warn, stop, or
-    go back to the last good checkpoint with a tenth of the learning rates."""
 
     cache_features: Literal["auto", "off"] = "auto"
     """`auto` computes the frozen layers once per image, and once per flip, and keeps their outputs
@@ -450,51 +314,3 @@ def _damaged(error: Exception) -> ConfigError:
         f"the saved settings are damaged ({error}). Restore the file from a backup, or train again "
         "in another `workdir`."
     )
-
-
-def name_stage(unfreeze: tuple[str, ...]) -> str:
-    """Return a stage's name, what trains in it: `head`, `head+block5`."""
-    return "+".join(["head", *(name for name in unfreeze if name != "none")])
-
-
-def parse_stages(texts: Sequence[str], layers: Sequence[str]) -> tuple[Stage, ...]:
-    """Parse `stages`; `layers` are the backbone's layers with parameters.
-
-    Raises:
-        ConfigError: another form, an unknown layer, or a stage that unfreezes nothing new.
-    """
-    stages: list[Stage] = []
-    unfrozen: tuple[str, ...] = ()
-    for text in texts:
-        names, colon, epochs = text.rpartition(":")
-        if not colon or not all(names.split("+")) or not (epochs.isascii() and epochs.isdigit()):
-            raise ConfigError(
-                "`stages` are written LAYERS:EPOCHS, epochs a whole number, as in head:5 block5:20 "
-                f"block4:10; got {text!r}."
-            )
-        if int(epochs) == 0:
-            raise ConfigError(f"A stage has at least one epoch; got `stages` {text}. Leave it out.")
-        added = tuple(name for name in names.split("+") if name != "head")
-        for name in added:
-            _check_name(name, layers)
-        if stages and set(match_layers(added, layers)) <= set(match_layers(unfrozen, layers)):
-            raise ConfigError(
-                f"The stage {text} in `stages` unfreezes nothing new after {stages[-1].name}. "
-                "Leave it out and give that one more epochs."
-            )
-        unfrozen = ("all",) if "all" in added else (*unfrozen, *added)
-        first_epoch = sum(stage.epochs for stage in stages)
-        stage = Stage(name_stage(unfrozen), unfrozen or ("none",), first_epoch, int(epochs))
-        stages.append(stage)
-    return tuple(stages)
-
-
-def _check_name(name: str, layers: Sequence[str]) -> None:
-    try:
-        if name != "none":  # which is `head` here
-            match_layers((name,), layers)
-            return
-    except ConfigError:
-        pass
-    blocks = dict.fromkeys(layer.split("_")[0] for layer in layers if "_" in layer)
-    raise ConfigError(unknown_name("layer in `stages`", name, ("head", "all", *blocks, *layers)))

@@ -22,12 +22,13 @@ from vggjax.errors import join_names, printable, with_flags
 from vggjax.models.kernels import winograd
 from vggjax.models.params import shapes
 from vggjax.training.cache.plan import uncached_note
-from vggjax.training.config import Config, Stage
+from vggjax.training.config import Config
 from vggjax.training.freezing import block_of, describe_rates, label_layers, solves_head
 from vggjax.training.prepare import Progress as ProgressCallback
 from vggjax.training.prepare import RunContext, count_trained_names
 from vggjax.training.recipes import lesson_of
 from vggjax.training.run_dir.folder import describe_duplicates
+from vggjax.training.settings.stages import Stage
 from vggjax.weights.verify import MISTAKES_PAGE
 
 LINE_EVERY_S = 5.0

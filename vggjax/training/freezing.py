@@ -16,8 +16,9 @@ from flax import nnx
 
 from vggjax.models.arch import match_layers
 from vggjax.models.network import Network
-from vggjax.training.config import Config, Stage, name_stage
+from vggjax.training.config import Config
 from vggjax.training.optimizers import scale_by_optimizer, scale_by_rate
+from vggjax.training.settings.stages import Stage, name_stage
 
 Labels = Mapping[str, str]
 """Layer name -> `frozen`, `head`, `backbone` or a block, for every layer with parameters."""

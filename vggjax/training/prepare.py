@@ -33,7 +33,7 @@ from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.network import Network
 from vggjax.models.params import assign
 from vggjax.training.cache.plan import FeaturePlan, plan_features
-from vggjax.training.config import Config, Stage, read_config
+from vggjax.training.config import Config, read_config
 from vggjax.training.devices.memory import find_batch_size
 from vggjax.training.freezing import plan_stages
 from vggjax.training.parallel import Placement, default_dtype
@@ -45,6 +45,7 @@ from vggjax.training.run_dir.folder import (
     read_image_splits,
 )
 from vggjax.training.run_dir.run_result import ModelInfo, read_info
+from vggjax.training.settings.stages import Stage
 from vggjax.weights.load import load_base, open_weights
 from vggjax.weights.weight_file import WeightFile, read_weights
 

@@ -13,11 +13,11 @@ from vggjax.data.loader import Batch, prefetch
 from vggjax.data.multilabel import choose_thresholds, epoch_metrics, f1_score
 from vggjax.errors import printable
 from vggjax.training.batches import epoch_batches, images_seen, stack_batches, stack_size
-from vggjax.training.config import Stage
 from vggjax.training.console import ProgressConsole
 from vggjax.training.freezing import label_layers, make_optimizer, make_schedules
 from vggjax.training.prepare import RunContext
 from vggjax.training.progress import CompiledStep, MetricAccumulator
+from vggjax.training.settings.stages import Stage
 from vggjax.training.step import TrainState, make_eval_step, make_state, make_train_step
 
 MAX_NAMED = 20

@@ -20,7 +20,7 @@ from rich.console import Console
 from vggjax.errors import printable
 from vggjax.training.cache.features import FeatureCache
 from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_params
-from vggjax.training.config import Config, Stage
+from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
 from vggjax.training.freezing import solves_head
 from vggjax.training.linear_probe.solve import solve_head
@@ -30,6 +30,7 @@ from vggjax.training.run_dir.checkpoint import Checkpoints, check_room, is_finit
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir, update_dataset
 from vggjax.training.run_dir.log import Log
 from vggjax.training.run_dir.run_result import RunResult, load_run_result, save_model
+from vggjax.training.settings.stages import Stage
 from vggjax.training.signals import stop_signals
 from vggjax.training.stage_loop import (
     StageLoop,

@@ -27,11 +27,11 @@ from vggjax.models.network import Network
 from vggjax.models.params import extract
 from vggjax.training.cache.plan import FeaturePlan, megabytes
 from vggjax.training.cache.store import FileStore, Store
-from vggjax.training.config import Stage
 from vggjax.training.console import ProgressConsole
 from vggjax.training.prepare import RunContext
 from vggjax.training.progress import CompiledStep, Throughput
 from vggjax.training.run_dir.run_result import SplitPredictions
+from vggjax.training.settings.stages import Stage
 from vggjax.training.signals import Stop
 from vggjax.training.step import draw_views, make_feature_step, make_predict_step
 

@@ -29,8 +29,9 @@ from vggjax.data.augment.settings import describe, finite_views
 from vggjax.errors import ConfigError
 from vggjax.models.network import Network
 from vggjax.training.cache.store import is_bfloat16
-from vggjax.training.config import Config, Stage
+from vggjax.training.config import Config
 from vggjax.training.freezing import Labels, label_layers, solves_head
+from vggjax.training.settings.stages import Stage
 
 SPARE_BYTES = 2**30
 """Left free on the disk of the feature files, for the checkpoints."""

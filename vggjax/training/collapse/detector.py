@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggjax.training.config import Config, Stage
+from vggjax.training.config import Config
 from vggjax.training.freezing import block_of, peak_rates
+from vggjax.training.settings.stages import Stage
 
 MIN_STEPS = 32
 """A head may need as many steps to leave chance, so fewer are no evidence."""

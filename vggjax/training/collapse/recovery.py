@@ -15,13 +15,13 @@ from flax import nnx
 
 from vggjax.errors import VggjaxError
 from vggjax.training.collapse.detector import Collapse, CollapseDetector, PriorBaseline
-from vggjax.training.config import Stage
 from vggjax.training.console import ProgressConsole
 from vggjax.training.freezing import describe_rates, label_layers
 from vggjax.training.prepare import RunContext, build_model
 from vggjax.training.progress import TrainProgress
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.log import Log
+from vggjax.training.settings.stages import Stage
 from vggjax.training.step import TrainState
 
 MAX_RECOVERIES = 3
