@@ -121,6 +121,19 @@ class Classifier:
         probs = np.asarray(rows, np.float32).reshape(len(rows), num_classes)
         return Predictions(probs, self.class_names, self.info.thresholds)
 
+    def classify_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the probabilities, float32 (N, C), of images that are resized already.
+
+        It is compiled once for each N.
+
+        Args:
+            pixels: uint8 RGB (N, S, S, 3), from `resize_image` with `info.preprocessing`.
+
+        Raises:
+            DataError: the model's outputs are not finite.
+        """
+        return _finite(np.asarray(self._predict_step(pixels)))
+
     def read(self, image: "str | os.PathLike[str] | Image") -> DecodedImage:
         """Decode a file, or what Pillow opened; raise `DataError` with nothing but the reason."""
         rendering = self.info.preprocessing.rendering
@@ -159,14 +172,19 @@ def stream_outputs(
     batch_size = min(MAX_BATCH, 1 << (count - 1).bit_length())
     for batch in prefetch(loader.batches(batch_size), lambda batch: batch):
         outputs = np.asarray(step(batch["images"]))
-        if not np.isfinite(outputs[batch["mask"] > 0]).all():
-            raise DataError(
-                "The model's outputs are not finite (NaN): its training diverged. Train again "
-                "with a lower `learning_rate`."
-            )
+        _finite(outputs[batch["mask"] > 0])
         for index, row in zip(batch["index"].tolist(), outputs, strict=True):
             if index >= 0:
                 yield loader.unreadable.get(index, row)
+
+
+def _finite(outputs: np.ndarray) -> np.ndarray:
+    if not np.isfinite(outputs).all():
+        raise DataError(
+            "The model's outputs are not finite (NaN): its training diverged. Train again with a "
+            "lower `learning_rate`."
+        )
+    return outputs
 
 
 def load_run(run: str | os.PathLike[str]) -> Classifier:

@@ -95,7 +95,7 @@ def predict_command(
         if table is not None and prediction.is_new:
             table.write(prediction)
         if json and prediction.is_new:
-            print(_json_line(prediction, classifier, probabilities), flush=True)
+            print(_json_line(prediction, classifier.info, probabilities), flush=True)
         summary.add(prediction)
         if prediction.reason and len(files) > 1:
             line = f"{printable(prediction.path)}: {printable(prediction.reason)}"
@@ -142,15 +142,21 @@ def predict_files(
             yield known[name]._replace(path=path)
             continue
         probs = next(outcomes)
-        if isinstance(probs, str):
-            yield Prediction(path, reason=probs)
-            continue
-        best = top_classes(probs[None], top)[0]
-        classes = [(classifier.class_names[i], float(probs[i])) for i in best]
-        yield Prediction(path, classes, _labels_of(probs, classifier.info), probs=probs)
+        yield to_prediction(path, probs, classifier.info, top=top)
     for doubt, doubted in doubts.items():
         line = f"{len(doubted):,} of {len(paths):,} images are {doubt}: {printable(doubted[0])}"
         print(f"vggjax: warning: {line}", file=sys.stderr)
+
+
+def to_prediction(
+    path: Path, outcome: np.ndarray | str, info: ModelInfo, *, top: int
+) -> Prediction:
+    """Return an image's `top` classes from its probabilities (C,), or its reason to be left out."""
+    if isinstance(outcome, str):
+        return Prediction(path, reason=outcome)
+    best = top_classes(outcome[None], top)[0]
+    classes = [(info.class_names[i], float(outcome[i])) for i in best]
+    return Prediction(path, classes, _labels_of(outcome, info), probs=outcome)
 
 
 def _labels_of(probs: np.ndarray, info: ModelInfo) -> tuple[str, ...] | None:
@@ -364,10 +370,16 @@ def print_table(predictions: Sequence[Prediction]) -> None:
     console.print(table)
 
 
-def _json_line(prediction: Prediction, classifier: Classifier, probabilities: bool) -> str:
+def to_record(
+    prediction: Prediction, info: ModelInfo, *, probabilities: bool = False
+) -> dict[str, Any]:
+    """Return an image as JSON: its path, and its class or labels and the next ones, or `error`.
+
+    With `probabilities`, those of all classes.
+    """
     record: dict[str, Any] = {"path": os.fspath(prediction.path)}
     if prediction.reason:
-        return json_module.dumps(record | {"error": prediction.reason})
+        return record | {"error": prediction.reason}
     top = [{"class": name, "probability": round(share, 6)} for name, share in prediction.top]
     if prediction.labels is None:
         record |= top[0] | {"top": top}
@@ -375,8 +387,12 @@ def _json_line(prediction: Prediction, classifier: Classifier, probabilities: bo
         record |= {"labels": list(prediction.labels), "top": top}
     if probabilities and prediction.probs is not None:
         shares = (round(float(share), 6) for share in prediction.probs)
-        record["probabilities"] = dict(zip(classifier.class_names, shares, strict=True))
-    return json_module.dumps(record)
+        record["probabilities"] = dict(zip(info.class_names, shares, strict=True))
+    return record
+
+
+def _json_line(prediction: Prediction, info: ModelInfo, probabilities: bool) -> str:
+    return json_module.dumps(to_record(prediction, info, probabilities=probabilities))
 
 
 def _open_model(

@@ -197,6 +197,19 @@ def convert_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) 
         raise error if isinstance(error, DataError) else DataError(f"corrupt: {error}") from None
 
 
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Return (width, height) from an image's header; None if only decoding shows it."""
+    header = read_jpeg_header(data) if data.startswith(_START) else None
+    if header is not None:
+        return header.width, header.height
+    _silence_pillow()
+    try:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+            return image.size
+    except Exception:  # the decoder says what is wrong
+        return None
+
+
 def _decode_plain(data: bytes, header: JPEGHeader) -> DecodedImage:
     factor = _reduction(header.width, header.height)
     pixels = decode_plain_jpeg(data, header, factor)
