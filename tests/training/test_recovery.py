@@ -14,10 +14,18 @@ import numpy as np
 import pytest
 from support.cached_runs import make_config_of, spoil_weights
 from support.steps import make_step
-from support.training_runs import assert_same_log, assert_same_weights, interrupt_at
+from support.training_runs import (
+    assert_same_log,
+    assert_same_weights,
+    interrupt_at,
+    replace_metric,
+    weights_of,
+)
 
 from vggjax.cli.main import main
 from vggjax.errors import VggjaxError
+from vggjax.evaluation.evaluate import predict_split
+from vggjax.training import stage_loop
 from vggjax.training.collapse.recovery import resume_from_eval_params
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.signals import Interrupted
@@ -129,6 +137,68 @@ def test_a_later_stage_that_collapses_restarts_from_the_best_weights_before_it(
     epochs = lines_of(tmp_path / "run", "epoch")
     assert [line["stage"] for line in epochs] == ["head"] + ["head+block5"] * 2
     assert_learned(tmp_path / "run")
+
+
+LATER = dict(epochs=None, stages=("head:1", "block5:2"))
+
+
+def test_a_stage_that_fails_at_every_rate_leaves_the_weights_from_before_it(
+    config_of, tmp_path, monkeypatch, capsys
+):
+    train(config_of("head", epochs=1))
+    spoil_weights(monkeypatch, step=37, above=0, value=math.nan)
+    train(config_of("run", **LATER))
+    assert_same_weights(tmp_path / "head", tmp_path / "run")
+    lines = lines_of(tmp_path / "run", "collapse")
+    assert [line["action"] for line in lines][2:] == [
+        "went back to step 36, to a tenth of the rates",
+        "gave up",
+    ]
+    assert "so it ends here, with its best weights, those of step 36." in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_an_absurd_rate_in_a_later_stage_costs_nothing(config_of, tmp_path):
+    result = train(config_of("run", **LATER, backbone_learning_rate=1e4))
+    before = lines_of(tmp_path / "run", "epoch")[0]["val/accuracy"]
+    _, labels, probs = predict_split(result, "val")[0]
+    assert np.mean(probs.argmax(1) == labels) >= before >= 16 / 24
+    assert lines_of(tmp_path / "run", "collapse")
+
+
+def test_a_stage_whose_first_epoch_is_far_worse_goes_back_to_its_start(
+    config_of, tmp_path, monkeypatch, capsys
+):
+    """The next attempt has a tenth of the rates, and may fall a little."""
+    replace_metric(monkeypatch, "val/accuracy", [22 / 24, 12 / 24, 20 / 24, 23 / 24])
+    train(config_of("run", **LATER))
+    (line,) = lines_of(tmp_path / "run", "collapse")
+    assert line["reason"].startswith("validation accuracy 50.0%, and 91.7% before this stage. P")
+    assert line["action"] == "went back to step 36, to a tenth of the rates"
+    assert "Setback in epoch 2 (head+block5): validation" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    epochs = lines_of(tmp_path / "run", "epoch")
+    assert [line["val/accuracy"] for line in epochs] == [22 / 24, 20 / 24, 23 / 24]
+    assert [line["learning_rate/head"] for line in epochs] == pytest.approx([0.03, 3e-3, 3e-3])
+
+
+def test_a_stage_begins_with_the_best_weights_so_far(config_of, tmp_path, monkeypatch):
+    """Those of the first epoch here, and not of the second, which ends the stage before it."""
+    starts, make_state = [], stage_loop.make_state
+
+    def record_start(model, *args, **settings):
+        starts.append(np.array(model.predictions.kernel[...]))
+        return make_state(model, *args, **settings)
+
+    monkeypatch.setattr(stage_loop, "make_state", record_start)
+    kernels = replace_metric(monkeypatch, "val/accuracy", [20 / 24, 18 / 24, 19 / 24])
+    train(config_of("run", **LATER | {"stages": ("head:2", "block5:1")}))
+    first, second, _ = (judged for judged, _ in kernels)
+    assert np.any(first != second)
+    np.testing.assert_array_equal(starts[-1], first)
+    np.testing.assert_array_equal(weights_of(tmp_path / "run")["predictions/kernel"], first)
 
 
 @pytest.mark.slow

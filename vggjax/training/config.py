@@ -198,9 +198,8 @@ class Config(
         """Epochs of the run."""
         if self.stages:
             return sum(stage.epochs for stage in self.planned_stages)
-        return self.epochs or (
-            1 if self.head_solver == "lbfgs" and self.unfreeze == ("none",) else 6
-        )
+        is_solved = self.head_solver == "lbfgs" and self.unfreeze == ("none",)
+        return self.epochs or (1 if is_solved else 6)
 
     @property
     def planned_stages(self) -> tuple[Stage, ...]:

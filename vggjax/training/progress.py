@@ -32,6 +32,8 @@ class TrainProgress:
     best_value: float | None = None
     best_loss: float | None = None
     """The validation loss of that epoch; None in a checkpoint of an older version."""
+    best_accuracy: float | None = None
+    """The validation accuracy of that epoch; None in a checkpoint of an older version."""
     best_step: int = 0
     thresholds: list[float] = field(default_factory=list)
     """With several labels per image, each class's threshold at the best step."""
@@ -54,6 +56,8 @@ class TrainProgress:
     """The last best step whose validation accuracy was better than chance; 0 if there is none."""
     warned: bool = False
     """Whether the user was warned of a collapse that still lasts."""
+    gave_up: bool = False
+    """Whether a later stage failed at a thousandth of its rates, which ends the run."""
 
     @property
     def factor(self) -> float:

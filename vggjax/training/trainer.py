@@ -109,7 +109,8 @@ class Trainer:
                 self._checkpoints.restore_model(run.model, self._progress.step)
             self._features = FeatureCache(run, self._console, self._stop, with_test=True)
             for stage in run.stages:
-                self._train_stage(stage)
+                if not self._progress.gave_up:
+                    self._train_stage(stage)
         self._checkpoints.restore_model(run.model, self._progress.best_step)
 
     def _train_stage(self, stage: Stage) -> None:
@@ -120,6 +121,8 @@ class Trainer:
             loop = self._begin_stage(run, stage, cut)
             while self._progress.step < last_step and not self._out_of_patience(stage):
                 went_back = self._train_epoch(loop)
+                if self._progress.gave_up:
+                    return
                 if went_back:
                     loop = self._begin_stage(run, stage, cut)
                 else:
@@ -128,7 +131,7 @@ class Trainer:
             nnx.update(run.model, *jax.tree.map(jnp.asarray, eval_params))
 
     def _train_epoch(self, loop: StageLoop) -> bool:
-        """Train what is left of an epoch; return whether the run went back after a collapse."""
+        """Train what is left of an epoch; return whether the run went back or gave up."""
         run, config, progress = loop.run, loop.run.config, self._progress
         epoch, first_step = divmod(progress.step, run.steps_per_epoch)
         where = {"epoch": epoch + 1, "stage": loop.stage.name}
@@ -155,6 +158,7 @@ class Trainer:
         loss = values["val/loss"]
         is_best = progress.update_best(-value if config.best_metric == "val/loss" else value, loss)
         if is_best:
+            progress.best_accuracy = values["val/accuracy"]
             progress.thresholds = val.get("val/thresholds", [])
         self._monitor.record_epoch(values, is_best=is_best)
         lower_rates = progress.reduce_on_plateau(config, values["val/loss"])
@@ -210,12 +214,17 @@ class Trainer:
         self._console.print(f"{loop.stage.name}: {text}")
 
     def _begin_stage(self, run: RunContext, stage: Stage, cut: str | None) -> StageLoop:
-        """Begin a stage, or the rest of one, whose batches have the features of layer `cut`."""
+        """Begin a stage, or the rest of one, whose batches have the features of layer `cut`.
+
+        A later stage begins with the best weights so far, not with the last ones.
+        """
         progress, console = self._progress, self._console
         loop = StageLoop(run, stage, cut, lambda text: console.print(f"{stage.name}: {text}"))
         is_resumed = progress.stage == stage.name
         if not is_resumed:
             progress.begin_stage(stage.name)
+            if 0 < progress.best_step < progress.step:
+                self._checkpoints.restore_model(run.model, progress.best_step)
         state = loop.initial_state(step=progress.step, factor=progress.factor)
         if is_resumed:
             state = self._checkpoints.restore_optimizer(state, progress.step)

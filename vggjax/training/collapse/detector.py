@@ -4,7 +4,9 @@ A network learns nothing if over a stretch of steps neither its loss nor its acc
 class prior (`PriorBaseline`), and the loss is not falling. The detector reads the sums that are
 fetched for the log anyway and touches no device. Its memory between checks are `marks`, plain
 numbers that are saved with the run's progress, so that a resumed run detects the same.
-`diagnose` derives the likely causes and the settings to change from the config.
+A later stage may also set back what the stages before it reached, while it still learns
+(`CollapseDetector.find_setback`). `diagnose` derives the likely causes and the settings to change
+from the config.
 """
 
 import math
@@ -22,6 +24,9 @@ MIN_STEPS = 32
 """A head may need as many steps to leave chance, so fewer are no evidence."""
 LONG_EPOCH_STEPS = 100
 """An epoch of at least this many steps is checked before its end."""
+
+SETBACK = 0.1
+"""The part of the accuracy above chance that a stage loses, at least, to have been set back."""
 
 _USUAL_RATES = dict.fromkeys(("adam", "nadam", "rmsprop"), (1e-5, 1e-3)) | {"sgd": (1e-3, 1e-1)}
 """Optimizer -> the range of learning rates that usually works."""
@@ -96,6 +101,8 @@ class Collapse:
     is_finite: bool = True
     is_slow: bool = False
     """Whether the learning rate is unusually low, so that lowering it would not help."""
+    is_setback: bool = False
+    """Whether the network learns, but is far worse than before the stage."""
 
     @property
     def explanation(self) -> str:
@@ -124,8 +131,8 @@ class CollapseDetector:
         self._config, self._stage, self._baseline = config, stage, baseline
         self._steps_per_epoch, self._val_images, self._factor = steps_per_epoch, val_images, factor
         self._first_step = stage.first_epoch * steps_per_epoch
-        warmup_epochs = min(config.warmup_epochs, stage.epochs / 2)
-        self._warm_step = self._first_step + warmup_epochs * steps_per_epoch
+        self._warmup_epochs = min(config.warmup_epochs, stage.epochs / 2)
+        self._warm_step = self._first_step + self._warmup_epochs * steps_per_epoch
 
     def check(
         self,
@@ -157,6 +164,28 @@ class CollapseDetector:
         if step - self._first_step < stretch or (val is not None and self.beats_chance(val)):
             return None
         return self._judge(marks, step, stretch, val)
+
+    def find_setback(
+        self, step: int, val: Mapping[str, float], before: float | None
+    ) -> Collapse | None:
+        """Return the setback at the end of one of the stage's first epochs, if it is one.
+
+        The epochs are those of the warmup and the one after it. The validation accuracy must be
+        significantly below `before`, that of the weights which the stage began with, and at least
+        `SETBACK` of what that was above chance.
+        """
+        watched = (math.ceil(self._warmup_epochs) + 1) * self._steps_per_epoch
+        if before is None or step - self._first_step > watched:
+            return None
+        accuracy, count = val["val/accuracy"], self._val_images
+        _, high = _wilson_interval(accuracy * count, count)
+        low, _ = _wilson_interval(before * count, count)
+        allowed = before - SETBACK * (before - self._baseline.accuracy)
+        if high >= low or accuracy >= allowed:
+            return None
+        symptom = f"validation accuracy {accuracy:.1%}, and {before:.1%} before this stage"
+        causes, advice = diagnose(self._config, self._stage, factor=self._factor)
+        return Collapse(step, symptom, causes, advice, is_setback=True)
 
     def beats_chance(self, val: Mapping[str, float]) -> bool:
         """Return whether the validation accuracy is significantly better than the prior's.

@@ -1,5 +1,9 @@
 """The reaction to a collapse, as `on_collapse` says: warn, stop, or recover.
 
+A stage after the first has good weights to return to. So it recovers unless it is to stop, also
+from a setback: a first epoch that is far worse than the stage before. If a thousandth of its rates
+fails as well, the run ends with the weights from before it. No stage ends worse than it began.
+
 To recover, a run returns to its best checkpoint, if that is from the same stage and was better than
 chance; otherwise to the start of the stage, with the best earlier weights (or the initial ones).
 From there it continues with a tenth of its learning rates. All of this is a function of the saved
@@ -77,11 +81,18 @@ class CollapseMonitor:
         """
         progress, reaction = self._progress, self._run.config.on_collapse
         collapse = self._detector.check(progress.marks, progress.step, sums, val=val)
+        is_later = self._stage.first_epoch > 0 and 0 < progress.good_step == progress.best_step
+        if collapse is None and val is not None and is_later and self._is_unimproved():
+            collapse = self._detector.find_setback(progress.step, val, progress.best_accuracy)
         if collapse is None:
             return False
+        goes_back = is_later and (reaction == "warn" or collapse.is_setback)
         can_recover = progress.recoveries < MAX_RECOVERIES and not collapse.is_slow
-        if reaction == "recover" and can_recover:
+        if (goes_back or reaction == "recover") and can_recover:
             self._recover(collapse)
+            return True
+        if goes_back and not collapse.is_slow:
+            self._give_up(collapse)
             return True
         if reaction != "warn" or not collapse.is_finite:
             self._stop(collapse)
@@ -102,6 +113,22 @@ class CollapseMonitor:
             self._console.print(
                 "The network learns after all: its validation accuracy is better than chance."
             )
+
+    def _is_unimproved(self) -> bool:
+        """Return whether the best weights of the run are still those from before the stage."""
+        first_step = self._stage.first_epoch * self._run.steps_per_epoch
+        return self._progress.best_step <= first_step
+
+    def _give_up(self, collapse: Collapse) -> None:
+        """End the run with its best weights."""
+        self._progress.gave_up = True
+        self._log.write("collapse", collapse.step, **self._values(collapse), action="gave up")
+        self._print(
+            collapse,
+            f"The run has recovered {MAX_RECOVERIES} times before, so it ends here, with its best "
+            f"weights, those of step {self._progress.best_step:,}. {_advice(collapse)}, "
+            f"{_IN_NEW_FOLDER}.",
+        )
 
     def _recover(self, collapse: Collapse) -> None:
         run, progress = self._run, self._progress
@@ -132,7 +159,8 @@ class CollapseMonitor:
         )
 
     def _print(self, collapse: Collapse, reaction: str) -> None:
-        symptom = f"Training collapse detected {self._where(collapse)}: {collapse.symptom}."
+        name = "Setback" if collapse.is_setback else "Training collapse detected"
+        symptom = f"{name} {self._where(collapse)}: {collapse.symptom}."
         self._console.print("\n  ".join([symptom, collapse.explanation, reaction]))
 
     def _values(self, collapse: Collapse) -> dict[str, Any]:
@@ -174,7 +202,7 @@ def _go_back(
         earlier = TrainProgress(step=first_step)
         if best_step:
             earlier.best_value, earlier.best_loss = progress.best_value, progress.best_loss
-            earlier.best_step = best_step
+            earlier.best_step, earlier.best_accuracy = best_step, progress.best_accuracy
             earlier.good_step, earlier.thresholds = best_step, progress.thresholds
     earlier.rate_factor = progress.rate_factor / 10
     earlier.recoveries, earlier.back_step = progress.recoveries + 1, earlier.step

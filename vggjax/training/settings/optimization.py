@@ -58,4 +58,5 @@ class OptimizationSettings:
     (mean average precision) with --task multilabel."""
     on_collapse: Literal["warn", "stop", "recover"] = "warn"
     """When the network stops learning (loss or accuracy at chance, or not finite): warn, stop, or
-    go back to the last good checkpoint with a tenth of the learning rates."""
+    go back to the last good checkpoint with a tenth of the learning rates. A stage after the first
+    goes back unless it is to stop, also if its first epochs are far worse than the one before."""
