@@ -12,6 +12,7 @@ from rich.console import Console
 from vggjax.atomic import write_bytes, write_text
 from vggjax.errors import ConfigError, VggjaxError, printable
 from vggjax.evaluation.evaluate import SplitPredictions, evaluate_split, pool_folds
+from vggjax.evaluation.temperature import calibrate
 from vggjax.report.figures import draw_rate_test
 from vggjax.report.fit_result import FitResult
 from vggjax.report.report import write_report
@@ -48,6 +49,7 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         return cross_validate(config, console=console)
     result = train(config, console)
     try:
+        result = calibrate(result, console or Console())
         evaluation, predictions = evaluate_split(result, "test")
         with lock_workdir(result.workdir, wait_s=_BUSY_S):  # the same command may run beside it
             log_test_metrics(result.workdir, evaluation, tensorboard=config.tensorboard)

@@ -140,7 +140,7 @@ def test_the_best_epoch_gets_a_ring_around_its_validation_point():
 
 def test_a_reliability_diagram_has_a_bar_as_high_as_the_accuracy_of_each_bin():
     measured = reliability(np.array([0.55, 0.95, 0.97]), np.array([1, 0, 1]), num_bins=10)
-    svg = ElementTree.fromstring(draw_reliability(measured, scaled=measured).svg())
+    svg = ElementTree.fromstring(draw_reliability(measured, other=measured).svg())
     pale = "fill: var(--c0); fill-opacity: 0.4"  # there are few predictions
     bars = [node.get("d") for node in svg.iter("path") if pale in node.get("style")]
     heights = [np.ptp(np.array(re.findall(r"[\d.]+", d), float)[1::2]) for d in bars]

@@ -86,8 +86,8 @@ def test_calibration_of_a_perfect_model_needs_no_temperature(whole):
     predictions = SplitPredictions(np.arange(900), labels, probs)
     values = calibration(files, predictions, predictions)
     assert values["temperature"] == pytest.approx(1, abs=0.01) and not values["at_edge"]
-    assert values["num_val"] == 900 and values["scaled"].ece == pytest.approx(0, abs=0.01)
-    assert sum(values["scaled"].counts) == 900
+    assert values["num_val"] == 900 and values["other"].ece == pytest.approx(0, abs=0.01)
+    assert sum(values["other"].counts) == 900
 
 
 def test_damaged_probabilities_are_computed_again(copy):

@@ -2,7 +2,8 @@
 
 Reliability diagram, expected calibration error (ECE) and temperature scaling are those of Guo et
 al., "On Calibration of Modern Neural Networks" (arXiv:1706.04599). In: probabilities (N, C) and
-labels (N,), or the confidence of each prediction and whether it was correct. Out: plain numbers.
+labels (N,), or the confidence of each prediction and whether it was correct. Out: plain numbers. Of
+several labels per image each probability is a sigmoid, and the labels are bool (N, C).
 """
 
 from dataclasses import dataclass
@@ -87,9 +88,56 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     return 1 / brentq(slope, low, high)
 
 
-def at_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probabilities (N, C) with logits divided by the temperature; same argmax."""
+def choose_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Return the fitted temperature if it helps on images that it was not fitted on, else 1.
+
+    One half of the images has the temperature of the other half, and the other way round: the mean
+    loss must be lower than without. A temperature at a bound of the fit never helps.
+    """
+    multilabel = labels.ndim == 2
+
+    def fit(rows: np.ndarray) -> float:
+        pairs = _binary(probs[rows], labels[rows]) if multilabel else (probs[rows], labels[rows])
+        return fit_temperature(*pairs)
+
+    def losses(rows: np.ndarray, temperature: float) -> np.ndarray:
+        scaled = at_temperature(probs[rows], temperature, multilabel=multilabel)
+        if multilabel:
+            return -np.log(np.where(labels[rows], scaled, 1 - scaled)).mean(1)
+        return -np.log(scaled[np.arange(len(rows)), labels[rows]])
+
+    every = np.arange(len(labels))
+    temperature = fit(every)
+    if temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE) or len(labels) < 2:
+        return 1.0
+    order = every if multilabel else np.argsort(labels, kind="stable")
+    halves = order[::2], order[1::2]  # each with half of the images of every class
+    with np.errstate(divide="ignore"):  # a certain mistake has an infinite loss
+        scaled = [losses(half, fit(rest)) for half, rest in (halves, halves[::-1])]
+        before = losses(every, 1.0)
+    helps = np.concatenate(scaled).mean() < before.mean()
+    return temperature if helps else 1.0
+
+
+def at_temperature(
+    probs: np.ndarray, temperature: float, *, multilabel: bool = False
+) -> np.ndarray:
+    """Return the probabilities (N, C) with logits divided by the temperature; same argmax.
+
+    With `multilabel`, any shape of sigmoids; their order stays the same.
+    """
+    if multilabel:
+        flat = np.ravel(probs)
+        pairs, _ = _binary(flat, np.zeros(flat.shape, bool))
+        return _softmax(_logits(pairs) / temperature)[:, 1].reshape(np.shape(probs))
     return _softmax(_logits(probs) / temperature)
+
+
+def _binary(probs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sigmoids as probabilities (M, 2) of absence and presence, and the labels (M,)."""
+    # A sigmoid rounds to 1 from 1 - 2^-25 on.
+    present = np.minimum(np.ravel(probs).astype(np.float64), 1 - 2.0**-25)
+    return np.stack([1 - present, present], 1), np.ravel(targets).astype(np.int64)
 
 
 def _logits(probs: np.ndarray) -> np.ndarray:

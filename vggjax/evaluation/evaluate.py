@@ -102,6 +102,7 @@ def evaluate_split(
         "split": split,
         "dataset": run.config.dataset,
         **_summarize(predictions, thresholds, class_names),
+        "temperature": run.info.temperature,
         "class_names": list(class_names),
         "unreadable": {ids[i]: reason for i, reason in sorted(unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -192,10 +192,15 @@ def line_chart(
     return Drawing(figure, title, tooltips)
 
 
-def draw_reliability(measured: Reliability, *, scaled: Reliability | None = None) -> Drawing:
+def draw_reliability(
+    measured: Reliability,
+    *,
+    other: Reliability | None = None,
+    name: str = "after temperature scaling",
+) -> Drawing:
     """Draw accuracy over confidence, with a histogram of the predictions below.
 
-    `measured` is drawn as bars, and `scaled`, the same after temperature scaling, as dots.
+    `measured` is drawn as bars, and `other`, as the legend names it, as dots.
     """
     from matplotlib.ticker import PercentFormatter
 
@@ -208,8 +213,8 @@ def draw_reliability(measured: Reliability, *, scaled: Reliability | None = None
         histogram = figure.add_axes((left, 0, width, height), frameon=False, xticks=[], yticks=[])
         tooltips = _draw_bins(axes, histogram, measured)
         axes.plot([0, 1], [0, 1], c=LIGHT["muted"], lw=1, ls=_DASHED)
-        if scaled is not None:
-            tooltips |= _draw_dots(axes, scaled)
+        if other is not None:
+            tooltips |= _draw_dots(axes, other, name)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
@@ -245,12 +250,12 @@ def _draw_bins(axes: "Axes", histogram: "Axes", measured: Reliability) -> Toolti
     return tooltips
 
 
-def _draw_dots(axes: "Axes", scaled: Reliability) -> Tooltips:
-    name, tooltips = "after temperature scaling", {}
-    bins = zip(scaled.confidence, scaled.accuracy, scaled.counts, strict=True)
+def _draw_dots(axes: "Axes", other: Reliability, name: str) -> Tooltips:
+    tooltips = {}
+    bins = zip(other.confidence, other.accuracy, other.counts, strict=True)
     for number, (confidence, accuracy, count) in enumerate(bins):
         look: Style = dict(c=LIGHT["c2"], mec=LIGHT["paper"], mew=1.2, zorder=3, clip_on=False)
-        look |= dict(ms=5 + 8 * math.sqrt(count / sum(scaled.counts)), gid=f"dot-{number}")
+        look |= dict(ms=5 + 8 * math.sqrt(count / sum(other.counts)), gid=f"dot-{number}")
         axes.plot([confidence], [accuracy], "o", label=None if number else name, **look)
         tooltips[f"dot-{number}"] = [
             f"{name}: confidence {confidence:.1%}, accuracy {accuracy:.1%} of {count:,}"

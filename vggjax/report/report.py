@@ -109,7 +109,12 @@ def _multiclass_context(
     calibration = sections.calibration(files, test, others[0] if others else None)
     mistakes = sections.misclassified(files, thumbnails)
     confusion = figures.draw_confusion(files.evaluation["confusion"], files.names)
-    reliability = figures.draw_reliability(calibration["measured"], scaled=calibration["scaled"])
+    when = "before" if calibration["is_kept"] else "after"
+    reliability = figures.draw_reliability(
+        calibration["measured"],
+        other=calibration["other"],
+        name=f"{when} temperature scaling",
+    )
     context = {
         "confusion_svg": confusion.svg() if len(files.names) > figures.MAX_NUMBERED else None,
         "reliability_svg": reliability.svg(),

@@ -101,9 +101,11 @@ def misclassified_grid(files: RunFiles, mistakes: list[dict[str, Any]]) -> list[
 def calibration(
     files: RunFiles, test: SplitPredictions | None, val: SplitPredictions | None
 ) -> dict[str, Any]:
-    """Compare confidence and accuracy on the test split, before and after temperature scaling.
+    """Compare confidence and accuracy on the test split, with and without a temperature.
 
-    Without the predictions of both splits, `temperature` and the reliability `scaled` are None.
+    `measured` are the probabilities of the saved model. `other` are those without its temperature,
+    or, of a model of an older version, `is_kept` False, with the one that would be fitted. Without
+    these, as where no temperature helps, `other` is None; and `temperature`, if it is unknown.
     """
     confidence = np.array([float(row["probability"]) for row in files.predictions])
     correct = np.array([row["correct"] == "1" for row in files.predictions])
@@ -112,18 +114,25 @@ def calibration(
         "chance_ece": chance_ece(confidence),
         "accuracy": float(correct.mean()),
         "temperature": None,
-        "scaled": None,
+        "is_kept": False,
+        "other": None,
     }
     if test is None or val is None:
         return values
-    temperature = fit_temperature(val.probs, val.labels)
-    probs = at_temperature(test.probs, temperature)
-    return values | {
+    kept = files.info.get("temperature")
+    temperature = kept or fit_temperature(val.probs, val.labels)
+    values |= {
         "temperature": temperature,
+        "is_kept": kept is not None,
         "at_edge": temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE),
         "num_val": len(val.labels),
-        "scaled": reliability(probs.max(1), probs.argmax(1) == test.labels),
-        "scaled_loss": log_loss(probs, test.labels),
+    }
+    if kept == 1:
+        return values
+    probs = at_temperature(test.probs, 1 / temperature if kept else temperature)
+    return values | {
+        "other": reliability(probs.max(1), probs.argmax(1) == test.labels),
+        "other_loss": log_loss(probs, test.labels),
     }
 
 

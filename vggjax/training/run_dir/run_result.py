@@ -72,7 +72,7 @@ class ModelInfo:
     highest F1 on the validation split. Empty until the training is done."""
     temperature: float | None = None
     """What the logits are divided by, fitted on the validation split; 1 where none helps. None
-    with several labels per image, before the fit, and from versions that fitted none."""
+    before the fit, and from versions that fitted none."""
     weights_sha256: str = ""
     """The SHA-256 of `model.safetensors`; empty from versions that did not write it."""
 
@@ -113,8 +113,13 @@ def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> tuple[Ne
     path = workdir / "model.safetensors"
     write_weights(path, weights, metadata=metadata)
     info = replace(info, weights_sha256=WeightFile(path).digests.sha256)
-    write_json(workdir / "model.json", asdict(info))
+    write_info(workdir, info)
     return assemble_model(info, weights), info
+
+
+def write_info(workdir: Path, info: ModelInfo) -> None:
+    """Write `model.json` with its digest."""
+    write_json(workdir / "model.json", asdict(info))
 
 
 def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
