@@ -92,6 +92,11 @@ RUN_FILES = frozenset(
 """The files of a run folder, which only the run's own commands write."""
 
 
+def is_run_folder(path: Path) -> bool:
+    """Return whether a folder is that of a run."""
+    return all((path / name).is_file() for name in ("config.json", "data.json"))
+
+
 def check_output_file(
     path: str | Path,
     *,

@@ -25,6 +25,7 @@ from vggjax.evaluation.predict_files import (
     predict_files,
     print_table,
 )
+from vggjax.evaluation.predict_options import PredictOptions
 from vggjax.evaluation.result_table import Prediction
 from vggjax.models.arch import Arch
 from vggjax.models.head import Head
@@ -161,7 +162,7 @@ def test_predict_and_evaluate_agree_on_every_test_image(run, capsys):
     evaluate(run)
     with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
         evaluated = {f"flowers/{row['id']}": row for row in csv.DictReader(file)}
-    assert predict_command(list(evaluated), workdir=str(run), csv="out.csv") == 0
+    assert predict_command(list(evaluated), PredictOptions(workdir=str(run), csv="out.csv")) == 0
     with open("out.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == list(evaluated)
@@ -193,7 +194,9 @@ def test_neither_the_batch_size_nor_bad_images_change_a_prediction(run, monkeypa
 
 def test_an_image_left_out_is_named_and_changes_the_exit_code(run, capsys):
     Path("b\x1b[31mad.jpg").write_text("text")
-    code = predict_command(["flowers/daisy", "b*.jpg"], workdir=str(run), csv="out.csv")
+    code = predict_command(
+        ["flowers/daisy", "b*.jpg"], PredictOptions(workdir=str(run), csv="out.csv")
+    )
     output = capsys.readouterr()
     assert code == 3
     assert output.err == "vggjax: left out: b\\x1b[31mad.jpg: not an image\n"
@@ -205,7 +208,7 @@ def test_one_bad_name_is_a_row_and_does_not_end_the_batch(run, capsys):
     os.mkdir("empty")
     os.symlink("gone", "dangling.jpg")
     names = ["gone.jpg", "flowers/daisy/00.png", "empty", "dangling.jpg", "*.webp"]
-    assert predict_command(names, workdir=str(run), csv="out.csv") == 3
+    assert predict_command(names, PredictOptions(workdir=str(run), csv="out.csv")) == 3
     rows = read_csv("out.csv")[1:]
     assert [row[0] for row in rows] == names
     assert [bool(row[-1]) for row in rows] == [True, False, True, True, True]
@@ -215,11 +218,11 @@ def test_one_bad_name_is_a_row_and_does_not_end_the_batch(run, capsys):
 def test_nothing_left_to_predict_is_an_error(run, capsys):
     Path("bad.jpg").write_text("text")
     with pytest.raises(DataError, match="The image cannot be used; bad.jpg: not an image"):
-        predict_command(["bad.jpg"], workdir=str(run), csv="out.csv")
+        predict_command(["bad.jpg"], PredictOptions(workdir=str(run), csv="out.csv"))
     with pytest.raises(DataError, match="None of the 2 images can be used; bad.jpg: not an image"):
-        predict_command(["bad.jpg", "gone.jpg"], workdir=str(run), csv="out.csv")
+        predict_command(["bad.jpg", "gone.jpg"], PredictOptions(workdir=str(run), csv="out.csv"))
     with pytest.raises(DataError, match="gone.jpg: no such file"):
-        predict_command(["gone.jpg"], workdir="never opened")
+        predict_command(["gone.jpg"], PredictOptions(workdir="never opened"))
     assert not Path("out.csv").exists()
 
 
@@ -248,7 +251,7 @@ def test_settings_that_contradict_each_other_are_refused(run):
         (dict(weights="x.h5", model="vgg-16"), "Did you mean 'vgg16'"),
     ]:
         with pytest.raises((ConfigError, WeightsError), match=message):
-            predict_command(images, **settings)
+            predict_command(images, PredictOptions(**settings))
 
 
 def test_published_weights_predict_imagenet_classes_with_keras_preprocessing(
@@ -262,7 +265,7 @@ def test_published_weights_predict_imagenet_classes_with_keras_preprocessing(
     spread(model, batch)
     write_weights("top.safetensors", extract(model))
     command = dict(weights="top.safetensors", model="tiny", csv="out.csv")
-    assert predict_command([path], **command, top=3) == 0
+    assert predict_command([path], PredictOptions(**command, top=3)) == 0
     with open("out.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     logits = np.asarray(jit_quickly(lambda images: model(images))(batch[:1]), np.float64)
@@ -281,12 +284,14 @@ def test_weights_with_another_head_than_imagenets_are_refused(run, monkeypatch):
     monkeypatch.setattr(Arch, "top", Head("gap", outputs=1000))
     images = ["flowers/daisy/00.png"]
     with pytest.raises(WeightsError, match="3 outputs, not ImageNet's 1000.*`workdir`"):
-        predict_command(images, weights=str(run / "model.safetensors"), model="tiny")
+        predict_command(
+            images, PredictOptions(weights=str(run / "model.safetensors"), model="tiny")
+        )
     write_weights("base.safetensors", extract(random_model("tiny")))
     with pytest.raises(WeightsError, match="no classifier"):
-        predict_command(images, weights="base.safetensors", model="tiny")
+        predict_command(images, PredictOptions(weights="base.safetensors", model="tiny"))
     with pytest.raises(WeightsError, match="gone.h5"):
-        predict_command(images, weights="gone.h5", model="tiny")
+        predict_command(images, PredictOptions(weights="gone.h5", model="tiny"))
 
 
 def test_the_table_prints_names_as_they_are(capsys):

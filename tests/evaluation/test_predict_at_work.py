@@ -14,6 +14,7 @@ from support.tiny_run import PASS_RTOL, make_images, make_run
 import vggjax
 from vggjax.errors import ConfigError, DataError
 from vggjax.evaluation.predict_files import MAX_ROWS, Summary, predict_command
+from vggjax.evaluation.predict_options import PredictOptions
 
 BAD = Path("flowers/bad.jpg")
 
@@ -43,7 +44,7 @@ def read_csv(path):
 
 def test_a_csv_is_continued_after_a_kill_and_no_row_is_written_twice(folder, capsys):
     def predict():
-        return predict_command(["flowers"], workdir="a", csv="out.csv")
+        return predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv"))
 
     BAD.write_text("text")
     assert predict() == 3
@@ -66,7 +67,7 @@ def test_rows_are_written_as_they_come(folder, monkeypatch):
         add(self, prediction)
 
     monkeypatch.setattr(Summary, "add", counted)
-    predict_command(["flowers/daisy"], workdir="a", csv="out.csv")
+    predict_command(["flowers/daisy"], PredictOptions(workdir="a", csv="out.csv"))
     assert lengths == list(range(2, 12))
 
 
@@ -79,28 +80,31 @@ def test_rows_are_written_as_they_come(folder, monkeypatch):
     ],
 )
 def test_a_csv_of_another_model_or_other_columns_is_not_appended_to(folder, settings, message):
-    predict_command(["flowers/daisy"], workdir="a", csv="out.csv")
+    predict_command(["flowers/daisy"], PredictOptions(workdir="a", csv="out.csv"))
     before = Path("out.csv").read_bytes()
     with pytest.raises(ConfigError, match=f"No rows can be added.*{message}.*`csv`, or delete"):
-        predict_command(["flowers"], csv="out.csv", **settings)
+        predict_command(["flowers"], PredictOptions(csv="out.csv", **settings))
     assert Path("out.csv").read_bytes() == before
 
 
 def test_a_csv_whose_images_are_gone_or_that_holds_other_things_is_left_alone(folder):
     Path("notes.csv").write_text("my,notes\n")
     with pytest.raises(ConfigError, match="columns are not path"):
-        predict_command(["flowers"], workdir="a", csv="notes.csv")
+        predict_command(["flowers"], PredictOptions(workdir="a", csv="notes.csv"))
     assert Path("notes.csv").read_text() == "my,notes\n"
     shutil.copytree("flowers/daisy", "old")
-    predict_command(["old"], workdir="a", csv="out.csv")
+    predict_command(["old"], PredictOptions(workdir="a", csv="out.csv"))
     shutil.rmtree("old")
     with pytest.raises(ConfigError, match="none of its images is"):
-        predict_command(["flowers"], workdir="a", csv="out.csv")
+        predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv"))
 
 
 def test_probabilities_are_a_column_per_class_in_the_model_s_order(folder):
     BAD.write_text("text")
-    assert predict_command(["flowers"], workdir="a", csv="out.csv", probabilities=True) == 3
+    assert (
+        predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv", probabilities=True))
+        == 3
+    )
     header, *rows = read_csv("out.csv")
     assert header == ["path", *json.loads(Path("a/model.json").read_text())["class_names"]]
     shares = {row[0]: row[1:] for row in rows}
@@ -108,16 +112,22 @@ def test_probabilities_are_a_column_per_class_in_the_model_s_order(folder):
     sums = np.asarray(list(shares.values()), float).sum(1)
     np.testing.assert_allclose(sums, 1, atol=3 * 0.5e-6)  # six digits are written
     Path("out.csv").write_text("".join(Path("out.csv").read_text().splitlines(True)[:5]))
-    assert predict_command(["flowers"], workdir="a", csv="out.csv", probabilities=True) == 3
+    assert (
+        predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv", probabilities=True))
+        == 3
+    )
     assert [row[0] for row in read_csv("out.csv")[1:]] == [row[0] for row in rows]
     with pytest.raises(ConfigError, match="`probabilities` needs `csv` or `json`"):
-        predict_command(["flowers"], workdir="a", probabilities=True)
+        predict_command(["flowers"], PredictOptions(workdir="a", probabilities=True))
 
 
 def test_json_is_one_object_a_line_and_nothing_else(folder, capsys):
     BAD.write_text("text")
     names = [str(BAD), "flowers/daisy"]
-    assert predict_command(names, workdir="a", json=True, top=2, probabilities=True) == 3
+    assert (
+        predict_command(names, PredictOptions(workdir="a", json=True, top=2, probabilities=True))
+        == 3
+    )
     bad, *records = map(json.loads, capsys.readouterr().out.splitlines())
     assert bad == {"path": str(BAD), "error": "not an image"}
     assert [record["path"] for record in records] == [
@@ -131,7 +141,7 @@ def test_json_is_one_object_a_line_and_nothing_else(folder, capsys):
 
 
 def test_the_screen_has_twenty_images_and_the_count_of_each_class(folder, capsys):
-    assert predict_command(["flowers"], workdir="a") == 0
+    assert predict_command(["flowers"], PredictOptions(workdir="a")) == 0
     out = capsys.readouterr().out
     assert out.count(".png") == MAX_ROWS and "... 10 more; --csv FILE" in out
     counts = out.rpartition("images\n")[2].splitlines()
@@ -146,7 +156,9 @@ def test_images_are_sorted_into_a_folder_per_class_and_never_overwritten(folder,
     own.parent.mkdir(parents=True)
     own.write_text("mine")
     for _ in range(2):  # the second call finds its copies
-        code = predict_command(["flowers", "more", "sorted"], workdir="a", sort_into="sorted")
+        code = predict_command(
+            ["flowers", "more", "sorted"], PredictOptions(workdir="a", sort_into="sorted")
+        )
         assert code == 0
     copies = [path for path in Path("sorted").rglob("*.png") if path != own]
     assert own.read_text() == "mine" and len(copies) == 60
@@ -157,17 +169,17 @@ def test_images_are_sorted_into_a_folder_per_class_and_never_overwritten(folder,
 
 def test_images_that_are_sorted_already_are_no_input(folder):
     with pytest.raises(DataError, match="All images are in `sort_into` flowers"):
-        predict_command(["flowers"], workdir="a", sort_into="flowers")
+        predict_command(["flowers"], PredictOptions(workdir="a", sort_into="flowers"))
 
 
 def test_a_continued_call_sorts_the_images_of_earlier_rows_too(folder):
-    predict_command(["flowers"], workdir="a", csv="out.csv")
-    predict_command(["flowers"], workdir="a", csv="out.csv", sort_into="sorted")
+    predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv"))
+    predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv", sort_into="sorted"))
     assert len(list(Path("sorted").rglob("*.png"))) == 30
 
 
 def test_python_takes_paths_arrays_and_pillow_images_and_agrees_with_the_command(folder):
-    predict_command(["flowers"], workdir="a", csv="out.csv", probabilities=True)
+    predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv", probabilities=True))
     rows = read_csv("out.csv")[1:]
     expected = np.asarray([row[1:] for row in rows], float)
     paths = [row[0] for row in rows]

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from vggjax.data.sources.options import DatasetOptions
 from vggjax.errors import flag_of
 from vggjax.training.config import Config
 
 METAVARS = {
-    **dict.fromkeys(("workdir", "start_from", "data_dir", "weights", "csv", "sort_into"), "PATH"),
+    **dict.fromkeys(
+        ("workdir", "start_from", "data_dir", "weights", "csv", "sort_into", "explain"), "PATH"
+    ),
     **dict.fromkeys(("label_pattern", "group_pattern"), "REGEX"),
     **dict.fromkeys(("unfreeze", "stages"), "LAYERS"),
     "dataset": "DATA",
@@ -108,7 +111,8 @@ def command_page(name: str, command: Callable[..., Any]) -> str:
     hints = typing.get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
         if dataclasses.is_dataclass(default := parameter.default):
-            dataset += _settings(type(default), default)
+            group = dataset if isinstance(default, DatasetOptions) else options
+            group += _settings(type(default), default)
             continue
         text = texts.get(parameter.name, "")
         if parameter.kind is parameter.POSITIONAL_ONLY:

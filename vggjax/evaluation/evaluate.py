@@ -2,8 +2,9 @@
 
 In: a `RunResult`, or the folder that it is read from. Out: eval.json, the metrics of
 metrics.summarize; predictions.csv, one line per image; and all probabilities (probabilities.npz).
-For a split other than test, `-<split>` is added to their names. Images that cannot be read are
-named and left out. A cross-validation has one eval.json and predictions.csv over all folds.
+For a split other than test, `-<split>` is added to their names, and with mirror images `-flip`.
+Images that cannot be read are named and left out. A cross-validation has one eval.json and
+predictions.csv over all folds.
 """
 
 import functools
@@ -33,6 +34,8 @@ from vggjax.errors import ConfigError, DataError, printable, unknown_name
 from vggjax.evaluation import multilabel
 from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
 from vggjax.evaluation.other_data import open_evaluation
+from vggjax.evaluation.predict import mean_over_mirror
+from vggjax.evaluation.predict_options import Tta
 from vggjax.training.config import Config
 from vggjax.training.console import progress_bar
 from vggjax.training.run_dir.checked_json import read_json, write_json
@@ -57,6 +60,7 @@ def evaluate(
     batch_size: int | None = None,
     dataset: str | None = None,
     options: DatasetOptions = DEFAULT_OPTIONS,
+    tta: Tta = "none",
 ) -> dict[str, Any]:
     """Evaluate a run's best model on a split, print a summary, and write the results.
 
@@ -66,6 +70,8 @@ def evaluate(
         batch_size: images per step; None uses the run's own.
         dataset: where the run's dataset lies now, or another labeled dataset; see other_data.py.
         options: how to read `dataset`; by default as the run's own.
+        tta: test-time augmentation; `flip` evaluates the mean over each image and its mirror, and
+            writes eval-flip.json and so on, beside the run's own results.
 
     Returns:
         The contents of eval.json: split, the metrics of metrics.summarize, or of several labels
@@ -80,11 +86,11 @@ def evaluate(
     if dataset is not None:
         workdir = run.workdir if isinstance(run, RunResult) else run
         run, split = open_evaluation(workdir, dataset, split, options=options)
-    return evaluate_split(run, split, batch_size=batch_size)[0]
+    return evaluate_split(run, split, batch_size=batch_size, tta=tta)[0]
 
 
 def evaluate_split(
-    run: RunResult | str | Path, split: str, *, batch_size: int | None = None
+    run: RunResult | str | Path, split: str, *, batch_size: int | None = None, tta: Tta = "none"
 ) -> tuple[dict[str, Any], SplitPredictions]:
     """Do what `evaluate` does; return the contents of eval.json and the predictions."""
     choices = (isinstance(run, RunResult) and run.splits) or SPLITS
@@ -95,7 +101,7 @@ def evaluate_split(
     run = _with_data(run)
     assert run.info is not None and run.source is not None
     start, devices = time.monotonic(), jax.devices()
-    predictions, unreadable = predict_split(run, split, batch_size=batch_size)
+    predictions, unreadable = predict_split(run, split, batch_size=batch_size, tta=tta)
     ids, class_names = run.source.ids, run.info.class_names
     thresholds = np.array(run.info.thresholds) if run.info.is_multilabel else None
     result = {
@@ -103,6 +109,7 @@ def evaluate_split(
         "dataset": run.config.dataset,
         **_summarize(predictions, thresholds, class_names),
         "temperature": run.info.temperature,
+        "tta": tta,
         "class_names": list(class_names),
         "unreadable": {ids[i]: reason for i, reason in sorted(unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -111,7 +118,7 @@ def evaluate_split(
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("vggjax", "jax", "flax", "numpy", "pillow")},
     }
-    suffix = "" if split == "test" else f"-{split}"
+    suffix = _suffix(split, tta)
     text = predictions_csv(
         predictions, split, ids=ids, class_names=class_names, thresholds=thresholds
     )
@@ -130,7 +137,7 @@ def _summarize(
 
 
 def predict_split(
-    run: RunResult, split: str, *, batch_size: int | None = None
+    run: RunResult, split: str, *, batch_size: int | None = None, tta: Tta = "none"
 ) -> tuple[SplitPredictions, dict[int, str]]:
     """Run a run's best model over one of its splits; keep the probabilities in the run folder.
 
@@ -145,8 +152,8 @@ def predict_split(
     """
     run = _with_data(run)
     assert run.source is not None
-    known = run.predictions.get(split)
-    predictions, unreadable = known or _predict_images(run, split, batch_size=batch_size)
+    known = run.predictions.get(split) if tta == "none" else None
+    predictions, unreadable = known or _predict_images(run, split, batch_size=batch_size, tta=tta)
     if not len(predictions.index):
         first, reason = next(iter(unreadable.items()))
         raise DataError(
@@ -160,12 +167,12 @@ def predict_split(
             f"{len(predictions.probs)} images: its training diverged. Train again with a lower "
             "`learning_rate`."
         )
-    write_probabilities(run.workdir, split, predictions)
+    write_probabilities(run.workdir, split, predictions, tta=tta)
     return predictions, unreadable
 
 
 def _predict_images(
-    run: RunResult, split: str, *, batch_size: int | None
+    run: RunResult, split: str, *, batch_size: int | None, tta: Tta
 ) -> tuple[SplitPredictions, dict[int, str]]:
     """Read the images of a split and pass them through the network; show the progress."""
     assert run.model is not None and run.info is not None
@@ -185,6 +192,8 @@ def _predict_images(
         multilabel=run.info.is_multilabel,
         temperature=run.info.temperature,
     )
+    if tta == "flip":
+        predict_step = mean_over_mirror(predict_step)
     print(f"Evaluating {len(loader):,} {split} images.", flush=True)
     parts: list[list[np.ndarray]] = []
     with progress_bar(Console(stderr=True), f"evaluating {split}") as progress:
@@ -197,9 +206,11 @@ def _predict_images(
     return SplitPredictions(*map(np.concatenate, zip(*parts, strict=True))), loader.unreadable
 
 
-def write_probabilities(workdir: Path, split: str, predictions: SplitPredictions) -> None:
+def write_probabilities(
+    workdir: Path, split: str, predictions: SplitPredictions, *, tta: Tta = "none"
+) -> None:
     """Write probabilities.npz, the fields of `SplitPredictions`, for the report."""
-    with atomic_write(_path(workdir, split)) as temporary, open(temporary, "wb") as file:
+    with atomic_write(_path(workdir, split, tta)) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **predictions._asdict())
 
 
@@ -216,8 +227,13 @@ def read_probabilities(workdir: Path, split: str, *, num_classes: int) -> SplitP
     return predictions if fits and rows and np.isfinite(probs).all() else None
 
 
-def _path(workdir: Path, split: str) -> Path:
-    return workdir / f"probabilities{'' if split == 'test' else f'-{split}'}.npz"
+def _path(workdir: Path, split: str, tta: Tta = "none") -> Path:
+    return workdir / f"probabilities{_suffix(split, tta)}.npz"
+
+
+def _suffix(split: str, tta: Tta) -> str:
+    """Return what is added to the names of results that are not the report's."""
+    return ("" if split == "test" else f"-{split}") + ("" if tta == "none" else f"-{tta}")
 
 
 def pool_folds(workdir: Path, config: Config) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vggjax.data.loader import SplitLoader, prefetch
 from vggjax.data.multilabel import join_labels
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, printable
+from vggjax.evaluation.predict_options import UNKNOWN, PredictOptions, Tta
 from vggjax.models.network import Network
 from vggjax.training.run_dir.run_result import ModelInfo, load_model
 from vggjax.training.step import make_predict_step
@@ -45,6 +46,9 @@ class Predictions:
     """(C,), the names of the columns."""
     thresholds: tuple[float, ...] = ()
     """(C,), the probability from which on a label is predicted; empty for one label per image."""
+    threshold: float | None = None
+    """The probability below which the most probable class does not count, and the image is
+    `unknown`; None lets it count always."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -53,24 +57,62 @@ class Predictions:
 
     @property
     def names(self) -> list[str]:
-        """Return the name of the most probable class of each image, or its labels: `cat|dog`."""
+        """Return the name of the most probable class of each image, or its labels: `cat|dog`.
+
+        An image whose most probable class is below the `threshold` is `unknown`.
+        """
         if self.thresholds:
             return [join_labels(self.class_names, row) for row in self.labels]
-        return [self.class_names[label] for label in self.labels]
+        names = [self.class_names[label] for label in self.labels]
+        least = self.threshold or 0.0
+        return [
+            UNKNOWN if share < least else name
+            for name, share in zip(names, self.probs.max(1, initial=0), strict=True)
+        ]
 
 
 class Classifier:
     """A model that is ready to predict, as `load_run` loads it."""
 
-    def __init__(self, model: Network, info: ModelInfo):
+    def __init__(
+        self,
+        model: Network,
+        info: ModelInfo,
+        *,
+        threshold: float | None = None,
+        tta: Tta = "none",
+    ):
+        """Prepare to predict.
+
+        Args:
+            model: the network, put into evaluation mode.
+            info: what it needs beside its weights.
+            threshold: the probability below which the most probable class is `unknown`.
+            tta: `flip` predicts the mean over each image and its mirror image.
+
+        Raises:
+            ConfigError: a threshold that is no probability, or of several labels per image, which
+                have thresholds of their own; or an unknown `tta`.
+        """
+        options = PredictOptions(threshold=threshold, tta=tta)  # which checks them
+        if threshold is not None and info.is_multilabel:
+            raise ConfigError(
+                f"`threshold` {threshold:g} is for one label per image; each of this model's "
+                "labels has a threshold of its own, and an image without any label is none."
+            )
+        self.model = model
+        """The network."""
         self.info = info
-        """Network, class names and preprocessing."""
-        self._predict_step = make_predict_step(
+        """Its architecture, class names and preprocessing."""
+        self.threshold = options.threshold
+        """The probability below which the most probable class is `unknown`; None is no bound."""
+        step = make_predict_step(
             model,
             info.preprocessing.mode,
             multilabel=info.is_multilabel,
             temperature=info.temperature,
         )
+        self._predict_step = mean_over_mirror(step) if options.tta == "flip" else step
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -119,7 +161,7 @@ class Classifier:
             rows.append(outcome)
         num_classes = len(self.class_names)
         probs = np.asarray(rows, np.float32).reshape(len(rows), num_classes)
-        return Predictions(probs, self.class_names, self.info.thresholds)
+        return Predictions(probs, self.class_names, self.info.thresholds, self.threshold)
 
     def classify_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Return the probabilities, float32 (N, C), of images that are resized already.
@@ -147,6 +189,13 @@ class Classifier:
         See `stream_outputs`.
         """
         return stream_outputs(self._predict_step, self.info.preprocessing, read, count)
+
+
+def mean_over_mirror(
+    step: Callable[[np.ndarray], "jax.Array"],
+) -> Callable[[np.ndarray], "jax.Array"]:
+    """Return a step that returns the mean of `step` over images (N, S, S, 3) and their mirrors."""
+    return lambda images: (step(images) + step(images[:, :, ::-1])) / 2
 
 
 def stream_outputs(
@@ -187,13 +236,21 @@ def _finite(outputs: np.ndarray) -> np.ndarray:
     return outputs
 
 
-def load_run(run: str | os.PathLike[str]) -> Classifier:
+def load_run(
+    run: str | os.PathLike[str], *, threshold: float | None = None, tta: Tta = "none"
+) -> Classifier:
     """Load the model of a finished run, to predict any number of times.
+
+    Args:
+        run: the run's folder.
+        threshold: the probability below which the most probable class is `unknown`.
+        tta: `flip` predicts the mean over each image and its mirror image.
 
     Raises:
         WeightsError: there is no finished model, or it is damaged.
+        ConfigError: a threshold or `tta` that does not fit.
     """
-    return Classifier(*load_model(os.fspath(run)))
+    return Classifier(*load_model(os.fspath(run)), threshold=threshold, tta=tta)
 
 
 def predict(

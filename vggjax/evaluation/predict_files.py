@@ -1,8 +1,9 @@
 """Classify files from the command line: each result is written as it comes.
 
 In: files, folders, globs, or a list on the standard input. Out: a table on the screen, rows of a
-CSV (result_table.py), lines of JSON, or the files sorted into a folder per class. An image that
-cannot be read is a row with its reason; the others are classified all the same.
+CSV (result_table.py), lines of JSON, the files sorted into a folder per class, or each image beside
+what speaks for its class (explain.py). An image that cannot be read is a row with its reason; the
+others are classified all the same.
 """
 
 import glob
@@ -12,7 +13,7 @@ import re
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from vggjax.data.images.formats import ENDINGS, format_of_file
 from vggjax.data.quality.clean import SafeNames
 from vggjax.data.sources.rendering import doubt_of
 from vggjax.errors import ConfigError, DataError, flag_of, nearest_name, printable
+from vggjax.evaluation.explain import Explainer, check_explanations
 from vggjax.evaluation.imagenet import open_published
 from vggjax.evaluation.metrics import top_classes
 from vggjax.evaluation.predict import MAX_BATCH, Classifier, load_run
+from vggjax.evaluation.predict_options import DEFAULT_PREDICT_OPTIONS, UNKNOWN, PredictOptions
 from vggjax.evaluation.result_table import Prediction, ResultTable
 from vggjax.models.arch import ARCHS
 from vggjax.training.run_dir.run_result import ModelInfo
@@ -46,19 +49,9 @@ _NO_FOLDERS = (
 
 
 def predict_command(
-    patterns: Sequence[str],
-    *,
-    workdir: str | None = None,
-    weights: str | None = None,
-    model: str | None = None,
-    top: int = 5,
-    csv: str | None = None,
-    probabilities: bool = False,
-    json: bool = False,
-    sort_into: str | None = None,
-    expect_sha256: str | None = None,
+    patterns: Sequence[str], options: PredictOptions = DEFAULT_PREDICT_OPTIONS
 ) -> int:
-    """Classify images; the parameters are the flags of `vggjax predict`.
+    """Classify images as `vggjax predict` does.
 
     Returns:
         The exit code: 0, or 3 if images were left out, each named with its reason on stderr.
@@ -67,44 +60,53 @@ def predict_command(
         DataError: no image that can be classified.
         ConfigError, WeightsError: settings or weights that cannot be used.
     """
-    if top < 1:
-        raise ConfigError(f"`top` must be above 0; got {top}.")
-    if probabilities and csv is None and not json:
-        raise ConfigError("`probabilities` needs `csv` or `json`, which they are written to.")
+    csv, sort_into, explain = options.csv, options.sort_into, options.explain
     path = None if csv is None else check_output_file(csv, field="csv", stream=True)
     sorter = None if sort_into is None else Sorter(sort_into)
-    files = find_images(patterns, outside=sort_into)
+    if explain is not None:
+        check_explanations(explain)
+    files = find_images(patterns, outside={"sort_into": sort_into, "explain": explain})
     if all(files.values()):
         raise nothing_usable(files)
     if path is not None:
         check_output_file(path, field="csv", inputs=files, stream=True)
-    classifier = _open_model(workdir, weights, model, expect_sha256)
-    multilabel, table = classifier.info.is_multilabel, None
-    if sorter is not None and multilabel:
+    classifier = _open_model(options)
+    if sorter is not None and classifier.info.is_multilabel:
         raise ConfigError(_NO_FOLDERS)
-    if path is not None:
-        names = classifier.class_names
-        table = ResultTable(
-            path, names, top=top, probabilities=probabilities, multilabel=multilabel
-        )
-        table.resume(classifier, files)
+    table = None if path is None else _open_table(path, classifier, files, options)
+    explainer = None if explain is None else Explainer(explain, classifier)
     summary = Summary()
-    for prediction in predict_files(classifier, files, top=top, table=table):
-        if sorter is not None:
-            sorter.add(prediction)
-        if table is not None and prediction.is_new:
-            table.write(prediction)
-        if json and prediction.is_new:
-            print(_json_line(prediction, classifier.info, probabilities), flush=True)
+    for prediction in predict_files(classifier, files, top=options.top, table=table):
+        for output in (sorter, explainer, table):
+            if output is not None:
+                output.add(prediction)
+        if options.json and prediction.is_new:
+            print(_json_line(prediction, classifier.info, options.probabilities), flush=True)
         summary.add(prediction)
         if prediction.reason and len(files) > 1:
             line = f"{printable(prediction.path)}: {printable(prediction.reason)}"
             print(f"vggjax: left out: {line}", file=sys.stderr)
     if not summary.counts:
         raise nothing_usable(summary.left_out)
-    if not json:
-        summary.print(table, sorter)
+    if not options.json:
+        summary.print(table, sorter, explainer)
     return 3 if summary.left_out else 0
+
+
+def _open_table(
+    path: Path, classifier: Classifier, files: dict[Path, str], options: PredictOptions
+) -> ResultTable:
+    """Return the CSV, with the rows of an earlier call."""
+    table = ResultTable(
+        path,
+        classifier.class_names,
+        top=options.top,
+        probabilities=options.probabilities,
+        multilabel=classifier.info.is_multilabel,
+        threshold=options.threshold,
+    )
+    table.resume(classifier, files)
+    return table
 
 
 def predict_files(
@@ -142,21 +144,31 @@ def predict_files(
             yield known[name]._replace(path=path)
             continue
         probs = next(outcomes)
-        yield to_prediction(path, probs, classifier.info, top=top)
+        yield to_prediction(path, probs, classifier.info, top=top, threshold=classifier.threshold)
     for doubt, doubted in doubts.items():
         line = f"{len(doubted):,} of {len(paths):,} images are {doubt}: {printable(doubted[0])}"
         print(f"vggjax: warning: {line}", file=sys.stderr)
 
 
 def to_prediction(
-    path: Path, outcome: np.ndarray | str, info: ModelInfo, *, top: int
+    path: Path,
+    outcome: np.ndarray | str,
+    info: ModelInfo,
+    *,
+    top: int,
+    threshold: float | None = None,
 ) -> Prediction:
-    """Return an image's `top` classes from its probabilities (C,), or its reason to be left out."""
+    """Return an image's `top` classes from its probabilities (C,), or its reason to be left out.
+
+    Below the `threshold` of its most probable class it is unknown.
+    """
     if isinstance(outcome, str):
         return Prediction(path, reason=outcome)
     best = top_classes(outcome[None], top)[0]
     classes = [(info.class_names[i], float(outcome[i])) for i in best]
-    return Prediction(path, classes, _labels_of(outcome, info), probs=outcome)
+    is_unknown = threshold is not None and classes[0][1] < threshold
+    labels = _labels_of(outcome, info)
+    return Prediction(path, classes, labels, probs=outcome, is_unknown=is_unknown)
 
 
 def _labels_of(probs: np.ndarray, info: ModelInfo) -> tuple[str, ...] | None:
@@ -168,7 +180,7 @@ def _labels_of(probs: np.ndarray, info: ModelInfo) -> tuple[str, ...] | None:
 
 
 def find_images(
-    patterns: Sequence[str], *, outside: str | os.PathLike[str] | None = None
+    patterns: Sequence[str], *, outside: Mapping[str, str | None] | None = None
 ) -> dict[Path, str]:
     """Resolve files, folders (all images below), globs and `-` to files, each once, in order.
 
@@ -178,7 +190,7 @@ def find_images(
 
     Args:
         patterns: what the user named.
-        outside: a folder whose files are skipped.
+        outside: setting -> a folder whose files are skipped, or None.
 
     Returns:
         Path -> why it is no image, or "".
@@ -192,16 +204,18 @@ def find_images(
             files |= {path: why for path, why in _resolve(name).items() if path not in files}
     if not files:
         raise DataError("No images were named. Give files, folders or globs.")
-    if outside is not None:
-        folder = Path(os.path.realpath(outside))
-        files = {
-            path: why
-            for path, why in files.items()
-            if not Path(os.path.realpath(path)).is_relative_to(folder)
-        }
+    for field, folder in (outside or {}).items():
+        files = files if folder is None else _outside(files, folder)
         if not files:
-            raise DataError(f"All images are in `sort_into` {printable(outside)}; give another.")
+            raise DataError(f"All images are in `{field}` {printable(folder)}; give another.")
     return files
+
+
+def _outside(files: dict[Path, str], folder: str) -> dict[Path, str]:
+    """Return the files that are not below a folder."""
+    root = Path(os.path.realpath(Path(folder).expanduser()))
+    is_below = {path: Path(os.path.realpath(path)).is_relative_to(root) for path in files}
+    return {path: why for path, why in files.items() if not is_below[path]}
 
 
 def _names_on_stdin() -> list[str]:
@@ -279,12 +293,14 @@ class Summary:
             self.left_out[prediction.path] = prediction.reason
             return
         self._num_images += 1
-        names = [prediction.top[0][0]] if prediction.labels is None else prediction.labels
+        names = [prediction.name] if prediction.labels is None else prediction.labels
         self.counts.update(names or ["(none)"])
         if len(self._first) <= MAX_ROWS:
             self._first.append(prediction)
 
-    def print(self, table: ResultTable | None, sorter: "Sorter | None") -> None:
+    def print(
+        self, table: ResultTable | None, sorter: "Sorter | None", explainer: Explainer | None = None
+    ) -> None:
         """Print the predictions, the counts, and what was written."""
         total = self._num_images
         # A single further row takes no more room than the line about it.
@@ -311,6 +327,8 @@ class Summary:
             print(f"\nCSV      {printable(table.path)}: {rows}")
         if sorter is not None:
             print(f"Sorted   {printable(sorter.folder)}: {total:,} images")
+        if explainer is not None:
+            print(f"Grad-CAM {printable(explainer.folder)}: {explainer.count:,} new images")
 
 
 class Sorter:
@@ -326,7 +344,7 @@ class Sorter:
         """Copy an image; a file that is there is never overwritten, and not written twice."""
         if prediction.reason:
             return
-        path, (name, _) = prediction.path, prediction.top[0]
+        path, name = prediction.path, prediction.name
         while True:
             target = self.folder.joinpath(*self._names.file((name,), path.stem, path.suffix))
             if not os.path.lexists(target):
@@ -352,11 +370,13 @@ def print_table(predictions: Sequence[Prediction]) -> None:
     has_one = all(prediction.labels is None for prediction in predictions)
     if has_one:
         table.add_column("probability", justify="right")
-    if any(len(prediction.top) > 1 for prediction in predictions):
+    if any(len(prediction.top) > 1 or prediction.is_unknown for prediction in predictions):
         table.add_column("next", style="dim", overflow="fold")
     for prediction in predictions:
         best, *others = prediction.top
         cells = [printable(prediction.path), printable(best[0]), f"{best[1]:.1%}"]
+        if prediction.is_unknown:
+            cells, others = [cells[0], UNKNOWN, ""], prediction.top
         if prediction.labels is not None:
             share_of = dict(prediction.top)
             texts = [
@@ -382,7 +402,7 @@ def to_record(
         return record | {"error": prediction.reason}
     top = [{"class": name, "probability": round(share, 6)} for name, share in prediction.top]
     if prediction.labels is None:
-        record |= top[0] | {"top": top}
+        record |= top[0] | {"class": prediction.name, "top": top}
     else:
         record |= {"labels": list(prediction.labels), "top": top}
     if probabilities and prediction.probs is not None:
@@ -395,19 +415,20 @@ def _json_line(prediction: Prediction, info: ModelInfo, probabilities: bool) -> 
     return json_module.dumps(to_record(prediction, info, probabilities=probabilities))
 
 
-def _open_model(
-    workdir: str | None, weights: str | None, model: str | None, expect_sha256: str | None
-) -> Classifier:
+def _open_model(options: PredictOptions) -> Classifier:
+    workdir, weights, model = options.workdir, options.weights, options.model
+    how: Any = {"threshold": options.threshold, "tta": options.tta}
     if weights is None:
-        for name, value in (("expect_sha256", expect_sha256), ("model", model)):
-            if value is not None:
+        for name in ("expect_sha256", "model"):
+            if (value := getattr(options, name)) is not None:
                 raise ConfigError(f"`{name}` needs `weights`, a file or imagenet; got {value}.")
-        return load_run(_newest_run() if workdir is None else workdir)
+        return load_run(_newest_run() if workdir is None else workdir, **how)
     if workdir is not None:
         raise ConfigError("`workdir` and `weights` both name a model; give one of them.")
     if model is None:
         raise ConfigError(f"`weights` needs `model`, one of {', '.join(ARCHS)}.")
-    return Classifier(*open_published(model, weights, expect_sha256=expect_sha256))
+    published = open_published(model, weights, expect_sha256=options.expect_sha256)
+    return Classifier(*published, **how)
 
 
 def _newest_run() -> Path:

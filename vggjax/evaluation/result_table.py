@@ -1,7 +1,8 @@
 """The CSV of `vggjax predict`: rows are written as they come, and a later call continues it.
 
 `path,class1,probability1,class2,...,error`, or `path` and a column per class in the model's order;
-of several labels per image there is a column `labels` after `path`.
+of several labels per image there is a column `labels` after `path`, and with a threshold a column
+`prediction`, the first class or `unknown`.
 Names are printable. The file alone says what is done: an image that has a row is not classified
 again. Whether the same model wrote it is known by predicting a few of its images again.
 """
@@ -19,6 +20,7 @@ from vggjax.csv_text import csv_line, csv_rows
 from vggjax.data.multilabel import SEPARATOR
 from vggjax.errors import ConfigError, join_names, printable
 from vggjax.evaluation.predict import MAX_BATCH, Classifier
+from vggjax.evaluation.predict_options import UNKNOWN
 
 MAX_DIFFERENCE = 1e-4
 """Of a probability, where the same model predicts an image again."""
@@ -37,6 +39,13 @@ class Prediction(NamedTuple):
     """float32 (C,)."""
     is_new: bool = True
     """False for a row that an earlier call wrote, which has only its best class."""
+    is_unknown: bool = False
+    """Whether the best class is below the threshold."""
+
+    @property
+    def name(self) -> str:
+        """Return the best class, or `unknown`."""
+        return UNKNOWN if self.is_unknown else self.top[0][0]
 
 
 class ResultTable:
@@ -50,14 +59,18 @@ class ResultTable:
         top: int,
         probabilities: bool,
         multilabel: bool = False,
+        threshold: float | None = None,
     ):
         self.path = path
+        self._threshold = threshold
         self.known: dict[str, Prediction] = {}
         """Printable path -> its row, of those that an earlier call wrote."""
         self._names, self._probabilities = [printable(name) for name in class_names], probabilities
         ranks = range(1, 1 + min(top, len(class_names)))
         ranked = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
         self._first = ["path", "labels"] if multilabel else ["path"]
+        if threshold is not None:
+            self._first.append("prediction")
         self._columns = [*self._first, *(self._names if probabilities else [*ranked, "error"])]
         self._pending = csv_line(self._columns)
 
@@ -98,12 +111,33 @@ class ResultTable:
             labels = None
             if "labels" in self._first:
                 labels = tuple(row[1].split(SEPARATOR)) if row[1] else ()
-            self.known[row[0]] = Prediction(path, top, labels, reason, is_new=False)
+            is_unknown = self._is_unknown(row, top)
+            known = Prediction(path, top, labels, reason, is_new=False, is_unknown=is_unknown)
+            self.known[row[0]] = known
         os.truncate(self.path, len(data))
         self._pending = ""
 
-    def write(self, prediction: Prediction) -> None:
-        """Write a row; a new file is made with the first image that has a class."""
+    def _is_unknown(self, row: list[str], top: list[tuple[str, float]]) -> bool:
+        """Return whether a row is of an unknown image; refuse one of another threshold."""
+        if self._threshold is None or not top:
+            return False
+        (name, share), is_unknown = top[0], row[1] == UNKNOWN != top[0][0]
+        fits = is_unknown == (share < self._threshold) or row[1] == name == UNKNOWN
+        is_close = abs(share - self._threshold) < MAX_DIFFERENCE
+        if row[1] not in (UNKNOWN, name) or not (fits or is_close):
+            raise self._refused(
+                f"it was written with another `threshold` than {self._threshold:g}: "
+                f"{printable(row[0])} is {row[1]} there, at {share:.4f}"
+            )
+        return is_unknown
+
+    def add(self, prediction: Prediction) -> None:
+        """Write a row; a new file is made with the first image that has a class.
+
+        An image that has a row gets no second one.
+        """
+        if not prediction.is_new:
+            return
         probs, top = prediction.probs, prediction.top
         if self._probabilities:
             cells = [""] * len(self._names) if probs is None else [f"{p:.6f}" for p in probs]
@@ -115,6 +149,8 @@ class ResultTable:
         if "labels" in self._first:
             labels = {printable(name) for name in prediction.labels or ()}
             first.append(SEPARATOR.join(name for name in self._names if name in labels))
+        if self._threshold is not None:
+            first.append(printable(prediction.name) if top else "")
         self._pending += csv_line([*first, *cells])
         if probs is not None or self.path.exists():
             with open(self.path, "a", encoding="utf-8", newline="") as file:

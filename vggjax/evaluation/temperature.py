@@ -41,7 +41,8 @@ def calibrate(run: RunResult, console: Console | None = None) -> RunResult:
             write_info(run.workdir, info)
     assert info.temperature is not None
     if console is not None:
-        console.print(_describe(info.temperature, len(val[0].labels)), highlight=False)
+        text = _describe(info.temperature, len(val[0].labels))
+        console.print(text, highlight=False, soft_wrap=True)
     changed = {
         split: (part._replace(probs=_scaled(part.probs, info)), unreadable)
         for split, (part, unreadable) in (run.predictions | {"val": val}).items()

@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -74,6 +74,7 @@ def evaluate(
     dataset: str | None = None,
     options: Annotated[DatasetOptions, arg(name="")] = DEFAULT_OPTIONS,
     batch_size: int | None = None,
+    tta: Literal["none", "flip"] = "none",
 ) -> int:
     """Evaluate a finished run on a split; write eval.json and predictions.csv.
 
@@ -84,6 +85,8 @@ def evaluate(
             folder of their own in the run's.
         options: How to read that dataset; by default as the run's own.
         batch_size: Images per step; None is the run's own.
+        tta: Test-time augmentation: `flip` evaluates the mean over each image and its mirror image,
+            and writes eval-flip.json.
     """
     from vggjax.evaluation.evaluate import evaluate
     from vggjax.evaluation.other_data import open_evaluation
@@ -96,8 +99,8 @@ def evaluate(
         )
     if dataset is not None:
         run, split = open_evaluation(workdir, dataset, split, options=options)
-    result = evaluate(run, split=split, batch_size=batch_size)
-    is_own = dataset is None or run.workdir == Path(workdir)
+    result = evaluate(run, split=split, batch_size=batch_size, tta=tta)
+    is_own = tta == "none" and (dataset is None or run.workdir == Path(workdir))
     if split == "test" and is_own:  # the report shows this split: it must not show older figures
         print(f"\nReport   {printable(write_report(run))}")
     return _report_left_out(result["unreadable"])

@@ -1,0 +1,56 @@
+"""`PredictOptions`: the flags of `vggjax predict`, beside the images."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vggjax.data.augment.settings import check_settings, setting
+from vggjax.errors import ConfigError
+
+UNKNOWN = "unknown"
+"""What an image is called whose most probable class is below the threshold."""
+
+Tta = Literal["none", "flip"]
+"""Test-time augmentation: `flip` is the mean of the probabilities of an image and its mirror."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Which model predicts, how, and where the predictions go."""
+
+    workdir: str | None = None
+    """A finished run's folder; without it, and without weights, the newest in runs/."""
+    weights: str | None = None
+    """`imagenet` or a file with the published 1000-class top, in place of a run."""
+    model: str | None = None
+    """The network of the weights, such as vgg16."""
+    expect_sha256: str | None = None
+    """Refuse weights whose file has another checksum."""
+    top: int = setting(5, above=0)
+    """Number of classes to print for each image."""
+    threshold: float | None = setting(None, above=0, below=1)
+    """Call an image `unknown` whose most probable class has a probability below this."""
+    tta: Tta = "none"
+    """Test-time augmentation: `flip` takes the mean over each image and its mirror image."""
+    csv: str | None = None
+    """A file to write a row per image to, as it comes; a file that is there is continued."""
+    probabilities: bool = False
+    """A column per class in the CSV in place of the top classes, and in the JSON."""
+    json: bool = False
+    """Print a JSON object per image, one a line, instead of the table."""
+    sort_into: str | None = None
+    """A folder to copy the images into, one folder per class."""
+    explain: str | None = None
+    """A folder to write each image to, beside its Grad-CAM map: what speaks for the class."""
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ConfigError: with the option, what it accepts and the value received.
+        """
+        check_settings(self)
+        if self.probabilities and self.csv is None and not self.json:
+            raise ConfigError("`probabilities` needs `csv` or `json`, which they are written to.")
+
+
+DEFAULT_PREDICT_OPTIONS = PredictOptions()
