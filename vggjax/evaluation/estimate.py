@@ -17,9 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jax import lax
 
 from vggjax.data.images.preprocess import preprocess
 from vggjax.data.loader import SplitLoader, prefetch
@@ -28,6 +26,7 @@ from vggjax.errors import ConfigError, DataError
 from vggjax.evaluation.metrics import wilson_interval
 from vggjax.models.network import Network
 from vggjax.training.config import Config
+from vggjax.training.linear_probe.fit import STRENGTHS, LinearFit, fit_linear
 from vggjax.training.prepare import Progress, RunContext, prepare_run
 from vggjax.training.step import map_microbatches
 
@@ -36,12 +35,6 @@ SHARES = (0.1, 0.3, 1.0)
 
 FOLDS = 5
 MIN_IMAGES = 20
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Inverse regularization of the linear head; the best one is chosen within the first fold."""
-
-MAX_STEPS, TOLERANCE = 100, 1e-4
-"""L-BFGS ends after so many steps, or where the gradient is this small."""
-
 _RESAMPLES = 1000
 
 
@@ -220,77 +213,27 @@ def learning_curve(
         )
     rng, everything = np.random.default_rng(seed), np.arange(len(labels))
     shares = {str(i): 1 / FOLDS for i in range(FOLDS)}
-    fit = LinearFit(features, labels)
+    num_classes = int(labels.max()) + 1
+
+    def fit(chosen: np.ndarray, judged: np.ndarray, strengths: Sequence[float]) -> LinearFit:
+        rows = features[chosen], labels[chosen], features[judged], labels[judged]
+        return fit_linear(*rows, num_classes=num_classes, strengths=strengths)
+
     correct = np.zeros((len(SHARES), len(labels)), bool)
     sizes: list[list[int]] = [[] for _ in SHARES]
-    strength = None
+    penalty = None
     for held_out in stratified_split(labels, everything, shares, seed, groups).values():
         train = np.setdiff1d(everything, held_out)
-        strength = strength or _choose_strength(fit, labels, train, rng)
+        if penalty is None:  # once, within the first fold's training images
+            fitted = train[_choose(labels[train], round(0.8 * len(train)), rng)]
+            chosen_fit = fit(fitted, np.setdiff1d(train, fitted), STRENGTHS)
+            penalty = chosen_fit.strength * len(fitted)  # on the sum of the losses
         for row, share in enumerate(SHARES):
             chosen = train[_choose(labels[train], round(share * len(train)), rng)]
-            correct[row, held_out] = fit(chosen, strength)[held_out] == labels[held_out]
+            logits = fit(chosen, held_out, [penalty / len(chosen)]).logits(features[held_out])
+            correct[row, held_out] = logits.argmax(1) == labels[held_out]
             sizes[row].append(len(chosen))
     return [round(float(np.mean(each))) for each in sizes], correct
-
-
-class LinearFit:
-    """Fits softmax regressions to parts of the images by L-BFGS.
-
-    Args:
-        features: (N, F).
-        labels: int (N,).
-    """
-
-    def __init__(self, features: np.ndarray, labels: np.ndarray):
-        inputs, self._count = jnp.asarray(features), len(labels)
-        num_classes, solver = int(labels.max()) + 1, optax.lbfgs()
-
-        def fit(weights: jax.Array, strength: jax.Array) -> jax.Array:
-            def loss(head: tuple[jax.Array, jax.Array]) -> jax.Array:
-                kernel, bias = head
-                logits = inputs @ kernel + bias[None]
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                penalty = 0.5 * (kernel**2).sum() / strength
-                return ((losses * weights).sum() + penalty) / weights.sum()
-
-            def step(carry: tuple) -> tuple:
-                number, head, state = carry
-                value, grad = optax.value_and_grad_from_state(loss)(head, state=state)
-                updates, state = solver.update(
-                    grad, state, head, value=value, grad=grad, value_fn=loss
-                )
-                return number + 1, optax.apply_updates(head, updates), state
-
-            def is_unfinished(carry: tuple) -> jax.Array:
-                number, _, state = carry
-                slope = optax.tree.norm(optax.tree.get(state, "grad"))
-                return (number == 0) | ((number < MAX_STEPS) & (slope > TOLERANCE))
-
-            head = jnp.zeros((inputs.shape[1], num_classes)), jnp.zeros(num_classes)
-            _, head, _ = lax.while_loop(is_unfinished, step, (0, head, solver.init(head)))
-            return (inputs @ head[0] + head[1][None]).argmax(1)
-
-        self._fit = jax.jit(fit)
-
-    def __call__(self, chosen: np.ndarray, strength: float) -> np.ndarray:
-        """Fit the images at the positions `chosen`; return the classes of all images, int (N,).
-
-        `strength` is the inverse of the penalty on the kernel's squares.
-        """
-        weights = np.zeros(self._count, np.float32)  # in place of other shapes: compiled once
-        weights[chosen] = 1.0
-        return np.asarray(self._fit(weights, strength))
-
-
-def _choose_strength(
-    fit: LinearFit, labels: np.ndarray, train: np.ndarray, rng: np.random.Generator
-) -> float:
-    """Return the regularization with the best accuracy on a fifth of the images at `train`."""
-    fitted = train[_choose(labels[train], round(0.8 * len(train)), rng)]
-    rest = np.setdiff1d(train, fitted)
-    correct = [(fit(fitted, each)[rest] == labels[rest]).sum() for each in STRENGTHS]
-    return STRENGTHS[int(np.argmax(correct))]
 
 
 def extrapolate(
