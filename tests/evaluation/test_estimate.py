@@ -9,7 +9,13 @@ from support.cached_runs import make_config_of
 
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError, DataError
-from vggjax.evaluation.estimate import estimate, extrapolate, interval_on_test, learning_curve
+from vggjax.evaluation.estimate import (
+    _nested_parts,
+    estimate,
+    extrapolate,
+    interval_on_test,
+    learning_curve,
+)
 from vggjax.training import prepare
 
 
@@ -26,6 +32,17 @@ def test_the_curve_rises_with_the_images_and_duplicates_teach_it_nothing():
     leaked = learning_curve(noise, labels)[1][2].mean()
     honest = learning_curve(noise, labels, groups)[1][2].mean()
     assert leaked > 0.9 and honest < 0.7
+
+
+def test_few_groups_leave_folds_empty_and_one_group_is_refused():
+    rng = np.random.default_rng(0)
+    labels, features = np.arange(24) % 2, rng.normal(0, 1, (24, 4)).astype(np.float32)
+    sizes, _ = learning_curve(features, labels, np.arange(24) // 12)
+    assert sizes[2] == 12
+    with pytest.raises(DataError, match="all of these are near-duplicates"):
+        learning_curve(features, labels, np.zeros(24, int))
+    pairs = np.repeat(np.arange(12), 2)
+    assert learning_curve(features, pairs)[1].shape == (3, 24)
 
 
 def test_a_power_law_is_continued_and_no_error_stays_below_one():
@@ -86,6 +103,29 @@ def test_an_estimate_reads_no_test_image_and_writes_nothing(tmp_path, monkeypatc
     assert json.loads(capsys.readouterr().out)["images"] == 21
     with pytest.raises(ConfigError, match="`images` must be at least 20; got 5"):
         estimate(config, max_images=5)
+
+
+def test_a_slow_machine_estimates_from_a_quarter_of_the_images(tmp_path, monkeypatch, capsys):
+    config = make_config_of(tmp_path, each=20)("run")
+    whole = estimate(config, max_images=2000)
+    monkeypatch.setattr("vggjax.evaluation.estimate.SMALLEST_PART", 5)
+    assert dataclasses.replace(estimate(config), seconds=0) == dataclasses.replace(whole, seconds=0)
+    # Quarter and half in the order of the parts, each with the same share of every class.
+    labels = np.repeat([0, 1, 2], (80, 40, 40))
+    indices, ends = _nested_parts(labels, np.arange(160), np.random.default_rng(0))
+    assert ends == [40, 80, 160] and sorted(indices) == list(range(160))
+    assert [np.bincount(labels[indices[:end]]).tolist() for end in ends[:2]] == [
+        [20, 10, 10],
+        [40, 20, 20],
+    ]
+    monkeypatch.setattr("vggjax.evaluation.estimate.LIMIT_S", 0.0)
+    monkeypatch.setattr("vggjax.evaluation.estimate.MIN_IMAGES", 5)
+    result = estimate(config)
+    assert (result.images, result.most_images, whole.images) == (12, 48, 48)
+    flags = "--weights", config.weights, "--model", "tiny", "--image-size", "32"
+    assert main(["estimate", config.dataset, *flags, "--preprocess", "torch"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "from 27 images, since 54 would take too long here; set --images to 54" in printed
 
 
 def test_too_few_images_and_several_labels_are_refused(tmp_path):

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,11 @@ SHARES = (0.1, 0.3, 1.0)
 """Of the images of four folds, what the linear head learns from."""
 
 FOLDS = 5
-MIN_IMAGES = 20
+MIN_IMAGES, MAX_IMAGES = 20, 2000
+
+LIMIT_S, SMALLEST_PART = 100.0, 250
+"""Where the features of `MAX_IMAGES` would take longer, those of a half or a quarter are used."""
+
 _RESAMPLES = 1000
 
 
@@ -57,6 +62,8 @@ class Estimate:
     classes: int
     images: int
     """That were passed through the base."""
+    most_images: int | None
+    """That would have been passed through the base, if that took less time; None if all were."""
     train_images: int
     """Of the training split, which `accuracy` is for."""
     test_images: int
@@ -87,6 +94,11 @@ class Estimate:
             f"test images after training on {self.train_images:,}; always guessing the most "
             f"frequent class gives {self.majority:.0%}."
         )
+        if self.most_images is not None:
+            lines.append(
+                f"This is from {self.images:,} images, since {self.most_images:,} would take too "
+                f"long here; set `images` to {self.most_images} to use them."
+            )
         lines.append(
             f"Four times the images, {self.more_images:,}, would give about "
             f"{_percent(self.more_accuracy, self.more_interval)}."
@@ -95,13 +107,14 @@ class Estimate:
 
 
 def estimate(
-    config: Config, *, max_images: int = 2000, progress: Progress | None = None
+    config: Config, *, max_images: int | None = None, progress: Progress | None = None
 ) -> Estimate:
     """Estimate the accuracy of a run on its test split, with its base frozen. Nothing is written.
 
     Args:
         config: the run's settings, of which data, model, weights, split and seed count.
-        max_images: pass no more images of train and val through the base.
+        max_images: pass no more images of train and val through the base. None is 2,000, or a half
+            or a quarter of them where they would take more than `LIMIT_S`.
         progress: called with (done, total) while they are.
 
     Raises:
@@ -110,14 +123,19 @@ def estimate(
     start_s = time.monotonic()
     if config.task != "multiclass":
         raise ConfigError("An estimate needs one label per image; got `task` multilabel.")
-    if max_images < MIN_IMAGES:
+    if max_images is not None and max_images < MIN_IMAGES:
         raise ConfigError(f"`images` must be at least {MIN_IMAGES}; got {max_images}.")
     run = prepare_run(dataclasses.replace(config, cache_features="off"))
     known = np.concatenate([run.splits["train"], run.splits["val"]])
-    chosen = _choose(run.source.labels[known], max_images, np.random.default_rng(config.seed))
-    indices = known[chosen]
-    is_readable, features = pooled_features(run, indices, progress=progress)
-    indices = indices[is_readable]
+    rng = np.random.default_rng(config.seed)
+    indices = known[_choose(run.source.labels[known], max_images or MAX_IMAGES, rng)]
+    ends = [len(indices)]
+    if max_images is None:
+        indices, ends = _nested_parts(run.source.labels, indices, rng)
+    is_readable, features = pooled_features(run, indices, ends=ends, progress=progress)
+    is_cut, indices = len(is_readable) < len(indices), indices[: len(is_readable)][is_readable]
+    order = np.argsort(indices)  # of whatever parts they came in
+    indices, features = indices[order], features[order]
     labels = run.source.labels[indices]
     near = run.duplicate_groups.groups if run.duplicate_groups else None
     groups = merge_groups(run.source.groups, near)
@@ -131,6 +149,7 @@ def estimate(
         model=config.model,
         classes=len(run.source.class_names),
         images=len(labels),
+        most_images=ends[-1] if is_cut else None,
         train_images=train,
         test_images=test,
         majority=float(np.bincount(run.source.labels).max() / len(run.source.labels)),
@@ -147,12 +166,32 @@ def estimate(
     )
 
 
+def _nested_parts(
+    labels: np.ndarray, indices: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, list[int]]:
+    """Return `indices` in an order in which the first quarter and half are stratified; their ends.
+
+    Parts of fewer than 250 images are not among the ends.
+    """
+    half = indices[_choose(labels[indices], len(indices) // 2, rng)]
+    quarter = half[_choose(labels[half], len(half) // 2, rng)]
+    parts = quarter, np.setdiff1d(half, quarter), np.setdiff1d(indices, half)
+    ends = [end for end in (len(quarter), len(half)) if end >= SMALLEST_PART]
+    return np.concatenate(parts), [*ends, len(indices)]
+
+
 def pooled_features(
-    run: RunContext, indices: np.ndarray, *, progress: Progress | None = None
+    run: RunContext,
+    indices: np.ndarray,
+    *,
+    ends: Sequence[int] = (),
+    progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which images are readable, bool (N,), and the features of those, float32 (M, F).
 
     They are the means and the maxima over the pixels of the base's last layer, each of unit length.
+    `ends` are numbers of images, rising to that of all: at each, the work ends if it would take
+    more than `LIMIT_S` to the next one. N is the one that was reached.
     """
     loader = SplitLoader(
         run.source, indices, run.config.preprocessing, cache_mb=0,
@@ -161,14 +200,22 @@ def pooled_features(
     step, batch_size = _make_pooled_step(run.model, run.config.preprocessing.mode), run.batch_size
     rows: list[np.ndarray] = []
     masks: list[np.ndarray] = []
-    for batch in prefetch(loader.batches(batch_size), lambda batch: batch):
-        is_own = batch["index"] >= 0
-        rows.append(np.asarray(step(batch["images"]))[is_own])
-        masks.append(batch["mask"][is_own] > 0)
-        if progress is not None:
-            progress(min(len(rows) * batch_size, len(loader)), len(loader))
-    is_readable = np.concatenate(masks)
-    return is_readable, np.concatenate(rows)[is_readable]
+    start_s, end = time.monotonic(), len(loader)
+    with closing(prefetch(loader.batches(batch_size), lambda batch: batch)) as batches:
+        for batch in batches:
+            is_own = batch["index"] >= 0
+            rows.append(np.asarray(step(batch["images"]))[is_own])
+            masks.append(batch["mask"][is_own] > 0)
+            done, previous = sum(map(len, rows)), sum(map(len, rows[:-1]))
+            if progress is not None:
+                progress(done, len(loader))
+            seconds_each = (time.monotonic() - start_s) / done
+            passed = [i for i, each in enumerate(ends[:-1]) if previous < each <= done]
+            if passed and seconds_each * ends[passed[-1] + 1] > LIMIT_S:
+                end = ends[passed[-1]]
+                break
+    is_readable = np.concatenate(masks)[:end]
+    return is_readable, np.concatenate(rows)[:end][is_readable]
 
 
 def _make_pooled_step(model: Network, mode: str) -> Callable[[np.ndarray], jax.Array]:
@@ -203,7 +250,7 @@ def learning_curve(
         correctly, bool (len(SHARES), N).
 
     Raises:
-        DataError: fewer than 20 images, or fewer than two classes with two images.
+        DataError: fewer than 20 images, fewer than two classes with two images, or one group alone.
     """
     counts = np.bincount(labels)
     if len(labels) < MIN_IMAGES or (counts >= 2).sum() < 2:
@@ -224,9 +271,14 @@ def learning_curve(
     penalty = None
     for held_out in stratified_split(labels, everything, shares, seed, groups).values():
         train = np.setdiff1d(everything, held_out)
+        if not len(held_out):
+            continue  # there are fewer groups than folds
+        if not len(train):
+            raise DataError("An estimate needs different images; all of these are near-duplicates.")
         if penalty is None:  # once, within the first fold's training images
             fitted = train[_choose(labels[train], round(0.8 * len(train)), rng)]
-            chosen_fit = fit(fitted, np.setdiff1d(train, fitted), STRENGTHS)
+            rest = np.setdiff1d(train, fitted)  # empty if each class has an image or two
+            chosen_fit = fit(fitted, rest if len(rest) else fitted, STRENGTHS)
             penalty = chosen_fit.strength * len(fitted)  # on the sum of the losses
         for row, share in enumerate(SHARES):
             chosen = train[_choose(labels[train], round(share * len(train)), rng)]

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from vggjax.data.augment.settings import Augmentation
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
-from vggjax.errors import printable
+from vggjax.errors import printable, with_flags
 from vggjax.training.config import Config
 
 
@@ -80,7 +80,7 @@ def estimate(
     image_size: int = 224,
     preprocess: Literal["auto", "caffe", "torch", "unit"] = "auto",
     split: str = Config.split,
-    images: int = 2000,
+    images: int | None = None,
     seed: int = 0,
     data_dir: str | None = None,
     json: bool = False,
@@ -97,7 +97,8 @@ def estimate(
         image_size: Side in px of the images that the model would see.
         preprocess: The pixels that the weights expect; auto is what they were trained with.
         split: Shares of train,val,test, as for train.
-        images: Pass no more images of train and val through the network.
+        images: Pass no more images of train and val through the network. The default is 2000, or
+            fewer where they would take minutes.
         seed: Of the splits and of the choice of images.
         data_dir: Where datasets of tfds are kept.
         json: Print the estimate as JSON.
@@ -120,7 +121,8 @@ def estimate(
     )
     with progress_bar(Console(stderr=True), "features") as progress:
         result = estimate(config, max_images=images, progress=progress)
-    print(json_module.dumps(result.to_json(), indent=2) if json else result)
+    text = with_flags(str(result), {"images"})
+    print(json_module.dumps(result.to_json(), indent=2) if json else text)
     return 0
 
 
