@@ -32,12 +32,13 @@ from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.splits.splits import SPLITS
 from vggjax.errors import ConfigError, DataError, printable, unknown_name
 from vggjax.evaluation import multilabel
-from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes
+from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes, wilson_interval
 from vggjax.evaluation.other_data import open_evaluation
 from vggjax.evaluation.predict import mean_over_mirror
 from vggjax.evaluation.predict_options import Tta
 from vggjax.training.config import Config
 from vggjax.training.console import progress_bar
+from vggjax.training.linear_probe.baselines import read_baselines
 from vggjax.training.run_dir.checked_json import read_json, write_json
 from vggjax.training.run_dir.folder import fold_folders
 from vggjax.training.run_dir.run_result import (
@@ -110,6 +111,7 @@ def evaluate_split(
         **_summarize(predictions, thresholds, class_names),
         "temperature": run.info.temperature,
         "tta": tta,
+        **_baselines(run, split, len(predictions.labels)),
         "class_names": list(class_names),
         "unreadable": {ids[i]: reason for i, reason in sorted(unreadable.items())},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,6 +136,16 @@ def _summarize(
     if thresholds is None:
         return summarize(probs, labels, class_names)
     return multilabel.summarize(probs, labels, thresholds, class_names)
+
+
+def _baselines(run: RunResult, split: str, num_examples: int) -> dict[str, Any]:
+    """Return the key `baselines`: those of the run with their accuracy on test; or none."""
+    known = read_baselines(run.workdir) if split == "test" else []
+    for baseline in known:
+        correct = baseline.pop("num_correct")
+        baseline["accuracy"] = correct / num_examples
+        baseline["accuracy_interval"] = wilson_interval(correct, num_examples)
+    return {"baselines": known} if known else {}
 
 
 def predict_split(
@@ -301,6 +313,12 @@ def print_summary(result: dict[str, Any]) -> None:
             f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {images} classified "
             f"correctly (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
             + (f", top-5 {result['top5']:.1%}" if "top5" in result else "")
+        )
+    for baseline in result.get("baselines", []):
+        low, high = baseline["accuracy_interval"]
+        print_line(
+            f"{baseline['accuracy']:.1%} by {baseline['name']} ({baseline['setting']}) on the "
+            f"frozen features ({low:.1%} to {high:.1%})"
         )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class", overflow="fold")

@@ -114,6 +114,8 @@ class Config(
         self._check_stages()
         self._check_start()
         self._check_features()
+        is_single = self.task == "multiclass" or not self.baselines
+        check(self, "baselines", is_single, "left out with several labels per image")
         if self.head_solver == "lbfgs":
             self._check_solver()
 
@@ -177,8 +179,8 @@ class Config(
 
     def _check_solver(self) -> None:
         """Check that a solver has one dense layer on cached features of images with one label."""
-        head, why = Head.parse(self.head), "if `head_solver` is lbfgs"
-        check(self, "head", head.is_linear, f"one dense layer, as in convs3-classes, {why}")
+        why, is_linear = "if `head_solver` is lbfgs", Head.parse(self.head).is_linear
+        check(self, "head", is_linear, f"one dense layer, as in convs3-classes, {why}")
         check(self, "task", self.task == "multiclass", f"multiclass {why}")
         check(self, "cache_features", self.cache_features == "auto", f"auto {why}")
         views = self.cached_views or len(finite_views(self.augmentation))
@@ -224,16 +226,11 @@ class Config(
     @property
     def preprocessing(self) -> Preprocessing:
         """Preprocessing of the model's input."""
-        auto = "caffe" if self.pretrained else "torch"
+        auto: Any = "caffe" if self.pretrained else "torch"
         mode = auto if self.preprocess == "auto" else self.preprocess
-        return Preprocessing(
-            mode,
-            self.image_size,
-            self.resize,
-            self.interpolation,
-            self.background,
-            (self.pixel_range[0], self.pixel_range[1]) if self.pixel_range else None,
-        )
+        resize = self.image_size, self.resize, self.interpolation
+        pixel_range = (self.pixel_range[0], self.pixel_range[1]) if self.pixel_range else None
+        return Preprocessing(mode, *resize, self.background, pixel_range)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -309,6 +309,19 @@ RECIPES: dict[str, Recipe] = {
         _OWN,
         settings=dict(unfreeze=("none",), augment="none"),
     ),
+    "probe-knn": Recipe(
+        "The same features with nothing to train, beside the head",
+        "The trained head has to beat two classifiers that are there as soon as the features are: "
+        "the k most similar training images vote, or a linear head is solved at once. All three "
+        "see the same features of the same images. If neighbors are as good as the head, the "
+        "features separate the classes already; if none is good, they do not, and the way on is "
+        "to unfreeze or to look at the data. `baselines` adds the two to any run whose head "
+        "trains first.",
+        _OWN,
+        settings=dict(
+            unfreeze=("none",), augment="none", head="convs3-256-0.5-classes", baselines=True
+        ),
+    ),
     "linear": Recipe(
         "A regularized linear head on the features of three blocks, solved at once",
         "A linear classifier on frozen features has one best solution, so it can be computed and "

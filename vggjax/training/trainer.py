@@ -23,6 +23,7 @@ from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
 from vggjax.training.freezing import solves_head
+from vggjax.training.linear_probe.baselines import write_baselines
 from vggjax.training.linear_probe.solve import solve_head
 from vggjax.training.prepare import RunContext, prepare_run, resolve
 from vggjax.training.progress import MetricAccumulator, Throughput
@@ -118,6 +119,8 @@ class Trainer:
         if self._progress.step >= last_step:
             return
         with self._features.of(stage) as (run, cut):
+            if cut and run.config.baselines and stage is run.stages[0]:
+                self._console.print(write_baselines(run, self._features.of_splits(cut)))
             loop = self._begin_stage(run, stage, cut)
             while self._progress.step < last_step and not self._out_of_patience(stage):
                 went_back = self._train_epoch(loop)

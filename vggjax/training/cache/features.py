@@ -120,7 +120,8 @@ class FeatureCache:
         self._images: dict[str, SplitLoader] = dict(run.loaders)
         last = run.feature_plans.get(run.stages[-1].name)
         self._last = last if last and last.where != "nowhere" else None
-        if with_test and self._last and self._last.holds_test:
+        plans = run.feature_plans.values()
+        if with_test and any(plan.holds_test and plan.where != "nowhere" for plan in plans):
             self._images["test"] = _open_test(run)
         self._kept: dict[str, dict[str, CachedFeatures]] = {}
         """Cut -> split -> features."""
@@ -162,9 +163,11 @@ class FeatureCache:
         returned if the last stage keeps no test features, or trained in an earlier process.
         """
         kept = self._kept.get(self._last.cut, {}) if self._last else {}
-        if self._last is None or "test" not in kept:
+        run = self._run
+        # The final evaluation is of the model as it will be used, not of rounded features.
+        if self._last is None or "test" not in kept or self._last.dtype != run.config.dtype:
             return {}
-        run, cut = self._run, self._last.cut
+        cut = self._last.cut
         mode, multilabel = run.config.preprocessing.mode, run.is_multilabel
         step = make_predict_step(model, mode, multilabel=multilabel, after=cut)
         predictions = {}
@@ -176,6 +179,10 @@ class FeatureCache:
             joined = SplitPredictions(*map(np.concatenate, zip(*parts, strict=True)))
             predictions[split] = joined, kept[split].unreadable
         return predictions
+
+    def of_splits(self, cut: str) -> dict[str, CachedFeatures]:
+        """Return the features of a layer, as long as a stage uses them: split -> features."""
+        return self._kept[cut]
 
     def discard(self) -> None:
         """Delete all files at the end of the run, also of a stage that was stopped at its end."""
@@ -201,7 +208,7 @@ class FeatureCache:
                 self._kept[plan.cut] = {
                     split: filling.fill(split, loader, stores, images=self._images[split])
                     for split, loader in loaders.items()
-                    if split != "test" or plan is self._last
+                    if split != "test" or plan.holds_test
                 }
             loaders, after = self._kept[plan.cut], plan.cut
         return loaders

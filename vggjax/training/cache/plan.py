@@ -150,6 +150,8 @@ def plan_features(
         ConfigError: requested features cannot be cached.
     """
     flips, requested = finite_views(config.augmentation), config.cached_views
+    if config.baselines:
+        _check_baselines(config, model, stages[0])
     if config.cache_features == "off" or not (flips or requested):
         return {}
     plans: dict[str, FeaturePlan] = {}
@@ -162,13 +164,16 @@ def plan_features(
         if requested:
             views = tuple(range(min(requested, math.ceil(steps / steps_per_pass))))
         is_solved = solves_head(config, stage)
-        is_worth_it = requested or is_solved or source or steps > len(views) * steps_per_pass
+        has_baselines = config.baselines and stage is stages[0]
+        is_needed = requested or is_solved or has_baselines
+        is_worth_it = is_needed or source or steps > len(views) * steps_per_pass
         if cut is None or not is_worth_it:
             continue
         shared = source if source and source.cut == cut else None
-        own = {split: counts[split] for split in counts if split != "test" or stage is stages[-1]}
+        with_test = has_baselines or stage is stages[-1]
+        own = {split: counts[split] for split in counts if split != "test" or with_test}
         plan = shared or _plan_cut(config, model, cut, views, own, room)
-        if plan.where == "nowhere" and (requested or is_solved or config.feature_dtype):
+        if plan.where == "nowhere" and (is_needed or config.feature_dtype):
             raise ConfigError(_no_room_message(config, plan))
         plans[stage.name] = plan
         source = plan if plan.where != "nowhere" else None
@@ -197,8 +202,8 @@ def _plan_cut(
     dtypes = ["bfloat16"] if may_round and room.has_rounded else [given]
     dtypes += ["bfloat16"] * (may_round and not room.has_rounded)
     for dtype in dtypes:
-        # The final evaluation is of the model as it will be used, not of rounded features.
-        holds_test = "test" in counts and dtype == config.dtype
+        # Rounded features are for the baselines alone: see FeatureCache.predict.
+        holds_test = "test" in counts and (dtype == config.dtype or config.baselines)
         num_images = counts["train"] * len(views) + counts["val"]
         num_images += counts["test"] if holds_test else 0
         size_bytes = num_images * math.prod(shape) * jnp.dtype(dtype).itemsize
@@ -216,6 +221,24 @@ def _plan_cut(
         holds_test=holds_test,
         is_rounded=dtype != given,
     )
+
+
+def _check_baselines(config: Config, model: Network, stage: Stage) -> None:
+    """Raise ConfigError unless the first stage keeps the features of all frozen layers."""
+    way_out = ""
+    if stage.unfreeze != ("none",):
+        way_out = "`unfreeze` none, or `head_epochs` above 0"
+    elif config.cache_features == "off":
+        way_out = "`cache_features` auto"
+    elif not (finite_views(config.augmentation) or config.cached_views):
+        way_out = "`augment` flip or none, or give `cached_views`"
+    elif find_cut(model, label_layers(model, stage.unfreeze)) is None:
+        way_out = "a network with frozen layers"
+    if way_out:
+        raise ConfigError(
+            f"`baselines` needs a first stage that trains the head alone, on kept features. Have "
+            f"{way_out}, or leave it out."
+        )
 
 
 def uncached_note(config: Config, model: Network, stages: Sequence[Stage]) -> str:

@@ -3,8 +3,22 @@
 import jax.numpy as jnp
 import numpy as np
 
-from vggjax.training.linear_probe.fit import fit_linear, score
+from vggjax.training.linear_probe.fit import LinearFit, fit_linear, score
 from vggjax.training.prepare import RunContext
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Features float32 (N, D), and labels int (N,)."""
+
+
+def fit_head(run: RunContext, train: Rows, val: Rows) -> LinearFit:
+    """Fit a linear head for the classes of a run, with its class weights and label smoothing."""
+    return fit_linear(
+        *train,
+        *val,
+        num_classes=len(run.source.class_names),
+        class_weights=run.class_weights,
+        label_smoothing=run.config.label_smoothing,
+    )
 
 
 def solve_head(run: RunContext) -> tuple[dict[str, float], str]:
@@ -16,15 +30,7 @@ def solve_head(run: RunContext) -> tuple[dict[str, float], str]:
     loaders: dict = dict(run.loaders)
     (rows, labels), (val_rows, val_labels) = loaders["train"].rows(), loaders["val"].rows()
     rows, val_rows = np.asarray(rows, np.float32), np.asarray(val_rows, np.float32)
-    fit = fit_linear(
-        rows,
-        labels,
-        val_rows,
-        val_labels,
-        num_classes=len(run.source.class_names),
-        class_weights=run.class_weights,
-        label_smoothing=run.config.label_smoothing,
-    )
+    fit = fit_head(run, (rows, labels), (val_rows, val_labels))
     dense = run.model.predictions
     assert dense.bias is not None
     dense.kernel.set_value(jnp.asarray(fit.weights))

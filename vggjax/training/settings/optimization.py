@@ -14,6 +14,9 @@ class OptimizationSettings:
     """Images per step, over all devices; `auto` is what fits in their memory, at most 256 each."""
     head_solver: Literal["steps", "lbfgs"] = "steps"
     """`steps` of --optimizer, or `lbfgs`: solve the head's own stage in seconds, penalty by val."""
+    baselines: bool = False
+    """Fit k nearest neighbors and a linear head to the features of the head's stage, and print
+    their accuracy beside the model's."""
     optimizer: Literal["adam", "nadam", "rmsprop", "sgd"] = "adam"
     """adam, nadam and rmsprop as in Keras; sgd with momentum 0.9."""
     beta1: float = setting(0.9, at_least=0, below=1)
