@@ -15,7 +15,7 @@ from vggjax.evaluation.evaluate import SplitPredictions, evaluate_split, pool_fo
 from vggjax.evaluation.temperature import calibrate
 from vggjax.report.figures import draw_rate_test
 from vggjax.report.fit_result import FitResult
-from vggjax.report.report import write_report
+from vggjax.report.report import write_pages
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary, progress_bar
 from vggjax.training.cross_validation import prepare_cross_validation, write_folds
@@ -49,11 +49,12 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
         return cross_validate(config, console=console)
     result = train(config, console)
     try:
-        result = calibrate(result, console or Console())
-        evaluation, predictions = evaluate_split(result, "test")
-        with lock_workdir(result.workdir, wait_s=_BUSY_S):  # the same command may run beside it
+        # The same command may run beside it, or an evaluation.
+        with lock_workdir(result.workdir, "the evaluation of a training", wait_s=_BUSY_S):
+            result = calibrate(result, console or Console())
+            evaluation, predictions = evaluate_split(result, "test")
             log_test_metrics(result.workdir, evaluation, tensorboard=config.tensorboard)
-        report = _write_report(result, evaluation, predictions)
+            report = _write_report(result, evaluation, predictions)
     except KeyboardInterrupt as interrupt:
         raise Interrupted(signal_of(interrupt), result.workdir) from None
     unreadable = result.left_out | evaluation["unreadable"]
@@ -73,7 +74,7 @@ def cross_validate(config: Config, *, console: Console | None = None) -> FitResu
     for note in run.notes():
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     left_out: dict[str, str] = {}
-    with lock_workdir(run.workdir):
+    with lock_workdir(run.workdir, "a cross-validation"):
         write_folds(run)
         for number, fold in enumerate(run.folds, start=1):
             console.print(f"\nFold {number} of {len(run.folds)}", style="bold", highlight=False)
@@ -110,7 +111,7 @@ def find_learning_rate(config: Config, *, console: Console | None = None) -> tup
     with progress_bar(console, "comparing images") as progress:
         run = prepare_run(config, progress=progress)
     print_run_summary(console, run)
-    with lock_workdir(run.workdir):
+    with lock_workdir(run.workdir, "a learning rate test"):
         rate_test = try_rates(run, console)
         plot = run.workdir / "plots" / RATE_PLOT
         values = {"suggestion": rate_test.suggestion, "flags": rate_test.flags(config)}
@@ -132,7 +133,7 @@ def _write_report(
 ) -> Path | None:
     """Write the report; print the traceback of a bug in it and return None."""
     try:
-        return write_report(result, evaluation=evaluation, predictions=predictions)
+        return write_pages(result, evaluation=evaluation, predictions=predictions)
     except (VggjaxError, Interrupted):
         raise
     except OSError as error:

@@ -85,11 +85,13 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-RUN_FILES = frozenset(
-    "config.json data.json splits.csv contents.json log.jsonl eval.json predictions.csv "
-    "probabilities.npz model.json model.safetensors report.html".split()
+_RUN_FILES = re.compile(
+    r"(config|data|contents|model|lr-find)\.json|(splits|log)\.(csv|jsonl)|model\.safetensors"
+    r"|(eval|predictions|probabilities)(-\w+)?\.(json|csv|npz)|report\.html|\.lock(-owner)?"
 )
-"""The files of a run folder, which only the run's own commands write."""
+"""Names of the files in a run folder that only the run's own commands write."""
+_RUN_FOLDERS = frozenset(("checkpoints", "evaluations", "features", "plots"))
+"""Its folders, in which they write everything."""
 
 
 def is_run_folder(path: Path) -> bool:
@@ -122,7 +124,7 @@ def check_output_file(
     path = Path(path).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"`{field}` must be a file in an existing folder; got {printable(path)}.")
-    if stream and path.exists() and not path.is_file():
+    if stream and is_stream(path):
         return path
     if endings and path.suffix.lower() not in endings:
         choices = ", ".join(endings)
@@ -133,11 +135,49 @@ def check_output_file(
         raise ConfigError(f"`{field}` {printable(path)} is {_kind_of(mode)}{target}.")
     if mode is not None and any(path.samefile(other) for other in inputs if other.exists()):
         raise ConfigError(f"`{field}` {printable(path)} is also read; give another file.")
-    if path.name in RUN_FILES and (path.parent / "config.json").is_file():
+    if _is_of_run(path):
         raise ConfigError(f"`{field}` {printable(path)} is a file of a run; give another file.")
     if not os.access(path.parent, os.W_OK) or (mode is not None and not os.access(path, os.W_OK)):
         raise ConfigError(f"`{field}` {printable(path)} cannot be written: permission denied.")
     return path
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether what is written to `path` replaces nothing: a terminal, a pipe, /dev/stdout.
+
+    /dev/stdout is a link, to a file where the standard output goes to one.
+    """
+    folder = os.path.realpath(path.parent)
+    is_own = folder == "/dev" and path.name in ("stdout", "stderr")
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    is_open = is_own or folder == f"/proc/{os.getpid()}/fd"  # what /dev/fd leads to
+    return is_open or stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def open_stream(path: Path) -> int:
+    """Return a descriptor to write to a stream; of the standard output its own.
+
+    A second opening of the file that it goes to would have a position of its own.
+    """
+    with contextlib.suppress(OSError):  # closed
+        if os.path.samestat(os.fstat(1), path.stat()):
+            return os.dup(1)
+    return os.open(path, os.O_WRONLY | os.O_APPEND)
+
+
+def _is_of_run(path: Path) -> bool:
+    """Return whether a run's own commands write the file."""
+    folder, name = Path(os.path.realpath(path.parent)), path.name
+    if _RUN_FILES.fullmatch(name) and (folder / "config.json").is_file():
+        return True
+    return any(
+        inner.name in _RUN_FOLDERS
+        and all((inner.parent / name).is_file() for name in ("config.json", "splits.csv"))
+        for inner in (folder, *folder.parents)
+    )
 
 
 def write_output(path: Path, data: bytes) -> None:

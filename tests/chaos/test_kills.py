@@ -22,7 +22,7 @@ PHASES = {
         "vggjax.evaluation.evaluate.predict_split",
         "vggjax.evaluation.evaluate.write_json",
     ],
-    "report": ["vggjax.api.write_report"],
+    "report": ["vggjax.api.write_pages"],
 }
 """Functions of each phase, in the order of a run."""
 

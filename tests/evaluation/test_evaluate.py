@@ -23,9 +23,12 @@ from vggjax.evaluation.evaluate import (
     read_probabilities,
 )
 from vggjax.evaluation.metrics import summarize
+from vggjax.evaluation.predict import load_run
 from vggjax.models.params import extract
+from vggjax.report.report import write_report
 from vggjax.training.config import read_config
 from vggjax.training.run_dir.checked_json import read_json, write_json
+from vggjax.training.run_dir.folder import lock_workdir
 from vggjax.training.run_dir.run_result import load_model, load_run_result, save_model
 
 
@@ -215,3 +218,22 @@ def test_the_printed_table_is_short_and_starts_with_the_lowest_f1(capsys):
     assert first_two == ["[bold]40[/]", "[bold]0[/]"]
     assert sum("[bold]" in line for line in lines) == MAX_ROWS
     assert lines[-1] == "... 30 more, none worse"  # like the last one shown, they are at 100 %
+
+
+def test_one_command_at_a_time_writes_results_and_predict_may_read(run):
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    message = r"run is in use by a training \(process \d+ on .*, since [\d:]+\)\. Wait until"
+    with lock_workdir(run, "a training"):
+        for command in (evaluate, write_report):
+            with pytest.raises(ConfigError, match=message):
+                command(run)
+        assert set(load_run(run).class_names) == set(CLASSES)
+    assert {path: path.read_bytes() for path in before} == before
+    evaluate(run)
+
+
+def test_a_folder_without_a_run_gets_no_lock(tmp_path):
+    for command in (evaluate, write_report):
+        with pytest.raises(ConfigError, match="is not a run folder"):
+            command(tmp_path)
+    assert not list(tmp_path.iterdir())

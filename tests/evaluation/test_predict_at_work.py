@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import vggjax
 from vggjax.errors import ConfigError, DataError
 from vggjax.evaluation.predict_files import MAX_ROWS, Summary, predict_command
 from vggjax.evaluation.predict_options import PredictOptions
+from vggjax.evaluation.result_table import Prediction, ResultTable
 
 BAD = Path("flowers/bad.jpg")
 
@@ -56,6 +58,18 @@ def test_a_csv_is_continued_after_a_kill_and_no_row_is_written_twice(folder, cap
         assert [row[:2] for row in read_csv("out.csv")] == [row[:2] for row in rows]
     assert Path("out.csv").read_bytes() == whole  # it was complete
     assert "out.csv: 31 rows, 31 of them from before" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in files")
+def test_a_pipe_gets_every_row_before_its_end(folder):
+    os.mkfifo("pipe.csv")
+    with ThreadPoolExecutor() as threads:
+        rows = threads.submit(read_csv, "pipe.csv")
+        table = ResultTable(Path("pipe.csv"), ["a", "b"], top=1, probabilities=False)
+        for name in ("1.png", "2.png"):
+            table.add(Prediction(Path(name), [("a", 1.0)], probs=np.ones(2, np.float32)))
+        os.close(table._stream)
+        assert [row[0] for row in rows.result()] == ["path", "1.png", "2.png"]
 
 
 def test_rows_are_written_as_they_come(folder, monkeypatch):

@@ -164,6 +164,21 @@ def test_a_stablehlo_program_gives_the_probabilities_of_predict(tmp_path, name):
     assert metadata["platforms"] == "cpu, cuda, tpu" == ", ".join(program.platforms)
 
 
+def test_neither_the_file_nor_the_one_beside_it_replaces_a_link_and_its_mode_is_kept(tmp_path):
+    run, file = make_run(tmp_path / "run", "one sigmoid"), tmp_path / "a.stablehlo"
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "a.stablehlo.json").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="a.stablehlo.json is a link"):
+        export_run(run, file)
+    assert not file.exists() and (tmp_path / "mine").read_text() == "precious"
+    (tmp_path / "a.stablehlo.json").unlink()
+    file.write_text("old")
+    file.chmod(0o600)
+    export_run(run, file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated", "ignore:__array__")

@@ -136,6 +136,9 @@ def test_of_many_cases_the_page_shows_some_and_counts_the_others(tmp_path):
 
 
 def test_a_page_in_no_folder_or_inside_the_dataset_is_refused(messy, tmp_path):
+    (tmp_path / "vgg.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="`html` must end in .html, .htm"):
+        write_doctor_page(messy, tmp_path / "vgg.safetensors")
     for path in (tmp_path, tmp_path / "missing" / "doctor.html"):
         with pytest.raises(ConfigError, match="`html` must be a file in an existing folder"):
             write_doctor_page(messy, path)

@@ -98,7 +98,7 @@ def test_a_report_that_cannot_be_written_is_no_bug(tmp_path, monkeypatch, capsys
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(api, "write_report", fail)
+    monkeypatch.setattr(api, "write_pages", fail)
     with pytest.raises(VggjaxError, match="report of .*No space left .* model .* saved"):
         api._write_report(SimpleNamespace(workdir=tmp_path), {})
     assert capsys.readouterr().err == ""

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from vggjax.training.run_dir.folder import lock_workdir
 
-with lock_workdir(Path(sys.argv[1])):
+with lock_workdir(Path(sys.argv[1]), "a test"):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -61,8 +61,11 @@ def test_a_run_whose_data_has_moved_goes_on_and_changed_data_is_refused(images, 
 
 def test_the_lock_ends_with_its_block(tmp_path):
     for _ in range(2):
-        with lock_workdir(tmp_path):
-            with pytest.raises(ConfigError, match="Another run uses"), lock_workdir(tmp_path):
+        with lock_workdir(tmp_path, "a test"):
+            with (
+                pytest.raises(ConfigError, match="is in use by a test"),
+                lock_workdir(tmp_path, "a test"),
+            ):
                 pass
 
 
@@ -74,10 +77,13 @@ def test_the_lock_ends_with_its_process_even_if_killed(tmp_path):
         text=True,
     ) as process:
         assert process.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match="Another run uses"), lock_workdir(tmp_path):
+        with (
+            pytest.raises(ConfigError, match="is in use by a test"),
+            lock_workdir(tmp_path, "a test"),
+        ):
             pass
         process.kill()
-    with lock_workdir(tmp_path):
+    with lock_workdir(tmp_path, "a test"):
         pass
 
 
@@ -109,7 +115,10 @@ def test_a_link_in_the_run_folder_is_refused_and_where_it_leads_is_not_written(
     victim.write_text("precious")
     (workdir / name).parent.mkdir(parents=True)
     (workdir / name).symlink_to(victim)
-    with pytest.raises(ConfigError, match=f"{name} is a link to {victim}"), lock_workdir(workdir):
+    with (
+        pytest.raises(ConfigError, match=f"{name} is a link to {victim}"),
+        lock_workdir(workdir, "a test"),
+    ):
         pass
     with pytest.raises(ConfigError, match=f"{name} is a link to {victim}"):
         find_workdir(make_config(images, workdir))
@@ -119,7 +128,7 @@ def test_a_link_in_the_run_folder_is_refused_and_where_it_leads_is_not_written(
     link = tmp_path / "link"
     (tmp_path / "whole").mkdir()
     link.symlink_to(tmp_path / "whole")  # the folder itself may be one
-    with lock_workdir(find_workdir(make_config(images, link))):
+    with lock_workdir(find_workdir(make_config(images, link)), "a test"):
         pass
 
 
@@ -138,10 +147,10 @@ def test_a_second_start_leaves_every_file_of_the_running_one_alone(
     workdir, folds = tmp_path / "run", changes.get("cross_validate", 0)
     running = prepare(images, workdir)
     config = dataclasses.replace(running.config, cross_validate=folds)
-    with lock_workdir(workdir):
+    with lock_workdir(workdir, "a test"):
         make_workdir(workdir, config, running.source, running.splits)
         before = contents(workdir)
-        with pytest.raises(ConfigError, match="Another run uses"):
+        with pytest.raises(ConfigError, match="is in use by a test"):
             start(make_config(images, workdir, duplicates="ignore", **changes))
         assert contents(workdir) == before
 

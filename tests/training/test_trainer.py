@@ -159,7 +159,7 @@ def test_a_bug_in_the_report_does_not_cost_the_result(whole, monkeypatch, capsys
     def write_report(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(api, "write_report", write_report)
+    monkeypatch.setattr(api, "write_pages", write_report)
     result = fit(whole.config)
     assert result.report is None and result.model is not None
     assert result.evaluation == read_json(whole.workdir / "eval.json")

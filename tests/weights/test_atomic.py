@@ -2,8 +2,12 @@
 
 import os
 import signal
+import socket
+import stat
 import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from support.apart import command
@@ -167,6 +171,37 @@ def test_an_output_is_no_input_and_no_file_of_a_run(tmp_path):
     with pytest.raises(ConfigError, match="model.json is a file of a run"):
         check_output_file(tmp_path / "model.json", field="out")
     assert check_output_file(tmp_path / "b.csv", field="csv", inputs=[image]).name == "b.csv"
+    (tmp_path / "splits.csv").write_text("")
+    for name in ("plots/curves.png", "checkpoints/7/mine.csv", "probabilities-val.npz", ".lock"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with pytest.raises(ConfigError, match="is a file of a run"):
+            check_output_file(tmp_path / name, field="out")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no sockets in files")
+def test_a_stream_is_no_socket_and_no_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket")
+    with pytest.raises(ConfigError, match="is a device or socket"):
+        check_output_file("socket", field="csv", stream=True)
+    monkeypatch.setattr(stat, "S_ISCHR", lambda mode: False)  # as of a disk
+    with pytest.raises(ConfigError, match="is a device or socket"):
+        check_output_file(os.devnull, field="csv", stream=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system has no /dev/stdout")
+def test_the_standard_output_is_written_to_where_it_stands(tmp_path):
+    code = (
+        "import os; from vggjax.atomic import *\n"
+        "print('before', flush=True)\n"
+        "path = check_output_file('/dev/stdout', field='csv', stream=True)\n"
+        "os.write(open_stream(path), b'row\\n')\n"
+        "print('after')"
+    )
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "before\nrow\nafter\n"
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):

@@ -36,11 +36,11 @@ from vggjax.evaluation.metrics import TOP_K, pool, summarize, top_classes, wilso
 from vggjax.evaluation.other_data import open_evaluation
 from vggjax.evaluation.predict import mean_over_mirror
 from vggjax.evaluation.predict_options import Tta
-from vggjax.training.config import Config
+from vggjax.training.config import Config, read_config
 from vggjax.training.console import progress_bar
 from vggjax.training.linear_probe.baselines import read_baselines
 from vggjax.training.run_dir.checked_json import read_json, write_json
-from vggjax.training.run_dir.folder import fold_folders
+from vggjax.training.run_dir.folder import fold_folders, lock_workdir
 from vggjax.training.run_dir.run_result import (
     RunResult,
     SplitPredictions,
@@ -80,14 +80,19 @@ def evaluate(
         evaluated_at, seconds, device and versions.
 
     Raises:
-        ConfigError: there is no run, an unknown split, or an empty batch.
+        ConfigError: there is no run, an unknown split, an empty batch, or another process writes
+            into the run's folder now.
         WeightsError: the training has not finished, or its model is damaged.
         DataError: the dataset is gone or was changed since the training.
     """
+    workdir = Path(run.workdir if isinstance(run, RunResult) else run)
     if dataset is not None:
-        workdir = run.workdir if isinstance(run, RunResult) else run
         run, split = open_evaluation(workdir, dataset, split, options=options)
-    return evaluate_split(run, split, batch_size=batch_size, tta=tta)[0]
+        workdir = run.workdir
+    elif not isinstance(run, RunResult):
+        read_config(workdir)  # before a lock file is made where no run is
+    with lock_workdir(workdir, "an evaluation"):
+        return evaluate_split(run, split, batch_size=batch_size, tta=tta)[0]
 
 
 def evaluate_split(

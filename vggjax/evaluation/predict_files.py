@@ -88,7 +88,7 @@ def predict_command(
             print(f"vggjax: left out: {line}", file=sys.stderr)
     if not summary.counts:
         raise nothing_usable(summary.left_out)
-    if not options.json:
+    if not options.json and not (table and table.is_stdout):
         summary.print(table, sorter, explainer)
     return 3 if summary.left_out else 0
 

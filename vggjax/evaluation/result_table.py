@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vggjax.atomic import is_stream, open_stream
 from vggjax.csv_text import csv_line, csv_rows
 from vggjax.data.multilabel import SEPARATOR
 from vggjax.errors import ConfigError, join_names, printable
@@ -73,6 +74,12 @@ class ResultTable:
             self._first.append("prediction")
         self._columns = [*self._first, *(self._names if probabilities else [*ranked, "error"])]
         self._pending = csv_line(self._columns)
+        self._stream = open_stream(path) if is_stream(path) else None
+
+    @property
+    def is_stdout(self) -> bool:
+        """Whether the rows go to the standard output."""
+        return self._stream is not None and os.path.samestat(os.fstat(1), os.fstat(self._stream))
 
     def resume(self, classifier: Classifier, files: Iterable[Path]) -> None:
         """Read the rows of an earlier call; cut off a last one that a kill left incomplete.
@@ -84,7 +91,7 @@ class ResultTable:
         Raises:
             ConfigError: the file has other columns, or rows that are not this model's.
         """
-        if not self.path.is_file():  # new, or a device or a pipe
+        if self._stream is not None or not self.path.is_file():
             return
         data = self.path.read_bytes()
         if self._pending.encode().startswith(data):  # a kill within the first line, or empty
@@ -152,7 +159,12 @@ class ResultTable:
         if self._threshold is not None:
             first.append(printable(prediction.name) if top else "")
         self._pending += csv_line([*first, *cells])
-        if probs is not None or self.path.exists():
+        if self._stream is not None:  # one that is opened for each row would end after the first
+            data = self._pending.encode("utf-8")
+            while data:
+                data = data[os.write(self._stream, data) :]
+            self._pending = ""
+        elif probs is not None or self.path.exists():
             with open(self.path, "a", encoding="utf-8", newline="") as file:
                 file.write(self._pending)
             self._pending = ""

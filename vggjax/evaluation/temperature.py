@@ -12,18 +12,15 @@ from rich.console import Console
 
 from vggjax.evaluation.calibration import at_temperature, choose_temperature
 from vggjax.evaluation.evaluate import predict_split
-from vggjax.training.run_dir.folder import lock_workdir
 from vggjax.training.run_dir.run_result import ModelInfo, RunResult, read_info, write_info
-
-_BUSY_S = 600
-"""How long to wait for another process that finishes the same run."""
 
 
 def calibrate(run: RunResult, console: Console | None = None) -> RunResult:
     """Return the run with the temperature of its model, fitted and saved if it has none yet.
 
-    Predictions that the run keeps in memory are changed alike, and so are the thresholds of several
-    labels per image. A cross-validation, which has no model, is returned as it is.
+    This process has locked the run folder. Predictions that the run keeps in memory are changed
+    alike, and so are the thresholds of several labels per image. A cross-validation, which has no
+    model, is returned as it is.
 
     Raises:
         DataError: too many images cannot be read, or the model's outputs are not finite.
@@ -32,13 +29,12 @@ def calibrate(run: RunResult, console: Console | None = None) -> RunResult:
         return run
     val = predict_split(run, "val")
     fitted = _at(choose_temperature(val[0].probs, val[0].labels), run.info)
-    with lock_workdir(run.workdir, wait_s=_BUSY_S):
-        info = read_info(run.workdir)
-        if info.temperature is None:  # else the same command, running beside this, was first
-            info = replace(info, temperature=fitted.temperature, thresholds=fitted.thresholds)
-            for path in run.workdir.glob("probabilities*.npz"):  # which are those without it
-                path.unlink()
-            write_info(run.workdir, info)
+    info = read_info(run.workdir)
+    if info.temperature is None:  # else the same command, running beside this, was first
+        info = replace(info, temperature=fitted.temperature, thresholds=fitted.thresholds)
+        for path in run.workdir.glob("probabilities*.npz"):  # which are those without it
+            path.unlink()
+        write_info(run.workdir, info)
     assert info.temperature is not None
     if console is not None:
         text = _describe(info.temperature, len(val[0].labels))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from vggjax.atomic import check_output_file
+from vggjax.atomic import atomic_write, check_output_file
 from vggjax.errors import ConfigError, printable
 from vggjax.export.description import describe
 from vggjax.models.network import Network
@@ -116,10 +116,16 @@ def _write_whole(
     write: Writer, out: Path, model: Network, info: ModelInfo, metadata: dict[str, str]
 ) -> None:
     """Write into a folder beside `out`, and move what is there to its place when it is complete."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         write(Path(folder, out.name), model, info, metadata)
-        for path in Path(folder).iterdir():
-            os.replace(path, out.parent / path.name)
+        written = [path for path in Path(folder).iterdir() if path.is_file()]
+        for path in written:  # also what lies beside the file itself
+            check_output_file(out.parent / path.name, field="OUT")
+        for path in written:
+            with atomic_write(out.parent / path.name, sync=True) as temporary:
+                os.replace(path, temporary)
+        if not out.suffix:
+            os.replace(Path(folder, out.name), out)
 
 
 def print_export(exported: Exported) -> None:

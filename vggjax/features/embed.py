@@ -194,7 +194,8 @@ def embed_command(
     files = find_images(patterns)
     if all(files.values()):
         raise nothing_usable(files)
-    check_output_file(path, field="out", endings=ENDINGS, inputs=files)
+    inputs = [*files, Path(weights or "")]
+    check_output_file(path, field="out", endings=ENDINGS, inputs=inputs)
     options: dict[str, Any] = {"workdir": workdir, "weights": weights, "model": model}
     options |= {"image_size": image_size, "layer": layer, "pool": pool}
     embedder = open_embedder(**options)

@@ -38,9 +38,12 @@ def check_doctor_page(path: str | Path, *, dataset: str) -> Path:
     """Return the path of the page.
 
     Raises:
-        ConfigError: it is a folder, its folder does not exist, or it lies in the dataset.
+        ConfigError: it is a folder, its folder does not exist, it lies in the dataset, or it exists
+            and has the name of something other than a page.
     """
-    path, folder = check_output_file(path, field="html"), Path(dataset).expanduser()
+    endings = (".html", ".htm") if os.path.lexists(path) else ()  # an older page may be replaced
+    path, folder = check_output_file(path, field="html", endings=endings), Path(dataset)
+    folder = folder.expanduser()
     if folder.exists() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ConfigError(f"{printable(path)} is inside the dataset; choose a path outside of it.")
     return path

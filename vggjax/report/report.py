@@ -34,7 +34,9 @@ from vggjax.report.page import render
 from vggjax.report.plot_style import image_bytes, png, shorten
 from vggjax.report.run_files import RunFiles, read_run, split_predictions
 from vggjax.report.thumbnails import Cell, Thumbnails, image_grid
+from vggjax.training.config import read_config
 from vggjax.training.recipes import lesson_of
+from vggjax.training.run_dir.folder import lock_workdir
 from vggjax.training.run_dir.run_result import RunResult, load_run_result
 
 MAX_CLASSES = 15
@@ -57,8 +59,23 @@ def write_report(
         predictions: the predictions on the test split, if already in memory.
 
     Raises:
-        ConfigError: there is no run, or it was not evaluated on its test split yet.
+        ConfigError: there is no run, it was not evaluated on its test split yet, or another process
+            writes into its folder now.
     """
+    workdir = run.workdir if isinstance(run, RunResult) else Path(run)
+    read_config(workdir)  # before a lock file is made where no run is
+    with lock_workdir(workdir, "a report"):
+        return write_pages(run, doctor=doctor, evaluation=evaluation, predictions=predictions)
+
+
+def write_pages(
+    run: RunResult | str | os.PathLike[str],
+    *,
+    doctor: bool = False,
+    evaluation: dict[str, Any] | None = None,
+    predictions: SplitPredictions | None = None,
+) -> Path:
+    """Do what `write_report` does, in a run folder that this process has locked."""
     files = read_run(run, evaluation=evaluation)
     run = run if isinstance(run, RunResult) else load_run_result(run)
     thumbnails = Thumbnails(run.source)

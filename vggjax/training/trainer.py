@@ -79,7 +79,7 @@ class Trainer:
         with self._console:
             read_images(run, self._console)
             adapted, self._left_out = run.adapted(), frozenset(run.left_out())
-            with lock_workdir(workdir), stop_signals() as self._stop:
+            with lock_workdir(workdir, "a training"), stop_signals() as self._stop:
                 make_workdir(
                     workdir, config, run.source, run.splits, run.duplicates, contents=run.contents
                 )

@@ -4,14 +4,15 @@
 with the same settings and data resumes it and any other is refused.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import os
+import platform
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from vggjax.training.run_dir.contents import (
 )
 
 RATE_FILE, RATE_PLOT = "lr-find.json", "lr-find.png"
-_EARLY_FILES = ("data.json", SPLITS_FILE, CONTENTS_FILE, ".lock", RATE_FILE, RATE_PLOT)
+OWNER_FILE = ".lock-owner"
+_EARLY_FILES = ("data.json", SPLITS_FILE, CONTENTS_FILE, ".lock", OWNER_FILE, RATE_FILE, RATE_PLOT)
 
 
 def find_workdir(config: Config) -> Path:
@@ -97,32 +99,49 @@ def _is_early(path: Path) -> bool:
     return path.name in _EARLY_FILES or is_temporary(path.name)
 
 
-@contextmanager
-def lock_workdir(workdir: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+@contextlib.contextmanager
+def lock_workdir(workdir: Path, purpose: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """Make the folder and lock it for this process, until the `with` block or the process ends.
 
-    A process that has it is waited for at most `wait_s`.
+    Whatever writes into a run folder locks it; what only reads, such as predict, does not.
+
+    Args:
+        workdir: the run folder.
+        purpose: what it is locked for, such as "a training", for those that are kept out.
+        wait_s: how long to wait for another process that has it.
 
     Raises:
-        ConfigError: another process runs there now, a link is in the folder, or it cannot be
-            written.
+        ConfigError: another process uses it now, a link is in the folder, or it cannot be written.
     """
-    lock = FileLock(workdir / ".lock", timeout=wait_s)
+    lock, owner = FileLock(workdir / ".lock", timeout=wait_s), workdir / OWNER_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         check_no_links(workdir)
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"Another run uses {printable(workdir)} now. Wait until it ends, or give another "
-            "`workdir`."
+            f"{printable(workdir)} is in use by {_read_owner(owner)}. Wait until that ends, or "
+            "give another `workdir`."
         ) from None
     except OSError as error:
         raise unusable_workdir(workdir, error) from None
     try:
+        with contextlib.suppress(OSError):  # on a full disk it may be missing
+            process = f"process {os.getpid()} on {platform.node()}"
+            write_text(owner, f"{purpose} ({process}, since {time.strftime('%H:%M:%S')})\n")
         yield
     finally:
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _read_owner(path: Path) -> str:
+    """Return who has the lock, for a message."""
+    try:
+        return printable(path.read_text(encoding="utf-8", errors="replace")[:200].strip())
+    except OSError:
+        return "another process"
 
 
 def make_workdir(
