@@ -26,6 +26,7 @@ TWO_POSITIONAL_DEFAULTS = {
 
 MODULES = {
     "pillow_heif": "pillow-heif",
+    "prometheus_client": "prometheus-client",
     "PIL": "pillow",
     "orbax": "orbax-checkpoint",
     "tensorflow": "tensorflow-cpu",
@@ -35,6 +36,7 @@ MODULES = {
 
 IMPORTED_BY_OTHERS = {
     "importlib-resources": "tensorflow-datasets imports it and does not declare it",
+    "python-multipart": "starlette imports it to read forms and does not declare it",
 }
 
 
@@ -237,6 +239,7 @@ def parses(monkeypatch, capsys):
         "vggjax.data.quality.doctor.examine",
         "vggjax.export.export.export_run",
         "vggjax.export.card.write_card",
+        "vggjax.serve.command.run_service",
     ):
         monkeypatch.setattr(place, arrived)
 

@@ -46,3 +46,37 @@ def card(
 
     print(f"Card     {printable(write_card(run, out=out, license=license))}")
     return 0
+
+
+def serve(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: Path | None = None,
+    max_body_mb: int = 32,
+    max_files: int = 32,
+    max_megapixels: int = 64,
+    max_queue: int = 256,
+    timeout_s: float = 30.0,
+) -> int:
+    """Serve a run's classifier over HTTP: POST /predict, /health, /metrics, and a page, /docs.
+
+    Args:
+        run: The finished run's folder.
+        host: The address to listen on. One that other machines reach needs a token.
+        port: The port; 0 takes a free one.
+        token_file: A file with the token that requests must carry; by default the environment
+            variable VGGJAX_TOKEN, if it is set.
+        max_body_mb: Largest request, in MiB.
+        max_files: Most images of one request.
+        max_megapixels: Largest image, in million pixels.
+        max_queue: Most images that are held at once; further requests are answered with 503.
+        timeout_s: Seconds for a request, from its head to its answer.
+    """
+    from vggjax.serve.command import run_service
+    from vggjax.serve.limits import Limits
+
+    limits = Limits(max_body_mb, max_files, max_megapixels, max_queue, timeout_s)
+    return run_service(run, host=host, port=port, token_file=token_file, limits=limits)
