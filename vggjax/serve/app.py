@@ -28,6 +28,7 @@ from vggjax.serve.limits import Limits
 from vggjax.serve.metrics import CountRequests, Metrics
 from vggjax.serve.pipeline import Outcome, Pipeline
 from vggjax.serve.upload import CLOSE, busy, form_schema, read_images
+from vggjax.training.run_dir.run_result import ModelInfo
 
 PATHS = frozenset(("/predict", "/health", "/metrics", "/docs", "/openapi.json"))
 
@@ -136,22 +137,10 @@ def make_app(classifier: Classifier, limits: Limits, *, token: str | None = None
     ) -> Response:
         """Classify the images of a form. Of several, those that cannot be used have an `error`."""
         names, outcomes = await _classify(request, pipeline, limits)
-        unusable = {
-            Path(name): outcome
-            for name, outcome in zip(names, outcomes, strict=True)
-            if isinstance(outcome, str)
-        }
         num_unusable = sum(isinstance(outcome, str) for outcome in outcomes)
         metrics.images.labels("unusable").inc(num_unusable)
         metrics.images.labels("classified").inc(len(outcomes) - num_unusable)
-        if num_unusable == len(outcomes):
-            raise HTTPException(422, str(nothing_usable(unusable)))
-        info = classifier.info
-        records = []
-        for name, outcome in zip(names, outcomes, strict=True):
-            prediction = to_prediction(Path(name), outcome, info, top=top)
-            record = to_record(prediction, info, probabilities=probabilities)
-            records.append(record | {"path": name})
+        records = _records(names, outcomes, classifier.info, top=top, probabilities=probabilities)
         return _json({"predictions": records})
 
     @app.get("/health")
@@ -193,6 +182,21 @@ async def _classify(
     except ClientDisconnect:
         raise HTTPException(_CLIENT_CLOSED, "The client closed the connection.") from None
     return [name for name, _ in images], outcomes
+
+
+def _records(
+    names: list[str], outcomes: list[Outcome], info: ModelInfo, *, top: int, probabilities: bool
+) -> list[dict[str, Any]]:
+    """Return what is said of each image; raise `HTTPException` if none can be used."""
+    reasons = {Path(n): why for n, why in zip(names, outcomes, strict=True) if isinstance(why, str)}
+    if all(isinstance(outcome, str) for outcome in outcomes):
+        raise HTTPException(422, str(nothing_usable(reasons)))
+    records = []
+    for name, outcome in zip(names, outcomes, strict=True):
+        prediction = to_prediction(Path(name), outcome, info, top=top)
+        record = to_record(prediction, info, probabilities=probabilities)
+        records.append(record | {"path": name})
+    return records
 
 
 def _token_check(token: str) -> Callable[..., Awaitable[None]]:
