@@ -143,6 +143,15 @@ def make_app(classifier: Classifier, limits: Limits, *, token: str | None = None
         records = _records(names, outcomes, classifier.info, top=top, probabilities=probabilities)
         return _json({"predictions": records})
 
+    _add_status(app, metrics, guards, refusals)
+    return app
+
+
+def _add_status(
+    app: FastAPI, metrics: Metrics, guards: list[Any], refusals: dict[int | str, dict[str, Any]]
+) -> None:
+    """Add the routes /health and /metrics."""
+
     @app.get("/health")
     async def health() -> Health:
         """Return whether the service answers; it needs no token."""
@@ -157,8 +166,6 @@ def make_app(classifier: Classifier, limits: Limits, *, token: str | None = None
     async def prometheus() -> Response:
         """Return counters and timings for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
 
 
 async def _classify(
