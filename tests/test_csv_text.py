@@ -18,17 +18,25 @@ from vggjax.training.run_dir.contents import read_contents, write_contents
 from vggjax.training.run_dir.folder import read_image_splits
 
 NAMES = ["=1+1", "+1", "-1", "@a", "\tb", "\rc", "\x1b[31m", "＝2", "'=3", "''-4", "'d", "a\rb",
-         'e"f', "g,h", " i", "j\nk", "", "0", "l'm", "n=o"]  # fmt: skip
+         'e"f', "g,h", " i", "j\nk", "", "0", "l'm", "n=o", "o\x1b]0;p\x07", "\x9bq\\x1b", "'\\r",
+         r"'\\s\x1b", r"'\t\x1b", "u\\x1b", r"C:\x00\v.png", "'\\\x00\\"]  # fmt: skip
 
 
 def test_any_name_is_read_back_as_it_was():
     assert list(csv_rows(io.StringIO(csv_line(NAMES), newline=""))) == [NAMES]
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@a", "\tb", "\rc", "\x1b[31m", "＝2"])
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@a", "\tb", "\rc", "＝2"])
 def test_a_formula_is_shown_as_text_by_a_spreadsheet(name):
     ((shown,),) = csv.reader(io.StringIO(csv_line([name]), newline=""))
     assert shown == f"'{name}"
+
+
+def test_a_control_character_is_shown_as_text_by_a_terminal_and_older_files_are_read():
+    assert csv_line(["a\x1b[2J\\b.png", "\x1b[31m"]) == "'\\a\\x1b[2J\\\\b.png,'\\\\x1b[31m\n"
+    older = ["a\x1b[2J.png", r"\\server\x1b", r"'\\server\a.png'"]
+    assert list(csv_rows([",".join(older)])) == [older]
+    assert list(csv_rows(["'\x1b[31m"])) == [["\x1b[31m"]]
 
 
 def test_numbers_and_other_names_stay_and_a_lone_carriage_return_is_quoted():

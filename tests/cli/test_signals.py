@@ -33,6 +33,25 @@ BODIES = {
     except KeyboardInterrupt:
         raise ImportError("Error importing numpy: reinstall it") from None
 """,
+    "an import of an extension that crashes on an exception": """
+    from importlib.machinery import ModuleSpec
+
+    class Crashing:
+        def find_spec(name, *_):
+            return ModuleSpec(name, Crashing) if name == "crashing" else None
+
+        def create_module(spec):
+            return None
+
+        def exec_module(module):
+            try:
+                receive()
+            except KeyboardInterrupt:
+                os.abort()
+
+    sys.meta_path.insert(0, Crashing)
+    import crashing
+""",
     "a callback that may not raise": """
     class Callback:
         def __del__(self):

@@ -41,6 +41,7 @@ PLAIN = "path,label\ncats/1.jpg,cat\ncats/2.JPG,cat\ndogs/1.png,dog\ndogs/2.webp
         ",path,label\n" + "".join(f"{i},{row}\n" for i, row in enumerate(PLAIN.split("\n")[1:-1])),
         "path,label\n" + "".join(f"{i + 1},{r}\n" for i, r in enumerate(PLAIN.split("\n")[1:-1])),
         PLAIN.replace(",", ", "),
+        "# made by me, in May\n#\n" + PLAIN,
         PLAIN.replace("path,label", ' "Path" , LABEL'),
         PLAIN.replace("\n", "\n\n").replace("cat\n", "cat,,,\n"),
         '"path","label"\n"cats/1.jpg","cat"\n./cats/2.JPG,"cat"\ndogs/1.png,dog\ndogs/2.webp,dog',

@@ -369,6 +369,10 @@ def test_one_folder_of_images_beside_folders_of_lists_is_named_alone(tmp_path):
     put(tmp_path, "isic/Task3_Labels/Task3.csv", b"image,MEL\n")
     with pytest.raises(DataError, match=r"'Task3_Labels' \(1 .csv\).*CSV has.*Task3.csv'"):
         open_source(str(tmp_path / "isic"))
+    tree(tmp_path, {"voc/JPEGImages": 3})
+    put(tmp_path, "voc/Annotations/1.xml", b"<annotation></annotation>")
+    with pytest.raises(DataError, match="Pascal VOC has them, are not read.*CSV with the columns"):
+        open_source(str(tmp_path / "voc"))
 
 
 def test_images_without_any_label_are_refused_with_both_ways_out(tmp_path):

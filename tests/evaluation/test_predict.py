@@ -244,6 +244,7 @@ def test_settings_that_contradict_each_other_are_refused(run):
         (dict(top=0), "`top` must be above 0; got 0"),
         (dict(csv="gone/out.csv"), "`csv` must be a file in an existing folder"),
         (dict(csv="flowers"), "`csv` must be a file"),
+        (dict(csv="out.XLSX"), "`csv` writes text, which 'out.XLSX' is not; give out.csv"),
         (dict(model="vgg16"), "`model` needs `weights`"),
         (dict(weights="x.h5"), "`weights` needs `model`"),
         (dict(weights="x.h5", model="vgg16", workdir=str(run)), "both name a model"),
@@ -252,6 +253,7 @@ def test_settings_that_contradict_each_other_are_refused(run):
     ]:
         with pytest.raises((ConfigError, WeightsError), match=message):
             predict_command(images, PredictOptions(**settings))
+    assert not Path("out.XLSX").exists()
 
 
 def test_published_weights_predict_imagenet_classes_with_keras_preprocessing(

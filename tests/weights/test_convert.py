@@ -10,7 +10,7 @@ from support.array_files import WEIGHTS
 from support.networks import random_weights
 
 from vggjax.cli.main import main
-from vggjax.errors import WeightsError
+from vggjax.errors import ConfigError, WeightsError
 from vggjax.weights.convert import convert_file, print_table
 from vggjax.weights.weight_file import WeightFile, read_weights, write_weights
 
@@ -75,6 +75,16 @@ def run(*args):
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, check=False
     )
+
+
+def test_the_model_of_a_run_is_never_the_destination(tmp_path, weights):
+    write_weights(tmp_path / "a.h5", weights)
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"precious")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="model.safetensors is a file of a run"):
+        convert_file(tmp_path / "a.h5", model)
+    assert model.read_bytes() == b"precious"
 
 
 def test_the_script_converts_and_refuses_in_one_line(tmp_path, weights):

@@ -1,10 +1,14 @@
 """`PredictOptions`: the flags of `vggjax predict`, beside the images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vggjax.data.augment.settings import check_settings, setting
-from vggjax.errors import ConfigError
+from vggjax.errors import ConfigError, printable
+
+_NOT_CSV = (".xlsx", ".xlsm", ".xls", ".ods", ".parquet", ".feather", ".json", ".jsonl", ".npz")
+"""Endings of tables that are not text with commas."""
 
 UNKNOWN = "unknown"
 """What an image is called whose most probable class is below the threshold."""
@@ -49,6 +53,12 @@ class PredictOptions:
             ConfigError: with the option, what it accepts and the value received.
         """
         check_settings(self)
+        name = Path(self.csv or "").name
+        if name.lower().endswith(_NOT_CSV):
+            raise ConfigError(
+                f"`csv` writes text, which {printable(name)!r} is not; give "
+                f"{printable(Path(name).stem)}.csv, which spreadsheets open."
+            )
         if self.probabilities and self.csv is None and not self.json:
             raise ConfigError("`probabilities` needs `csv` or `json`, which they are written to.")
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -20,29 +21,42 @@ _received: list[int] = []
 def answer_signals() -> None:
     """Let the first SIGINT or SIGTERM raise KeyboardInterrupt(signum), and a second end at once.
 
-    A library that is being imported may turn the exception into an error of its own, which
-    `received_signal` tells. Where Python would print and ignore it, as in the callbacks of the
-    garbage collection that jax has, the process ends.
+    While a library is being imported the first ends the process, too: numpy turns the exception
+    into an error of its own, and jaxlib's extension modules crash on it. So it does where Python
+    would print and ignore the exception, as in the callbacks of the garbage collection of jax.
     """
     _received.clear()
     print_unraisable = sys.unraisablehook
 
-    def answer(signum: int, _: object) -> None:
+    def answer(signum: int, frame: FrameType | None) -> None:
         if _received:
             exit_at_once(128 + signum)
         _received.append(signum)
+        if _is_importing(frame):
+            end()
         raise KeyboardInterrupt(signum)
 
-    def end(unraisable: Any) -> None:
-        if not (_received and issubclass(unraisable.exc_type, KeyboardInterrupt)):
-            print_unraisable(unraisable)
-            return
+    def answer_unraisable(unraisable: Any) -> None:
+        if _received and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            end()
+        print_unraisable(unraisable)
+
+    def end() -> NoReturn:
         print(f"vggjax: stopped: by {signal_name(_received[0])}", file=sys.stderr)
         exit_at_once(128 + _received[0])
 
-    sys.unraisablehook = end
+    sys.unraisablehook = answer_unraisable
     for signum in SIGNALS:
         signal.signal(signum, answer)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return whether an import is under way in a frame or in those that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def signal_name(signum: int) -> str:
@@ -63,7 +77,7 @@ def received_signal() -> int | None:
 def exit_at_once(code: int) -> NoReturn:
     """End the process without what libraries do at an exit, where their threads are still busy."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # within another flush
             stream.flush()
     if os.isatty(2):
         os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor

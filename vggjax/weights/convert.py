@@ -10,6 +10,7 @@ import math
 import time
 from pathlib import Path
 
+from vggjax.atomic import check_output_file
 from vggjax.errors import ConfigError, WeightsError, printable
 from vggjax.models.arch import ARCHS, Shapes
 from vggjax.models.convnets import find_arch
@@ -34,7 +35,7 @@ def convert_file(
     Raises:
         WeightsError: `src` cannot be read, is incomplete or not the expected file, `dst` cannot be
             written, or both are the same file.
-        ConfigError: `model` is not in the table.
+        ConfigError: `model` is not in the table, or `dst` is a link or a file of a run.
     """
     if model is not None:
         find_arch(model)
@@ -46,6 +47,7 @@ def convert_file(
         raise WeightsError(
             f"{printable(src)} is both source and destination; name another file.", code="E_WRITE"
         )
+    check_output_file(dst, field="DST")
     source = WeightFile(src)
     source.check_sha256(expect_sha256)
     weights = source.read()

@@ -128,7 +128,8 @@ def read_table(path: Path, *, exact: bool = False) -> Table:
     if given := re.match(r'"?sep=(.)"?\r?\n', text):  # Excel's way of naming the delimiter
         text = "\n" + text[given.end() :]
     lines = enumerate(io.StringIO(text, newline=""), 1)
-    first_line, header = next(((i, line) for i, line in lines if line.strip()), (1, ""))
+    used = ((i, line) for i, line in lines if line.strip() and not _is_comment(line))
+    first_line, header = next(used, (1, ""))
     if not header:
         raise DataError(f"{name} is empty. {EXPECTED}")
     try:
@@ -236,6 +237,17 @@ def _read_text(path: Path, *, exact: bool) -> str:
 
 def _line_at(data: bytes, position: int) -> int:
     return len(data[: position + 1].splitlines())
+
+
+def _is_comment(line: str) -> bool:
+    """Return whether a line above the header is a comment, and not `#path,label` or `#1.jpg 0`."""
+    if not line.startswith("#"):
+        return False
+    known = {name for names in SYNONYMS.values() for name in names}
+    cells = re.split("[" + "".join(_DELIMITERS) + "]", line)
+    has_column = any(re.sub(r"[\W_]", "", cell).lower() in known for cell in cells)
+    words = [word for cell in cells for word in cell.split()]
+    return not has_column and not any(word.lower().endswith(ENDINGS) for word in words)
 
 
 def _read_header(line: str, delimiters: Iterable[str]) -> tuple[list[str], str]:

@@ -248,10 +248,13 @@ class _Scanner:
         tables = _label_tables([*(self.root / name for name in self.others), *files])
         if tables:
             suggestion += f" If a CSV has their labels, give it as `dataset`: {tables}."
-        return suggestion or (
+        suggestion = suggestion or (
             " To give each image its label, write a CSV with the columns path,label, or set "
             "`label_from` to name and `label_pattern` to where the label is in the file name."
         )
+        has_boxes = any(name.lower().endswith(".xml") for name in self.others)
+        note = " Boxes of objects in .xml files, as Pascal VOC has them, are not read."
+        return note * has_boxes + suggestion
 
     def _scan_classes(self, folder: str, split: str, train: list[str]) -> list[str]:
         """Collect the images of all class folders in a folder; return the classes' names."""
