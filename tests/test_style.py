@@ -25,6 +25,7 @@ TWO_POSITIONAL_DEFAULTS = {
 """Elsewhere at most one optional argument, the function's subject, is positional."""
 
 MODULES = {
+    "yaml": "pyyaml",
     "pillow_heif": "pillow-heif",
     "prometheus_client": "prometheus-client",
     "PIL": "pillow",

@@ -19,7 +19,8 @@ from vggjax.training.config import Config
 
 METAVARS = {
     **dict.fromkeys(
-        ("workdir", "start_from", "data_dir", "weights", "csv", "sort_into", "explain"), "PATH"
+        ("workdir", "start_from", "data_dir", "weights", "csv", "sort_into", "explain", "config"),
+        "PATH",
     ),
     **dict.fromkeys(("label_pattern", "group_pattern"), "REGEX"),
     **dict.fromkeys(("unfreeze", "stages"), "LAYERS"),

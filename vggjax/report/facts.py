@@ -158,7 +158,7 @@ def _changed_settings(config: Config) -> dict[str, Any]:
     changed = {
         name: value
         for name, value in values.items()
-        if name not in ("workdir", "recipe") and value != getattr(start, name)
+        if name not in ("workdir", "recipe", "config") and value != getattr(start, name)
     }
     if config.recipe not in (None, recipe_fields(None, config.dataset).get("recipe")):
         changed = {"recipe": config.recipe} | changed  # unless implied, as by the dataset `digits`

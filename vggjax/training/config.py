@@ -40,7 +40,7 @@ from vggjax.weights.digests import expected_sha256
 RESUME_MUTABLE_FIELDS = (
     "workdir", "expect_sha256", "data_dir", "cache_mb", "cache_features", "feature_cache_mb",
     "num_threads", "max_unreadable", "devices", "remat", "log_every_steps", "checkpoint_minutes",
-    "tensorboard", "lr_find", "on_collapse",
+    "tensorboard", "lr_find", "on_collapse", "config",
 )  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it runs and not its result.
 

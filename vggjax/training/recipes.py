@@ -4,7 +4,7 @@
 the README, beside the command.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from vggjax.data.splits.slices import looks_like_slices
 from vggjax.errors import ConfigError, unknown_name
 from vggjax.models.convnets import find_arch
 from vggjax.training.config import Config
+from vggjax.training.settings.config_file import merge, read_settings
 
 
 @dataclass(frozen=True)
@@ -353,17 +354,45 @@ RECIPES: dict[str, Recipe] = {
 
 
 def make_config(recipe: str | None = None, **settings: Any) -> Config:
-    """Return the Config of a recipe and of the settings given, which win.
+    """Return the Config of a recipe, of the file `config`, and of the settings given, which win.
 
     Without a recipe, the dataset `digits`, which is the default, uses its own.
 
     Raises:
-        ConfigError: an unknown recipe, one without the setting that it needs, or settings that
-            cannot be run.
+        ConfigError: an unknown recipe, one without the setting that it needs, a file that cannot be
+            read, or settings that cannot be run.
     """
-    fields = recipe_fields(recipe, settings.get("dataset", "digits"), settings)
-    check_needs(recipe, settings)
+    path = settings.get("config")
+    file = read_settings(path) if path is not None else {}
+    fields = default_fields(recipe, file, settings, dataset="digits")
+    check_needs(fields.get("recipe"), set_names(file, settings))
     return Config(**(fields | settings))
+
+
+def default_fields(
+    recipe: str | None, file: Mapping[str, Any], given: Mapping[str, Any], *, dataset: str
+) -> dict[str, Any]:
+    """Return the fields that a recipe sets, under those that a file sets.
+
+    Args:
+        recipe: the recipe; None is the file's, or the dataset's own.
+        file: the fields of a file.
+        given: the fields that are set beside both, and win.
+        dataset: what is trained on if neither names it.
+
+    Raises:
+        ConfigError: an unknown recipe, or one that does not train.
+    """
+    own = merge(file, given)
+    known = {name: own.get(name) for name in set_names(own)} | dict(given)
+    recipe = recipe or file.get("recipe")
+    fields = recipe_fields(recipe, known.get("dataset", dataset), known)
+    return fields | own | ({"recipe": recipe} if recipe else {})
+
+
+def set_names(*fields: Mapping[str, Any]) -> set[str]:
+    """Return the names that have a value in any of the mappings."""
+    return {name for part in fields for name, value in part.items() if value not in (None, ())}
 
 
 def recipe_fields(recipe: str | None, dataset: str, given: Collection[str] = ()) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from vggjax.cli.parsing import parse, value_of
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.errors import ConfigError, printable
 from vggjax.training.config import Config
-from vggjax.training.recipes import check_needs, recipe_fields
+from vggjax.training.recipes import check_needs, default_fields, set_names
+from vggjax.training.settings.config_file import describe, read_settings, unchecked
 
 
 def train(config: Config) -> int:
@@ -34,7 +35,7 @@ def train(config: Config) -> int:
 
 
 def parse_train(argv: Sequence[str]) -> Config:
-    """Return the Config of `train`'s flags: its recipe sets the defaults, a flag wins.
+    """Return the Config of `train`'s flags: its recipe and file set the defaults, a flag wins.
 
     A first word that is no flag is the dataset.
 
@@ -45,19 +46,26 @@ def parse_train(argv: Sequence[str]) -> Config:
         if (dataset := value_of(argv, "dataset")) is not None:
             raise ConfigError(f"`dataset` is given twice, {argv[0]!r} and {dataset!r}.")
         argv = ["--dataset", *argv]
-    default = default_config(argv)
-    check_needs(value_of(argv, "recipe"), _given(argv))
-    return parse(Config, argv, "train", default=default)
+    file, default = _file_settings(argv), default_config(argv)
+    check_needs(default.recipe, set_names(file, _given(argv)))
+    config = parse(Config, argv, "train", default=default)
+    if config.config is not None:
+        print(describe(config.config, file, config))
+    return config
 
 
 def default_config(argv: Sequence[str], *, dataset: str = Config.dataset) -> Config:
-    """Return the settings of a training before its flags: the defaults, and those of its recipe.
+    """Return the settings of a training before its flags: the defaults, its recipe's, its file's.
 
-    `dataset` is what is trained on if no flag names it.
+    `dataset` is what is trained on if nothing names it.
     """
-    given = _given(argv)
-    dataset = given.get("dataset", dataset)
-    return Config(**recipe_fields(value_of(argv, "recipe"), dataset, given))
+    recipe, file = value_of(argv, "recipe"), _file_settings(argv)
+    return unchecked(default_fields(recipe, file, _given(argv), dataset=dataset))
+
+
+def _file_settings(argv: Sequence[str]) -> dict[str, Any]:
+    path = value_of(argv, "config")
+    return {} if path is None else read_settings(path)
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:

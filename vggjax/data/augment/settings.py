@@ -14,6 +14,7 @@ import math
 import operator
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vggjax.errors import ConfigError, unknown_name
@@ -49,19 +50,33 @@ def check_settings(settings: Any) -> None:
     """
     kinds = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        kind, value = kinds[field.name], getattr(settings, field.name)
-        is_tuple = get_origin(kind) is tuple
-        if is_tuple and not isinstance(value, tuple):
-            single = isinstance(value, str) or not hasattr(value, "__iter__")
-            value = (value,) if single else tuple(value)
-            object.__setattr__(settings, field.name, value)
-        for item in value if is_tuple else (value,):
-            _check_type(field.name, item, get_args(kind)[0] if is_tuple else kind, value)
-            for bound, limit in field.metadata.get("bounds", {}).items():
-                holds = item is None or isinstance(item, str) or _HOLDS[bound](item, limit)
-                check(settings, field.name, holds, _bounds_text(field))
-        if field.metadata.get("non_empty") and value in ("", ()):
-            raise ConfigError(f"`{field.name}` is empty; give it a value.")
+        value = _checked(field, kinds[field.name], getattr(settings, field.name))
+        object.__setattr__(settings, field.name, value)
+
+
+def check_field(kind: type, name: str, value: Any) -> Any:
+    """Return a value as a field of a dataclass would hold it.
+
+    Raises:
+        ConfigError: the value does not fit the field, as in `check_settings`.
+    """
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    return _checked(field, get_type_hints(kind)[name], value)
+
+
+def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    is_tuple = get_origin(kind) is tuple
+    if is_tuple and not isinstance(value, tuple):
+        single = isinstance(value, str) or not hasattr(value, "__iter__")
+        value = (value,) if single else tuple(value)
+    for item in value if is_tuple else (value,):
+        _check_type(field.name, item, get_args(kind)[0] if is_tuple else kind, value)
+        for bound, limit in field.metadata.get("bounds", {}).items():
+            holds = item is None or isinstance(item, str) or _HOLDS[bound](item, limit)
+            check(SimpleNamespace(**{field.name: value}), field.name, holds, _bounds_text(field))
+    if field.metadata.get("non_empty") and value in ("", ()):
+        raise ConfigError(f"`{field.name}` is empty; give it a value.")
+    return value
 
 
 _HOLDS = {

@@ -16,6 +16,9 @@ class DataSettings:
     recipe: str | None = None
     """Set the defaults of this recipe; `vggjax recipes` lists them (in Python: `make_config`).
     `digits` has its own and uses it by default."""
+    config: str | None = setting(None, non_empty=True)
+    """Set defaults from a file, over those of its recipe: YAML, or a run's config.json, or its
+    folder, whose workdir is left out. Flags win (in Python: `make_config`)."""
     workdir: str | None = setting(None, non_empty=True)
     """The run's folder; None is runs/<time>-<dataset>-<model>. An unfinished run is resumed."""
     seed: int = setting(0, at_least=0, below=2**32)
