@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vggjax.models.params import assign as assign
     from vggjax.models.params import extract as extract
     from vggjax.report.fit_result import FitResult as FitResult
+    from vggjax.training.callbacks.callback import Callback as Callback
+    from vggjax.training.callbacks.callback import TrainingEvent as TrainingEvent
     from vggjax.training.config import Config as Config
     from vggjax.training.recipes import make_config as make_config
     from vggjax.training.run_dir.run_result import load_model as load_model
@@ -49,6 +51,7 @@ _MODULES = {
     "vggjax.models.params": ("assign", "extract"),
     "vggjax.models.network": ("VGG",),
     "vggjax.report.fit_result": ("FitResult",),
+    "vggjax.training.callbacks.callback": ("Callback", "TrainingEvent"),
     "vggjax.training.config": ("Config",),
     "vggjax.training.recipes": ("make_config",),
     "vggjax.training.run_dir.run_result": ("load_model",),

@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from vggjax.evaluation.temperature import calibrate
 from vggjax.report.figures import draw_rate_test
 from vggjax.report.fit_result import FitResult
 from vggjax.report.report import write_pages
+from vggjax.training.callbacks.callback import Callback, Callbacks
+from vggjax.training.callbacks.loggers import make_loggers
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary, progress_bar
 from vggjax.training.cross_validation import prepare_cross_validation, write_folds
 from vggjax.training.lr_finder import RateTest, try_rates
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import RATE_FILE, RATE_PLOT, lock_workdir, unusable_workdir
-from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics
+from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics, test_metrics
 from vggjax.training.run_dir.run_result import RunResult
 from vggjax.training.signals import Interrupted, signal_of
 from vggjax.training.trainer import train
@@ -31,11 +34,18 @@ _BUSY_S = 600
 """How long to wait for another process that finishes the same run."""
 
 
-def fit(config: Config, *, console: Console | None = None) -> FitResult:
+def fit(
+    config: Config, *, console: Console | None = None, callbacks: Sequence[Callback] = ()
+) -> FitResult:
     """Train, evaluate and report a run in its run folder, or whatever of that is left to do.
 
     With `cross_validate` that is `cross_validate(config)`. A bug in the report does not cost the
-    result: it is printed with its traceback, and `report` is None.
+    result: it is printed with its traceback, and `report` is None. Nor does an error in a callback.
+
+    Args:
+        config: the settings.
+        console: where the progress is printed; None is the standard output.
+        callbacks: what follows the run, beside the loggers of `log_to`.
 
     Raises:
         VggjaxError: settings, data or weights that cannot be used, or a collapse that ends the run.
@@ -43,26 +53,33 @@ def fit(config: Config, *, console: Console | None = None) -> FitResult:
     """
     if config.lr_find:
         raise ConfigError("`lr_find` trains nothing; in Python use vggjax.find_learning_rate.")
-    if config.tensorboard:
+    if config.writes_events:
         check_tensorboard()
+    loggers, console = make_loggers(config), console or Console()
     if config.cross_validate:
-        return cross_validate(config, console=console)
-    result = train(config, console)
-    try:
-        # The same command may run beside it, or an evaluation.
-        with lock_workdir(result.workdir, "the evaluation of a training", wait_s=_BUSY_S):
-            result = calibrate(result, console or Console())
-            evaluation, predictions = evaluate_split(result, "test")
-            log_test_metrics(result.workdir, evaluation, tensorboard=config.tensorboard)
-            report = _write_report(result, evaluation, predictions)
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted(signal_of(interrupt), result.workdir) from None
+        return cross_validate(config, console=console, callbacks=callbacks)
+    with Callbacks([*loggers, *callbacks], console=console) as followers:
+        result = train(config, console, callbacks=followers)
+        try:
+            # The same command may run beside it, or an evaluation.
+            with lock_workdir(result.workdir, "the evaluation of a training", wait_s=_BUSY_S):
+                result = calibrate(result, console)
+                evaluation, predictions = evaluate_split(result, "test")
+                log_test_metrics(result.workdir, evaluation, tensorboard=config.writes_events)
+                report = _write_report(result, evaluation, predictions)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(signal_of(interrupt), result.workdir) from None
+        followers.end(result.workdir, result.config, test_metrics(evaluation))
     unreadable = result.left_out | evaluation["unreadable"]
     return FitResult(result.workdir, result.model, result.info, evaluation, report, unreadable)
 
 
-def cross_validate(config: Config, *, console: Console | None = None) -> FitResult:
+def cross_validate(
+    config: Config, *, console: Console | None = None, callbacks: Sequence[Callback] = ()
+) -> FitResult:
     """Train and evaluate each fold as a run of its own, and pool the test results of all.
+
+    The callbacks follow each fold, whose folder is in their events.
 
     Raises:
         VggjaxError: settings, data or weights that cannot be used, or a collapse that ends a fold.
@@ -79,7 +96,7 @@ def cross_validate(config: Config, *, console: Console | None = None) -> FitResu
         for number, fold in enumerate(run.folds, start=1):
             console.print(f"\nFold {number} of {len(run.folds)}", style="bold", highlight=False)
             try:
-                left_out |= fit(fold, console=console).unreadable
+                left_out |= fit(fold, console=console, callbacks=callbacks).unreadable
             except Interrupted as interrupt:
                 raise Interrupted(interrupt.signum, run.workdir) from None
         evaluation = pool_folds(run.workdir, run.config)

@@ -40,7 +40,7 @@ from vggjax.weights.digests import expected_sha256
 RESUME_MUTABLE_FIELDS = (
     "workdir", "expect_sha256", "data_dir", "cache_mb", "cache_features", "feature_cache_mb",
     "num_threads", "max_unreadable", "devices", "remat", "log_every_steps", "checkpoint_minutes",
-    "tensorboard", "lr_find", "on_collapse", "config",
+    "tensorboard", "log_to", "lr_find", "on_collapse", "config",
 )  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it runs and not its result.
 
@@ -87,7 +87,10 @@ class Config(
     """Refuse to resume if a checkpoint is damaged, instead of setting it aside and resuming from
     the latest intact one."""
     tensorboard: bool = False
-    """Write the log as TensorBoard event files too."""
+    """Write the log as TensorBoard event files too; the same as --log-to tensorboard."""
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Log the run with these too, each a package of its own, in the project `vggjax` unless its
+    environment variables name another (in Python also `callbacks` of `fit`)."""
     lr_find: bool = False
     """Train nothing: run a learning rate range test, print and plot the rate to use."""
 
@@ -217,6 +220,11 @@ class Config(
     def best_metric(self) -> str:
         """The metric that selects the best weights: `monitor`, or what None stands for."""
         return self.monitor or ("val/mAP" if self.task == "multilabel" else "val/accuracy")
+
+    @property
+    def writes_events(self) -> bool:
+        """Whether the log is written as TensorBoard event files too."""
+        return self.tensorboard or "tensorboard" in self.log_to
 
     @property
     def pretrained(self) -> bool:

@@ -386,7 +386,7 @@ def default_fields(
     own = merge(file, given)
     known = {name: own.get(name) for name in set_names(own)} | dict(given)
     recipe = recipe or file.get("recipe")
-    fields = recipe_fields(recipe, known.get("dataset", dataset), known)
+    fields = recipe_fields(recipe, str(known.get("dataset", dataset)), known)
     return fields | own | ({"recipe": recipe} if recipe else {})
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from vggjax.errors import printable
 from vggjax.training.cache.features import FeatureCache
+from vggjax.training.callbacks.callback import Callbacks
 from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_params
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
@@ -45,8 +47,12 @@ from vggjax.training.stage_loop import (
 from vggjax.training.step import TrainState
 
 
-def train(config: Config, console: Console | None = None) -> RunResult:
+def train(
+    config: Config, console: Console | None = None, *, callbacks: Callbacks | None = None
+) -> RunResult:
     """Train, or go on training, and save the best weights in the run folder.
+
+    The callbacks are told of the steps and epochs that are logged.
 
     Raises:
         VggjaxError: settings, data or weights that cannot be used, or a collapse that ends the run.
@@ -62,14 +68,14 @@ def train(config: Config, console: Console | None = None) -> RunResult:
     with progress_bar(console, "comparing images") as progress:
         context = prepare_run(config, progress=progress)
     print_run_summary(console, context)
-    return Trainer(context, console).train()
+    return Trainer(context, console, callbacks or Callbacks()).train()
 
 
 class Trainer:
     """Trains one run, from wherever it stands to its end."""
 
-    def __init__(self, context: RunContext, console: Console):
-        self._context = context
+    def __init__(self, context: RunContext, console: Console, callbacks: Callbacks):
+        self._context, self._callbacks = context, callbacks
         self._console = ProgressConsole(console, context.config.num_epochs)
 
     def train(self) -> RunResult:
@@ -104,7 +110,9 @@ class Trainer:
         where = {"step": self._progress.step, "recoveries": self._progress.recoveries}
         sizes = [checkpoint_bytes(run, stage) for stage in run.stages]
         check_room(run.workdir, max(sizes))
-        with Log(run.workdir, **where, tensorboard=run.config.tensorboard) as self._log:
+        record = partial(self._callbacks.record, run.workdir, run.config)
+        to_events = run.config.writes_events
+        with Log(run.workdir, **where, tensorboard=to_events, on_record=record) as self._log:
             if self._progress.step:
                 self._console.print(f"Resuming from step {self._progress.step:,}.")
                 self._checkpoints.restore_model(run.model, self._progress.step)

@@ -11,7 +11,7 @@ from these lines, so that it has no point twice and none of steps that are repea
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,19 @@ class Log:
         step: the step that the run resumes from; lines of later steps will be written again.
         recoveries: how many times the run went back so far (see collapse/recovery.py).
         tensorboard: whether to write TensorBoard's event file too.
+        on_record: called with each record after it was appended.
     """
 
-    def __init__(self, workdir: Path, *, step: int, recoveries: int = 0, tensorboard: bool = False):
-        self._workdir, self._tensorboard = workdir, tensorboard
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        recoveries: int = 0,
+        tensorboard: bool = False,
+        on_record: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        self._workdir, self._tensorboard, self._on_record = workdir, tensorboard, on_record
         self._events: EventFile | None = None
         resumed = [{"kind": "resume", "step": step}] if read_log(workdir) else []
         self._rewrite(step, recoveries, resumed)
@@ -80,6 +89,8 @@ class Log:
         append_log(self._workdir, log_record)
         if self._events is not None:
             self._events.write(log_record)
+        if self._on_record is not None:
+            self._on_record(log_record)
 
     def go_back(self, step: int, recoveries: int, **values: Any) -> None:
         """Drop the lines of the steps that are repeated, and append one that says why."""
@@ -157,15 +168,38 @@ def log_test_metrics(workdir: Path, evaluation: dict[str, Any], *, tensorboard: 
         EventFile(workdir, log_records).close()
     if any(log_record["kind"] == "test" for log_record in log_records):
         return
-    names = ("loss", "accuracy", "top5", "mAP")
-    metrics = {f"test/{name}": evaluation[name] for name in names if name in evaluation}
     step = max((log_record["step"] for log_record in log_records), default=0)
-    log_record = {"kind": "test", "step": step, **metrics}
+    log_record = {"kind": "test", "step": step, **test_metrics(evaluation)}
     append_log(workdir, log_record)
     if tensorboard:
         events = EventFile(workdir)
         events.write(log_record)
         events.close()
+
+
+def test_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of the test split that are logged, as `test/accuracy`."""
+    names = ("loss", "accuracy", "top5", "mAP")
+    return {f"test/{name}": evaluation[name] for name in names if name in evaluation}
+
+
+def metric_points(log_record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a record as a logger names them: `train/loss`, `speed/seconds`.
+
+    The training means of an epoch are `train/epoch_loss` and the like; the learning rates are those
+    of the steps.
+    """
+    points = {}
+    for name, value in log_record.items():
+        if not isinstance(value, float):
+            continue
+        group, _, metric = name.rpartition("/")
+        if log_record["kind"] == "epoch":
+            if group == "learning_rate":
+                continue
+            metric = f"epoch_{metric}" if group == "train" else metric
+        points[f"{group or 'speed'}/{metric}"] = value
+    return points
 
 
 def check_tensorboard() -> None:
@@ -204,20 +238,9 @@ class EventFile:
             self.write(log_record)
 
     def write(self, log_record: dict[str, Any]) -> None:
-        """Add the points of a log line, as `train/loss`, `val/accuracy`, `speed/seconds`.
-
-        The training means of an epoch are `train/epoch_loss` and the like; the learning rates are
-        those of the steps.
-        """
-        for name, value in log_record.items():
-            if not isinstance(value, float):
-                continue
-            group, _, metric = name.rpartition("/")
-            if log_record["kind"] == "epoch":
-                if group == "learning_rate":
-                    continue
-                metric = f"epoch_{metric}" if group == "train" else metric
-            self._writer.add_scalar(f"{group or 'speed'}/{metric}", value, log_record["step"])
+        """Add the points of a log line, as `metric_points` names them."""
+        for name, value in metric_points(log_record).items():
+            self._writer.add_scalar(name, value, log_record["step"])
 
     def close(self) -> None:
         """Write what is pending and close the file."""

@@ -1,0 +1,1 @@
+"""What follows a training: callbacks, and the loggers that are callbacks."""
