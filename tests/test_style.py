@@ -241,6 +241,7 @@ def parses(monkeypatch, capsys):
         "vggjax.export.export.export_run",
         "vggjax.export.card.write_card",
         "vggjax.serve.command.run_service",
+        "vggjax.serve.command.run_demo",
     ):
         monkeypatch.setattr(place, arrived)
 

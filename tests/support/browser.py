@@ -61,8 +61,8 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(self, path: Path, *, width: int, dark: bool = False) -> None:
-        """Open a file at a width in CSS px, in light or dark mode."""
+    def open(self, path: Path | str, *, width: int, dark: bool = False) -> None:
+        """Open a file or an address at a width in CSS px, in light or dark mode."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self._call(
@@ -73,7 +73,7 @@ class Browser:
             mobile=False,
         )
         self.messages.clear()
-        self._call("Page.navigate", url=path.resolve().as_uri())
+        self._call("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
 
     def evaluate(self, expression: str):
@@ -81,6 +81,19 @@ class Browser:
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def wait(self, expression: str):
+        """Return the value of a JavaScript expression once it is true."""
+        end = time.monotonic() + 60
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < end, f"not within a minute: {expression}"
+        return value
+
+    def choose(self, selector: str, path: Path) -> None:
+        """Choose a file in an input of type file."""
+        root = self._call("DOM.getDocument")["root"]["nodeId"]
+        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
     def screenshot(self, *, top: int = 0, height: int | None = None) -> bytes:
         """Return a PNG of the page, of its full height or of a part."""

@@ -13,6 +13,12 @@ def run_service(run: Any, **options: Any) -> int:
     return 0
 
 
+def run_demo(run: Any, **options: Any) -> int:
+    """Show a run's page until a signal ends it; the options are those of `demo.serve_demo`."""
+    import_with_extra("vggjax.serve.demo", "demo").serve_demo(run, **options)
+    return 0
+
+
 def import_with_extra(module: str, extra: str) -> ModuleType:
     """Import a module whose packages are an extra.
 

@@ -80,3 +80,25 @@ def serve(
 
     limits = Limits(max_body_mb, max_files, max_megapixels, max_queue, timeout_s)
     return run_service(run, host=host, port=port, token_file=token_file, limits=limits)
+
+
+def demo(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    token_file: Path | None = None,
+) -> int:
+    """Show a page in the browser: drop an image, get its classes and a Grad-CAM map.
+
+    Args:
+        run: The finished run's folder.
+        host: The address to listen on. One that other machines reach needs a token.
+        port: The port; 0 takes a free one.
+        token_file: A file with the token, the password to log in with; by default the environment
+            variable VGGJAX_TOKEN, if it is set.
+    """
+    from vggjax.serve.command import run_demo
+
+    return run_demo(run, host=host, port=port, token_file=token_file)
