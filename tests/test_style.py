@@ -231,7 +231,7 @@ def parses(monkeypatch, capsys):
         "vggjax.report.report.write_report",
         "vggjax.report.compare.write_comparison",
         "vggjax.evaluation.predict_files.predict_command",
-        "vggjax.features.embed.embed_command",
+        "vggjax.features.embed_files.embed_command",
         "vggjax.features.similar.similar_command",
         "vggjax.features.stylize.stylize_command",
         "vggjax.weights.convert.convert",

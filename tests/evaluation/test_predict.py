@@ -15,12 +15,12 @@ from support.tiny_run import PASS_RTOL, make_images, make_run, random_model, spr
 from vggjax.data.images.decode import load_image
 from vggjax.data.images.formats import ENDINGS
 from vggjax.data.images.preprocess import Preprocessing, preprocess, resize_image
+from vggjax.data.stream.images import StreamedImage, open_images
 from vggjax.errors import ConfigError, DataError, WeightsError
 from vggjax.evaluation import imagenet
 from vggjax.evaluation.evaluate import evaluate
 from vggjax.evaluation.predict import load_run
 from vggjax.evaluation.predict_files import (
-    find_images,
     predict_command,
     predict_files,
     print_table,
@@ -53,6 +53,10 @@ def run(finished, tmp_path, monkeypatch):
 def read_csv(path):
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
+
+
+def find_images(patterns):
+    return {image.path: image.reason for image in open_images(patterns)}
 
 
 def touch(*names):
@@ -94,11 +98,11 @@ def test_only_a_thousand_probabilities_per_image_are_decoded(shape):
 
 def test_files_folders_and_globs_resolve_to_each_image_once_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    touch("b.jpg", "named.txt", "d/2.PNG", "d/1.jpeg", "d/deep/3.webp", "d/notes.txt")
+    touch("b.jpg", "named.text", "d/2.PNG", "d/1.jpeg", "d/deep/3.webp", "d/notes.txt")
     touch("d/.hidden.jpg", "d/.cache/4.jpg", "photo[1].jpg", "photo1.jpg")
     found = {
         ("b.jpg", "b.jpg", "./b.jpg"): ["b.jpg"],
-        ("named.txt",): ["named.txt"],
+        ("named.text",): ["named.text"],
         ("d",): ["d/1.jpeg", "d/2.PNG", "d/deep/3.webp"],
         ("d/*",): ["d/1.jpeg", "d/2.PNG", "d/deep/3.webp", "d/notes.txt"],
         ("**/*.webp", "b.jpg"): ["d/deep/3.webp", "b.jpg"],
@@ -116,7 +120,7 @@ def test_names_without_images_have_a_reason_and_the_nearest_name(tmp_path, monke
     os.symlink("gone", "texts/dangling.jpg")
     (reason,) = find_images(["https://example.com/cat.jpg"]).values()
     assert reason == "an address: download the image and give the file"
-    assert "a list: give names" in find_images(["texts/a.txt"])[Path("texts/a.txt")]
+    assert find_images(["texts/a.txt"]) == {Path("texts/x"): "no such file"}
     reasons = find_images(["phto.jpg", "photo.jpg", "gone/x.jpg", "*.png", "empty", "emp*"])
     assert reasons == {
         Path("phto.jpg"): "no such file or folder; did you mean 'photo.jpg'?",
@@ -146,7 +150,7 @@ def test_a_prediction_is_the_model_s_output_for_that_image(run):
     classifier = load_run(run)
     model, preprocessing = load_model(run)[0], classifier.info.preprocessing
     paths = list(find_images(["flowers"]))[::4]
-    rows = list(predict_files(classifier, dict.fromkeys(paths, ""), top=2))
+    rows = list(predict_files(classifier, map(StreamedImage, paths), top=2))
     assert [row.path for row in rows] == paths
     forward = jit_quickly(lambda images: model(preprocess(images, preprocessing.mode)))
     for row in rows:
@@ -176,13 +180,13 @@ def test_predict_and_evaluate_agree_on_every_test_image(run, capsys):
 
 def test_neither_the_batch_size_nor_bad_images_change_a_prediction(run, monkeypatch):
     classifier, paths = load_run(run), list(find_images(["flowers"]))[:7]
-    whole = list(predict_files(classifier, dict.fromkeys(paths, "")))
+    whole = list(predict_files(classifier, map(StreamedImage, paths)))
     Path("bad.jpg").write_text("text")
     Path("none.png").touch()
     mixed = [paths[0], Path("bad.jpg"), *paths[1:6], Path("none.png"), paths[6]]
     for batch_size in (2, 64):
         monkeypatch.setattr("vggjax.evaluation.predict.MAX_BATCH", batch_size)
-        rows = list(predict_files(classifier, dict.fromkeys(mixed, "")))
+        rows = list(predict_files(classifier, map(StreamedImage, mixed)))
         assert [row.path for row in rows] == mixed
         reasons = {str(row.path): row.reason for row in rows if row.reason}
         assert reasons == {"bad.jpg": "not an image", "none.png": "empty file"}

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from support.tiny_run import PASS_RTOL, make_images, make_run
 
 import vggjax
+from vggjax.data.stream.images import Shard
 from vggjax.errors import ConfigError, DataError
 from vggjax.evaluation.predict_files import MAX_ROWS, Summary, predict_command
 from vggjax.evaluation.predict_options import PredictOptions
@@ -70,6 +72,36 @@ def test_a_pipe_gets_every_row_before_its_end(folder):
             table.add(Prediction(Path(name), [("a", 1.0)], probs=np.ones(2, np.float32)))
         os.close(table._stream)
         assert [row[0] for row in rows.result()] == ["path", "1.png", "2.png"]
+
+
+def test_the_rows_of_a_tar_are_those_of_its_files_and_are_continued(folder):
+    def predict(*images):
+        return predict_command(images, PredictOptions(workdir="a", csv="tar.csv"))
+
+    with tarfile.open("flowers.tar", "w") as archive:
+        archive.add("flowers")
+    predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv"))
+    assert predict("flowers.tar") == 0
+    whole, rows = Path("tar.csv").read_bytes(), read_csv("out.csv")
+    assert [row[0] for row in read_csv("tar.csv")[1:]] == [f"flowers.tar/{r[0]}" for r in rows[1:]]
+    Path("tar.csv").write_bytes(whole[: len(whole) // 2])
+    assert predict("flowers.tar") == 0
+    for row, expected in zip(read_csv("tar.csv")[1:], rows[1:], strict=True):
+        assert row[1] == expected[1] and float(row[2]) == pytest.approx(float(expected[2]), 1e-3)
+    with pytest.raises(ConfigError, match="need a file for each image, and flowers.tar/flowers"):
+        predict_command(["flowers.tar"], PredictOptions(workdir="a", sort_into="sorted"))
+
+
+def test_jobs_of_one_part_each_have_every_image_once(folder, capsys):
+    paths = []
+    for part in (1, 2, 3):
+        options = PredictOptions(workdir="a", csv=f"{part}.csv", shard=f"{part}/3")
+        assert predict_command(["flowers"], options) == 0
+        paths += [row[0] for row in read_csv(f"{part}.csv")[1:]]
+    assert sorted(paths) == sorted(map(str, Path("flowers").rglob("*.png")))
+    (empty,) = {"1/2", "2/2"} - {f"{i}/2" for i in (1, 2) if Shard(i, 2).has(Path(paths[0]))}
+    with pytest.raises(DataError, match="No image is in this `shard`"):
+        predict_command(paths[:1], PredictOptions(workdir="a", shard=empty))
 
 
 def test_rows_are_written_as_they_come(folder, monkeypatch):

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support.tiny_run import make_images, make_run, random_model
+from support.tiny_run import PASS_RTOL, make_images, make_run, random_model
 
 from vggjax.cli.main import main
 from vggjax.data.images.preprocess import Preprocessing, preprocess, resize_image
 from vggjax.errors import ConfigError, DataError
+from vggjax.features import embedding_store
+from vggjax.features.embed_files import embed_command
+from vggjax.features.embed_options import EmbedOptions
+from vggjax.features.embedding_store import EmbeddingStore
 from vggjax.features.embeddings import Embeddings, read_embeddings
 from vggjax.features.similar import most_similar, near_duplicates, outliers
 from vggjax.models.params import extract
@@ -63,6 +68,55 @@ def test_npz_and_parquet_hold_the_same(here):
     copy = read_embeddings("copy.parquet")
     assert (copy.names, copy.metadata) == (index.names, index.metadata)
     np.testing.assert_array_equal(copy.vectors, index.vectors)
+
+
+class Killed(BaseException):
+    """What ends a call in the middle, as a signal would."""
+
+
+def test_a_call_that_was_ended_goes_on_and_the_file_is_that_of_one_call(here, monkeypatch):
+    Path("photos/b/bad.png").write_text("text")
+    monkeypatch.setattr(embedding_store, "PART_BYTES", 2 * 8 * 4)  # two vectors
+    add, embedded = EmbeddingStore.add, []
+
+    def add_or_end(self, path, vector):
+        if len(embedded) == 5:
+            raise Killed
+        embedded.append(str(path))
+        add(self, path, vector)
+
+    for name in ("whole.npz", "whole.parquet"):
+        assert main(["embed", "photos", *FLAGS, "--out", name]) == 3
+        assert not Path(f"{name}.parts").exists()
+        again = name.replace("whole", "again")
+        with monkeypatch.context() as patch:
+            patch.setattr(EmbeddingStore, "add", add_or_end)
+            with pytest.raises(Killed):
+                main(["embed", "photos", *FLAGS, "--out", again])
+        assert len(list(Path(f"{again}.parts").glob("*.npz"))) == 2 and not Path(again).exists()
+        with pytest.raises(ConfigError, match="has vectors of another model or layer"):
+            embed_command(["photos"], again, embed_options(layer="block4_pool"))
+        embedded.clear()
+        assert main(["embed", "photos", *FLAGS, "--out", again]) == 3
+        assert not Path(f"{again}.parts").exists()
+        whole, joined = read_embeddings(name), read_embeddings(again)
+        assert (joined.names, joined.metadata) == (whole.names, whole.metadata)
+        np.testing.assert_allclose(joined.vectors, whole.vectors, rtol=PASS_RTOL, atol=1e-6)
+
+
+def embed_options(**settings):
+    base = {"weights": "base.safetensors", "model": "tiny", "image_size": 40}
+    return EmbedOptions(**base | settings)
+
+
+def test_the_parts_of_a_stream_make_the_whole(here):
+    with tarfile.open("photos.tar", "w") as archive:
+        archive.add("photos", "photos")
+    names = []
+    for part in ("1/2", "2/2"):
+        assert embed_command(["photos.tar"], "part.npz", embed_options(shard=part)) == 0
+        names += read_embeddings("part.npz").names
+    assert sorted(names) == [f"photos.tar/{name}" for name in read_embeddings("index.npz").names]
 
 
 def test_layers_pools_and_a_run_s_model(here, capsys):

@@ -99,7 +99,7 @@ class SplitLoader:
         self.unreadable: dict[int, str] = {}
         self.adapted: Counter[str] = Counter()
         self._noted: set[int] = set()
-        self._num_threads = num_threads or _count_cores()
+        self._num_threads = num_threads or count_cores()
         self._max_unreadable = max_unreadable
         self._cache_bytes = cache_mb * 2**20
         self._cache: np.ndarray | None = None
@@ -292,6 +292,6 @@ def _empty_images(rows: int, size: int) -> np.ndarray:
     return whole[first : first + count].reshape(rows, size, size, 3)
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
     """Count the cores that this process may use, where the system can tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

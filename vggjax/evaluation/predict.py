@@ -10,17 +10,18 @@ is in predict_files.py.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union
 
 import numpy as np
 from PIL.Image import Image
 
 from vggjax.data.images.decode import DecodedImage, convert_image, read_image
 from vggjax.data.images.preprocess import Preprocessing
-from vggjax.data.loader import SplitLoader, prefetch
+from vggjax.data.loader import prefetch
 from vggjax.data.multilabel import join_labels
-from vggjax.data.sources.source import Source
+from vggjax.data.stream.batches import stream_batches
 from vggjax.errors import ConfigError, DataError, printable
 from vggjax.evaluation.predict_options import UNKNOWN, PredictOptions, Tta
 from vggjax.models.network import Network
@@ -29,6 +30,8 @@ from vggjax.training.step import make_predict_step
 
 if TYPE_CHECKING:
     import jax
+
+T = TypeVar("T")
 
 MAX_BATCH = 32
 
@@ -141,8 +144,7 @@ class Classifier:
             raise ConfigError(f"`value_range` must be (lowest, highest); got {value_range}.")
         items = _as_list(images)
 
-        def read(index: int) -> DecodedImage:
-            image = items[index]
+        def read(image: ImageLike) -> DecodedImage:
             if isinstance(image, str | os.PathLike | Image):
                 return self.read(image)
             array = np.asarray(image)
@@ -154,10 +156,11 @@ class Classifier:
             return DecodedImage(_to_uint8(array, value_range))
 
         rows: list[np.ndarray] = []
-        for item, outcome in zip(items, self.stream(read, len(items)), strict=True):
+        for item, outcome in self.stream(items, read):
             if isinstance(outcome, str):
                 name = printable(item) if isinstance(item, str | os.PathLike) else "an image"
                 raise DataError(f"Image {len(rows)}, {name}, cannot be used: {outcome}.")
+            assert outcome is not None
             rows.append(outcome)
         num_classes = len(self.class_names)
         probs = np.asarray(rows, np.float32).reshape(len(rows), num_classes)
@@ -183,12 +186,11 @@ class Classifier:
             return convert_image(image, rendering)
         return read_image(image, rendering)
 
-    def stream(self, read: Callable[[int], DecodedImage], count: int) -> Iterator[np.ndarray | str]:
-        """Yield the probabilities (C,) of images 0 to `count` - 1, or why one cannot be read.
-
-        See `stream_outputs`.
-        """
-        return stream_outputs(self._predict_step, self.info.preprocessing, read, count)
+    def stream(
+        self, items: Iterable[T], read: Callable[[T], DecodedImage | None]
+    ) -> Iterator[tuple[T, np.ndarray | str | None]]:
+        """Yield each item with its probabilities (C,); see `stream_outputs`."""
+        return stream_outputs(self._predict_step, self.info.preprocessing, items, read)
 
 
 def mean_over_mirror(
@@ -201,30 +203,30 @@ def mean_over_mirror(
 def stream_outputs(
     step: Callable[[np.ndarray], "jax.Array"],
     preprocessing: Preprocessing,
-    read: Callable[[int], DecodedImage],
-    count: int,
-) -> Iterator[np.ndarray | str]:
-    """Yield the outputs (D,) of images 0 to `count` - 1, or why one cannot be read.
+    items: Iterable[T],
+    read: Callable[[T], DecodedImage | None],
+) -> Iterator[tuple[T, np.ndarray | str | None]]:
+    """Yield each item with its output (D,), why it cannot be read, or None if none is wanted.
 
-    Threads decode ahead by calling `read`, which raises `DataError` with the reason. The memory
-    needed does not depend on `count`. `step` maps images uint8 (N, S, S, 3) to outputs (N, D).
+    Threads decode ahead. The memory needed does not depend on the number of items.
+
+    Args:
+        step: maps images uint8 (N, S, S, 3) to outputs (N, D).
+        preprocessing: what happens to an image before it.
+        items: the stream, in the order of what is yielded.
+        read: returns an item's image, or None; raises `DataError` with the reason.
 
     Raises:
         DataError: the model's outputs are not finite.
     """
-    if not count:
-        return
-    labels, ids = np.zeros(count, np.int32), range(count)
-    source = Source("images", ("",), labels, list(map(str, ids)), None, read, "")
-    loader = SplitLoader(source, np.arange(count), preprocessing, cache_mb=0, max_unreadable=None)
-    # A power of two, because every other number of rows is compiled.
-    batch_size = min(MAX_BATCH, 1 << (count - 1).bit_length())
-    for batch in prefetch(loader.batches(batch_size), lambda batch: batch):
-        outputs = np.asarray(step(batch["images"]))
-        _finite(outputs[batch["mask"] > 0])
-        for index, row in zip(batch["index"].tolist(), outputs, strict=True):
-            if index >= 0:
-                yield loader.unreadable.get(index, row)
+    batches = stream_batches(items, read, preprocessing, batch_size=MAX_BATCH)
+    with closing(prefetch(batches, lambda batch: batch)) as ahead:
+        for batch in ahead:
+            rows = [outcome for _, outcome in batch.items if isinstance(outcome, int)]
+            outputs = np.asarray(step(batch.images)) if rows else batch.images
+            _finite(outputs[: len(rows)])
+            for item, outcome in batch.items:
+                yield item, outputs[outcome] if isinstance(outcome, int) else outcome
 
 
 def _finite(outputs: np.ndarray) -> np.ndarray:

@@ -1,19 +1,18 @@
 """Classify files from the command line: each result is written as it comes.
 
-In: files, folders, globs, or a list on the standard input. Out: a table on the screen, rows of a
+In: a stream of images (data/stream/images.py). Out: a table on the screen, rows of a
 CSV (result_table.py), lines of JSON, the files sorted into a folder per class, or each image beside
 what speaks for its class (explain.py). An image that cannot be read is a row with its reason; the
 others are classified all the same.
 """
 
-import glob
 import json as json_module
 import os
-import re
 import shutil
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,21 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from vggjax.atomic import atomic_write, check_output_file
 from vggjax.data.images.decode import DecodedImage
-from vggjax.data.images.formats import ENDINGS, format_of_file
 from vggjax.data.quality.clean import SafeNames
 from vggjax.data.sources.rendering import doubt_of
-from vggjax.errors import ConfigError, DataError, flag_of, nearest_name, printable
+from vggjax.data.stream.images import (
+    StreamedImage,
+    nothing_usable,
+    open_images,
+    peek,
+    peek_usable,
+)
+from vggjax.data.stream.progress import show_progress
+from vggjax.errors import ConfigError, flag_of, printable
 from vggjax.evaluation.explain import Explainer, check_explanations
 from vggjax.evaluation.imagenet import open_published
 from vggjax.evaluation.metrics import top_classes
@@ -65,36 +70,50 @@ def predict_command(
     sorter = None if sort_into is None else Sorter(sort_into)
     if explain is not None:
         check_explanations(explain)
-    files = find_images(patterns, outside={"sort_into": sort_into, "explain": explain})
-    if all(files.values()):
-        raise nothing_usable(files)
+    folders = {"sort_into": sort_into, "explain": explain}
+    images = open_images(patterns, outside=folders, shard=options.shard)
+    if any(folders.values()):
+        images = _only_files(images)
+    images = peek_usable(images)
     if path is not None:
-        check_output_file(path, field="csv", inputs=files, stream=True)
+        check_output_file(path, field="csv", inputs=map(Path, patterns), stream=True)
     classifier = _open_model(options)
     if sorter is not None and classifier.info.is_multilabel:
         raise ConfigError(_NO_FOLDERS)
-    table = None if path is None else _open_table(path, classifier, files, options)
+    first, images = peek(images, MAX_BATCH)
+    table = None if path is None else _open_table(path, classifier, first, options)
     explainer = None if explain is None else Explainer(explain, classifier)
     summary = Summary()
-    for prediction in predict_files(classifier, files, top=options.top, table=table):
+    for prediction in predict_files(classifier, images, top=options.top, table=table):
         for output in (sorter, explainer, table):
             if output is not None:
                 output.add(prediction)
         if options.json and prediction.is_new:
             print(_json_line(prediction, classifier.info, options.probabilities), flush=True)
         summary.add(prediction)
-        if prediction.reason and len(files) > 1:
+        if prediction.reason and len(first) > 1:
             line = f"{printable(prediction.path)}: {printable(prediction.reason)}"
             print(f"vggjax: left out: {line}", file=sys.stderr)
     if not summary.counts:
-        raise nothing_usable(summary.left_out)
+        raise nothing_usable(summary.num_left_out, *summary.first_left_out)
     if not options.json and not (table and table.is_stdout):
         summary.print(table, sorter, explainer)
-    return 3 if summary.left_out else 0
+    return 3 if summary.num_left_out else 0
+
+
+def _only_files(images: Iterable[StreamedImage]) -> Iterator[StreamedImage]:
+    """Yield the images; raise `ConfigError` if one is in a shard."""
+    for image in images:
+        if image.content is not None:
+            raise ConfigError(
+                "`sort_into` and `explain` need a file for each image, and "
+                f"{printable(image.path)} is in a shard; unpack it first."
+            )
+        yield image
 
 
 def _open_table(
-    path: Path, classifier: Classifier, files: dict[Path, str], options: PredictOptions
+    path: Path, classifier: Classifier, first: Sequence[StreamedImage], options: PredictOptions
 ) -> ResultTable:
     """Return the CSV, with the rows of an earlier call."""
     table = ResultTable(
@@ -105,49 +124,68 @@ def _open_table(
         multilabel=classifier.info.is_multilabel,
         threshold=options.threshold,
     )
-    table.resume(classifier, files)
+    table.resume(classifier, first)
     return table
 
 
 def predict_files(
     classifier: Classifier,
-    files: dict[Path, str],
+    images: Iterable[StreamedImage],
     *,
     top: int = 5,
     table: ResultTable | None = None,
 ) -> Iterator[Prediction]:
-    """Yield the prediction of each file, in order; those that `table` has are not computed again.
+    """Yield the prediction of each image, in order; those that `table` has are not computed again.
 
     Args:
         classifier: the model.
-        files: path -> why it cannot be read, or "", as `find_images` returns them.
+        images: the stream.
         top: number of classes to name.
         table: the CSV with the rows of an earlier call.
     """
-    known = {} if table is None else table.known
-    paths = [path for path in files if printable(path) not in known]
-    doubts: defaultdict[str, list[Path]] = defaultdict(list)
+    rendering, doubts = classifier.info.preprocessing.rendering, Doubts()
 
-    def read(index: int) -> DecodedImage:
-        if reason := files[paths[index]]:
-            raise DataError(reason)
-        image = classifier.read(paths[index])
-        if doubt := doubt_of(image, classifier.info.preprocessing.rendering):
-            doubts[doubt].append(paths[index])
-        return image
+    def read(image: StreamedImage) -> DecodedImage | None:
+        if table is not None and table.has(image.path):
+            return None
+        decoded = image.read(rendering)
+        doubts.add(image.path, doubt_of(decoded, rendering))
+        return decoded
 
-    console = Console(stderr=True)
-    quiet = not console.is_terminal or len(paths) <= MAX_BATCH
-    outcomes = classifier.stream(read, len(paths))
-    for path in track(files, "Predicting", console=console, transient=True, disable=quiet):
-        if (name := printable(path)) in known:
-            yield known[name]._replace(path=path)
+    for image, probs in show_progress(classifier.stream(images, read), "Predicting"):
+        if probs is None:
+            assert table is not None
+            yield table.known(image.path)
             continue
-        probs = next(outcomes)
-        yield to_prediction(path, probs, classifier.info, top=top, threshold=classifier.threshold)
-    for doubt, doubted in doubts.items():
-        line = f"{len(doubted):,} of {len(paths):,} images are {doubt}: {printable(doubted[0])}"
-        print(f"vggjax: warning: {line}", file=sys.stderr)
+        yield to_prediction(
+            image.path, probs, classifier.info, top=top, threshold=classifier.threshold
+        )
+    doubts.print()
+
+
+class Doubts:
+    """Counts images that may show nothing, from several threads."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Path] = {}
+        self._counts: Counter[str] = Counter()
+        self._num_images = 0
+        self._lock = threading.Lock()
+
+    def add(self, path: Path, doubt: str) -> None:
+        """Count an image that was read; `doubt` is empty without one."""
+        with self._lock:
+            self._num_images += 1
+            if doubt:
+                self._counts[doubt] += 1
+                self._first.setdefault(doubt, path)
+
+    def print(self) -> None:
+        """Print a line for each kind of doubt."""
+        for doubt, count in self._counts.items():
+            first = printable(self._first[doubt])
+            line = f"{count:,} of {self._num_images:,} images are {doubt}: {first}"
+            print(f"vggjax: warning: {line}", file=sys.stderr)
 
 
 def to_prediction(
@@ -179,98 +217,6 @@ def _labels_of(probs: np.ndarray, info: ModelInfo) -> tuple[str, ...] | None:
     return tuple(info.class_names[i] for i in order if probs[i] >= info.thresholds[i])
 
 
-def find_images(
-    patterns: Sequence[str], *, outside: Mapping[str, str | None] | None = None
-) -> dict[Path, str]:
-    """Resolve files, folders (all images below), globs and `-` to files, each once, in order.
-
-    A file that is named, or that a glob matches, is accepted whatever its ending; in a folder the
-    ending decides, and hidden names are skipped. `-` reads names from the standard input, one a
-    line, or separated by null bytes.
-
-    Args:
-        patterns: what the user named.
-        outside: setting -> a folder whose files are skipped, or None.
-
-    Returns:
-        Path -> why it is no image, or "".
-
-    Raises:
-        DataError: nothing was named.
-    """
-    files: dict[Path, str] = {}
-    for pattern in map(os.fspath, patterns):
-        for name in _names_on_stdin() if pattern == "-" else [pattern]:
-            files |= {path: why for path, why in _resolve(name).items() if path not in files}
-    if not files:
-        raise DataError("No images were named. Give files, folders or globs.")
-    for field, folder in (outside or {}).items():
-        files = files if folder is None else _outside(files, folder)
-        if not files:
-            raise DataError(f"All images are in `{field}` {printable(folder)}; give another.")
-    return files
-
-
-def _outside(files: dict[Path, str], folder: str) -> dict[Path, str]:
-    """Return the files that are not below a folder."""
-    root = Path(os.path.realpath(Path(folder).expanduser()))
-    is_below = {path: Path(os.path.realpath(path)).is_relative_to(root) for path in files}
-    return {path: why for path, why in files.items() if not is_below[path]}
-
-
-def _names_on_stdin() -> list[str]:
-    data = sys.stdin.buffer.read()
-    names = data.split(b"\0") if b"\0" in data else data.splitlines()
-    return [os.fsdecode(name) for name in names if name.strip()]
-
-
-def _resolve(name: str) -> dict[Path, str]:
-    if not os.path.lexists(name):
-        if re.match(r"[a-z][a-z0-9+]+://", name, re.IGNORECASE):
-            return {Path(name): "an address: download the image and give the file"}
-        if not glob.has_magic(name):
-            return {Path(name): f"no such file or folder{_suggestion(name)}"}
-        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-        below = [_images_below(path) if path.is_dir() else [path] for path in matches]
-        files = [path for paths in below for path in paths]
-        if files:
-            return dict.fromkeys(files, "")
-        return {Path(name): "has no images" if matches else "no file matches"}
-    if name.lower().endswith((".txt", ".csv", ".tsv")) and format_of_file(name) is None:
-        return {Path(name): "a list: give names, one a line, on the standard input (-)"}
-    if not os.path.isdir(name):
-        return {Path(name): ""}
-    if paths := _images_below(Path(name)):
-        return dict.fromkeys(paths, "")
-    return {Path(name): f"the folder has no images; their names end in {', '.join(ENDINGS)}"}
-
-
-def _images_below(folder: Path) -> list[Path]:
-    paths: list[Path] = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = (name for name in sorted(names) if name.lower().endswith(ENDINGS))
-        paths += [Path(root, name) for name in images if not name.startswith(".")]
-    return paths
-
-
-def _suggestion(name: str) -> str:
-    path = Path(name)
-    try:
-        near = nearest_name(path.name, os.listdir(path.parent))
-    except OSError:
-        return ""
-    return f"; did you mean {printable(path.parent / near)!r}?" if near else ""
-
-
-def nothing_usable(reasons: dict[Path, str]) -> DataError:
-    """Return the error for images none of which can be used."""
-    (path, reason), several = next(iter(reasons.items())), len(reasons) > 1
-    subject = f"None of the {len(reasons):,} images can" if several else "The image cannot"
-    message = f"{subject} be used; {printable(path)}: {printable(reason)}"
-    return DataError(message if message.endswith((".", "?")) else f"{message}.")
-
-
 class Summary:
     """What the screen shows at the end: the first predictions, and the images of each class.
 
@@ -281,8 +227,9 @@ class Summary:
         self.counts: Counter[str] = Counter()
         """Class name -> number of images; "(none)" for those without a label."""
         self._num_images = 0
-        self.left_out: dict[Path, str] = {}
-        """Path -> reason."""
+        self.num_left_out = 0
+        self.first_left_out = Path(), ""
+        """With its reason."""
         self._first: list[Prediction] = []
         self._num_known = 0
 
@@ -290,7 +237,9 @@ class Summary:
         """Count a prediction."""
         self._num_known += not prediction.is_new
         if prediction.reason:
-            self.left_out[prediction.path] = prediction.reason
+            if not self.num_left_out:
+                self.first_left_out = prediction.path, prediction.reason
+            self.num_left_out += 1
             return
         self._num_images += 1
         names = [prediction.name] if prediction.labels is None else prediction.labels
@@ -320,9 +269,9 @@ class Summary:
             if (more := len(self.counts) - MAX_ROWS) > 0:
                 print(f"... {more:,} more classes")
         if table is not None:
-            num_known = len(table.known)
+            num_known = table.num_known
             known = f", {num_known:,} of them from before" if num_known else ""
-            num_rows = total + len(self.left_out) - self._num_known + num_known
+            num_rows = total + self.num_left_out - self._num_known + num_known
             rows = f"{num_rows:,} row{'s' * (num_rows > 1)}{known}"
             print(f"\nCSV      {printable(table.path)}: {rows}")
         if sorter is not None:

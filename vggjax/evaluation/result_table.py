@@ -8,23 +8,29 @@ again. Whether the same model wrote it is known by predicting a few of its image
 """
 
 import csv
-import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from vggjax.atomic import is_stream, open_stream
 from vggjax.csv_text import csv_line, csv_rows
+from vggjax.data.images.decode import DecodedImage
 from vggjax.data.multilabel import SEPARATOR
+from vggjax.data.stream.images import StreamedImage
+from vggjax.data.stream.known import NameIndex
 from vggjax.errors import ConfigError, join_names, printable
 from vggjax.evaluation.predict import MAX_BATCH, Classifier
 from vggjax.evaluation.predict_options import UNKNOWN
 
 MAX_DIFFERENCE = 1e-4
 """Of a probability, where the same model predicts an image again."""
+
+
+_MAX_LOOKED_UP = 1000
+"""Rows whose files are looked for."""
 
 
 class Prediction(NamedTuple):
@@ -64,8 +70,7 @@ class ResultTable:
     ):
         self.path = path
         self._threshold = threshold
-        self.known: dict[str, Prediction] = {}
-        """Printable path -> its row, of those that an earlier call wrote."""
+        self._known = NameIndex()
         self._names, self._probabilities = [printable(name) for name in class_names], probabilities
         ranks = range(1, 1 + min(top, len(class_names)))
         ranked = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
@@ -81,48 +86,78 @@ class ResultTable:
         """Whether the rows go to the standard output."""
         return self._stream is not None and os.path.samestat(os.fstat(1), os.fstat(self._stream))
 
-    def resume(self, classifier: Classifier, files: Iterable[Path]) -> None:
+    def resume(self, classifier: Classifier, images: Sequence[StreamedImage]) -> None:
         """Read the rows of an earlier call; cut off a last one that a kill left incomplete.
 
         Args:
             classifier: the model that predicts from now on.
-            files: the images of this call.
+            images: the first ones of this call.
 
         Raises:
             ConfigError: the file has other columns, or rows that are not this model's.
         """
         if self._stream is not None or not self.path.is_file():
             return
-        data = self.path.read_bytes()
-        if self._pending.encode().startswith(data):  # a kill within the first line, or empty
-            self.path.unlink()
-            return
-        data = data[: data.rfind(b"\n") + 1]
-        text = io.StringIO(data.decode("utf-8", "replace"), newline="")
-        try:
-            header, *rows = csv_rows(text)
-            if header != self._columns or any(len(row) != len(header) for row in rows):
-                raise ValueError("other columns")
-            shares = [self._shares(row) for row in rows]
-        except (ValueError, csv.Error):
-            raise self._refused(
-                f"its columns are not {join_names(self._columns, most=7)}. Give the settings that "
-                "it was written with"
-            ) from None
-        paths = {printable(path): path for path in files}
-        images = [paths.get(row[0], Path(row[0])) for row in rows]
-        self._check_model(classifier, images, shares)
-        for row, path, share_of in zip(rows, images, shares, strict=True):
-            top = sorted(share_of.items(), key=lambda item: -item[1])[:1]
-            reason = "" if top else (row[-1] or "could not be read")
-            labels = None
-            if "labels" in self._first:
-                labels = tuple(row[1].split(SEPARATOR)) if row[1] else ()
-            is_unknown = self._is_unknown(row, top)
-            known = Prediction(path, top, labels, reason, is_new=False, is_unknown=is_unknown)
-            self.known[row[0]] = known
-        os.truncate(self.path, len(data))
+        with open(self.path, "rb") as file:
+            header = self._pending.encode()
+            start = file.read(len(header))
+            if header.startswith(start) and start != header:  # a kill in the first line, or empty
+                self.path.unlink()
+                return
+            if start != header:
+                raise self._other_columns()
+            checked = _Sample(images)
+            self._known = NameIndex(self._scan(file, checked))
+            end = self._end
+        self._check_model(classifier, checked)
+        os.truncate(self.path, end)
         self._pending = ""
+
+    def _scan(self, file: BinaryIO, sample: "_Sample") -> Iterator[tuple[str, int]]:
+        """Yield the name and the position of each whole row; set `_end` to the end of the last."""
+        self._end = position = file.tell()
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            row = self._parse(line)
+            sample.add(row[0], self._shares(row))
+            yield row[0], position
+            self._end = position = position + len(line)
+
+    def _parse(self, line: bytes) -> list[str]:
+        """Return the cells of a row, which is one line, because names are printable."""
+        try:
+            (row,) = csv_rows([line.decode("utf-8", "replace")])
+            if len(row) != len(self._columns):
+                raise ValueError("other columns")
+            self._shares(row)
+        except (ValueError, csv.Error):
+            raise self._other_columns() from None
+        return row
+
+    @property
+    def num_known(self) -> int:
+        """Return the number of rows that an earlier call wrote."""
+        return len(self._known)
+
+    def has(self, path: Path) -> bool:
+        """Return whether an earlier call wrote an image's row."""
+        return printable(path) in self._known
+
+    def known(self, path: Path) -> Prediction:
+        """Return the prediction in an image's row."""
+        position = self._known.find(printable(path))
+        assert position is not None
+        with open(self.path, "rb") as file:
+            file.seek(position)
+            row = self._parse(file.readline())
+        top = sorted(self._shares(row).items(), key=lambda item: -item[1])[:1]
+        reason = "" if top else (row[-1] or "could not be read")
+        labels = None
+        if "labels" in self._first:
+            labels = tuple(row[1].split(SEPARATOR)) if row[1] else ()
+        is_unknown = self._is_unknown(row, top)
+        return Prediction(path, top, labels, reason, is_new=False, is_unknown=is_unknown)
 
     def _is_unknown(self, row: list[str], top: list[tuple[str, float]]) -> bool:
         """Return whether a row is of an unknown image; refuse one of another threshold."""
@@ -177,27 +212,57 @@ class ResultTable:
             pairs = zip(cells[:-1:2], cells[1:-1:2], strict=True)
         return {name: float(share) for name, share in pairs if share}
 
-    def _check_model(
-        self, classifier: Classifier, images: list[Path], shares: list[dict[str, float]]
-    ) -> None:
+    def _check_model(self, classifier: Classifier, sample: "_Sample") -> None:
         """Raise `ConfigError` unless `classifier` gives some of the images the same again."""
-        predicted = [(path, known) for path, known in zip(images, shares, strict=True) if known]
-        sample = [(path, known) for path, known in predicted if path.is_file()][:MAX_BATCH]
-        if predicted and not sample:
+        if sample.has_predicted and not sample.rows:
             raise self._refused("none of its images is, so its model is unknown")
-        outcomes = classifier.stream(lambda i: classifier.read(sample[i][0]), len(sample))
-        for (path, known), probs in zip(sample, outcomes, strict=True):
-            now = {} if isinstance(probs, str) else dict(zip(self._names, probs, strict=True))
+
+        def read(row: tuple[StreamedImage, dict[str, float]]) -> DecodedImage:
+            return row[0].read(classifier.info.preprocessing.rendering)
+
+        for (image, known), probs in classifier.stream(sample.rows, read):
+            is_read = isinstance(probs, np.ndarray)
+            now = dict(zip(self._names, np.asarray(probs), strict=True)) if is_read else {}
             for name, share in known.items():
                 if not abs(now.get(name, np.inf) - share) <= MAX_DIFFERENCE:
                     again = f"{now[name]:.4f} now" if name in now else "no such class now"
                     raise self._refused(
                         "another model wrote it, or its images have changed: "
-                        f"{printable(path)} has {name} {share:.4f} there and {again}"
+                        f"{printable(image.path)} has {name} {share:.4f} there and {again}"
                     )
+
+    def _other_columns(self) -> ConfigError:
+        return self._refused(
+            f"its columns are not {join_names(self._columns, most=7)}. Give the settings that it "
+            "was written with"
+        )
 
     def _refused(self, reason: str) -> ConfigError:
         return ConfigError(
             f"No rows can be added to {printable(self.path)}, which exists: {reason}. Give another "
             "`csv`, or delete that file."
         )
+
+
+class _Sample:
+    """Rows whose images are at hand: among the first ones of a call, or files."""
+
+    def __init__(self, images: Sequence[StreamedImage]):
+        self._images = {printable(image.path): image for image in images if not image.reason}
+        self._num_seen = 0
+        self.rows: list[tuple[StreamedImage, dict[str, float]]] = []
+        self.has_predicted = False
+
+    def add(self, name: str, shares: dict[str, float]) -> None:
+        """Keep a row with probabilities, if its image is at hand and there are not enough yet."""
+        if not shares:
+            return
+        self.has_predicted = True
+        self._num_seen += 1
+        if len(self.rows) == MAX_BATCH:
+            return
+        image = self._images.get(name)
+        if image is None and self._num_seen <= _MAX_LOOKED_UP and Path(name).is_file():
+            image = StreamedImage(Path(name))
+        if image is not None:
+            self.rows.append((image, shares))

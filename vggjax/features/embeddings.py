@@ -6,10 +6,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from vggjax.atomic import atomic_write
 from vggjax.errors import ConfigError, DataError, printable
 
 ENDINGS = (".npz", ".parquet")
+
+Chunk: TypeAlias = tuple[Sequence[str], np.ndarray]
+"""Names, and vectors float32 (n, D)."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,45 @@ class Embeddings:
         Raises:
             ConfigError: it cannot be written, or `.parquet` lacks pyarrow.
         """
-        text = json.dumps(dict(self.metadata))
-        try:
-            with atomic_write(path, sync=True) as temporary:
-                if path.suffix.lower() == ".parquet":
-                    _write_parquet(temporary, self, text)
-                else:
-                    names = np.array(self.names, dtype=np.str_)
-                    with open(temporary, "wb") as file:
-                        np.savez(file, names=names, vectors=self.vectors, metadata=np.array(text))
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot write {printable(path)}: {error.strerror or error}."
-            ) from None
+        write_embeddings(
+            path,
+            lambda: iter([(self.names, self.vectors)]),
+            self.metadata,
+            shape=self.vectors.shape,
+            longest=max(map(len, self.names), default=1),
+        )
+
+
+def write_embeddings(
+    path: Path,
+    chunks: Callable[[], Iterator[Chunk]],
+    metadata: Mapping[str, Any],
+    *,
+    shape: tuple[int, ...],
+    longest: int,
+) -> None:
+    """Write a file of embeddings by its ending, whole or not at all, a chunk at a time.
+
+    Args:
+        path: the file.
+        chunks: returns the names and vectors float32 (n, D) of consecutive images; it is called
+            twice.
+        metadata: as of `Embeddings`.
+        shape: (N, D).
+        longest: characters of the longest name.
+
+    Raises:
+        ConfigError: it cannot be written, or `.parquet` lacks pyarrow.
+    """
+    text = json.dumps(dict(metadata))
+    try:
+        with atomic_write(path, sync=True) as temporary:
+            if path.suffix.lower() == ".parquet":
+                _write_parquet(temporary, chunks(), text, shape[1])
+            else:
+                _write_npz(temporary, chunks, text, shape, longest)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {printable(path)}: {error.strerror or error}.") from None
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
@@ -91,12 +121,39 @@ def _read_npz(path: Path) -> tuple[list[str], np.ndarray, str]:
         return file["names"].tolist(), file["vectors"], str(file["metadata"])
 
 
-def _write_parquet(path: Path, embeddings: Embeddings, text: str) -> None:
+def _write_npz(
+    path: Path,
+    chunks: Callable[[], Iterator[Chunk]],
+    text: str,
+    shape: tuple[int, ...],
+    longest: int,
+) -> None:
+    """Write what `np.savez` would, an array after the other and each in chunks."""
+    names_dtype = np.dtype(f"<U{longest}")
+
+    def write(name: str, dtype: np.dtype, size: tuple[int, ...], arrays: Iterator) -> None:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": size}
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for array in arrays:
+                member.write(np.ascontiguousarray(array, dtype).tobytes())
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        names = (np.array(names, names_dtype) for names, _ in chunks())
+        write("names", names_dtype, shape[:1], names)
+        write("vectors", np.dtype("<f4"), shape, (vectors for _, vectors in chunks()))
+        write("metadata", np.dtype(f"<U{len(text)}"), (), iter([np.array(text)]))
+
+
+def _write_parquet(path: Path, chunks: Iterator[Chunk], text: str, width: int) -> None:
     pa, parquet = _import_pyarrow()
-    vectors = np.ascontiguousarray(embeddings.vectors, np.float32)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    table = pa.table({"name": list(embeddings.names), "vector": column})
-    parquet.write_table(table.replace_schema_metadata({"vggjax": text}), path)
+    kind = pa.list_(pa.float32(), width)
+    schema = pa.schema({"name": pa.string(), "vector": kind}, metadata={"vggjax": text})
+    with parquet.ParquetWriter(path, schema) as writer:
+        for names, vectors in chunks:
+            values = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+            column = pa.FixedSizeListArray.from_arrays(values, width)
+            writer.write_table(pa.table([list(names), column], schema=schema))
 
 
 def _read_parquet(path: Path) -> tuple[list[str], np.ndarray, str]:

@@ -10,13 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vggjax.data.stream.images import nothing_usable, open_images
 from vggjax.errors import ConfigError, DataError, printable
-from vggjax.evaluation.predict_files import find_images, nothing_usable
-from vggjax.features.embed import embed_files, reopen_embedder
+from vggjax.features.embed import reopen_embedder
+from vggjax.features.embed_files import embed_images
 from vggjax.features.embeddings import Embeddings, read_embeddings
 
 MAX_GROUPS = 50
 """Groups of duplicates on the screen."""
+
+DEFAULT_THRESHOLD = 0.94
+"""Of near-duplicates: calibrated on photographs, for block5_pool and gap (docs/features.md)."""
 
 NEIGHBORS = 5
 """Whose mean similarity says how alone an image is."""
@@ -89,7 +93,7 @@ def similar_command(
     top: int = 10,
     duplicates: bool = False,
     outliers: bool = False,
-    threshold: float = 0.95,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> int:
     """Search an index; the parameters are the flags of `vggjax similar`.
 
@@ -140,18 +144,16 @@ def _query_vectors(
 ) -> tuple[dict[str, np.ndarray], dict[Path, str]]:
     """Return the vectors of images, of the index where it has them, and those left out."""
     known = dict(zip(index.names, index.vectors, strict=True))
-    files = {p: "" if printable(p) in known else why for p, why in find_images(queries).items()}
-    new = {path: reason for path, reason in files.items() if printable(path) not in known}
-    left_out = {path: reason for path, reason in new.items() if reason}
-    if len(left_out) == len(files):
-        raise nothing_usable(left_out)
-    if new:
+    images = list(open_images(queries))
+    new = [image for image in images if printable(image.path) not in known]
+    left_out = {image.path: image.reason for image in new if image.reason}
+    if new and len(left_out) < len(images):
         print("vggjax: loading the model of the index", file=sys.stderr)
-        embedded, left_out = embed_files(reopen_embedder(index.metadata), new)
+        embedded, left_out = embed_images(reopen_embedder(index.metadata), new)
         known |= dict(zip(embedded.names, embedded.vectors, strict=True))
-    if len(left_out) == len(files):
-        raise nothing_usable(left_out)
-    wanted = [printable(path) for path in files if path not in left_out]
+    if len(left_out) == len(images):
+        raise nothing_usable(len(left_out), *next(iter(left_out.items())))
+    wanted = [printable(image.path) for image in images if image.path not in left_out]
     return {name: known[name] for name in wanted}, left_out
 
 

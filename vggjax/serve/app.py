@@ -21,9 +21,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
+from vggjax.data.stream.images import nothing_usable
 from vggjax.errors import printable
 from vggjax.evaluation.predict import Classifier
-from vggjax.evaluation.predict_files import nothing_usable, to_prediction, to_record
+from vggjax.evaluation.predict_files import to_prediction, to_record
 from vggjax.serve.limits import Limits
 from vggjax.serve.metrics import CountRequests, Metrics
 from vggjax.serve.pipeline import Outcome, Pipeline
@@ -197,7 +198,7 @@ def _records(
     """Return what is said of each image; raise `HTTPException` if none can be used."""
     reasons = {Path(n): why for n, why in zip(names, outcomes, strict=True) if isinstance(why, str)}
     if all(isinstance(outcome, str) for outcome in outcomes):
-        raise HTTPException(422, str(nothing_usable(reasons)))
+        raise HTTPException(422, str(nothing_usable(len(reasons), *next(iter(reasons.items())))))
     records = []
     for name, outcome in zip(names, outcomes, strict=True):
         prediction = to_prediction(Path(name), outcome, info, top=top)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from vggjax.evaluation.predict_options import DEFAULT_PREDICT_OPTIONS, PredictOptions
+from vggjax.features.embed_options import DEFAULT_EMBED_OPTIONS, EmbedOptions
 
 
 def predict(
@@ -18,7 +19,8 @@ def predict(
     Exit code 0: all of them; 3: some were left out, each named with its reason; 2: none.
 
     Args:
-        images: Files, folders and globs; - reads names from the standard input.
+        images: Files, folders, globs, lists (.txt), tar shards and Parquet files; - reads names
+            from the standard input.
         options: Which model predicts, how, and where the predictions go.
     """
     from vggjax.evaluation.predict_files import predict_command
@@ -31,32 +33,22 @@ def embed(
     /,
     *,
     out: str,
-    layer: str = "block5_pool",
-    pool: Literal["gap", "max", "none"] = "gap",
-    workdir: str | None = None,
-    weights: str | None = None,
-    model: str | None = None,
-    image_size: int | None = None,
+    options: Annotated[EmbedOptions, arg(name="")] = DEFAULT_EMBED_OPTIONS,
 ) -> int:
     """Write a vector for each image: a layer's output, pooled.
 
-    Exit code 0: all of them; 3: some were left out, each named with its reason; 2: none.
+    Exit code 0: all of them; 3: some were left out, each named with its reason; 2: none. A command
+    that was ended continues where it stood.
 
     Args:
-        images: Files, folders and globs; - reads names from the standard input.
+        images: Files, folders, globs, lists (.txt), tar shards and Parquet files; - reads names
+            from the standard input.
         out: The file to write, .npz or .parquet: names, vectors, and how they were made.
-        layer: Whose output, such as block4_pool or relu5_3.
-        pool: gap is the mean over the map, max its largest value, none the whole map.
-        workdir: A finished run's folder, whose model is taken in place of pretrained weights.
-        weights: `imagenet` (without workdir the default) or a weight file.
-        model: The network of the weights; without workdir vgg16.
-        image_size: Side in px for pretrained weights, 224 if it is not given.
+        options: Which layer of which model, and which images.
     """
-    from vggjax.features.embed import embed_command
+    from vggjax.features.embed_files import embed_command
 
-    options: dict[str, Any] = {"workdir": workdir, "weights": weights, "model": model}
-    options |= {"image_size": image_size, "layer": layer, "pool": pool}
-    return embed_command(list(images), out=out, **options)
+    return embed_command(list(images), out, options)
 
 
 def similar(
@@ -66,7 +58,7 @@ def similar(
     top: int = 10,
     duplicates: bool = False,
     outliers: bool = False,
-    threshold: float = 0.95,
+    threshold: float = 0.94,
 ) -> int:
     """Find similar images in a file of `vggjax embed`, its near-duplicates or its outliers.
 

@@ -1,0 +1,1 @@
+"""Images without labels, one after the other: from files, lists, tar shards and Parquet."""
