@@ -1,260 +1,194 @@
 """Time the whole default command, and the way to a good model, against the usual scripts.
 
-    python -m benchmarks.command --photos FOLDER --weights FILE [--steps 6] [--torch-python PYTHON]
+    python -m benchmarks.command --photos FOLDER --weights FILE [--peer-epochs 1] [--only PART ...]
 
-FOLDER has one folder per class, FILE the VGG16 base as Keras publishes it. vggjax runs two whole
-commands in new processes, from the start to the report: `train --unfreeze block5` (two epochs of
-the head, four of block5, flips), and `train --augment none`, which trains the head alone.
+FOLDER has one folder per class, FILE the VGG16 base as Keras publishes it. Every part is a process
+of its own, timed from its start to its end, and has a line in `results.jsonl` in `--work`; the same
+command goes on after a kill, and prints the table of the parts that are there. The peers read the
+photographs of the same three splits, which the first command of vggjax has drawn.
 
-The peers' scripts read the same folder in their usual way, and would take from half an hour to
-hours. So the medians of their steps, with decoding, are multiplied by the numbers of steps of the
-same split, batch size and epochs; half of the steps are timed before vggjax and half after it (of
-a single one none after). Start, building and compilation are counted once, as for vggjax. Beside
-the wall's seconds stand those of the processor, which hardly depend on what else the machine does.
+- The default command, `train --unfreeze block5` (two epochs of the head, four of block5, flips),
+  against Keras as in its guide to transfer learning: `fit` with the base frozen, then with block5,
+  the flip in the model, each epoch validated, the test split evaluated at the end. With
+  `--peer-epochs 1` Keras runs one epoch of each stage, and the mean epoch of a stage counts two and
+  four times: epochs of a stage cost the same. Its start and its compilation count once.
+- A good model, 95 % of validation: `train --recipe linear --augment none`, its report and the test
+  split with it, against Keras with its features computed once by `predict`, without flips, and a
+  dense head on them until it is good, and against PyTorch with the base frozen under `no_grad`,
+  decoding in two workers, counted as if a single epoch were enough. `--torch-python` is an
+  interpreter that has torch, if this one has not.
 
-- Keras as in the guide to transfer learning: `fit` with the base frozen, then with block5, the
-  flip in the model, each epoch validated, the test split evaluated at the end.
-- Keras with its features computed once by `predict`, without flips, and a dense head on them.
-- PyTorch with the base frozen under `no_grad`, decoding in two workers; counted as if a single
-  epoch were enough. `--torch-python` is an interpreter that has torch, if this one has not.
+Beside the wall's seconds stand those of the processor, which depend less on what else runs.
 """
 
 import argparse
+import csv
+import datetime
 import json
 import os
-import resource
-import subprocess
+import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import Row, describe_machine, print_table
+from benchmarks.measure import Row, describe_machine, print_table, run_process
+from benchmarks.tables import append_record, read_records
 
-SIZE_PX, BATCH = 224, 32
+HEAD_EPOCHS, BLOCK5_EPOCHS = 2, 4
+"""Of the default command."""
 
-KERAS = f"""
-import json, sys, time
-
-class Clock:
-    # Wall and processor seconds since it was made.
-    def __init__(self):
-        self.begin = time.perf_counter(), time.process_time()
-    def __call__(self):
-        return time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]
-
-clock = Clock()
-import keras, numpy as np
-photos, weights, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-data = keras.utils.image_dataset_from_directory(
-    photos, image_size=({SIZE_PX}, {SIZE_PX}), batch_size={BATCH}, seed=0, verbose=False)
-classes = len(data.class_names)
-base = keras.applications.VGG16(
-    weights=weights, include_top=False, input_shape=({SIZE_PX}, {SIZE_PX}, 3))
-inputs = keras.Input(({SIZE_PX}, {SIZE_PX}, 3))
-x = keras.layers.RandomFlip("horizontal")(inputs)
-x = keras.applications.vgg16.preprocess_input(x)
-pooled = keras.layers.GlobalAveragePooling2D()(base(x, training=False))
-
-def make_head(x):
-    x = keras.layers.Dense(256, activation="relu")(x)
-    x = keras.layers.Dropout(0.5)(x)
-    return keras.layers.Dense(classes, activation="softmax")(x)
-
-model = keras.Model(inputs, make_head(pooled))
-loss = "sparse_categorical_crossentropy"
-batches = iter(data.repeat().prefetch(2))
-seconds = {{"start": [clock()]}}
-
-def measure(name, step):
-    clock = Clock()
-    step(*next(batches))
-    first, seconds[name] = clock(), []
-    for _ in range(steps):
-        clock = Clock()
-        step(*next(batches))
-        seconds[name].append(clock())
-    least = map(min, zip(*seconds[name]))
-    compiling = [max(0.0, a - b) for a, b in zip(first, least)]
-    seconds["start"] = [[a + b for a, b in zip(seconds["start"][0], compiling)]]
-
-base.trainable = False
-model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
-measure("head", model.train_on_batch)
-measure("evaluate", model.test_on_batch)
-preprocess = keras.applications.vgg16.preprocess_input
-measure("features", lambda x, y: base.predict_on_batch(preprocess(np.array(x))))
-base.trainable = True
-for layer in base.layers:
-    layer.trainable = layer.name.startswith("block5")
-model.compile(keras.optimizers.Adam(1e-5), loss, metrics=["accuracy"])
-measure("block5", model.train_on_batch)
-rows = np.random.default_rng(0).random((int(sys.argv[4]), 512), np.float32)
-inputs = keras.Input((512,))
-head = keras.Model(inputs, make_head(inputs))
-head.compile("adam", loss, metrics=["accuracy"])
-clock = Clock()
-head.fit(rows, np.zeros(len(rows), int), epochs=6, batch_size={BATCH}, verbose=0)
-seconds["fit"] = [clock()]
-print(json.dumps(seconds))
-"""
-
-TORCH = f"""
-import json, sys, time
-
-class Clock:
-    # Wall and processor seconds since it was made.
-    def __init__(self):
-        self.begin = time.perf_counter(), time.process_time()
-    def __call__(self):
-        return time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]
-
-clock = Clock()
-from pathlib import Path
-import numpy as np, torch
-from PIL import Image
-from benchmarks.peers import torch_base
-photos, steps = Path(sys.argv[1]), int(sys.argv[3])
-
-class Photographs(torch.utils.data.Dataset):
-    def __init__(self):
-        kinds = sorted(path for path in photos.iterdir() if path.is_dir())
-        self.items = [(f, i) for i, kind in enumerate(kinds) for f in sorted(kind.iterdir())]
-    def __len__(self):
-        return len(self.items)
-    def __getitem__(self, i):
-        path, label = self.items[i]
-        image = Image.open(path).convert("RGB").resize(({SIZE_PX}, {SIZE_PX}), Image.BILINEAR)
-        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-        mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-        std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-        return (x - mean) / std, label
-
-base, width = torch_base("vgg16")
-head = torch.nn.Sequential(
-    torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, 256),
-    torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(256, 2))
-tx = torch.optim.Adam(head.parameters(), lr=1e-3)
-loader = torch.utils.data.DataLoader(
-    Photographs(), {BATCH}, shuffle=True, num_workers=2, drop_last=True)
-batches = iter(loader)
-seconds = {{"start": [clock()]}}
-
-def forward(x):
-    with torch.no_grad():
-        return base(x.contiguous(memory_format=torch.channels_last))
-
-def train(x, y):
-    tx.zero_grad(set_to_none=True)
-    torch.nn.functional.cross_entropy(head(forward(x)), y).backward()
-    tx.step()
-
-def evaluate(x, y):
-    with torch.no_grad():
-        head(forward(x))
-
-for name, step in (("head", train), ("evaluate", evaluate)):
-    step(*next(batches))
-    seconds[name] = []
-    for _ in range(steps):
-        clock = Clock()
-        step(*next(batches))
-        seconds[name].append(clock())
-print(json.dumps(seconds))
-"""
+COMMANDS = {
+    "default": ["--unfreeze", "block5"],
+    "linear": ["--recipe", "linear", "--augment", "none"],
+}
+PARTS = (*COMMANDS, "keras-head", "keras-block5", "keras-features", "torch-head")
 
 
-def time_peer(python: str, script: str, arguments: list[str]) -> dict | None:
-    """Run a peer's script; return its seconds by part, None where its library is missing."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
-    command = [python, "-c", script, *arguments]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if process.returncode:
-        print(process.stderr.strip().splitlines()[-1], "(skipped)", file=sys.stderr)
-        return None
-    return json.loads(process.stdout.strip().splitlines()[-1])
+class Bench:
+    """The parts of the benchmark that were run, in a work folder.
+
+    Args:
+        photos: one folder per class.
+        weights: the base of VGG16.
+        work: where runs and records are kept.
+        peer_epochs: of each stage of Keras at most.
+        torch_python: the interpreter for PyTorch.
+    """
+
+    def __init__(
+        self, photos: Path, weights: Path, work: Path, *, peer_epochs: int, torch_python: str
+    ):
+        self._photos, self._weights, self._work = photos.resolve(), weights.resolve(), work
+        self._peer_epochs, self._torch_python = peer_epochs, torch_python
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return the latest record of each part."""
+        return {each["part"]: each for each in read_records(self._work / "results.jsonl")}
+
+    def run(self, part: str) -> None:
+        """Run a part whole, and append its record."""
+        self._work.mkdir(parents=True, exist_ok=True)
+        load, output = os.getloadavg()[0], self._work / f"{part}.txt"
+        if part in COMMANDS:
+            shutil.rmtree(self._work / part, ignore_errors=True)
+            arguments = [sys.executable, "-m", "vggjax", "train", *COMMANDS[part]]
+            arguments += ["--dataset", str(self._photos), "--weights", str(self._weights)]
+            arguments += ["--workdir", str(self._work / part)]
+        else:
+            arguments = self._peer_arguments(part)
+        os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow")
+        usage = run_process(arguments, output=output)
+        if part in COMMANDS:
+            text = (self._work / part / "eval.json").read_text(encoding="utf-8")
+            result = {"accuracy": json.loads(text)["accuracy"]}
+        else:
+            result = json.loads(output.read_text(encoding="utf-8").strip().splitlines()[-1])
+        record = {
+            "part": part,
+            **usage._asdict(),
+            "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+            "machine": describe_machine(),
+            "date": str(datetime.date.today()),
+        }
+        append_record(self._work / "results.jsonl", record | result)
+        print(json.dumps(record | result), file=sys.stderr, flush=True)
+
+    def _peer_arguments(self, part: str) -> list[str]:
+        python = self._torch_python if part == "torch-head" else sys.executable
+        stages = {"keras-head": HEAD_EPOCHS, "keras-block5": BLOCK5_EPOCHS}
+        epochs = min(self._peer_epochs, stages.get(part, sum(stages.values())))
+        tree = self._split_photos()
+        arguments = [python, "-m", "benchmarks.usual", part, str(tree), "--epochs", str(epochs)]
+        arguments += ["--weights", str(self._weights)]
+        return [*arguments, "--state", str(self._work.resolve() / "keras.weights.h5")]
+
+    def _split_photos(self) -> Path:
+        """Return a folder with links to the photographs of the splits that vggjax has drawn."""
+        runs = [self._work / name for name in COMMANDS]
+        drawn = next((run for run in runs if (run / "eval.json").exists()), None)
+        if drawn is None:
+            raise SystemExit(f"Run {' or '.join(COMMANDS)} first: the peers take its splits.")
+        tree = self._work.resolve() / "photos"
+        shutil.rmtree(tree, ignore_errors=True)
+        with (drawn / "splits.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                name = row["path"].replace("/", "-")
+                link = tree / row["split"] / row["label"] / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(self._photos / row["path"])
+        return tree
 
 
-def join(parts: list[dict | None]) -> dict[str, np.ndarray] | None:
-    """Return the medians over all parts, as (wall, processor) seconds; None without any."""
-    known = [part for part in parts if part]
-    if not known:
-        return None
-    return {name: np.median(sum((part[name] for part in known), []), axis=0) for name in known[0]}
+def keras_seconds(head: Mapping[str, Any], block5: Mapping[str, Any]) -> np.ndarray:
+    """Return the (wall, processor) seconds of all of Keras' epochs, of one start, and of test."""
+    stages = (head, HEAD_EPOCHS), (block5, BLOCK5_EPOCHS)
+    epochs = sum(count * np.mean(stage["epochs"], axis=0) for stage, count in stages)
+    once = [head["start"], head["compiling"], block5["compiling"], block5["test"]]
+    return epochs + np.sum(once, axis=0)
 
 
-def time_vggjax(
-    photos: Path, weights: Path, workdir: Path, flags: list[str]
-) -> tuple[np.ndarray, dict]:
-    """Run a whole command; return its (wall, processor) seconds and its eval.json."""
-    command = [sys.executable, "-m", "vggjax", "train", "--dataset", str(photos)]
-    command += ["--weights", str(weights), "--workdir", str(workdir), *flags]
-    begin_s, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    log = workdir.with_suffix(".log")
-    with log.open("w") as file:
-        subprocess.run(command, stdout=file, stderr=file, check=True)
-    wall_s, after = time.perf_counter() - begin_s, resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    lines = [line for line in log.read_text().splitlines() if "epoch " in line or " in " in line]
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
-    return np.array([wall_s, processor_s]), json.loads((workdir / "eval.json").read_text())
-
-
-def measure(
-    photos: Path, weights: Path, *, steps: int = 6, torch_python: str = sys.executable
-) -> Iterator[Row]:
-    count = sum(path.is_file() for path in photos.glob("*/*"))
-    val = test = round(count * 0.1)
-    train = count - val - test
-    arguments = [str(photos), str(weights), str(-(-steps // 2)), str(train)]
-
-    def time_peers() -> tuple[dict | None, dict | None]:
-        peers = (sys.executable, KERAS), (torch_python, TORCH)
-        parts = [time_peer(python, script, arguments) for python, script in peers]
-        print(*parts, sep="\n", file=sys.stderr, flush=True)
-        return parts[0], parts[1]
-
-    before = time_peers()
-    with tempfile.TemporaryDirectory(prefix="vggjax-command-") as scratch:
-        run = Path(scratch)
-        frozen_s, frozen = time_vggjax(photos, weights, run / "frozen", ["--augment", "none"])
-        block5_s, block5 = time_vggjax(photos, weights, run / "block5", ["--unfreeze", "block5"])
-    after = time_peers() if steps > 1 else (None, None)
-    keras, torch = (join(list(parts)) for parts in zip(before, after, strict=True))
-    train_steps, val_steps, test_steps = (-(-n // BATCH) for n in (train, val, test))
-    whole: dict[str, np.ndarray] = {}
-    good: dict[str, np.ndarray] = {}
-    if keras:
-        stages = 2 * keras["head"] + 4 * keras["block5"]
-        evaluations = (6 * val_steps + test_steps) * keras["evaluate"]
-        whole["Keras-TF"] = keras["start"] + stages * train_steps + evaluations
-        every = (train_steps + val_steps + test_steps) * keras["features"]
-        good["Keras-TF"] = keras["start"] + every + keras["fit"]
-    if torch:
-        evaluations = (val_steps + test_steps) * torch["evaluate"]
-        good["PyTorch"] = torch["start"] + train_steps * torch["head"] + evaluations
-    text = f"`train PHOTOS --unfreeze block5`, {count:,} photographs, test {block5['accuracy']:.1%}"
-    head = f"`train PHOTOS --augment none`, the head alone, test {frozen['accuracy']:.1%}"
-    for work, own, peers, aim in ((text, block5_s, whole, 0.40), (head, frozen_s, good, 0.45)):
+def rows(records: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    """Yield the lines of the table for which there are records."""
+    whole = {name: np.array([r["wall_s"], r["cpu_s"]]) for name, r in records.items()}
+    peers, note = {}, "`train PHOTOS --unfreeze block5`"
+    if "default" in records:
+        note += f", test {records['default']['accuracy']:.1%}"
+    if {"keras-head", "keras-block5"} <= records.keys():
+        stages = records["keras-head"], records["keras-block5"]
+        peers["Keras-TF"] = keras_seconds(*stages)
+        run = tuple(len(stage["epochs"]) for stage in stages)
+        if run != (HEAD_EPOCHS, BLOCK5_EPOCHS):
+            note += f"; Keras from {run[0]} of {HEAD_EPOCHS} and {run[1]} of {BLOCK5_EPOCHS} epochs"
+    good = {"Keras-TF": "keras-features", "PyTorch": "torch-head"}
+    found = {name: whole[part] for name, part in good.items() if part in whole}
+    linear = "`train PHOTOS --recipe linear --augment none`"
+    if "linear" in records:
+        linear += f", test {records['linear']['accuracy']:.1%}"
+    if "keras-features" in records:
+        linear += f", Keras {records['keras-features']['accuracy']:.1%}"
+    for part, work, theirs, aim in (
+        ("default", note, peers, 0.40),
+        ("linear", f"{linear}; PyTorch: one epoch", found, 0.45),
+    ):
         for i, unit in enumerate(("s", "processor s")):
-            figures = {name: float(each[i]) for name, each in peers.items()}
-            yield Row(f"{work}; peers from their steps", unit, float(own[i]), figures, aim)
+            if part in whole:
+                figures = {name: float(each[i]) for name, each in theirs.items()}
+                yield Row(work, unit, float(whole[part][i]), figures, aim)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--work", type=Path, default=Path("runs/command"))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--peer-epochs", type=int, default=max(HEAD_EPOCHS, BLOCK5_EPOCHS))
     parser.add_argument("--torch-python", default=sys.executable)
     args = parser.parse_args()
-    print(describe_machine(), f"Load {os.getloadavg()[0]:.1f}.", end="\n\n")
-    print_table(
-        measure(args.photos, args.weights, steps=args.steps, torch_python=args.torch_python)
+    bench = Bench(
+        args.photos,
+        args.weights,
+        args.work,
+        peer_epochs=args.peer_epochs,
+        torch_python=args.torch_python,
     )
+    failed = []
+    for part in args.only:
+        if part in bench.records():
+            continue
+        try:
+            bench.run(part)
+        except SystemExit as error:  # a library is missing, for one
+            failed.append(str(error))
+    records = bench.records()
+    loads = [each for record in records.values() for each in record["load"]]
+    print(describe_machine(), f"Load {min(loads, default=0)} to {max(loads, default=0)}.\n")
+    print_table(rows(records))
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,10 @@ def run_process(arguments: list[str], *, output: Path | None = None) -> Usage:
     Raises:
         SystemExit: it failed.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # Another interpreter has packages of its own.
+    own = [str(Path(__file__).parents[1])]
+    paths = filter(None, sys.path) if arguments[0] == sys.executable else own
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     begin_s = time.perf_counter()
     with open(output or os.devnull, "w") as file:
         stderr = None if output is None else subprocess.STDOUT
