@@ -7,12 +7,18 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from support.networks import assert_same_weights
 from support.training_runs import make_config, make_three_classes, pretend_pretrained
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from vggjax.errors import ConfigError
 from vggjax.models.arch import get_arch
 from vggjax.models.params import extract
 from vggjax.training.config import Config
-from vggjax.training.linear_probe.fit import fit_linear, minimize_penalized, penalized_loss
+from vggjax.training.linear_probe.fit import (
+    fit_linear,
+    limit_threads,
+    minimize_penalized,
+    penalized_loss,
+)
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import load_model
 from vggjax.training.trainer import train
@@ -114,3 +120,16 @@ def test_a_solved_run_is_the_same_again(solved, tmp_path):
 def test_what_cannot_be_solved_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Config(**({"head": "convs3-classes", "head_solver": "lbfgs"} | settings))
+
+
+def test_small_products_have_one_thread_and_large_ones_all():
+    def threads() -> set[int]:
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    with threadpool_limits(2, "blas"):
+        before = threads()
+        with limit_threads(1000):
+            assert threads() == {1}
+        with limit_threads(10**10):
+            assert threads() == before
+        assert threads() == before

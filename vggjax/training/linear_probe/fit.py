@@ -8,6 +8,7 @@ for the features as given.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,10 @@ features of mean squared length 1."""
 
 WORSE = 1.05
 """Weaker penalties are not tried once the validation loss is this many times the best."""
+
+MIN_THREADED_WORK = 10**9
+"""Multiplications in one step below which BLAS has a single thread: on busy cores, threads that
+wait for each other took 3.5 to 14 times as long."""
 
 MAX_STEPS, TOLERANCE = 500, 1e-5
 """L-BFGS ends after so many steps, or where every part of the gradient is this small."""
@@ -94,6 +99,13 @@ def fit_linear(
     return best
 
 
+def limit_threads(work: int) -> AbstractContextManager:
+    """Return a context in which BLAS has one thread, if `work` is below `MIN_THREADED_WORK`."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, "blas") if work < MIN_THREADED_WORK else nullcontext()
+
+
 def minimize_penalized(
     rows: np.ndarray,
     targets: np.ndarray,
@@ -116,7 +128,8 @@ def minimize_penalized(
         return penalized_loss(flat.reshape(start.shape), rows, targets, importance, strength)
 
     options = {"maxiter": MAX_STEPS, "gtol": TOLERANCE, "ftol": 1e-9}
-    result = minimize(evaluate, start.ravel(), jac=True, method="L-BFGS-B", options=options)
+    with limit_threads(2 * rows.size * targets.shape[1]):
+        result = minimize(evaluate, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     return result.x.reshape(start.shape), int(result.nit)
 
 
