@@ -27,7 +27,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -343,7 +343,7 @@ def write_tables(records: Sequence[dict[str, Any]], *, root: Path = ROOT) -> Non
     replace_part(page, "commands", "```\n" + "\n".join(lines) + "\n```")
     last = max(records, key=lambda record: record["date"])
     versions = ", ".join(f"{name} {text}" for name, text in last["versions"].items())
-    replace_part(page, "machine", f"{last['processor']}; {versions}; {last['date']}.")
+    replace_part(page, "machine", f"{processors_of(measured)}; {versions}; {last['date']}.")
 
     overview = root / "docs" / "lessons.md"
     text = part_of(overview, "lessons")
@@ -353,6 +353,15 @@ def write_tables(records: Sequence[dict[str, Any]], *, root: Path = ROOT) -> Non
         own = measured.get(cells[0].strip("|` "))
         lines.append(" | ".join([*cells[:-1], f"{overview_cell(own)} |"]) if own else line)
     replace_part(overview, "lessons", "\n".join(lines))
+
+
+def processors_of(measured: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """Return the processor of most lessons, and the lessons that ran on other ones."""
+    names: dict[str, list[str]] = {}
+    for name, own in measured.items():
+        names.setdefault(own[-1]["processor"], []).append(f"`{name}`")
+    first, *others = sorted(names, key=lambda processor: -len(names[processor]))
+    return "; ".join([first, *(f"{' and '.join(names[each])} on {each}" for each in others)])
 
 
 def old_rows(table: str) -> dict[str, list[str]]:

@@ -71,7 +71,8 @@ def describe_processor() -> str:
         processor = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         processor = platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {processor}"
+    count = len(os.sched_getaffinity(0))
+    return f"{count} core{'s' * (count != 1)} of {processor}"
 
 
 def describe_machine() -> str:

@@ -132,6 +132,11 @@ def test_a_stand_in_shows_no_accuracy_and_other_rows_stay(root):
     assert "train cifar10-cnn    # cifar10-cnn" in (root / "docs" / "results.md").read_text()
 
 
+def test_the_page_names_the_lessons_that_ran_on_another_processor():
+    measured = {name: [record(name)] for name in "abc"} | {"d": [record("d", processor="1 core")]}
+    assert lessons.processors_of(measured) == "2 cores; `d` on 1 core"
+
+
 def test_only_seeds_of_the_latest_command_count():
     records = [record("a", s, command="old") for s in (0, 1)] + [record("a", 0), record("b", 0)]
     assert [r["command"] for r in lessons.records_of(records, "a")] == ["train a"]
