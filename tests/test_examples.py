@@ -27,6 +27,16 @@ def stand_in(tmp_path_factory):
     return {"DATA": str(images), "WEIGHTS": str(weights), "SETTINGS": settings, "EPOCHS": 1}
 
 
+def make_lpips_stand_in(images: Path, folder: Path) -> dict:
+    """Return the parameters of the notebook on LPIPS: two images, and a VGG16."""
+    content, style = sorted(images.rglob("*.png"))[:2]
+    weights = folder / "vgg16.safetensors"
+    model = vggjax.load_pretrained("vgg16", weights=None, include_top=False)
+    vggjax.write_weights(weights, vggjax.extract(model))
+    values = {"CONTENT": str(content), "STYLE": str(style), "WEIGHTS": str(weights)}
+    return values | {"SIZE": 32, "STEPS": 2}
+
+
 def parameters(cell, values: dict) -> str:
     """Return the source of a notebook's parameters with other values."""
     names = re.findall(r"^(\w+) = ", cell.source, re.MULTILINE)
@@ -42,6 +52,8 @@ def test_a_notebook_runs_from_the_first_cell_to_the_last(name, stand_in, tmp_pat
     if name.startswith("collapse"):  # whose recipes have stages, which state the epochs
         settings = {key: value for key, value in values["SETTINGS"].items() if key != "epochs"}
         values["SETTINGS"] = settings | {"epoch_images": 8, "log_every_steps": 1}
+    if name.startswith("lpips"):
+        values |= make_lpips_stand_in(Path(values["DATA"]), tmp_path)
     cell.source = parameters(cell, values)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
