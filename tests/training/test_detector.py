@@ -202,6 +202,27 @@ def make_detector(steps_per_epoch=400, counts=BALANCED, val_images=100, **settin
     )
 
 
+@pytest.mark.parametrize(
+    ("before", "accuracy", "epoch", "is_setback"),
+    [
+        (0.737, 0.630, 1, True),  # what tuning all layers at 1e-4 did to a CIFAR-10 run
+        (0.826, 0.731, 2, True),
+        (0.826, 0.731, 3, False),  # after the epoch that follows the warmup
+        (0.737, 0.700, 1, False),
+        (None, 0.630, 1, False),  # resumed from a checkpoint of an older version
+    ],
+)
+def test_a_setback_is_a_large_and_significant_loss_of_accuracy_in_the_first_epochs(
+    before, accuracy, epoch, is_setback
+):
+    settings = dict(weights="imagenet", warmup_epochs=1, epochs=9, head_epochs=0)
+    detector = make_detector(400, val_images=1110, **settings)
+    setback = detector.find_setback(400 * epoch, {"val/accuracy": accuracy}, before)
+    assert (setback is not None) == is_setback
+    few = make_detector(400, val_images=20, **settings)
+    assert few.find_setback(400, {"val/accuracy": 0.63}, 0.737) is None
+
+
 def test_a_resumed_run_detects_what_the_whole_run_detects_with_few_marks():
     whole, marks, resumed_marks = make_detector(), [], []
     detected = []

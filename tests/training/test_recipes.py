@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import pytest
 from flax import nnx
+from support.tiny_run import make_images
 
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError
@@ -14,7 +15,15 @@ from vggjax.models.network import Network
 from vggjax.models.params import shapes
 from vggjax.training.config import Config
 from vggjax.training.freezing import label_layers, peak_rates, plan_stages
-from vggjax.training.recipes import RECIPES, command_of, lesson_of, make_config, recipe_fields
+from vggjax.training.prepare import prepare_run
+from vggjax.training.recipes import (
+    RECIPES,
+    command_of,
+    lesson_of,
+    make_config,
+    recipe_fields,
+)
+from vggjax.training.settings.best import choose_for
 
 LESSON_NAMES = """cats-vs-dogs cats-vs-dogs-vgg19 fruits flowers flowers-augmented flowers-finetune
 cifar10-frozen cifar10-collapse cifar10-finetune cifar10-scratch mnist-cnn cifar10-cnn
@@ -70,7 +79,10 @@ def test_every_lesson_has_a_recipe_with_a_description():
         assert lesson.title and lesson.source, name
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].trains])
+FIXED = [name for name, recipe in RECIPES.items() if recipe.trains and not recipe.chooses]
+
+
+@pytest.mark.parametrize("name", FIXED)
 def test_every_recipe_is_a_valid_config_and_its_command_gives_it(name, monkeypatch):
     config = config_of(name)
     assert config.recipe == name
@@ -165,3 +177,53 @@ def test_slices_of_a_recipe_are_for_its_own_dataset(dataset):
     assert make_config("cats-vs-dogs", dataset="cats_vs_dogs:4.0.1").split == slices
     assert make_config("cats-vs-dogs", dataset=dataset).split == Config.split
     assert make_config("flowers", dataset=dataset).split == "0.5,0.2,0.3", "fractions fit any"
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "chosen"),
+    [
+        (2000, 161, ("linear", 224, "convs3-classes")),
+        (2000, 160, ("linear", 96, "convs3-classes")),
+        (50_000, 48, ("linear", 64, "convs2-classes")),
+        (50_001, 48, ("finetune", 64, None)),
+    ],
+)
+def test_best_is_chosen_by_the_number_and_the_size_of_the_images(images, side, chosen):
+    choice = choose_for(images, side)
+    settings = choice.settings
+    assert (choice.recipe, settings["image_size"], settings.get("head")) == chosen
+    assert f"{images:,} training images of about {side} px" in choice.reason
+    assert choose_for(images, side, is_multilabel=True).recipe == "finetune"
+
+
+def test_best_becomes_the_chosen_recipe_and_a_flag_wins(tmp_path, monkeypatch, capsys):
+    """The run folder names the recipe itself: its command needs no choice."""
+    images = str(make_images(tmp_path / "images", ("a", "b"), each=10))
+    given = {"image_size": 64, "head": "convs2-classes", "seed": 3}
+    expected = make_config("linear", dataset=images, **given)
+    assert make_config("best", dataset=images, seed=3) == expected
+    configs = []
+    monkeypatch.setattr("vggjax.api.fit", lambda config: configs.append(config) or 1 / 0)
+    for flags in ([], ["--image-size", "128"]):
+        with pytest.raises(ZeroDivisionError):
+            main(["train", images, "--recipe", "best", "--seed", "3", *flags])
+    assert configs == [expected, dataclasses.replace(expected, image_size=128)]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Recipe best is linear at 64 px: 16 training images of about ")
+    assert second.startswith("Recipe best is linear at 128 px: ")
+
+
+def test_the_recipe_of_a_lesson_takes_a_folder_that_has_splits(tmp_path):
+    for split in ("train", "validation", "test"):
+        make_images(tmp_path / "photos" / split, ("cat", "dog"), each=5)
+    run = prepare_run(
+        make_config(
+            "cats-vs-dogs",
+            dataset=str(tmp_path / "photos"),
+            model="tiny",
+            weights="none",
+            image_size=32,
+            workdir=str(tmp_path / "run"),
+        )
+    )
+    assert {name: len(rows) for name, rows in run.splits.items()} == dict.fromkeys(run.splits, 10)

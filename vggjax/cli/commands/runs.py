@@ -1,5 +1,6 @@
 """Runs: train, evaluate, report, and the recipes."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.errors import ConfigError, printable
 from vggjax.training.config import Config
 from vggjax.training.recipes import check_needs, default_fields, set_names
+from vggjax.training.settings.best import choose_recipe
 from vggjax.training.settings.config_file import describe, read_settings, unchecked
 
 
@@ -49,9 +51,22 @@ def parse_train(argv: Sequence[str]) -> Config:
     file, default = _file_settings(argv), default_config(argv)
     check_needs(default.recipe, set_names(file, _given(argv)))
     config = parse(Config, argv, "train", default=default)
+    if default.recipe == "best":
+        config = _choose(config, argv, file)
     if config.config is not None:
         print(describe(config.config, file, config))
     return config
+
+
+def _choose(config: Config, argv: Sequence[str], file: dict[str, Any]) -> Config:
+    """Return the settings of the recipe that `best` stands for, and print which and why."""
+    choice, given = choose_recipe(config), _given(argv)
+    fields = default_fields(
+        choice.recipe, file, given, dataset=config.dataset, chosen=choice.settings
+    )
+    chosen = parse(Config, argv, "train", default=unchecked(fields))
+    print(f"Recipe best is {choice.recipe} at {chosen.image_size} px: {choice.reason}.")
+    return dataclasses.replace(chosen, recipe=choice.recipe)
 
 
 def default_config(argv: Sequence[str], *, dataset: str = Config.dataset) -> Config:

@@ -1,0 +1,61 @@
+"""What the recipe `best` stands for, by the number and the size of a dataset's images."""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from vggjax.data.sources.open import open_source
+from vggjax.data.splits.splits import make_splits, parse_split
+from vggjax.training.config import Config
+
+MANY_IMAGES = 50_000
+"""More training images are too many to solve a head on, which has the features in memory."""
+
+SMALL_PX, MEDIUM_PX = 48, 160
+"""Images whose shorter sides are at most this long are small, or of medium size."""
+
+SAMPLED_IMAGES = 32
+"""How many images are read to know their size."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the recipe `best` stands for on some data."""
+
+    recipe: str
+    settings: dict[str, Any]
+    """Fields of Config that are set beside the recipe's."""
+    reason: str
+    """A sentence without its period."""
+
+
+def choose_recipe(config: Config) -> Choice:
+    """Return what `best` stands for on a Config's data, by the number and the size of its images.
+
+    Raises:
+        VggjaxError: the data cannot be used, or an image cannot be read.
+    """
+    source = open_source(config.dataset, data_dir=config.data_dir, options=config)
+    train = make_splits(source, parse_split(config.split), config.seed)["train"]
+    rows = train[:: -(-len(train) // SAMPLED_IMAGES)]
+    sides = [min(source.read(int(row)).pixels.shape[:2]) for row in rows]
+    is_multilabel = source.targets is not None
+    return choose_for(len(train), int(statistics.median(sides)), is_multilabel=is_multilabel)
+
+
+def choose_for(num_images: int, side_px: int, *, is_multilabel: bool = False) -> Choice:
+    """Return what `best` stands for with so many training images of this shorter side."""
+    size, head = 224, "convs3-classes"
+    if side_px <= MEDIUM_PX:
+        size = 96
+    if side_px <= SMALL_PX:
+        size, head = 64, "convs2-classes"
+    images = f"{num_images:,} training images of about {side_px} px"
+    if is_multilabel:
+        reason = f"{images} with several labels each, whose head cannot be solved"
+    elif num_images > MANY_IMAGES:
+        reason = f"{images}, too many to solve the head on their features in memory"
+    else:
+        settings = {"image_size": size, "head": head}
+        return Choice("linear", settings, f"{images}, and a solved head did best on such images")
+    return Choice("finetune", {"image_size": size}, reason)
