@@ -240,6 +240,7 @@ def parses(monkeypatch, capsys):
         "vggjax.data.quality.doctor.examine",
         "vggjax.export.export.export_run",
         "vggjax.export.card.write_card",
+        "vggjax.cli.commands.runs.choose_recipe",
         "vggjax.serve.command.run_service",
         "vggjax.serve.command.run_demo",
     ):

@@ -183,7 +183,7 @@ def test_slices_of_a_recipe_are_for_its_own_dataset(dataset):
     ("images", "side", "chosen"),
     [
         (2000, 161, ("linear", 224, "convs3-classes")),
-        (2000, 160, ("linear", 96, "convs3-classes")),
+        (2000, 160, ("linear", 128, "convs3-classes")),
         (50_000, 48, ("linear", 64, "convs2-classes")),
         (50_001, 48, ("finetune", 64, None)),
     ],

@@ -47,7 +47,7 @@ def choose_for(num_images: int, side_px: int, *, is_multilabel: bool = False) ->
     """Return what `best` stands for with so many training images of this shorter side."""
     size, head = 224, "convs3-classes"
     if side_px <= MEDIUM_PX:
-        size = 96
+        size = 128
     if side_px <= SMALL_PX:
         size, head = 64, "convs2-classes"
     images = f"{num_images:,} training images of about {side_px} px"
