@@ -243,6 +243,7 @@ def parses(monkeypatch, capsys):
         "vggjax.cli.commands.runs.choose_recipe",
         "vggjax.serve.command.run_service",
         "vggjax.serve.command.run_demo",
+        "vggjax.export.push.push_run",
     ):
         monkeypatch.setattr(place, arrived)
 

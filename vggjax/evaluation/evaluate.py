@@ -89,7 +89,8 @@ def evaluate(
     if dataset is not None:
         run, split = open_evaluation(workdir, dataset, split, options=options)
         workdir = run.workdir
-    elif not isinstance(run, RunResult):
+    _check_settings(run, split, batch_size)
+    if not isinstance(run, RunResult):
         read_config(workdir)  # before a lock file is made where no run is
     with lock_workdir(workdir, "an evaluation"):
         return evaluate_split(run, split, batch_size=batch_size, tta=tta)[0]
@@ -99,11 +100,7 @@ def evaluate_split(
     run: RunResult | str | Path, split: str, *, batch_size: int | None = None, tta: Tta = "none"
 ) -> tuple[dict[str, Any], SplitPredictions]:
     """Do what `evaluate` does; return the contents of eval.json and the predictions."""
-    choices = (isinstance(run, RunResult) and run.splits) or SPLITS
-    if split not in choices:
-        raise ConfigError(unknown_name("split", split, choices))
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"`batch_size` must be above 0; got {batch_size}.")
+    _check_settings(run, split, batch_size)
     run = _with_data(run)
     assert run.info is not None and run.source is not None
     start, devices = time.monotonic(), jax.devices()
@@ -132,6 +129,14 @@ def evaluate_split(
     _write_result(run.workdir, suffix, result, text)
     print_summary(result)
     return result, predictions
+
+
+def _check_settings(run: RunResult | str | Path, split: str, batch_size: int | None) -> None:
+    choices = (isinstance(run, RunResult) and run.splits) or SPLITS
+    if split not in choices:
+        raise ConfigError(unknown_name("split", split, choices))
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"`batch_size` must be above 0; got {batch_size}.")
 
 
 def _summarize(

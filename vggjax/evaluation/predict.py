@@ -244,7 +244,7 @@ def load_run(
     """Load the model of a finished run, to predict any number of times.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or `hf://user/name` on a model hub.
         threshold: the probability below which the most probable class is `unknown`.
         tta: `flip` predicts the mean over each image and its mirror image.
 

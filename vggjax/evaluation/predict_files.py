@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from vggjax.evaluation.predict_options import DEFAULT_PREDICT_OPTIONS, UNKNOWN, 
 from vggjax.evaluation.result_table import Prediction, ResultTable
 from vggjax.models.arch import ARCHS
 from vggjax.training.run_dir.run_result import ModelInfo
+from vggjax.weights.hub.fetch import is_hub_address
 
 MAX_ROWS = 20
 """Images, and classes, on the screen."""
@@ -65,6 +67,8 @@ def predict_command(
         DataError: no image that can be classified.
         ConfigError, WeightsError: settings or weights that cannot be used.
     """
+    if patterns and is_hub_address(patterns[0]) and not (options.workdir or options.weights):
+        options, patterns = replace(options, workdir=patterns[0]), patterns[1:]
     csv, sort_into, explain = options.csv, options.sort_into, options.explain
     path = None if csv is None else check_output_file(csv, field="csv", stream=True)
     sorter = None if sort_into is None else Sorter(sort_into)

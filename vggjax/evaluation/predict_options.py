@@ -22,7 +22,8 @@ class PredictOptions:
     """Which model predicts, how, and where the predictions go."""
 
     workdir: str | None = None
-    """A finished run's folder; without it, and without weights, the newest in runs/."""
+    """A finished run's folder, or hf://user/name; without it, and without weights, the newest in
+    runs/."""
     weights: str | None = None
     """`imagenet` or a file with the published 1000-class top, in place of a run."""
     model: str | None = None

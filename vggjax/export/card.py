@@ -46,8 +46,14 @@ def write_card(
     return path
 
 
-def card_text(files: RunFiles, info: ModelInfo, *, license: str | None = None) -> str:
-    """Return the card as Markdown; names are escaped, and folders of this machine left out."""
+def card_text(
+    files: RunFiles, info: ModelInfo, *, license: str | None = None, address: str | None = None
+) -> str:
+    """Return the card as Markdown; names are escaped, and folders of this machine left out.
+
+    `address` is that of the repository which the card is for, `hf://user/name`.
+    """
+    folder = f"{address}" if address else "FOLDER  # the folder of this file"
     data = describe_data(files) | {"Dataset": short(files.config.dataset)}
     training = describe_training(files)
     parts = [
@@ -66,7 +72,7 @@ def card_text(files: RunFiles, info: ModelInfo, *, license: str | None = None) -
         "## License",
         _escaped(license or license_of(info)),
         "## Use",
-        "```bash\nvggjax predict PHOTO.jpg --workdir FOLDER  # the folder of this file\n```",
+        f"```bash\nvggjax predict PHOTO.jpg --workdir {folder}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -46,6 +46,7 @@ from vggjax.training.run_dir.folder import (
 )
 from vggjax.training.run_dir.run_result import ModelInfo, read_info
 from vggjax.training.settings.stages import Stage
+from vggjax.weights.hub.fetch import is_hub_address, local_path
 from vggjax.weights.load import load_base, open_weights
 from vggjax.weights.weight_file import WeightFile, read_weights
 
@@ -188,8 +189,10 @@ def _class_weights(config: Config, source: Source, train: np.ndarray) -> np.ndar
 
 def _open_given(config: Config) -> WeightFile | None:
     """Open the file that `weights` names, if it does; one that does not exist is refused later."""
-    is_path = config.weights not in ("imagenet", "none")
-    return WeightFile(config.weights) if is_path and Path(config.weights).exists() else None
+    if config.weights in ("imagenet", "none"):
+        return None
+    path = local_path(config.weights)
+    return WeightFile(path) if path.exists() else None
 
 
 def _open_base(config: Config, weight_file: WeightFile | None) -> WeightFile | None:
@@ -218,8 +221,8 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
         changes["data_dir"] = os.path.realpath(Path(config.data_dir).expanduser())
     if config.dtype is None:
         changes["dtype"] = default_dtype()
-    if config.preprocess == "auto" and "weights" in changes:
-        info = (weight_file or WeightFile(config.weights)).info
+    if config.preprocess == "auto" and ("weights" in changes or is_hub_address(config.weights)):
+        info = (weight_file or WeightFile(local_path(config.weights))).info
         if info.preprocess_doubt and not config.start_from:
             raise ConfigError(
                 f"The pixels that {printable(config.weights)} expects are uncertain: "

@@ -1,8 +1,8 @@
 """Build models with pretrained weights: strict, and only what was asked for.
 
-`weights` is `imagenet` (the published file, see pretrained.py), `none` (random), a path, or an open
-`WeightFile`. A file fits if its layers are exactly the model's; `base_only=True` leaves out its
-top. This is the only module of weights/ that imports jax.
+`weights` is `imagenet` (the published file, see pretrained.py), `none` (random), a path, an address
+of a model hub (hub/fetch.py), or an open `WeightFile`. A file fits if its layers are exactly the
+model's; `base_only=True` leaves out its top. This is the only module of weights/ that imports jax.
 """
 
 import functools
@@ -24,6 +24,7 @@ from vggjax.models.params import assign, shapes
 from vggjax.weights.compatibility import check_fits
 from vggjax.weights.digests import expected_sha256
 from vggjax.weights.foreign import refuse_foreign_path
+from vggjax.weights.hub.fetch import local_path
 from vggjax.weights.names import in_base
 from vggjax.weights.pretrained import find_pretrained
 from vggjax.weights.weight_file import WeightFile
@@ -107,7 +108,7 @@ def open_weights(
     elif weights == "imagenet":
         file = find_pretrained(arch, include_top)
     else:
-        file = _open_path(Path(weights))
+        file = _open_path(local_path(weights))
     file.check_sha256(expect_sha256)
     return file
 

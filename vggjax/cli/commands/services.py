@@ -27,6 +27,30 @@ def export(
     return 0
 
 
+def push(
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    repo: Annotated[Positional[str], arg(metavar="USER/NAME")],
+    /,
+    *,
+    public: bool = False,
+    license: str | None = None,
+) -> int:
+    """Push a run to the Hugging Face Hub: weights, model.json and model card.
+
+    `--weights hf://USER/NAME` trains on from it, `--workdir hf://USER/NAME` predicts with it.
+
+    Args:
+        run: The finished run's folder.
+        repo: The repository; it is made if there is none, private, and its files are replaced.
+        public: Make a new repository public. One that is there keeps its visibility.
+        license: The license of the weights, for the card, such as apache-2.0.
+    """
+    from vggjax.export.push import print_pushed, push_run
+
+    print_pushed(push_run(run, repo, public=public, license=license))
+    return 0
+
+
 def card(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
     /,

@@ -6,7 +6,7 @@ from vggjax.cli.commands.datasets import augment_preview, doctor, estimate
 from vggjax.cli.commands.images import embed, predict, similar, stylize
 from vggjax.cli.commands.networks import convert, summary, verify
 from vggjax.cli.commands.runs import evaluate, recipes, report, train
-from vggjax.cli.commands.services import card, demo, export, serve
+from vggjax.cli.commands.services import card, demo, export, push, serve
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "serve": serve,
     "demo": demo,
     "card": card,
+    "push": push,
     "convert": convert,
     "verify": verify,
     "summary": summary,

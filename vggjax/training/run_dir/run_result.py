@@ -36,6 +36,7 @@ from vggjax.training.run_dir.folder import (
     known_data_facts,
     read_data_facts,
 )
+from vggjax.weights.hub.fetch import fetch, is_hub_address
 from vggjax.weights.weight_file import WeightFile, write_weights
 
 T = TypeVar("T")
@@ -123,11 +124,13 @@ def write_info(workdir: Path, info: ModelInfo) -> None:
 
 
 def load_model(workdir: str | Path) -> tuple[Network, ModelInfo]:
-    """Load the finished model of a run, ready to predict.
+    """Load the finished model of a run, or of the repository `hf://user/name`, ready to predict.
 
     Raises:
-        WeightsError: there is no finished model, or it is damaged.
+        WeightsError: there is no finished model, it cannot be fetched, or it is damaged.
     """
+    if is_hub_address(workdir):
+        workdir = fetch(str(workdir), ("model.json", "model.safetensors"))
     info = read_info(workdir)
     file = WeightFile(Path(workdir) / "model.safetensors")
     if info.weights_sha256 and file.digests.sha256 != info.weights_sha256:

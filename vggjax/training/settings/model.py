@@ -14,7 +14,8 @@ class ModelSettings:
     """vgg11, vgg13, vgg16 or vgg19; with batch normalization vgg11_bn ...; a small convnet such as
     cifar10-cnn, or one spelled out, such as cnn-32-pool-64-pool-64."""
     weights: str = setting("imagenet", non_empty=True)
-    """`imagenet` (Keras' published weights), `none` (random), or a weight file."""
+    """`imagenet` (Keras' published weights), `none` (random), a weight file, or hf://user/name, a
+    repository of a model hub."""
     expect_sha256: str | None = None
     """Refuse a weight file with another SHA-256 checksum, written as sha256sum prints it."""
     start_from: str | None = setting(None, non_empty=True)

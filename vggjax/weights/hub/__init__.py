@@ -1,0 +1,1 @@
+"""Weights and runs from a model hub."""
