@@ -6,6 +6,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -24,25 +25,34 @@ class Row(NamedTuple):
     unit: str
     vggjax: float
     peers: dict[str, float]
-    """The figures of Keras-TF and PyTorch, without those that are not installed."""
+    """Peer with its settings -> figure, without those that are not installed: `Keras-TF`,
+    `Keras-TF bfloat16`, `Keras-JAX`, `PyTorch`, `PyTorch compiled` ..."""
     aim: float | None
     """The largest share of the best peer's figure that was aimed at, if any."""
 
     def cells(self) -> list[str]:
         """Return the cells of the line as text."""
-        names = ("Keras-TF", "PyTorch")
-        peers = [_format(self.peers[name]) if name in self.peers else "-" for name in names]
+        peers = [self._best_of(library) for library in ("Keras", "PyTorch")]
         best = min(self.peers.values(), default=None)
         share = "-" if best is None else f"{self.vggjax / best:.2g}"
         aim = "-" if self.aim is None else f"{self.aim:g}"
         return [self.work, self.unit, _format(self.vggjax), *peers, share, aim]
+
+    def _best_of(self, library: str) -> str:
+        """Return the least figure of a library, and the settings that it has it with."""
+        own = {name: value for name, value in self.peers.items() if name.startswith(library)}
+        if not own:
+            return "-"
+        name = min(own, key=own.__getitem__)
+        settings = name.removeprefix(library).lstrip("- ")
+        return _format(own[name]) + (f" ({settings})" if settings else "")
 
 
 def _format(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-HEADINGS = ("work", "unit", "vggjax", "Keras-TF", "PyTorch", "share of the best peer", "aim")
+HEADINGS = ("work", "unit", "vggjax", "Keras", "PyTorch", "share of the best peer", "aim")
 
 
 def print_table(rows: Iterable[Row]) -> None:
@@ -75,15 +85,27 @@ def describe_processor() -> str:
     return f"{count} core{'s' * (count != 1)} of {processor}"
 
 
+def describe_instructions() -> str:
+    """Return the vector and matrix instructions that speed depends on, as Linux names them."""
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text().partition("\nflags")[2]))
+    except OSError:
+        flags = set()
+    names = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd")
+    return " ".join(name for name in names if name in flags) or "instruction set unknown"
+
+
 def describe_machine() -> str:
-    """Return the cores, the processor, the versions and the date on one line."""
+    """Return the cores, the processor, its instructions, versions and the date on one line."""
     versions = [f"Python {platform.python_version()}"]
     for name in ("jax", "flax", "tensorflow-cpu", "keras", "torch"):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return f"{describe_processor()}; {', '.join(versions)}; {datetime.date.today()}."
+    machine = f"{describe_processor()}; {describe_instructions()}"
+    load = f"load {os.getloadavg()[0]:.0f}"
+    return f"{machine}; {', '.join(versions)}; {datetime.date.today()}, {load}."
 
 
 class Usage(NamedTuple):

@@ -1,5 +1,7 @@
 """`python -m vggjax`, `vggjax` and `train.py`: signals are answered from the first import on."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -8,12 +10,16 @@ from vggjax.training.signals import answer_signals, exit_at_once, received_signa
 MIN_BYTES = 1_500_000_000
 """Address space that jax and its libraries need before anything is computed."""
 
+M_ARENA_MAX = -8
+"""mallopt's number for the most heaps, from glibc's malloc.h."""
+
 JAX_COMMANDS = (["train"], ["evaluate"], ["predict"], ["report"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of `vggjax` and return its exit code; a signal ends the process."""
     answer_signals()
+    _use_one_heap()
     if shortage := _memory_shortage(sys.argv[1:] if argv is None else argv):
         print(f"vggjax: error: {shortage}", file=sys.stderr)
         return 2
@@ -34,6 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code > 128:
         exit_at_once(code)
     return code
+
+
+def _use_one_heap() -> None:
+    """Let all threads allocate from one heap of glibc; `MALLOC_ARENA_MAX` of the user wins.
+
+    glibc opens one for each of up to 8 threads a core, and what compiling and decoding free in one
+    is lost to the others: training block5 and a head then peaked at 1.2 GB instead of 0.9.
+    """
+    if not sys.platform.startswith("linux") or "MALLOC_ARENA_MAX" in os.environ:
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _memory_shortage(argv: Sequence[str]) -> str | None:
