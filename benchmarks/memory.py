@@ -4,8 +4,8 @@
 
 At 200 px and batch 32. Each contender is a process of its own, and the figure is its largest
 resident set, libraries included. vggjax runs the whole command, with validation, cached images and
-features, checkpoints and the report; the peers hold their images as uint8 in memory and run the steps of one
-epoch.
+features, checkpoints and the report; the peers hold their images as uint8 in memory and run the
+steps of one epoch.
 """
 
 import statistics
