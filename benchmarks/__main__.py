@@ -10,7 +10,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from benchmarks import lesson, memory, network, stages, start
+from benchmarks import lesson, memory, network, predict, stages, start
 from benchmarks.measure import describe_machine, print_table
 
 MEASURES = {
@@ -20,6 +20,7 @@ MEASURES = {
     "train_head": partial(stages.measure, unfreeze="none"),
     "start": start.measure,
     "memory": memory.measure,
+    "predict": predict.measure,
     "lesson": lesson.measure,
 }
 

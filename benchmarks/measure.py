@@ -32,27 +32,37 @@ class Row(NamedTuple):
 
     def cells(self) -> list[str]:
         """Return the cells of the line as text."""
-        peers = [self._best_of(library) for library in ("Keras", "PyTorch")]
-        best = min(self.peers.values(), default=None)
-        share = "-" if best is None else f"{self.vggjax / best:.2g}"
-        aim = "-" if self.aim is None else f"{self.aim:g}"
-        return [self.work, self.unit, _format(self.vggjax), *peers, share, aim]
+        cells = [self.work, self.unit, _format(self.vggjax)]
+        for in_bfloat16 in (False, True):
+            peers = {
+                name: value
+                for name, value in self.peers.items()
+                if ("bfloat16" in name) is in_bfloat16
+            }
+            cells += [_best_of(library, peers) for library in ("Keras", "PyTorch")]
+            best = min(peers.values(), default=None)
+            cells.append("-" if best is None else f"{self.vggjax / best:.2g}")
+        return [*cells, "-" if self.aim is None else f"{self.aim:g}"]
 
-    def _best_of(self, library: str) -> str:
-        """Return the least figure of a library, and the settings that it has it with."""
-        own = {name: value for name, value in self.peers.items() if name.startswith(library)}
-        if not own:
-            return "-"
-        name = min(own, key=own.__getitem__)
-        settings = name.removeprefix(library).lstrip("- ")
-        return _format(own[name]) + (f" ({settings})" if settings else "")
+
+def _best_of(library: str, peers: Mapping[str, float]) -> str:
+    """Return the least figure of a library, and the settings that it has it with."""
+    own = {name: value for name, value in peers.items() if name.startswith(library)}
+    if not own:
+        return "-"
+    name = min(own, key=own.__getitem__)
+    settings = name.removeprefix(library).replace("bfloat16", "").strip("-, ")
+    return _format(own[name]) + (f" ({settings})" if settings else "")
 
 
 def _format(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-HEADINGS = ("work", "unit", "vggjax", "Keras", "PyTorch", "share of the best peer", "aim")
+HEADINGS = (
+    "work", "unit", "vggjax", "Keras", "PyTorch", "share of the best", "Keras bfloat16",
+    "PyTorch bfloat16", "share of the best", "aim",
+)  # fmt: skip
 
 
 def print_table(rows: Iterable[Row]) -> None:

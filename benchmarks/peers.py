@@ -51,7 +51,10 @@ def torch_base(arch: str):
 
 
 def make_peers(arch: str, batch_size: int, size: int, *, train: bool) -> dict[str, Call]:
-    """Return every peer that is installed, with each setting that its users have for speed."""
+    """Return every peer that is installed, with each setting that its users have for speed.
+
+    `torch.compile` is left out of the training step, whose compilation takes minutes.
+    """
     calls: dict[str, Call] = {}
     settings: dict[str, Any] = dict(arch=arch, batch_size=batch_size, size=size, train=train)
     if installed("torch"):
@@ -61,7 +64,7 @@ def make_peers(arch: str, batch_size: int, size: int, *, train: bool) -> dict[st
             ("PyTorch compiled", "float32", True),
             ("PyTorch compiled, bfloat16", "bfloat16", True),
         ):
-            if is_compiled and shutil.which("c++") is None:
+            if is_compiled and (train or shutil.which("c++") is None):
                 continue
             calls[name] = make_torch(**settings, precision=precision, is_compiled=is_compiled)
     if installed("keras", "tensorflow"):
