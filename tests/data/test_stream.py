@@ -13,7 +13,7 @@ from support.tiny_run import make_images
 from vggjax.data.images.decode import DEFAULT_RENDERING
 from vggjax.data.images.preprocess import Preprocessing
 from vggjax.data.stream.batches import stream_batches
-from vggjax.data.stream.images import Shard, open_images
+from vggjax.data.stream.images import Part, open_images
 from vggjax.data.stream.known import NameIndex
 from vggjax.data.stream.shards import shard_images
 from vggjax.errors import ConfigError, DataError
@@ -81,23 +81,25 @@ def test_a_folder_without_images_has_its_shards(photos):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_shards_are_all_images_each_once(photos, count):
-    parts = [list(open_images(["photos"], shard=f"{i + 1}/{count}")) for i in range(count)]
+    parts = [
+        list(open_images(["photos"], part=Part.parse(f"{i + 1}/{count}"))) for i in range(count)
+    ]
     paths = [image.path for part in parts for image in part]
     assert sorted(paths) == sorted(named(photos).values())
     assert all(part == sorted(part) for part in parts)
 
 
 def test_an_image_stays_in_its_part_whatever_comes_beside_it(photos):
-    before = [image.path for image in open_images(["photos"], shard="2/3")]
+    before = [image.path for image in open_images(["photos"], part=Part.parse("2/3"))]
     make_images(Path("photos"), ("d",), each=20)
-    after = [image.path for image in open_images(["photos"], shard="2/3")]
+    after = [image.path for image in open_images(["photos"], part=Part.parse("2/3"))]
     assert [path for path in after if path.parent.name != "d"] == before
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "3", "1/0", "-1/4", "a/b", "1/2/3"])
 def test_what_is_no_part_is_refused(text):
     with pytest.raises(ConfigError, match="PART/PARTS, as in 3/16"):
-        Shard.parse(text)
+        Part.parse(text)
 
 
 def test_a_damaged_tar_gives_the_images_before_the_damage_and_says_so(photos):

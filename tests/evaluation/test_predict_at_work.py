@@ -14,7 +14,8 @@ from PIL import Image
 from support.tiny_run import PASS_RTOL, make_images, make_run
 
 import vggjax
-from vggjax.data.stream.images import Shard
+from vggjax.data.stream.images import Part, StreamedImage
+from vggjax.data.stream.options import StreamOptions
 from vggjax.errors import ConfigError, DataError
 from vggjax.evaluation.predict_files import MAX_ROWS, Summary, predict_command
 from vggjax.evaluation.predict_options import PredictOptions
@@ -95,13 +96,14 @@ def test_the_rows_of_a_tar_are_those_of_its_files_and_are_continued(folder):
 def test_jobs_of_one_part_each_have_every_image_once(folder, capsys):
     paths = []
     for part in (1, 2, 3):
-        options = PredictOptions(workdir="a", csv=f"{part}.csv", shard=f"{part}/3")
-        assert predict_command(["flowers"], options) == 0
+        options = PredictOptions(workdir="a", csv=f"{part}.csv")
+        assert predict_command(["flowers"], options, StreamOptions(shard=f"{part}/3")) == 0
         paths += [row[0] for row in read_csv(f"{part}.csv")[1:]]
     assert sorted(paths) == sorted(map(str, Path("flowers").rglob("*.png")))
-    (empty,) = {"1/2", "2/2"} - {f"{i}/2" for i in (1, 2) if Shard(i, 2).has(Path(paths[0]))}
+    image = StreamedImage(Path(paths[0]))
+    (empty,) = {"1/2", "2/2"} - {f"{i}/2" for i in (1, 2) if Part(i, 2).has(image)}
     with pytest.raises(DataError, match="No image is in this `shard`"):
-        predict_command(paths[:1], PredictOptions(workdir="a", shard=empty))
+        predict_command(paths[:1], PredictOptions(workdir="a"), StreamOptions(shard=empty))
 
 
 def test_rows_are_written_as_they_come(folder, monkeypatch):

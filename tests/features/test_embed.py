@@ -13,6 +13,7 @@ from support.tiny_run import PASS_RTOL, make_images, make_run, random_model
 
 from vggjax.cli.main import main
 from vggjax.data.images.preprocess import Preprocessing, preprocess, resize_image
+from vggjax.data.stream.options import StreamOptions
 from vggjax.errors import ConfigError, DataError
 from vggjax.features import embedding_store
 from vggjax.features.embed_files import embed_command
@@ -114,7 +115,8 @@ def test_the_parts_of_a_stream_make_the_whole(here):
         archive.add("photos", "photos")
     names = []
     for part in ("1/2", "2/2"):
-        assert embed_command(["photos.tar"], "part.npz", embed_options(shard=part)) == 0
+        stream = StreamOptions(shard=part)
+        assert embed_command(["photos.tar"], "part.npz", embed_options(), stream) == 0
         names += read_embeddings("part.npz").names
     assert sorted(names) == [f"photos.tar/{name}" for name in read_embeddings("index.npz").names]
 

@@ -12,9 +12,10 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from filecmp import cmp
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from vggjax.data.stream.images import (
     peek,
     peek_usable,
 )
+from vggjax.data.stream.options import DEFAULT_STREAM_OPTIONS, StreamOptions
 from vggjax.data.stream.progress import show_progress
 from vggjax.errors import ConfigError, flag_of, printable
 from vggjax.evaluation.explain import Explainer, check_explanations
@@ -41,6 +43,7 @@ from vggjax.evaluation.imagenet import open_published
 from vggjax.evaluation.metrics import top_classes
 from vggjax.evaluation.predict import MAX_BATCH, Classifier, load_run
 from vggjax.evaluation.predict_options import DEFAULT_PREDICT_OPTIONS, UNKNOWN, PredictOptions
+from vggjax.evaluation.ray_engine import Outcome, Stream, ray_outputs
 from vggjax.evaluation.result_table import Prediction, ResultTable
 from vggjax.models.arch import ARCHS
 from vggjax.training.run_dir.run_result import ModelInfo
@@ -56,7 +59,9 @@ _NO_FOLDERS = (
 
 
 def predict_command(
-    patterns: Sequence[str], options: PredictOptions = DEFAULT_PREDICT_OPTIONS
+    patterns: Sequence[str],
+    options: PredictOptions = DEFAULT_PREDICT_OPTIONS,
+    stream: StreamOptions = DEFAULT_STREAM_OPTIONS,
 ) -> int:
     """Classify images as `vggjax predict` does.
 
@@ -75,12 +80,13 @@ def predict_command(
     if explain is not None:
         check_explanations(explain)
     folders = {"sort_into": sort_into, "explain": explain}
-    images = open_images(patterns, outside=folders, shard=options.shard)
+    images = open_images(patterns, outside=folders, part=stream.part)
     if any(folders.values()):
         images = _only_files(images)
     images = peek_usable(images)
     if path is not None:
         check_output_file(path, field="csv", inputs=map(Path, patterns), stream=True)
+    options = _with_newest_run(options)
     classifier = _open_model(options)
     if sorter is not None and classifier.info.is_multilabel:
         raise ConfigError(_NO_FOLDERS)
@@ -88,7 +94,12 @@ def predict_command(
     table = None if path is None else _open_table(path, classifier, first, options)
     explainer = None if explain is None else Explainer(explain, classifier)
     summary = Summary()
-    for prediction in predict_files(classifier, images, top=options.top, table=table):
+    outcomes = None
+    if stream.engine == "ray":
+        known = () if table is None else table.known
+        outcomes = ray_outputs(patterns, stream, partial(_open_stream, options), known=known)
+    predictions = predict_files(classifier, images, top=options.top, table=table, outcomes=outcomes)
+    for prediction in predictions:
         for output in (sorter, explainer, table):
             if output is not None:
                 output.add(prediction)
@@ -138,6 +149,7 @@ def predict_files(
     *,
     top: int = 5,
     table: ResultTable | None = None,
+    outcomes: Iterable[Outcome] | None = None,
 ) -> Iterator[Prediction]:
     """Yield the prediction of each image, in order; those that `table` has are not computed again.
 
@@ -146,25 +158,45 @@ def predict_files(
         images: the stream.
         top: number of classes to name.
         table: the CSV with the rows of an earlier call.
+        outcomes: what another engine yields for these images; None computes here.
     """
-    rendering, doubts = classifier.info.preprocessing.rendering, Doubts()
-
-    def read(image: StreamedImage) -> DecodedImage | None:
-        if table is not None and table.has(image.path):
-            return None
-        decoded = image.read(rendering)
-        doubts.add(image.path, doubt_of(decoded, rendering))
-        return decoded
-
-    for image, probs in show_progress(classifier.stream(images, read), "Predicting"):
+    doubts = Doubts()
+    if outcomes is None:
+        outcomes = _classify(classifier, images, () if table is None else table.known, doubts)
+    for image, probs in show_progress(outcomes, "Predicting"):
         if probs is None:
             assert table is not None
-            yield table.known(image.path)
+            yield table.row(image.path)
             continue
         yield to_prediction(
             image.path, probs, classifier.info, top=top, threshold=classifier.threshold
         )
     doubts.print()
+
+
+def _classify(
+    classifier: Classifier,
+    images: Iterable[StreamedImage],
+    known: Container[str],
+    doubts: "Doubts | None" = None,
+) -> Iterator[Outcome]:
+    """Yield the outcome of each image; an image that is known is not read and has None."""
+    rendering = classifier.info.preprocessing.rendering
+
+    def read(image: StreamedImage) -> DecodedImage | None:
+        if printable(image.path) in known:
+            return None
+        decoded = image.read(rendering)
+        if doubts is not None:
+            doubts.add(image.path, doubt_of(decoded, rendering))
+        return decoded
+
+    return classifier.stream(images, read)
+
+
+def _open_stream(options: PredictOptions) -> Stream:
+    """Open the model in a worker."""
+    return partial(_classify, _open_model(options))
 
 
 class Doubts:
@@ -273,7 +305,7 @@ class Summary:
             if (more := len(self.counts) - MAX_ROWS) > 0:
                 print(f"... {more:,} more classes")
         if table is not None:
-            num_known = table.num_known
+            num_known = len(table.known)
             known = f", {num_known:,} of them from before" if num_known else ""
             num_rows = total + self.num_left_out - self._num_known + num_known
             rows = f"{num_rows:,} row{'s' * (num_rows > 1)}{known}"
@@ -375,13 +407,24 @@ def _open_model(options: PredictOptions) -> Classifier:
         for name in ("expect_sha256", "model"):
             if (value := getattr(options, name)) is not None:
                 raise ConfigError(f"`{name}` needs `weights`, a file or imagenet; got {value}.")
-        return load_run(_newest_run() if workdir is None else workdir, **how)
+        assert workdir is not None
+        return load_run(workdir, **how)
     if workdir is not None:
         raise ConfigError("`workdir` and `weights` both name a model; give one of them.")
     if model is None:
         raise ConfigError(f"`weights` needs `model`, one of {', '.join(ARCHS)}.")
     published = open_published(model, weights, expect_sha256=options.expect_sha256)
     return Classifier(*published, **how)
+
+
+def _with_newest_run(options: PredictOptions) -> PredictOptions:
+    """Return the options with a model: without any, that of the newest run."""
+    if options.workdir is None and options.weights is None:
+        for name in ("expect_sha256", "model"):
+            if (value := getattr(options, name)) is not None:
+                raise ConfigError(f"`{name}` needs `weights`, a file or imagenet; got {value}.")
+        return replace(options, workdir=os.fspath(_newest_run()))
+    return options
 
 
 def _newest_run() -> Path:

@@ -44,9 +44,6 @@ class PredictOptions:
     """Print a JSON object per image, one a line, instead of the table."""
     sort_into: str | None = None
     """A folder to copy the images into, one folder per class."""
-    shard: str | None = None
-    """The part of the images to take, as in 3/16: one of sixteen jobs, each with a CSV of its
-    own."""
     explain: str | None = None
     """A folder to write each image to, beside its Grad-CAM map: what speaks for the class."""
 

@@ -70,7 +70,8 @@ class ResultTable:
     ):
         self.path = path
         self._threshold = threshold
-        self._known = NameIndex()
+        self.known = NameIndex()
+        """Printable paths of the rows that an earlier call wrote."""
         self._names, self._probabilities = [printable(name) for name in class_names], probabilities
         ranks = range(1, 1 + min(top, len(class_names)))
         ranked = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
@@ -107,7 +108,7 @@ class ResultTable:
             if start != header:
                 raise self._other_columns()
             checked = _Sample(images)
-            self._known = NameIndex(self._scan(file, checked))
+            self.known = NameIndex(self._scan(file, checked))
             end = self._end
         self._check_model(classifier, checked)
         os.truncate(self.path, end)
@@ -135,18 +136,9 @@ class ResultTable:
             raise self._other_columns() from None
         return row
 
-    @property
-    def num_known(self) -> int:
-        """Return the number of rows that an earlier call wrote."""
-        return len(self._known)
-
-    def has(self, path: Path) -> bool:
-        """Return whether an earlier call wrote an image's row."""
-        return printable(path) in self._known
-
-    def known(self, path: Path) -> Prediction:
-        """Return the prediction in an image's row."""
-        position = self._known.find(printable(path))
+    def row(self, path: Path) -> Prediction:
+        """Return the prediction in the row of an image that is known."""
+        position = self.known.find(printable(path))
         assert position is not None
         with open(self.path, "rb") as file:
             file.seek(position)

@@ -63,7 +63,7 @@ class Embedder:
         """D of the vectors."""
 
     def stream(
-        self, images: Iterable[StreamedImage], *, known: Container[str] = ()
+        self, images: Iterable[StreamedImage], known: Container[str] = ()
     ) -> Iterator[tuple[StreamedImage, np.ndarray | str | None]]:
         """Yield each image with its vector, float32 (D,), or why it has none.
 

@@ -6,6 +6,7 @@ read is named on stderr; the others are embedded all the same.
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from vggjax.data.stream.images import (
     peek,
     peek_usable,
 )
+from vggjax.data.stream.options import DEFAULT_STREAM_OPTIONS, StreamOptions
 from vggjax.data.stream.progress import show_progress
 from vggjax.errors import printable
+from vggjax.evaluation.ray_engine import Stream, ray_outputs
 from vggjax.features.embed import Embedder, open_embedder
 from vggjax.features.embed_options import DEFAULT_EMBED_OPTIONS, EmbedOptions
 from vggjax.features.embedding_store import EmbeddingStore
@@ -27,7 +30,10 @@ from vggjax.features.embeddings import ENDINGS, Embeddings
 
 
 def embed_command(
-    patterns: Sequence[str], out: str, options: EmbedOptions = DEFAULT_EMBED_OPTIONS
+    patterns: Sequence[str],
+    out: str,
+    options: EmbedOptions = DEFAULT_EMBED_OPTIONS,
+    stream: StreamOptions = DEFAULT_STREAM_OPTIONS,
 ) -> int:
     """Write the embeddings of images as `vggjax embed` does.
 
@@ -40,12 +46,16 @@ def embed_command(
     """
     inputs = map(Path, [*patterns, options.weights or ""])
     path = check_output_file(out, field="out", endings=ENDINGS, inputs=inputs)
-    first, images = peek(peek_usable(open_images(patterns, shard=options.shard)), 2)
+    first, images = peek(peek_usable(open_images(patterns, part=stream.part)), 2)
     embedder = open_embedder(options)
     store = EmbeddingStore(path, embedder.metadata, embedder.width)
     if store.known:
         print(f"vggjax: {len(store.known):,} images are there from before", file=sys.stderr)
-    for image, outcome in show_progress(embedder.stream(images, known=store.known), "Embedding"):
+    if stream.engine == "ray":
+        outcomes = ray_outputs(patterns, stream, partial(_open_stream, options), known=store.known)
+    else:
+        outcomes = embedder.stream(images, store.known)
+    for image, outcome in show_progress(outcomes, "Embedding"):
         if isinstance(outcome, str):
             store.leave_out(image.path, outcome)
             if len(first) > 1:
@@ -60,6 +70,11 @@ def embed_command(
         f"{options.layer} of {embedder.metadata['model']}"
     )
     return 3 if store.num_left_out else 0
+
+
+def _open_stream(options: EmbedOptions) -> Stream:
+    """Open the model in a worker."""
+    return open_embedder(options).stream
 
 
 def embed_images(

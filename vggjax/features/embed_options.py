@@ -10,7 +10,7 @@ Pool = Literal["gap", "max", "none"]
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """Which layer of which model, and which images."""
+    """Which layer of which model is computed."""
 
     layer: str = "block5_pool"
     """Whose output, such as block4_pool or relu5_3."""
@@ -24,9 +24,6 @@ class EmbedOptions:
     """The network of the weights; without workdir vgg16."""
     image_size: int | None = setting(None, above=0)
     """Side in px for pretrained weights, 224 if it is not given."""
-    shard: str | None = None
-    """The part of the images to take, as in 3/16: one of sixteen jobs, each with a file of its
-    own."""
 
     def __post_init__(self) -> None:
         """Check the options.

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from vggjax.data.stream.options import DEFAULT_STREAM_OPTIONS, StreamOptions
 from vggjax.evaluation.predict_options import DEFAULT_PREDICT_OPTIONS, PredictOptions
 from vggjax.features.embed_options import DEFAULT_EMBED_OPTIONS, EmbedOptions
 
@@ -13,6 +14,7 @@ def predict(
     /,
     *,
     options: Annotated[PredictOptions, arg(name="")] = DEFAULT_PREDICT_OPTIONS,
+    stream: Annotated[StreamOptions, arg(name="")] = DEFAULT_STREAM_OPTIONS,
 ) -> int:
     """Classify images.
 
@@ -22,10 +24,11 @@ def predict(
         images: Files, folders, globs, lists (.txt), tar shards and Parquet files; - reads names
             from the standard input.
         options: Which model predicts, how, and where the predictions go.
+        stream: Which part of the images is taken, and what computes it.
     """
     from vggjax.evaluation.predict_files import predict_command
 
-    return predict_command(list(images), options)
+    return predict_command(list(images), options, stream)
 
 
 def embed(
@@ -34,6 +37,7 @@ def embed(
     *,
     out: str,
     options: Annotated[EmbedOptions, arg(name="")] = DEFAULT_EMBED_OPTIONS,
+    stream: Annotated[StreamOptions, arg(name="")] = DEFAULT_STREAM_OPTIONS,
 ) -> int:
     """Write a vector for each image: a layer's output, pooled.
 
@@ -44,11 +48,12 @@ def embed(
         images: Files, folders, globs, lists (.txt), tar shards and Parquet files; - reads names
             from the standard input.
         out: The file to write, .npz or .parquet: names, vectors, and how they were made.
-        options: Which layer of which model, and which images.
+        options: Which layer of which model is computed.
+        stream: Which part of the images is taken, and what computes it.
     """
     from vggjax.features.embed_files import embed_command
 
-    return embed_command(list(images), out, options)
+    return embed_command(list(images), out, options, stream)
 
 
 def similar(

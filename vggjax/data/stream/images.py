@@ -35,6 +35,11 @@ class StreamedImage(NamedTuple):
     content: bytes | None = None
     """The bytes of an image in a shard; None of a file."""
 
+    @property
+    def is_shard(self) -> bool:
+        """Return whether this is a file of many images, which `open_shards` opens."""
+        return self.content is None and not self.reason and is_shard(self.path)
+
     def read(self, rendering: Rendering) -> DecodedImage:
         """Decode the image; raise `DataError` with nothing but the reason."""
         if self.reason:
@@ -43,7 +48,7 @@ class StreamedImage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shard:
+class Part:
     """One of several equal parts of a stream."""
 
     index: int
@@ -51,7 +56,7 @@ class Shard:
     count: int
 
     @classmethod
-    def parse(cls, text: str) -> "Shard":
+    def parse(cls, text: str) -> "Part":
         """Parse `3/16`, the third of sixteen parts.
 
         Raises:
@@ -63,9 +68,9 @@ class Shard:
             raise ConfigError(f"`shard` is written PART/PARTS, as in 3/16; got {text!r}.")
         return cls(index, count)
 
-    def has(self, path: Path) -> bool:
+    def has(self, image: StreamedImage) -> bool:
         """Return whether an image is in this part; its name decides, whatever other images are."""
-        return name_hash(printable(path)) % self.count == self.index - 1
+        return name_hash(printable(image.path)) % self.count == self.index - 1
 
 
 def name_hash(name: str) -> int:
@@ -77,7 +82,8 @@ def open_images(
     patterns: Sequence[str | os.PathLike[str]],
     *,
     outside: Mapping[str, str | None] | None = None,
-    shard: str | None = None,
+    part: Part | None = None,
+    with_shards_open: bool = True,
 ) -> Iterator[StreamedImage]:
     """Return a stream of the images that patterns name, each once, in order.
 
@@ -89,24 +95,34 @@ def open_images(
         patterns: what the user named; `-` reads names from the standard input, one a line or
             separated by null bytes.
         outside: setting -> a folder whose files are skipped, or None.
-        shard: `3/16` keeps the images of the third of sixteen parts.
+        part: keeps the images of one of several parts.
+        with_shards_open: False yields a shard as one item.
 
     Raises:
         DataError: nothing was named, or nothing is left.
-        ConfigError: another form of `shard`.
     """
-    part = None if shard is None else Shard.parse(shard)
     first, images = peek(_resolve_all([os.fspath(pattern) for pattern in patterns]), 1)
     if not first:
         raise DataError("No images were named. Give files, folders or globs.")
+    if with_shards_open:
+        images = open_shards(images)
     for field, folder in (outside or {}).items():
         if folder is not None:
             first, images = peek(_outside(images, folder), 1)
             if not first:
                 raise DataError(f"All images are in `{field}` {printable(folder)}; give another.")
     if part is not None:
-        images = (image for image in images if part.has(image.path))
+        images = filter(part.has, images)
     return images
+
+
+def open_shards(images: Iterable[StreamedImage]) -> Iterator[StreamedImage]:
+    """Yield the images, in place of a shard those in it."""
+    for image in images:
+        if image.is_shard:
+            yield from _images_in_shard(image.path)
+        else:
+            yield image
 
 
 def peek(items: Iterable[T], count: int) -> tuple[list[T], Iterator[T]]:
@@ -151,9 +167,9 @@ def _outside(images: Iterable[StreamedImage], folder: str) -> Iterator[StreamedI
 
 def _resolve_all(patterns: list[str]) -> Iterator[StreamedImage]:
     """Yield the images of all patterns; those that are named twice only the first time."""
-    # Nothing in one folder or shard is there twice, so nothing need be remembered.
-    is_single = len(patterns) == 1 and (os.path.isdir(patterns[0]) or is_shard(patterns[0]))
-    known: set[int] | None = None if is_single else set()
+    # Nothing is twice in one folder, so nothing need be remembered.
+    is_folder = len(patterns) == 1 and os.path.isdir(patterns[0])
+    known: set[int] | None = None if is_folder else set()
     for pattern in patterns:
         names = _names_on_stdin() if pattern == "-" else [pattern]
         for image in itertools.chain.from_iterable(map(_resolve, names)):
@@ -176,8 +192,6 @@ def _resolve(name: str) -> Iterator[StreamedImage]:
         yield from _resolve_glob(name)
     elif os.path.isdir(name):
         yield from _images_in_folder(Path(name))
-    elif is_shard(name):
-        yield from _images_in_shard(Path(name))
     elif name.lower().endswith((".csv", ".tsv")) and format_of_file(name) is None:
         yield StreamedImage(Path(name), "a table: give a list (.txt) with a name on each line")
     elif name.lower().endswith(".txt") and format_of_file(name) is None:
@@ -196,27 +210,19 @@ def _resolve_glob(name: str) -> Iterator[StreamedImage]:
     is_matched = has_images = False
     for match in sorted(glob.glob(name, recursive=True)):
         is_matched, path = True, Path(match)
-        if path.is_dir():
-            images: Iterable[StreamedImage] = map(StreamedImage, _files_below(path, ENDINGS))
-        else:
-            images = _images_in_shard(path) if is_shard(match) else [StreamedImage(path)]
-        for image in images:
+        for below in _files_below(path, ENDINGS) if path.is_dir() else [path]:
             has_images = True
-            yield image
+            yield StreamedImage(below)
     if not has_images:
         yield StreamedImage(Path(name), "has no images" if is_matched else "no file matches")
 
 
 def _images_in_folder(folder: Path) -> Iterator[StreamedImage]:
+    paths, _ = peek(_files_below(folder, ENDINGS), 1)
     has_images = False
-    for path in _files_below(folder, ENDINGS):
+    for path in _files_below(folder, ENDINGS if paths else SHARD_ENDINGS):
         has_images = True
         yield StreamedImage(path)
-    if has_images:
-        return
-    for path in _files_below(folder, SHARD_ENDINGS):
-        has_images = True
-        yield from _images_in_shard(path)
     if not has_images:
         reason = f"the folder has no images; their names end in {', '.join(ENDINGS)}"
         yield StreamedImage(folder, reason)
