@@ -97,13 +97,13 @@ def test_jobs_of_one_part_each_have_every_image_once(folder, capsys):
     paths = []
     for part in (1, 2, 3):
         options = PredictOptions(workdir="a", csv=f"{part}.csv")
-        assert predict_command(["flowers"], options, StreamOptions(shard=f"{part}/3")) == 0
+        assert predict_command(["flowers"], options, stream=StreamOptions(shard=f"{part}/3")) == 0
         paths += [row[0] for row in read_csv(f"{part}.csv")[1:]]
     assert sorted(paths) == sorted(map(str, Path("flowers").rglob("*.png")))
     image = StreamedImage(Path(paths[0]))
     (empty,) = {"1/2", "2/2"} - {f"{i}/2" for i in (1, 2) if Part(i, 2).has(image)}
     with pytest.raises(DataError, match="No image is in this `shard`"):
-        predict_command(paths[:1], PredictOptions(workdir="a"), StreamOptions(shard=empty))
+        predict_command(paths[:1], PredictOptions(workdir="a"), stream=StreamOptions(shard=empty))
 
 
 def test_rows_are_written_as_they_come(folder, monkeypatch):

@@ -116,7 +116,7 @@ def test_the_parts_of_a_stream_make_the_whole(here):
     names = []
     for part in ("1/2", "2/2"):
         stream = StreamOptions(shard=part)
-        assert embed_command(["photos.tar"], "part.npz", embed_options(), stream) == 0
+        assert embed_command(["photos.tar"], "part.npz", embed_options(), stream=stream) == 0
         names += read_embeddings("part.npz").names
     assert sorted(names) == [f"photos.tar/{name}" for name in read_embeddings("index.npz").names]
 

@@ -61,6 +61,7 @@ _NO_FOLDERS = (
 def predict_command(
     patterns: Sequence[str],
     options: PredictOptions = DEFAULT_PREDICT_OPTIONS,
+    *,
     stream: StreamOptions = DEFAULT_STREAM_OPTIONS,
 ) -> int:
     """Classify images as `vggjax predict` does.

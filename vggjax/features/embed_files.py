@@ -33,6 +33,7 @@ def embed_command(
     patterns: Sequence[str],
     out: str,
     options: EmbedOptions = DEFAULT_EMBED_OPTIONS,
+    *,
     stream: StreamOptions = DEFAULT_STREAM_OPTIONS,
 ) -> int:
     """Write the embeddings of images as `vggjax embed` does.

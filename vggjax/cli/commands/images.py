@@ -28,7 +28,7 @@ def predict(
     """
     from vggjax.evaluation.predict_files import predict_command
 
-    return predict_command(list(images), options, stream)
+    return predict_command(list(images), options, stream=stream)
 
 
 def embed(
@@ -53,7 +53,7 @@ def embed(
     """
     from vggjax.features.embed_files import embed_command
 
-    return embed_command(list(images), out, options, stream)
+    return embed_command(list(images), out, options, stream=stream)
 
 
 def similar(
