@@ -155,7 +155,7 @@ def test_long_work_prints_a_line_a_tenth_where_there_is_no_terminal(monkeypatch,
         assert slow[0] == "features: 10 %, 4 of 40, about 2 min left" and len(slow) == 9
         assert slow[-1] == "features: 90 %, 36 of 40, about 12 s left"
         console.begin("features", 40, lines=True)
-        assert [line.split()[1] for line in lines(console.advance, 0.6)] == ["20", "40", "60", "90"]
+        assert [line.split()[1] for line in lines(console.advance, 1.2)] == ["20", "40", "60", "90"]
         console.begin("features", 40, lines=True)
         assert not lines(console.advance, 0.1)  # done within seconds
         console.begin("an epoch, which has its own line", 40)

@@ -31,7 +31,7 @@ from vggjax.training.run_dir.folder import describe_duplicates
 from vggjax.training.settings.stages import Stage
 from vggjax.weights.verify import MISTAKES_PAGE
 
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 10.0
 """Seconds between two lines of progress on an output that is no terminal."""
 
 _PIXEL_MODES = {

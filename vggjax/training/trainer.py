@@ -147,7 +147,7 @@ class Trainer:
         epoch, first_step = divmod(progress.step, run.steps_per_epoch)
         where = {"epoch": epoch + 1, "stage": loop.stage.name}
         title = f"epoch {epoch + 1}/{config.num_epochs}"
-        self._console.begin(title, run.steps_per_epoch, done=first_step)
+        self._console.begin(title, run.steps_per_epoch, done=first_step, lines=True)
         metrics = MetricAccumulator(run.placement, progress.sums)
         throughput = Throughput(loop.train_step)
         if solves_head(config, loop.stage):
