@@ -226,6 +226,7 @@ def parses(monkeypatch, capsys):
     for place in (
         "vggjax.api.fit",
         "vggjax.evaluation.estimate.estimate",
+        "vggjax.cli.launch.run_processes",
         "vggjax.evaluation.evaluate.evaluate",
         "vggjax.evaluation.other_data.open_evaluation",
         "vggjax.report.report.write_report",

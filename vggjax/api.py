@@ -22,11 +22,12 @@ from vggjax.training.callbacks.loggers import make_loggers
 from vggjax.training.config import Config
 from vggjax.training.console import print_run_summary, progress_bar
 from vggjax.training.cross_validation import prepare_cross_validation, write_folds
+from vggjax.training.devices.processes import is_first, join_processes, num_processes, on_first
 from vggjax.training.lr_finder import RateTest, try_rates
 from vggjax.training.prepare import prepare_run
 from vggjax.training.run_dir.folder import RATE_FILE, RATE_PLOT, lock_workdir, unusable_workdir
 from vggjax.training.run_dir.log import check_tensorboard, log_test_metrics, test_metrics
-from vggjax.training.run_dir.run_result import RunResult
+from vggjax.training.run_dir.run_result import ModelInfo, RunResult
 from vggjax.training.signals import Interrupted, signal_of
 from vggjax.training.trainer import train
 
@@ -51,27 +52,36 @@ def fit(
         VggjaxError: settings, data or weights that cannot be used, or a collapse that ends the run.
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
+    config = join_processes(config)
+    console = console or Console(quiet=not is_first())
+    if num_processes() > 1:
+        _check_together(config)
     if config.lr_find:
         raise ConfigError("`lr_find` trains nothing; in Python use vggjax.find_learning_rate.")
     if config.writes_events:
         check_tensorboard()
-    loggers, console = make_loggers(config), console or Console()
+    loggers = make_loggers(config) if is_first() else []
     if config.cross_validate:
         return cross_validate(config, console=console, callbacks=callbacks)
+
+    def finish() -> tuple[ModelInfo | None, dict[str, Any], Path | None]:
+        # The same command may run beside it, or an evaluation.
+        with lock_workdir(result.workdir, "the evaluation of a training", wait_s=_BUSY_S):
+            calibrated = calibrate(result, console)
+            evaluation, predictions = evaluate_split(calibrated, "test")
+            log_test_metrics(result.workdir, evaluation, tensorboard=config.writes_events)
+            report = _write_report(calibrated, evaluation, predictions)
+        followers.end(result.workdir, result.config, test_metrics(evaluation))
+        return calibrated.info, evaluation, report
+
     with Callbacks([*loggers, *callbacks], console=console) as followers:
         result = train(config, console, callbacks=followers)
         try:
-            # The same command may run beside it, or an evaluation.
-            with lock_workdir(result.workdir, "the evaluation of a training", wait_s=_BUSY_S):
-                result = calibrate(result, console)
-                evaluation, predictions = evaluate_split(result, "test")
-                log_test_metrics(result.workdir, evaluation, tensorboard=config.writes_events)
-                report = _write_report(result, evaluation, predictions)
+            info, evaluation, report = on_first(finish)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(signal_of(interrupt), result.workdir) from None
-        followers.end(result.workdir, result.config, test_metrics(evaluation))
     unreadable = result.left_out | evaluation["unreadable"]
-    return FitResult(result.workdir, result.model, result.info, evaluation, report, unreadable)
+    return FitResult(result.workdir, result.model, info, evaluation, report, unreadable)
 
 
 def cross_validate(
@@ -139,6 +149,17 @@ def find_learning_rate(config: Config, *, console: Console | None = None) -> tup
         except OSError as error:
             raise unusable_workdir(run.workdir, error) from None
     return rate_test, plot
+
+
+def _check_together(config: Config) -> None:
+    """Raise ConfigError for what only a process alone can do."""
+    values = {"cross_validate": 0, "lr_find": False, "head_solver": "steps", "baselines": False}
+    for name, value in values.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"`{name}` {getattr(config, name)} is for a single process; this run has "
+                f"{num_processes()}. Leave it out, or start one process."
+            )
 
 
 find_rate = find_learning_rate

@@ -49,6 +49,8 @@ class VggjaxError(ValueError):
     """Base class: input that cannot be used."""
 
     code = ""
+    is_printed_elsewhere = False
+    """Whether another process of the same run prints it."""
 
 
 class ConfigError(VggjaxError):

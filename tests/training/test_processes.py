@@ -15,7 +15,7 @@ from support.batches import random_source as source
 
 from vggjax.data.loader import Process
 from vggjax.data.sources.source import Source
-from vggjax.training.parallel import exit_process
+from vggjax.training.devices.processes import exit_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,7 +101,7 @@ from vggjax.data.loader import Process
 from vggjax.training.parallel import Placement
 
 placement = Placement(kind)
-assert placement.process == Process(which, 2, 2) and len(placement.devices) == 4
+assert placement.process == Process(which, 2, 2, 2) and len(placement.devices) == 4
 total = lambda _, batch: {n: jnp.sum(x.astype(jnp.int32)) for n, x in batch.items()}
 ordered = lambda _, batch: jnp.sum(batch["index"] * (1 + jnp.arange(len(batch["index"]))))
 if kind == "pmap":
@@ -124,7 +124,8 @@ import sys
 import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]))
 import numpy as np
-from vggjax.training.parallel import Placement, exit_process
+from vggjax.training.devices.processes import exit_process
+from vggjax.training.parallel import Placement
 
 placement = Placement()
 double = placement.compile(lambda _, batch: batch["index"].sum())

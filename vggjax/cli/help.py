@@ -39,7 +39,7 @@ GROUPS = {
     "Splits": "split",
     "Images": "image_size",
     "Augmentation": "augment",
-    "Devices": "parallel",
+    "Devices": "coordinator",
     "Model": "model",
     "What trains": "unfreeze",
     "Optimizer": "batch_size",

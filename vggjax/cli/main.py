@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from vggjax.cli.commands.runs import default_config, parse_train
+from vggjax.cli.commands.runs import default_config, parse_launch, parse_train
 from vggjax.cli.commands.table import COMMANDS
 from vggjax.cli.help import command_page, train_page
 from vggjax.cli.parsing import flags_of, parse
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except VggjaxError as error:
-        return _fail(_with_flags(one_line_message(error)))
+        return _fail(_with_flags(one_line_message(error)), is_printed=error.is_printed_elsewhere)
     except Interrupted as interrupt:
         return _fail(_with_flags(str(interrupt)), code=128 + interrupt.signum)
     except KeyboardInterrupt as interrupt:
@@ -62,13 +62,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 141
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if "jax" in sys.modules and _is_lost_process(error):
+            return _fail("Another process of the run has ended. The same command resumes the run.")
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _fail("Out of memory. A smaller --batch-size or --image-size takes less.")
     except OSError as error:
         place = f": {printable(error.filename)}" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}")
+
+
+def _is_lost_process(error: Exception) -> bool:
+    from vggjax.training.devices.processes import is_lost_process
+
+    return is_lost_process(error)
 
 
 def keep_compiled_programs() -> None:
@@ -132,6 +140,8 @@ def _run(argv: list[str]) -> int:
     keep_compiled_programs()
     if name == "train":
         return COMMANDS[name](parse_train(words))
+    if name == "launch":
+        return parse_launch(words)
     return parse(COMMANDS[name], words, name)
 
 
@@ -141,13 +151,14 @@ def _with_flags(message: str) -> str:
     return with_flags(message, (flag.removeprefix("--").replace("-", "_") for flag in flags))
 
 
-def _fail(message: str, *, code: int = 2) -> int:
-    """Print the one line on stderr and return the exit code."""
+def _fail(message: str, *, code: int = 2, is_printed: bool = False) -> int:
+    """Print the one line on stderr, unless it `is_printed` already; return the exit code."""
     message = " ".join(message.splitlines())
     sys.stdout.flush()
-    print(f"vggjax: {'error' if code == 2 else 'stopped'}: {message}", file=sys.stderr)
+    if not is_printed:
+        print(f"vggjax: {'error' if code == 2 else 'stopped'}: {message}", file=sys.stderr)
     if "jax" in sys.modules:  # one of several processes must not wait for the others
-        from vggjax.training.parallel import exit_process
+        from vggjax.training.devices.processes import exit_process
 
         exit_process(code)
     return code

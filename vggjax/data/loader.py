@@ -7,7 +7,7 @@ image that cannot be read keeps its row, with mask 0, and is counted. Preprocess
 follow on the device.
 
 With several processes, each reads and judges only its own rows of every batch. One that gives up
-must exit at once (parallel.exit_process), which ends all. Every device gets as many rows as any
+must exit at once (`exit_process`), which ends all. Every device gets as many rows as any
 other: a batch that does not divide is padded, as the last one is.
 """
 
@@ -48,6 +48,8 @@ class Process:
     index: int = 0
     count: int = 1
     multiple: int = 1
+    devices: int = 1
+    """The number of its devices, which have equal shares of its rows."""
 
     def rows(self, batch_size: int) -> range:
         """Return this process' rows of a batch; those from `batch_size` on are padding."""

@@ -41,6 +41,7 @@ RESUME_MUTABLE_FIELDS = (
     "workdir", "expect_sha256", "data_dir", "cache_mb", "cache_features", "feature_cache_mb",
     "num_threads", "max_unreadable", "devices", "remat", "log_every_steps", "checkpoint_minutes",
     "tensorboard", "log_to", "lr_find", "on_collapse", "config",
+    "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it runs and not its result.
 

@@ -1,15 +1,13 @@
 """The placement of arrays: one axis `data` over the devices splits batches, not the rest.
 
-This is the only file that knows of devices and processes. `jit` works on global arrays over a Mesh;
-`pmap` on arrays with a leading device axis. With several processes each loads its own rows of every
-batch (`Placement.process`), and together they form one global array.
+This file and devices/ alone know of devices and processes. `jit` works on global arrays over a
+Mesh; `pmap` on arrays with a leading device axis. With several processes each loads its own rows of
+every batch (`Placement.process`), and together they form one global array.
 """
 
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggjax.data.loader import Process
 from vggjax.errors import ConfigError
+from vggjax.training.cache.exchange import receive
 
 AXIS = "data"
 
@@ -55,9 +54,8 @@ class Placement:
     @property
     def process(self) -> Process:
         """This process, as `SplitLoader.batches` takes it."""
-        return Process(
-            jax.process_index(), jax.process_count(), self._local_device_count * self.parts
-        )
+        devices = self._local_device_count
+        return Process(jax.process_index(), jax.process_count(), devices * self.parts, devices)
 
     @property
     def row_multiple(self) -> int:
@@ -140,24 +138,55 @@ class Placement:
 
         return jax.tree.map(get, tree)
 
+    def fetch_rows(self, tree: Any) -> Any:
+        """Copy the rows (R, ...) of this process' devices to numpy; waits for the devices."""
+
+        def get(leaf: jax.Array) -> np.ndarray:
+            shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+            rows = [np.asarray(shard.data) for shard in shards]
+            return np.concatenate([row[0] for row in rows] if self.kind == "pmap" else rows)
+
+        return jax.tree.map(get, tree)
+
     def compile(
-        self, function: Callable[..., Any], *, donate_state: bool = False, gather: bool = False
+        self,
+        function: Callable[..., Any],
+        *,
+        donate_state: bool = False,
+        outputs: Literal["any", "rows", "all rows"] = "any",
     ) -> Callable[..., Any]:
         """Compile `function(state, batch)`.
 
-        `donate_state` lets it reuse the state's memory. `gather` copies the output rows of all
-        devices to every device, in the devices' order.
+        `donate_state` lets it reuse the state's memory. Where the outputs have the batch's rows,
+        each device keeps its own (`rows`), or gets those of all in their order (`all rows`).
         """
         donated = (0,) if donate_state else ()
+
+        def run(state: Any, batch: Any) -> Any:
+            return function(state, self._received(batch) if "sent" in batch else batch)
+
         if self.kind == "jit":
-            jit = partial(jax.jit, function, donate_argnums=donated)
-            return jit(out_shardings=self._replicated) if gather else jit()
+            jit = partial(jax.jit, run, donate_argnums=donated)
+            by_row = NamedSharding(self._mesh, PartitionSpec(AXIS))
+            shardings = {"rows": by_row, "all rows": self._replicated}
+            return jit(out_shardings=shardings[outputs]) if outputs in shardings else jit()
 
         def gathered(state: Any, batch: Any) -> Any:
-            return lax.all_gather(function(state, batch), AXIS, tiled=True)
+            return lax.all_gather(run(state, batch), AXIS, tiled=True)
 
-        mapped = gathered if gather else function
+        mapped = gathered if outputs == "all rows" else run
         return jax.pmap(mapped, axis_name=AXIS, devices=self.devices, donate_argnums=donated)
+
+    def _received(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return a batch with the `features` that the processes send one another."""
+        get = partial(receive, axis_name=AXIS, count=jax.process_count())
+        if self.kind == "jit":
+            rows = PartitionSpec(AXIS)
+            get = jax.shard_map(
+                get, mesh=self._mesh, in_specs=(rows, rows), out_specs=rows, check_vma=False
+            )
+        others = {name: rows for name, rows in batch.items() if name not in ("sent", "take")}
+        return others | {"features": get(batch["sent"], batch["take"])}
 
 
 def default_dtype() -> str:
@@ -190,15 +219,3 @@ def _choose_devices(num_devices: int | None) -> list[jax.Device]:
     for process in range(processes):
         chosen += [device for device in devices if device.process_index == process][:each]
     return chosen
-
-
-def exit_process(code: int) -> None:
-    """End this process at once if it is one of several; otherwise do nothing.
-
-    An orderly exit would wait for the others, which wait for its rows. jax.distributed ends them
-    with exit code 134, after its heartbeat timeout of 100 seconds.
-    """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

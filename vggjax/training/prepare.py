@@ -8,6 +8,7 @@ on images that the finished run was trained on.
 """
 
 import dataclasses
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -35,6 +37,7 @@ from vggjax.models.params import assign
 from vggjax.training.cache.plan import FeaturePlan, plan_features
 from vggjax.training.config import Config, read_config
 from vggjax.training.devices.memory import find_batch_size
+from vggjax.training.devices.processes import num_processes, on_first
 from vggjax.training.freezing import plan_stages
 from vggjax.training.parallel import Placement, default_dtype
 from vggjax.training.run_dir.contents import Contents, FileState
@@ -118,17 +121,21 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     config, source = open_rendered(config)
     multilabel = source.targets is not None
     head = Head.parse(config.head).for_classes(len(source.class_names), multilabel=multilabel)
-    workdir = find_workdir(config)
+    workdir = on_first(lambda: find_workdir(config))
     check_outside(workdir, source)
-    check_data(workdir, source)
+    check_same_data(source)
+    on_first(lambda: check_data(workdir, source))
     contents = Contents(source)
-    splits, counts, duplicates = _find_splits(config, workdir, source, contents, progress=progress)
+    splits, counts, duplicates = on_first(
+        lambda: _find_splits(config, workdir, source, contents, progress=progress)
+    )
     if config.start_from:
         _check_start(config, head, source, splits)
     weight_file = _open_base(config, weight_file)
     model = build_model(config, head, weight_file)
     loaders = _open_loaders(config, source, splits)
-    config = _with_batch_size(config, workdir, model, placement, num_train=len(splits["train"]))
+    sizes = {name: len(indices) for name, indices in splits.items()}
+    config = _with_batch_size(config, workdir, model, placement, num_train=sizes["train"])
     batch_size = min(int(config.batch_size), len(splits["train"]))  # a larger one would be padding
     steps_per_epoch = steps_per_pass = loaders["train"].num_batches(batch_size)
     if config.epoch_images:
@@ -150,18 +157,27 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         steps_per_pass=steps_per_pass,
-        feature_plans=plan_features(
-            config,
-            model,
-            stages,
-            {name: len(indices) for name, indices in splits.items()},
-            workdir,
-            steps_per_epoch=steps_per_epoch,
-            steps_per_pass=steps_per_pass,
+        feature_plans=on_first(
+            functools.partial(
+                plan_features,
+                *(config, model, stages, sizes, workdir),
+                steps_per_epoch=steps_per_epoch,
+                steps_per_pass=steps_per_pass,
+            )
         ),
         class_weights=_class_weights(config, source, splits["train"]),
         weight_file=weight_file,
     )
+
+
+def check_same_data(source: Source) -> None:
+    """Raise DataError if the processes of a run read different datasets."""
+    first = on_first(lambda: source.fingerprint)
+    if source.fingerprint != first:
+        raise DataError(
+            f"The dataset {printable(source.name)} of process {jax.process_index()} differs from "
+            "the first process' one. Give every host the same files."
+        )
 
 
 def _with_batch_size(
@@ -173,6 +189,8 @@ def _with_batch_size(
     """
     if config.batch_size != "auto":
         return config
+    if num_processes() > 1:
+        raise ConfigError("`batch_size` auto is for a single process; give a number of images.")
     if (workdir / "config.json").exists():
         return dataclasses.replace(config, batch_size=read_config(workdir).batch_size)
     batch_size, _ = find_batch_size(config, model, placement, most=num_train)

@@ -96,7 +96,22 @@ class Interrupted(Exception):
 class Stop:
     """The signal that asks for the end of the run, if one came."""
 
-    signum: int | None = None
+    received: int | None = None
+    """The signal of this process."""
+    _agreed: int | None = None
+
+    @property
+    def signum(self) -> int | None:
+        """The signal, once all processes of the run know it: all of them end after one step."""
+        from vggjax.training.devices.processes import num_processes
+
+        return self.received if num_processes() == 1 else self._agreed
+
+    def agree(self) -> None:
+        """Let several processes ask one another for a signal."""
+        from vggjax.training.devices.processes import max_over_processes
+
+        self._agreed = max_over_processes(self.received or 0) or None
 
     def check(self, workdir: Path) -> None:
         """Raise Interrupted if a signal came; call this when the run has just been saved."""
@@ -108,15 +123,15 @@ class Stop:
 def stop_signals() -> Iterator[Stop]:
     """Note SIGINT and SIGTERM instead of dying; a second one raises KeyboardInterrupt."""
     stop = Stop()
-    stop.signum = received_signal()  # one that a library swallowed
+    stop.received = received_signal()  # one that a library swallowed
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python sets handlers in the main thread only
         return
 
     def note(signum: int, _: object) -> None:
-        if stop.signum:
+        if stop.received:
             raise KeyboardInterrupt(signum)
-        stop.signum = signum
+        stop.received = signum
         os.write(2, b"\nvggjax: saving after this step, then stopping; again to stop at once\n")
 
     handlers = {signum: signal.signal(signum, note) for signum in SIGNALS}

@@ -49,7 +49,8 @@ class StageLoop:
         config, model, placement = run.config, run.model, run.placement
         self.run, self.stage = run, stage
         self.log_every_steps = min(config.log_every_steps, max(1, run.steps_per_epoch // 4))
-        plan = run.feature_plans[stage.name] if after and stacked else None
+        can_stack = stacked and placement.process.count == 1  # others send what a batch takes
+        plan = run.feature_plans[stage.name] if after and can_stack else None
         self._stack_size = stack_size(model, plan, run.batch_size, most=self.log_every_steps)
         self._labels = label_layers(model, stage.unfreeze, by_block=config.layer_decay != 1)
         self._schedules = make_schedules(config, stage, run.steps_per_epoch)

@@ -245,7 +245,7 @@ def make_eval_step(
             return {"probs": jax.nn.sigmoid(logits), "label": batch["label"], "mask": batch["mask"]}
         return placement.sum(metric_sums(logits, batch))
 
-    return placement.compile(eval_step, gather=multilabel)
+    return placement.compile(eval_step, outputs="all rows" if multilabel else "any")
 
 
 def make_feature_step(
@@ -261,10 +261,10 @@ def make_feature_step(
 ) -> Callable[[tuple, Arrays], Arrays]:
     """Compile ((params, batch_stats, view), batch) -> the frozen layers' outputs.
 
-    The result has `features`, the output of the layer `cut`, and `mask`, for the whole global batch
-    and on every process. `view` numbers the flips of `finite_views`; with `augmentation`, which
-    then is a function of (seed, image, view), it numbers the draws. With `after` the batch has that
-    layer's `features` instead of `images`, which are of one view already.
+    The result has `features`, the output of the layer `cut`, and `mask`, each device's rows. `view`
+    numbers the flips of `finite_views`; with `augmentation`, which then is a function of (seed,
+    image, view), it numbers the draws. With `after` the batch has that layer's `features` instead
+    of `images`, which are of one view already.
     """
     model.eval()
     graphdef = nnx.graphdef(model)
@@ -286,7 +286,7 @@ def make_feature_step(
         )
         return {"features": features.astype(dtype), "mask": batch["mask"]}
 
-    return placement.compile(feature_step, gather=True)
+    return placement.compile(feature_step, outputs="rows")
 
 
 @partial(jax.jit, static_argnames=("augmentation", "seed", "steps", "rows"))

@@ -19,11 +19,18 @@ from flax import nnx
 from rich.console import Console
 
 from vggjax.errors import printable
+from vggjax.models.params import Weights, extract
 from vggjax.training.cache.features import FeatureCache
 from vggjax.training.callbacks.callback import Callbacks
 from vggjax.training.collapse.recovery import CollapseMonitor, resume_from_eval_params
 from vggjax.training.config import Config
 from vggjax.training.console import ProgressConsole, print_run_summary, progress_bar
+from vggjax.training.devices.processes import (
+    held_by_first,
+    num_processes,
+    on_first,
+    union_over_processes,
+)
 from vggjax.training.freezing import solves_head
 from vggjax.training.linear_probe.baselines import write_baselines
 from vggjax.training.linear_probe.solve import solve_head
@@ -32,7 +39,13 @@ from vggjax.training.progress import MetricAccumulator, Throughput
 from vggjax.training.run_dir.checkpoint import Checkpoints, check_room, is_finite
 from vggjax.training.run_dir.folder import find_workdir, lock_workdir, make_workdir, update_dataset
 from vggjax.training.run_dir.log import Log
-from vggjax.training.run_dir.run_result import RunResult, load_run_result, save_model
+from vggjax.training.run_dir.run_result import (
+    ModelInfo,
+    RunResult,
+    assemble_model,
+    load_run_result,
+    save_model,
+)
 from vggjax.training.settings.stages import Stage
 from vggjax.training.signals import stop_signals
 from vggjax.training.stage_loop import (
@@ -59,16 +72,31 @@ def train(
         Interrupted: SIGINT or SIGTERM; the run was saved and can be resumed.
     """
     console = console or Console()
-    if config.workdir is not None and (Path(config.workdir) / "model.json").exists():
-        workdir = find_workdir(resolve(config))  # refuses other settings
-        finished = load_run_result(workdir, strict=True, dataset=config.dataset)
-        update_dataset(workdir, config)
-        console.print(f"{printable(workdir)} is already trained.", markup=False, soft_wrap=True)
-        return finished
+    if config.workdir is not None and on_first((Path(config.workdir) / "model.json").exists):
+        return _load_finished(config, console)
     with progress_bar(console, "comparing images") as progress:
         context = prepare_run(config, progress=progress)
     print_run_summary(console, context)
     return Trainer(context, console, callbacks or Callbacks()).train()
+
+
+def _load_finished(config: Config, console: Console) -> RunResult:
+    """Return the result of a finished run; only the first of several processes has its data."""
+    read: list[RunResult] = []
+
+    def load() -> tuple[Config, ModelInfo, Weights]:
+        workdir = find_workdir(resolve(config))  # refuses other settings
+        result = load_run_result(workdir, strict=True, dataset=config.dataset)
+        update_dataset(workdir, config)
+        console.print(f"{printable(workdir)} is already trained.", markup=False, soft_wrap=True)
+        read.append(result)
+        assert result.model is not None and result.info is not None  # it is strict
+        return result.config, result.info, extract(result.model) if num_processes() > 1 else {}
+
+    config, info, weights = on_first(load)
+    if read:
+        return read[0]
+    return RunResult(Path(config.workdir or ""), config, assemble_model(info, weights), info)
 
 
 class Trainer:
@@ -85,21 +113,33 @@ class Trainer:
         with self._console:
             read_images(run, self._console)
             adapted, self._left_out = run.adapted(), frozenset(run.left_out())
-            with lock_workdir(workdir, "a training"), stop_signals() as self._stop:
-                make_workdir(
-                    workdir, config, run.source, run.splits, run.duplicates, contents=run.contents
-                )
+            lock = held_by_first(lambda: lock_workdir(workdir, "a training"))
+            with lock, stop_signals() as self._stop:
+                data = run.source, run.splits, run.duplicates
+                on_first(lambda: make_workdir(workdir, config, *data, contents=run.contents))
                 with Checkpoints(workdir, strict=config.strict_resume) as self._checkpoints:
                     self._train_stages()
                 predictions = self._features.predict(run.model)
                 self._features.discard()
                 report_adapted(run, self._console, already=adapted)  # while the network trained
                 thresholds = tuple(self._progress.thresholds)
-                info = dataclasses.replace(run.info, left_out=run.left_out(), thresholds=thresholds)
-                model, info = save_model(workdir, run.model, info)
+                left_out = union_over_processes(run.left_out())
+                info = dataclasses.replace(run.info, left_out=left_out, thresholds=thresholds)
+                info = on_first(lambda: save_model(workdir, run.model, info))
+                self._stop.agree()
                 self._stop.check(workdir)
-        data = run.source, run.splits, run.duplicates, run.duplicate_groups
-        return RunResult(workdir, config, model, info, *data, predictions=predictions)
+        model = assemble_model(info, extract(run.model))
+        return RunResult(
+            workdir,
+            config,
+            model,
+            info,
+            run.source,
+            run.splits,
+            run.duplicates,
+            run.duplicate_groups,
+            predictions=predictions,
+        )
 
     def _train_stages(self) -> None:
         """Train what is left of all stages; leave the best weights in the model."""
@@ -109,14 +149,15 @@ class Trainer:
             self._console.print(note)
         where = {"step": self._progress.step, "recoveries": self._progress.recoveries}
         sizes = [checkpoint_bytes(run, stage) for stage in run.stages]
-        check_room(run.workdir, max(sizes))
+        on_first(lambda: check_room(run.workdir, max(sizes)))
         record = partial(self._callbacks.record, run.workdir, run.config)
         to_events = run.config.writes_events
         with Log(run.workdir, **where, tensorboard=to_events, on_record=record) as self._log:
             if self._progress.step:
                 self._console.print(f"Resuming from step {self._progress.step:,}.")
                 self._checkpoints.restore_model(run.model, self._progress.step)
-            self._features = FeatureCache(run, self._console, self._stop, with_test=True)
+            alone = num_processes() == 1  # else the first one evaluates, from the images
+            self._features = FeatureCache(run, self._console, self._stop, with_test=alone)
             for stage in run.stages:
                 if not self._progress.gave_up:
                     self._train_stage(stage)
@@ -137,6 +178,7 @@ class Trainer:
                 if went_back:
                     loop = self._begin_stage(run, stage, cut)
                 else:
+                    self._stop.agree()
                     self._stop.check(run.workdir)
             eval_params = run.placement.fetch(loop.state).eval_params
             nnx.update(run.model, *jax.tree.map(jnp.asarray, eval_params))
@@ -207,6 +249,7 @@ class Trainer:
                         return True
                     rates = loop.rates(progress.step, progress.factor)
                     self._log.write("step", progress.step, **where, **values, **rates)
+                    self._stop.agree()
                     self._console.show_metrics(values, throughput.images_per_s())
                 self._console.advance(progress.step % run.steps_per_epoch or run.steps_per_epoch)
                 self._save_within_epoch(loop, metrics)

@@ -1,6 +1,7 @@
 """Runs: train, evaluate, report, and the recipes."""
 
 import dataclasses
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,36 @@ def train(config: Config) -> int:
         print(f"Predict  vggjax predict PHOTO.jpg --workdir {shlex.quote(str(result.workdir))}")
     exit_code = _report_left_out(result.unreadable)
     return 1 if result.report is None else exit_code
+
+
+def launch(
+    words: Annotated[Positional[tuple[str, ...]], arg(metavar="train ...")],
+    /,
+    *,
+    processes: int = 2,
+) -> int:
+    """Start a training in several processes of this machine, as a cluster does on several.
+
+    Without JAX_PLATFORMS in the environment they use the CPU, each one device.
+
+    Args:
+        words: The training: train and its flags, after the options of launch.
+        processes: Number of processes.
+    """
+    from vggjax.cli.launch import run_processes
+
+    if processes < 1:
+        raise ConfigError(f"`processes` must be above 0; got {processes}.")
+    return run_processes(processes, words)
+
+
+def parse_launch(argv: Sequence[str]) -> int:
+    """Run `launch`: what follows `train` are the flags of the training."""
+    from vggjax.cli.launch import split_words
+
+    own, words = split_words(argv)
+    parse_train(words)  # a mistake is printed once, before anything starts
+    return parse(functools.partial(launch, tuple(words)), own, "launch")
 
 
 def parse_train(argv: Sequence[str]) -> Config:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from vggjax.cli.commands.datasets import augment_preview, doctor, estimate
 from vggjax.cli.commands.images import embed, predict, similar, stylize
 from vggjax.cli.commands.networks import convert, summary, verify
-from vggjax.cli.commands.runs import evaluate, recipes, report, train
+from vggjax.cli.commands.runs import evaluate, launch, recipes, report, train
 from vggjax.cli.commands.services import card, demo, export, push, serve
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "verify": verify,
     "summary": summary,
     "recipes": recipes,
+    "launch": launch,
     "doctor": doctor,
     "estimate": estimate,
     "augment-preview": augment_preview,

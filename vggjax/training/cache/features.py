@@ -25,9 +25,11 @@ from flax import nnx
 from vggjax.data.loader import ALONE, Batch, Process, SplitLoader, epoch_order, pad_rows, prefetch
 from vggjax.models.network import Network
 from vggjax.models.params import extract
+from vggjax.training.cache.exchange import Exchange, Parts, own_positions
 from vggjax.training.cache.plan import FeaturePlan, megabytes
 from vggjax.training.cache.store import FileStore, Store
 from vggjax.training.console import ProgressConsole
+from vggjax.training.devices.processes import max_over_processes, union_over_processes
 from vggjax.training.prepare import RunContext
 from vggjax.training.progress import CompiledStep, Throughput
 from vggjax.training.run_dir.run_result import SplitPredictions
@@ -47,7 +49,8 @@ class CachedFeatures:
 
     Args:
         loader: the split's images.
-        views: the rows (N, ...) of each cached view, in the split's order.
+        views: the rows of each cached view, in the split's order: (N, ...), or of several processes
+            those of `own_positions`.
         masked: positions of unreadable images.
         choose: which view the rows of a pass have; not called if there is only one.
     """
@@ -60,6 +63,7 @@ class CachedFeatures:
         choose: Choose,
     ):
         self._loader, self._views, self._masked, self._choose = loader, views, masked, choose
+        self._places: np.ndarray | None = None
         self._mask = np.isin(np.arange(len(loader)), list(masked), invert=True).astype(np.float32)
         self.unreadable = loader.unreadable
 
@@ -89,18 +93,50 @@ class CachedFeatures:
         """Yield the batches of `SplitLoader.batches`, with `features` instead of `images`."""
         order = epoch_order(len(self), seed=seed, epoch=epoch, shuffle=shuffle)
         rows = len(process.rows(batch_size))
-        (first, kept), *others = self._views.items()
+        first, *others = self._views
         chosen = self._choose(epoch, batch_size).ravel() if others else np.full(len(self), first)
-        for offset in range(start * batch_size, len(self), batch_size):
-            part = process.part(offset, batch_size)
-            positions = order[part]
-            views = chosen[part][: len(positions)]
-            features = np.zeros((rows, *kept.shape[1:]), kept.dtype)
-            for view in np.unique(views).tolist():
-                is_own = np.flatnonzero(views == view)
-                features[is_own] = self._views[view][positions[is_own]]
+        views = np.empty(len(self), np.int64)
+        views[order] = chosen[: len(self)]
+        exchange = self._exchanged(order, batch_size, process) if shuffle else None
+        for offset in range(0, len(self), batch_size):
+            parts = next(exchange) if exchange else None
+            if offset < start * batch_size:
+                continue
+            positions = order[process.part(offset, batch_size)]
+            if parts is None:
+                wanted = np.pad(positions, (0, rows - len(positions)), constant_values=-1)
+                batch = {"features": self._rows_at(wanted, views, batch_size, process)}
+            else:
+                sent = self._rows_at(parts.send.ravel(), views, batch_size, process)
+                batch = {"sent": sent.reshape(*parts.send.shape, *sent.shape[1:])}
+                batch["take"] = parts.take
             labels, index = self._loader.labels[positions], self._loader.indices[positions]
-            yield {"features": features} | pad_rows(labels, self._mask[positions], index, rows)
+            yield batch | pad_rows(labels, self._mask[positions], index, rows)
+
+    def _exchanged(
+        self, order: np.ndarray, batch_size: int, process: Process
+    ) -> Iterator[Parts] | None:
+        """Return what each batch sends and takes; None for a process alone, which has all rows."""
+        if process.count == 1:
+            return None
+        return Exchange(len(self), batch_size, process).parts(order)
+
+    def _rows_at(
+        self, positions: np.ndarray, views: np.ndarray, batch_size: int, process: Process
+    ) -> np.ndarray:
+        """Return the rows (n, ...) of positions of this process, each of its view; 0 at -1."""
+        if self._places is None:
+            own = own_positions(len(self), batch_size, process)
+            self._places = np.full(len(self), -1, np.int64)
+            self._places[own] = np.arange(len(own))
+        kept = next(iter(self._views.values()))
+        features = np.zeros((len(positions), *kept.shape[1:]), kept.dtype)
+        present = np.flatnonzero(positions >= 0)
+        places, wanted = self._places[positions[present]], views[positions[present]]
+        for view in np.unique(wanted).tolist():
+            is_of_view = wanted == view
+            features[present[is_of_view]] = self._views[view][places[is_of_view]]
+        return features
 
 
 class FeatureCache:
@@ -244,22 +280,23 @@ class _Filling:
         title, throughput, num_stored = f"features of {split} up to {plan.cut}", Throughput(step), 0
         views: dict[int, np.ndarray] = {}
         masked: set[int] = set()
-        numbers = plan.views if is_train else (0,)
+        numbers, own = plan.views if is_train else (0,), self._own(loader)
         for number in numbers:
-            store = self._open_store(split, number)
+            store = self._open_store(split, number, num_rows=len(own))
             stores.append(store)
             num_stored += store.done
-            throughput.add(len(loader) - store.done)
+            throughput.add(len(own) - store.done)
             count = f", view {len(views) + 1} of {len(numbers)}" if len(numbers) > 1 else ""
-            console.begin(f"{title}{count}", len(loader), done=store.done, lines=True)
+            console.begin(f"{title}{count}", len(own), done=store.done, lines=True)
             loader.unreadable.update(store.unreadable)
-            if not store.is_complete:
-                state = (*self._model_state, run.placement.put_state(np.int32(number)))
-                inputs = loader.of_view(number) if self._after else loader
-                self._compute(store, inputs, functools.partial(step, state))
+            state = (*self._model_state, run.placement.put_state(np.int32(number)))
+            inputs = loader.of_view(number) if self._after else loader
+            self._compute(store, inputs, functools.partial(step, state))
             views[number] = store.rows()
-            masked |= store.masked
-        num_images = len(numbers) * len(loader)
+            masked |= {int(own[place]) for place in store.masked}
+        masked = set(union_over_processes(dict.fromkeys(masked, True)))
+        loader.unreadable.update(union_over_processes(dict(loader.unreadable)))
+        num_images = len(numbers) * len(own)
         rate = f" ({throughput.images_per_s():.0f} images/s)" if num_images > num_stored else ""
         earlier = f", {num_stored:,} of them by an earlier process" if num_stored else ""
         size = megabytes(sum(view.nbytes for view in views.values()))
@@ -271,29 +308,36 @@ class _Filling:
     def _compute(self, store: Store, loader: Any, compute: Callable[..., Any]) -> None:
         """Compute the rows that `store` lacks; where a signal arrived, save it and raise."""
         run, placement = self._run, self._run.placement
+        ends = np.searchsorted(self._own(loader), _batch_ends(len(loader), run.batch_size))
+        # Of several processes each has saved its own files when it was killed.
+        start = -max_over_processes(-int(np.searchsorted(ends, store.done, side="right")))
 
-        def append(outputs: dict[str, jax.Array]) -> None:
-            rows: dict[str, np.ndarray] = placement.fetch(outputs)
-            count = min(run.batch_size, len(loader) - store.done)
-            masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
-            store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
+        def append(number: int, outputs: dict[str, jax.Array]) -> None:
+            rows: dict[str, np.ndarray] = placement.fetch_rows(outputs)
+            count = int(ends[number]) - store.done
+            if count > 0:
+                masked = store.done + np.flatnonzero(rows["mask"][:count] == 0)
+                store.append(rows["features"][:count], masked.tolist(), dict(loader.unreadable))
             self._console.advance(store.done)
+            self._stop.agree()
             if self._stop.signum:
                 store.save()
                 self._stop.check(run.workdir)
 
-        batches = loader.batches(
-            run.batch_size, start=store.done // run.batch_size, process=placement.process
-        )
+        batches = loader.batches(run.batch_size, start=start, process=placement.process)
         pending = None
         with closing(prefetch(batches, placement.put_batch)) as device_batches:
-            for batch in device_batches:
+            for number, batch in enumerate(device_batches, start):
                 outputs = compute(batch)
                 if pending is not None:
-                    append(pending)  # while the devices compute the next batch
-                pending = outputs
+                    append(*pending)  # while the devices compute the next batch
+                pending = number, outputs
         if pending is not None:
-            append(pending)
+            append(*pending)
+
+    def _own(self, loader: Any) -> np.ndarray:
+        """Return the positions of a split that this process keeps."""
+        return own_positions(len(loader), self._run.batch_size, self._run.placement.process)
 
     def _make_step_once(self, is_drawn: bool) -> CompiledStep:
         run, plan = self._run, self._plan
@@ -310,15 +354,22 @@ class _Filling:
         title = f"features up to {plan.cut}"
         return CompiledStep(step, lambda text: self._console.print(f"{title}: {text}"))
 
-    def _open_store(self, split: str, view: int) -> Store:
+    def _open_store(self, split: str, view: int, *, num_rows: int) -> Store:
         run, plan = self._run, self._plan
-        shape = (len(run.splits[split]), *plan.shape)
+        shape = (num_rows, *plan.shape)
         if plan.where == "memory":
             return Store(shape, plan.dtype)
         process = run.placement.process
-        suffix = f"-{process.index}" if process.count > 1 else ""  # each process has its own copy
+        suffix = ""
+        if process.count > 1:  # the rows of a process depend on these
+            suffix = f"-{process.index}-{process.count}-{run.batch_size}"
         key = feature_key(run, plan, split, view, after=self._after)
         return FileStore(run.workdir / "features" / f"{key}{suffix}.npy", shape, plan.dtype)
+
+
+def _batch_ends(length: int, batch_size: int) -> np.ndarray:
+    """Return the position after each batch of a split."""
+    return np.minimum(np.arange(batch_size, length + batch_size, batch_size), length)
 
 
 def _choose(run: RunContext, number: int, batch_size: int) -> np.ndarray:

@@ -30,6 +30,7 @@ from vggjax.errors import ConfigError
 from vggjax.models.network import Network
 from vggjax.training.cache.store import is_bfloat16
 from vggjax.training.config import Config
+from vggjax.training.devices.processes import num_processes
 from vggjax.training.freezing import Labels, label_layers, solves_head
 from vggjax.training.settings.stages import Stage
 
@@ -206,6 +207,7 @@ def _plan_cut(
         holds_test = "test" in counts and (dtype == config.dtype or config.baselines)
         num_images = counts["train"] * len(views) + counts["val"]
         num_images += counts["test"] if holds_test else 0
+        num_images = math.ceil(num_images / num_processes())  # each keeps its part
         size_bytes = num_images * math.prod(shape) * jnp.dtype(dtype).itemsize
         where = room.take(size_bytes)
         if where != "nowhere":

@@ -5,6 +5,8 @@ with the best weights. They are written while training continues; leaving the `w
 the last one. Each ends with a manifest (see manifest.py). A checkpoint that does not match its own
 is moved to `<workdir>/damaged-checkpoints` when the run is opened, and the run resumes from the
 latest intact one.
+
+Of several processes the first one alone reads and writes them; the others get what it reads.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from flax import nnx
 
 from vggjax.errors import VggjaxError, join_names, printable
 from vggjax.models.network import Network
+from vggjax.training.devices.processes import is_first, num_processes, on_first
 from vggjax.training.progress import TrainProgress
 from vggjax.training.run_dir.manifest import find_damage, write_manifest
 from vggjax.training.step import TrainState
@@ -55,7 +58,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, *, strict: bool = False):
-        self._folder = folder = Path(workdir).absolute() / "checkpoints"
+        self._folder = Path(workdir).absolute() / "checkpoints"
         _drop_late_tracebacks()
         self.notes: list[str] = []
         """What was set aside, one sentence each."""
@@ -63,20 +66,27 @@ class Checkpoints:
         self._best_step = 0
         self._thread = ThreadPoolExecutor(1, "manifest")
         self._pending: Future[None] | None = None
-        if jax.process_index() == 0:
-            self._sweep()
-            self._set_damaged_aside(folder, strict=strict)
+        self._is_writer = is_first()
+        on_first(lambda: self._open(strict=strict))
+
+    def _open(self, *, strict: bool) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        self._set_damaged_aside(self._folder, strict=strict)
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         self._manager = ocp.CheckpointManager(
-            folder,
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_Keep(self),
                 # Deleting takes a while. A process that is killed meanwhile would leave a part of
                 # a checkpoint under its name; a name is changed at once.
                 todelete_subdir=_DELETED,
                 cleanup_tmp_directories=True,
+                create=False,  # which several processes would have to do together
+                **({"multiprocessing_options": alone} if num_processes() > 1 else {}),
             ),
         )
-        self._identity = _identity(folder)
+        self._identity = _identity(self._folder)
 
     def _set_damaged_aside(self, folder: Path, *, strict: bool) -> None:
         steps = [path for path in folder.glob("*") if path.name.isdecimal()]
@@ -97,9 +107,8 @@ class Checkpoints:
     def _finish(self, step: int) -> None:
         """Wait until a checkpoint is complete and has its name, and write its manifest."""
         self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            write_manifest(self._folder / str(step))
-            self._sweep()
+        write_manifest(self._folder / str(step))
+        self._sweep()
 
     def _sweep(self) -> None:
         """Delete the checkpoints that Orbax has moved away."""
@@ -115,6 +124,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._is_writer:
+            return
         with self._writing():
             self._wait()
             self._manager.close()
@@ -133,6 +144,8 @@ class Checkpoints:
 
     def save(self, state: TrainState, progress: TrainProgress) -> None:
         """Start writing a checkpoint; `state` has numpy arrays that nothing modifies later."""
+        if not self._is_writer:
+            return
         step = int(state.step)
         items = {
             "model": ocp.args.StandardSave(_model_tree(*state.eval_params)),
@@ -157,10 +170,13 @@ class Checkpoints:
 
         Without an intact checkpoint of the best weights, the next epoch's become the best.
         """
+        return on_first(self._latest_progress)
+
+    def _latest_progress(self) -> TrainProgress:
         step = self._manager.latest_step()
         if step is None:
             return TrainProgress()
-        progress = self.progress(step)
+        progress = self._progress(step)
         if progress.best_step and progress.best_step not in self._manager.all_steps():
             self.notes.append(
                 f"The best weights, of step {progress.best_step:,}, are lost; those of step "
@@ -173,6 +189,9 @@ class Checkpoints:
 
     def progress(self, step: int) -> TrainProgress:
         """Read the progress at a checkpoint."""
+        return on_first(lambda: self._progress(step))
+
+    def _progress(self, step: int) -> TrainProgress:
         with self._writing():
             self._wait()  # for the step itself, perhaps
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
@@ -180,12 +199,13 @@ class Checkpoints:
 
     def forget(self, step: int) -> None:
         """Delete the checkpoints after a step, which the run goes back to."""
+        if not self._is_writer:
+            return
         with self._writing():
             self._wait()
             for later in [saved for saved in self._manager.all_steps() if saved > step]:
                 self._manager.delete(later)
-            if jax.process_index() == 0:
-                self._sweep()
+            self._sweep()
 
     def restore_model(self, model: Network, step: int) -> None:
         """Load a checkpoint's parameters and running statistics into the model.
@@ -193,18 +213,9 @@ class Checkpoints:
         Raises:
             VggjaxError: it was damaged since it was written.
         """
-        with self._writing():
-            self._wait()  # for the step itself, perhaps
-        damage = None if step in self._verified else find_damage(self._folder / str(step))
-        if damage:
-            raise VggjaxError(
-                f"The checkpoint {self._folder / str(step)} cannot be used: {damage}. The same "
-                "command resumes from an intact one."
-            )
         params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
         template = _abstract(_model_tree(params, batch_stats))
-        args = ocp.args.Composite(model=ocp.args.StandardRestore(template))
-        tree = self._manager.restore(step, args=args)["model"]
+        tree = on_first(lambda: self._restore(template, "model", step))
         nnx.replace_by_pure_dict(params, tree["params"])
         nnx.replace_by_pure_dict(batch_stats, tree["batch_stats"])
         nnx.update(model, params, batch_stats)
@@ -221,10 +232,22 @@ class Checkpoints:
         params = nnx.merge_state(state.params, training)
         return state._replace(params=params, batch_stats=batch_stats)
 
+    def _restore(self, template: Any, item: str, step: int) -> Any:
+        """Return an item of an intact checkpoint."""
+        with self._writing():
+            self._wait()  # for the step itself, perhaps
+        damage = None if step in self._verified else find_damage(self._folder / str(step))
+        if damage:
+            raise VggjaxError(
+                f"The checkpoint {self._folder / str(step)} cannot be used: {damage}. The same "
+                "command resumes from an intact one."
+            )
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
+        return self._manager.restore(step, args=args)[item]
+
     def _restore_like(self, tree: Any, item: str, step: int) -> Any:
         template = _abstract(_flatten(tree))
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(template)})
-        leaves = self._manager.restore(step, args=args)[item]
+        leaves = on_first(lambda: self._restore(template, item, step))
         return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in template])
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from vggjax.atomic import write_text
 from vggjax.errors import ConfigError, VggjaxError, printable
+from vggjax.training.devices.processes import is_first
 
 EVENTS_FOLDER = "tensorboard"
 
@@ -72,6 +73,7 @@ class Log:
         on_record: Callable[[dict[str, Any]], None] | None = None,
     ):
         self._workdir, self._tensorboard, self._on_record = workdir, tensorboard, on_record
+        self._is_writer = is_first()  # of several processes
         self._events: EventFile | None = None
         resumed = [{"kind": "resume", "step": step}] if read_log(workdir) else []
         self._rewrite(step, recoveries, resumed)
@@ -85,6 +87,8 @@ class Log:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append a line; it is on disk when this returns."""
+        if not self._is_writer:
+            return
         log_record = {"kind": kind, "step": step, **values}
         append_log(self._workdir, log_record)
         if self._events is not None:
@@ -98,6 +102,8 @@ class Log:
         self._rewrite(step, recoveries - 1, [log_record])
 
     def _rewrite(self, step: int, recoveries: int, added: list[dict[str, Any]]) -> None:
+        if not self._is_writer:
+            return
         log_records = [
             log_record
             for log_record in read_log(self._workdir)

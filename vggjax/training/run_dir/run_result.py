@@ -101,10 +101,10 @@ class ModelInfo:
         return self.task == "multilabel"
 
 
-def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> tuple[Network, ModelInfo]:
+def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> ModelInfo:
     """Write `model.safetensors`, then `model.json`, whose presence means that both are complete.
 
-    Return both as `load_model` would.
+    Return the info as `load_model` would.
     """
     workdir, weights = Path(workdir), extract(model)
     metadata = {"arch": info.arch, "head": info.head, "preprocess": info.preprocessing.mode}
@@ -115,7 +115,7 @@ def save_model(workdir: str | Path, model: Network, info: ModelInfo) -> tuple[Ne
     write_weights(path, weights, metadata=metadata)
     info = replace(info, weights_sha256=WeightFile(path).digests.sha256)
     write_info(workdir, info)
-    return assemble_model(info, weights), info
+    return info
 
 
 def write_info(workdir: Path, info: ModelInfo) -> None:

@@ -7,7 +7,20 @@ from vggjax.data.augment.settings import setting
 
 
 @dataclass(frozen=True)
-class DeviceSettings:
+class ProcessSettings:
+    """Which processes make up a run; `join_processes` sets them to None, and none is saved."""
+
+    coordinator: str | None = setting(None, non_empty=True)
+    """With several hosts: HOST:PORT of the first process; None asks the launcher (Slurm, Open MPI,
+    TPU), auto lets JAX find it."""
+    num_processes: int | None = setting(None, above=0)
+    """With --coordinator: the number of processes; None asks the launcher."""
+    process_id: int | None = setting(None, at_least=0)
+    """With --coordinator: the number of this process, from 0; None asks the launcher."""
+
+
+@dataclass(frozen=True)
+class DeviceSettings(ProcessSettings):
     """How a step runs on the devices."""
 
     parallel: Literal["jit", "pmap"] = "jit"
