@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tiny_run import make_images, make_run
+from support.tiny_run import make_images
+from support.training_runs import make_config
 
 from vggjax.data.stream.images import open_images
 from vggjax.data.stream.options import StreamOptions
@@ -18,13 +19,14 @@ from vggjax.errors import ConfigError
 from vggjax.evaluation import ray_engine
 from vggjax.evaluation.predict_files import predict_command
 from vggjax.evaluation.predict_options import PredictOptions
+from vggjax.training.trainer import train
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Return a folder with a run, its 30 images in flowers/ and in flowers.tar."""
+    """Return a folder with 30 images in flowers/ and in flowers.tar."""
     monkeypatch.chdir(tmp_path)
-    make_run(Path("run"), make_images(Path("flowers")))
+    make_images(Path("flowers"))
     with tarfile.open("flowers.tar", "w") as archive:
         archive.add("flowers")
     return tmp_path
@@ -58,8 +60,10 @@ def test_workers_need_the_engine():
 def test_two_workers_write_the_rows_of_one_process_though_one_is_killed(folder):
     pytest.importorskip("ray")
     images = ["flowers", "flowers.tar"]
-    assert predict_command(images, PredictOptions(workdir="run", csv="local.csv")) == 0
-    command = [sys.executable, "-m", "vggjax", "predict", *images, "--workdir", "run"]
+    settings = {"model": "cnn-4-pool-4", "head": "gap-classes", "epochs": 1, "split": "0.6,0.2,0.2"}
+    train(make_config(Path("flowers"), Path("trained"), **settings))
+    assert predict_command(images, PredictOptions(workdir="trained", csv="local.csv")) == 0
+    command = [sys.executable, "-m", "vggjax", "predict", *images, "--workdir", "trained"]
     command += ["--csv", "ray.csv", "--engine", "ray", "--workers", "2"]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not (workers := workers_of(process.pid)):

@@ -34,17 +34,23 @@ def seeded_vgg16() -> VGG:
     return model
 
 
-def make_pairs(size: int = 36) -> tuple[np.ndarray, np.ndarray]:
+def make_pairs(size: int = 36, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Return two pairs of images, uint8 (2, S, S + 4, 3): one close, one far apart."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (2, size, size + 4, 3), np.uint8)
     others = rng.integers(0, 256, images.shape, np.uint8)
     others[0] = np.clip(images[0].astype(int) + rng.integers(-20, 21, images[0].shape), 0, 255)
     return images, others
 
 
-def reference(model: VGG, linear: list[np.ndarray], images: np.ndarray, others: np.ndarray):
-    """Return distances (N,), maps (N, H, W) and the gradient of the sum, in float64.
+def reference(
+    model: VGG,
+    linear: list[np.ndarray],
+    images: np.ndarray,
+    others: np.ndarray,
+    dtype: type = np.float64,
+):
+    """Return distances (N,), maps (N, H, W) and the gradient of the sum, computed in `dtype`.
 
     The formula of `lpips` 0.1.4, version 0.1. `images` and `others` are uint8; the gradient is that
     of the images from -1 to 1.
@@ -54,7 +60,7 @@ def reference(model: VGG, linear: list[np.ndarray], images: np.ndarray, others: 
     from torch.nn import functional
 
     def to_torch(array):
-        return torch.from_numpy(np.asarray(array, np.float64))
+        return torch.from_numpy(np.array(array, dtype))
 
     shift = to_torch([-0.030, -0.088, -0.188])[None, :, None, None]
     scale = to_torch([0.458, 0.448, 0.450])[None, :, None, None]
