@@ -63,7 +63,8 @@ def write_report(
             writes into its folder now.
     """
     workdir = run.workdir if isinstance(run, RunResult) else Path(run)
-    read_config(workdir)  # before a lock file is made where no run is
+    if not isinstance(run, RunResult):
+        read_config(workdir)  # before a lock file is made where no run is
     with lock_workdir(workdir, "a report"):
         return write_pages(run, doctor=doctor, evaluation=evaluation, predictions=predictions)
 
