@@ -19,6 +19,8 @@ from vggjax.data.images.preprocess import preprocess
 from vggjax.data.loader import Process
 from vggjax.evaluation.evaluate import predict_split
 from vggjax.training import prepare
+from vggjax.training.cache.exchange import own_positions
+from vggjax.training.cache.features import CachedFeatures
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.signals import Interrupted
 from vggjax.training.step import _example_keys, make_feature_step
@@ -98,18 +100,40 @@ def test_features_come_in_the_batches_of_their_images(config_of):
     for step, batch in enumerate(whole, start=5):  # the second pass, each row flipped or not
         keys = _example_keys(7, step, 4, None)[:, 0]
         batch["images"] = np.asarray(augment(keys, batch["images"], config.augmentation))
-    for process in range(2):
-        batches = rows_of(cached["train"], **order, process=Process(process, 2), start=1)
-        rows = slice(2 * process, 2 * process + 2)
-        for batch, images in zip(batches, whole[1:], strict=True):
-            for name in ("label", "mask", "index"):
-                np.testing.assert_array_equal(batch[name], images[name][rows])
-            expected = np.asarray(prefix(images["images"]))[rows]
-            is_real = batch["mask"] > 0
-            np.testing.assert_allclose(
-                batch["features"][is_real], expected[is_real], rtol=1e-4, atol=1e-4
+    batches = rows_of(cached["train"], **order, start=1)
+    for batch, images in zip(batches, whole[1:], strict=True):
+        for name in ("label", "mask", "index"):
+            np.testing.assert_array_equal(batch[name], images[name])
+        expected = np.asarray(prefix(images["images"]))
+        is_real = batch["mask"] > 0
+        np.testing.assert_allclose(
+            batch["features"][is_real], expected[is_real], rtol=1e-4, atol=1e-4
+        )
+        assert not batch["features"][~is_real].any()
+
+
+def test_two_processes_with_a_part_of_the_features_each_make_the_same_batches(config_of):
+    cached, _ = fill(config_of("run", augment="flip", seed=7))
+    order = dict(seed=3, epoch=1, shuffle=True)
+    expected, train_features = rows_of(cached["train"], **order), cached["train"]
+    pair = [Process(index, 2) for index in range(2)]
+    parts = []
+    for process in pair:
+        own = own_positions(len(train_features), 4, process)
+        views = {view: rows[own] for view, rows in train_features._views.items()}
+        part = CachedFeatures(
+            train_features._loader, views, train_features._masked, train_features._choose
+        )
+        parts.append(rows_of(part, **order, process=process))
+    for batch, both in zip(expected, zip(*parts, strict=True), strict=True):
+        for process, own in zip(pair, both, strict=True):
+            # as all_to_all: from each process what it sends to this one
+            received = np.concatenate([other["sent"][0, process.index] for other in both])
+            is_real = own["mask"] > 0
+            rows = slice(2 * process.index, 2 * process.index + 2)
+            np.testing.assert_array_equal(
+                received[own["take"]][is_real], batch["features"][rows][is_real]
             )
-            assert not batch["features"][~is_real].any()
 
 
 def test_images_are_decoded_once(config_of, monkeypatch):

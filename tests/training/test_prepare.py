@@ -1,6 +1,7 @@
 """Preparing a run: duplicates stay in one split, are searched for once, and data is checked."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,4 +162,4 @@ def test_a_weight_file_is_opened_once(images, tmp_path, monkeypatch):
     weight_file = prepare.WeightFile
     monkeypatch.setattr(prepare, "WeightFile", open_and_record)
     run = prepare_run(make_config(images, tmp_path / "run", weights=str(weights)))
-    assert opened == [str(weights)] and run.info.provenance["weights_format"]
+    assert [*map(Path, opened)] == [weights] and run.info.provenance["weights_format"]
