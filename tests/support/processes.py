@@ -20,8 +20,13 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def start(count: int, words: Sequence[str], *, devices: int = 1) -> list[subprocess.Popen]:
-    """Start `vggjax train` in so many processes, each with some devices."""
+def start(
+    count: int, words: Sequence[str], *, devices: int = 1, last: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+    """Start `vggjax train` in so many processes, each with some devices.
+
+    `last` are further words of the last one.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,7 +36,9 @@ def start(count: int, words: Sequence[str], *, devices: int = 1) -> list[subproc
         command += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}"]
     return [
         subprocess.Popen(
-            command + [f"--process-id={index}"] * (count > 1),
+            command
+            + [f"--process-id={index}"] * (count > 1)
+            + list(last) * (index == count - 1),
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for index in range(count)

@@ -135,6 +135,14 @@ def test_an_error_of_the_first_process_ends_all_and_is_printed_once(data, tmp_pa
     assert "vggjax: error" not in ended[1][2]
 
 
+@pytest.mark.slow
+def test_processes_with_other_settings_make_no_run(data, tmp_path):
+    ended = finish(start(2, words(data, tmp_path / "run"), last=["--seed", "1"]))
+    assert all(code not in (0, None) for code, _, _ in ended), ended
+    assert "`seed`" in ended[1][2] or "--seed is 0 in the first" in ended[1][2]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_process_alone_joins_no_others():
     config = Config()
     assert join_processes(config, environ={}) == config
@@ -151,6 +159,7 @@ AT = "host:1234"
         ({}, {}, None),
         ({}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
         ({}, SLURM, {}),
+        ({"num_processes": 1}, SLURM, None),
         ({}, {"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
         ({}, {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
         ({"coordinator": "auto"}, {}, {}),

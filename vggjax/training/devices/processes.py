@@ -61,7 +61,20 @@ def join_processes(settings: S, *, environ: Mapping[str, str] = os.environ) -> S
     on_first(lambda: None)  # the libraries under jax print their connections
     if is_first():  # which prints for all
         os.dup2(printing, 1)
+    _check_same(others)
     return others
+
+
+def _check_same(settings: ProcessSettings) -> None:
+    """Raise ConfigError in a process whose settings are not the first one's."""
+    first = on_first(lambda: dataclasses.asdict(settings))
+    own = dataclasses.asdict(settings)
+    for name in [name for name in first if own[name] != first[name]]:
+        raise ConfigError(
+            f"The processes of a run need the same settings; `{name}` is {first[name]!r} in the "
+            f"first one and {own[name]!r} in number {jax.process_index()}. For a run of its own in "
+            "each process of a launcher, set `num_processes` 1."
+        )
 
 
 def find_processes(settings: ProcessSettings, environ: Mapping[str, str]) -> dict[str, Any] | None:
@@ -71,6 +84,8 @@ def find_processes(settings: ProcessSettings, environ: Mapping[str, str]) -> dic
         ConfigError: settings that do not fit one another.
     """
     address, count, index = settings.coordinator, settings.num_processes, settings.process_id
+    if address is None and count == 1 and not index:
+        return None
     if address is None:
         for name, value in (("num_processes", count), ("process_id", index)):
             if value is not None:

@@ -14,7 +14,8 @@ class ProcessSettings:
     """With several hosts: HOST:PORT of the first process; None asks the launcher (Slurm, Open MPI,
     TPU), auto lets JAX find it."""
     num_processes: int | None = setting(None, above=0)
-    """With --coordinator: the number of processes; None asks the launcher."""
+    """With --coordinator: the number of processes; None asks the launcher, and 1 alone is a run of
+    its own, whatever the launcher started."""
     process_id: int | None = setting(None, at_least=0)
     """With --coordinator: the number of this process, from 0; None asks the launcher."""
 
