@@ -117,6 +117,7 @@ def test_a_flip_in_a_saved_model_is_refused_or_changes_nothing(tmp_path, run):
         {"head": "gap-x"},
         {"class_names": ["a", "b"]},
         {"class_names": ["a", "b", "c", "d"]},
+        {"class_names": ["a", "b", "a"]},
         {"class_names": [1, 2, 3]},
         {"class_names": None},
         {"preprocessing": {}},

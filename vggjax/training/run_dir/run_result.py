@@ -22,7 +22,14 @@ from vggjax.data.quality.duplicates import Duplicates
 from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.source import Source
 from vggjax.data.splits.splits import SPLITS_FILE, read_splits
-from vggjax.errors import ConfigError, DataError, VggjaxError, WeightsError, printable
+from vggjax.errors import (
+    ConfigError,
+    DataError,
+    VggjaxError,
+    WeightsError,
+    join_names,
+    printable,
+)
 from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
 from vggjax.models.network import Network
@@ -176,6 +183,10 @@ def read_info(workdir: str | Path) -> ModelInfo:
         fields["class_names"] = tuple(fields["class_names"])
         fields["thresholds"] = tuple(fields.get("thresholds", ()))
         info = ModelInfo(**fields)
+        # Of a dataset; two of ImageNet's classes are called `crane`.
+        names = info.class_names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the class names have {join_names(twice, most=3)} twice")
         if info.is_multilabel and not info.thresholds:
             raise ValueError("it needs a threshold for each class")
         return info
