@@ -50,6 +50,15 @@ def convolve_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Arra
     return forward(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
 
 
+def convolve_rotated_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Array:
+    """Convolve x (N, H, W, D) with `rotate(kernel)`: the gradient of a map."""
+    path = choose_path(x.shape, (3, 3, kernel.shape[3], kernel.shape[2]), method=method)
+    if path != "winograd" or not winograd.is_compiled():
+        return convolve_on_cpu(x, winograd.rotate(kernel), method=method)
+    arrays = (array.astype(jnp.float32) for array in (x, kernel))
+    return winograd.convolve_rotated(*arrays).astype(x.dtype)
+
+
 def convolve_relu_on_cpu(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str, pool: bool
 ) -> jax.Array:
@@ -74,6 +83,11 @@ def kernel_gradient_on_cpu(x: jax.Array, grad: jax.Array, *, method: str) -> jax
 def lax_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return lax's convolution, on any device."""
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def lax_convolve_rotated(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return lax's convolution with `rotate(kernel)`."""
+    return lax_convolve(x, winograd.rotate(kernel))
 
 
 def lax_convolve_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool) -> jax.Array:

@@ -1,7 +1,7 @@
 """The 3x3 convolution at stride 1 with zero padding as a JAX primitive, for CPUs.
 
-The convolution of a map with a kernel and the gradient of its kernel are two bilinear functions,
-and the derivatives of each are one or the other of them. As two primitives with rules that lead
+The convolution of a map with a kernel and the gradients of its map and of its kernel are three
+bilinear functions, and the derivatives of each are the others. As primitives with rules that lead
 from one to the other they run the compiled kernels in any derivative, forward or backward, and can
 be mapped, exported, and split over a mesh by their batch. `jax.custom_vjp` allows only one reverse
 derivative, `custom_partitioning` by itself none and no mapping.
@@ -178,6 +178,12 @@ class _Bilinear(_Operation):
 _convolve = _Bilinear(  # (N, H, W, C), (3, 3, C, D) -> (N, H, W, D)
     "conv3x3", on_cpu=paths.convolve_on_cpu, plain=paths.lax_convolve, axes=((0, 0), (3, 3))
 )
+_convolve_rotated = _Bilinear(  # (N, H, W, D), (3, 3, C, D) -> (N, H, W, C): a map's gradient
+    "conv3x3_rotated",
+    on_cpu=paths.convolve_rotated_on_cpu,
+    plain=paths.lax_convolve_rotated,
+    axes=((0, 0), (2, 3)),
+)
 _kernel_gradient = _Bilinear(  # (N, H, W, C), (N, H, W, D) -> (3, 3, C, D)
     "conv3x3_kernel_gradient",
     on_cpu=paths.kernel_gradient_on_cpu,
@@ -186,17 +192,16 @@ _kernel_gradient = _Bilinear(  # (N, H, W, C), (N, H, W, D) -> (3, 3, C, D)
 )
 
 
-def _convolve_rotated(grad: jax.Array, kernel: jax.Array, method: str) -> jax.Array:
-    """Return the gradient of a map: convolve with the kernel rotated by 180 degrees."""
-    return _convolve(grad, lax.rev(kernel, (0, 1)).swapaxes(2, 3), method=method)
-
-
 _convolve.set_transposes(
-    lambda grad, _, kernel, method: _convolve_rotated(grad, kernel, method),
+    lambda grad, _, kernel, method: _convolve_rotated(grad, kernel, method=method),
     lambda grad, x, _, method: _kernel_gradient(x, grad, method=method),
 )
+_convolve_rotated.set_transposes(  # here the gradient of the result is a map, x a gradient
+    lambda grad, _, kernel, method: _convolve(grad, kernel, method=method),
+    lambda grad, x, _, method: _kernel_gradient(grad, x, method=method),
+)
 _kernel_gradient.set_transposes(  # here the gradient of the result is a kernel, y a gradient
-    lambda kernel, _, y, method: _convolve_rotated(y, kernel, method),
+    lambda kernel, _, y, method: _convolve_rotated(y, kernel, method=method),
     lambda kernel, x, _, method: _convolve(x, kernel, method=method),
 )
 

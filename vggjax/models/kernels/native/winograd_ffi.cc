@@ -143,21 +143,46 @@ ffi::Error wrong_shapes(const char* what) {
 
 int64_t threads_of(ffi::ThreadPool& pool) { return pool.num_threads() > 1 ? pool.num_threads() : 1; }
 
+constexpr int64_t kSquare = 16;  // floats of a cache line
+
+// to (3, 3, D, C) = a kernel (3, 3, C, D), rotated by 180 degrees. Squares of cache lines: XLA's
+// transposition takes several times as long.
+bool rotate(ffi::ThreadPool& pool, int64_t threads, const float* kernel, int64_t in, int64_t out,
+            float* to) {
+  const int64_t strips = (in + kSquare - 1) / kSquare;
+  return run(pool, threads, {9 * strips, 0}, [&](int64_t task, float*) {
+    const int64_t tap = task / strips, first = task % strips * kSquare;
+    const float* from = kernel + (8 - tap) * in * out;
+    float* rotated = to + tap * in * out;
+    const int64_t last = std::min(in, first + kSquare);
+    for (int64_t column = 0; column < out; column += kSquare)
+      for (int64_t d = column; d < std::min(out, column + kSquare); ++d)
+        for (int64_t c = first; c < last; ++c) rotated[d * in + c] = from[c * out + d];
+  });
+}
+
 // y (N, H, W, D) = x (N, H, W, C) * kernel (3, 3, C, D); with a bias (D) also a ReLU, and with
-// `pool` the largest of 2x2 pixels. Few input channels are convolved directly.
-ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y,
-                   bool pooled) {
+// `pool` the largest of 2x2 pixels. Few input channels are convolved directly. With `rotated` the
+// kernel is (3, 3, D, C), to be rotated by 180 degrees.
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y, bool pooled,
+                   bool rotated) {
   const auto in = x.dimensions(), taps = kernel.dimensions(), out = y->dimensions();
-  if (in.size() != 4 || taps.size() != 4 || out.size() != 4 || taps[2] != in[3])
-    return wrong_shapes("x is (N, H, W, C), the kernel (3, 3, C, D)");
-  const int64_t biases = bias.element_count();
-  if (biases != 0 && int64_t(biases) != taps[3]) return wrong_shapes("the bias is (D) or (0)");
+  if (in.size() != 4 || taps.size() != 4 || out.size() != 4 || taps[rotated ? 3 : 2] != in[3])
+    return wrong_shapes("x is (N, H, W, C), the kernel (3, 3, C, D), or rotated (3, 3, D, C)");
+  const int64_t biases = bias.element_count(), outputs = taps[rotated ? 2 : 3];
+  if (biases != 0 && biases != outputs) return wrong_shapes("the bias is (D) or (0)");
   const float* offsets = biases ? bias.typed_data() : nullptr;
-  const Problem p{in[0], in[1], in[2], in[3], taps[3], threads_of(pool), offsets, pooled};
+  const Problem p{in[0], in[1], in[2], in[3], outputs, threads_of(pool), offsets, pooled};
   const float *from = x.typed_data(), *weights = kernel.typed_data();
   float* to = y->typed_data();
   if (y->element_count() == 0) return ffi::Error::Success();
   if (p.in == 0) return wrong_shapes("no channels");
+  const Scratch turned(rotated ? kernel.element_count() : 0);
+  if (rotated) {
+    if (!turned.at() || !rotate(pool, p.threads, weights, p.out, p.in, turned.at()))
+      return status(false);
+    weights = turned.at();
+  }
   use_huge_pages(to, y->size_bytes());
   const WinogradKernels& k = kernels();
   if (p.in < kFewChannels && !p.pool)
@@ -219,7 +244,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3, vggjax::forward,
                                   .Arg<vggjax::Array>()
                                   .Arg<vggjax::Array>()
                                   .Ret<vggjax::Array>()
-                                  .Attr<bool>("pool"));
+                                  .Attr<bool>("pool")
+                                  .Attr<bool>("rotated"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3_gradient, vggjax::gradient,
                               ffi::Ffi::Bind()

@@ -19,6 +19,7 @@ namespace {
 
 // ---- y = x * kernel ----
 
+constexpr int64_t kKernelsAhead = 8;  // that are fetched
 constexpr int64_t kKernelPoint = kDepth * kCols + kGap;  // U: [36][kDepth][kCols]
 
 int64_t chunks_of(const Problem& p) { return ceil_div(p.in, kDepth); }
@@ -89,7 +90,9 @@ void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t d
   for (int64_t c = 0; c < depth; ++c) {
     const float* from = kernel + (first + c) * p.out + column;
     // The rows of a kernel are up to 2 kB apart, too far for the hardware's prefetcher.
-    for (int i = 0; i < 9; ++i) __builtin_prefetch(from + i * tap + 6 * p.out);
+    for (int64_t i = 0; i < 9; ++i)
+      for (int64_t o = 0; o < kCols; o += 16)
+        __builtin_prefetch(from + i * tap + kKernelsAhead * p.out + o);
     for (int64_t o = 0; o < kCols; o += kLanes, from += kLanes) {
       const int64_t count = first + c < p.in ? p.out - column - o : 0;
       auto sink = [=](int i, int j, Vec v) {
@@ -167,7 +170,7 @@ void multiply(const Problem& p, int64_t block, int64_t task, const float* shared
     fill_kernel(p, kernel, first, depth, column, u);
     watch.lap(kKernelTransform);
     for (int point = 0; point < 36; ++point)
-      product(input.point(point), kDepth, 1, u + point * kKernelPoint, m + point * m_stride,
+      product(ByChannels(), input.point(point), u + point * kKernelPoint, m + point * m_stride,
               group.tiles, depth, first > 0);
     watch.lap(kProducts);
   }
@@ -203,7 +206,7 @@ void direct(const Problem& p, int64_t task, const float* x, const float* kernel,
         store(taps + k * kCols + o, load_some(kernel + k * p.out + column + o, p.out - column - o));
     watch.lap(kKernelTransform);
     for (int64_t i = 0; i < 3; ++i)
-      product(scratch + i * padded_row(p), p.in, 1, taps + i * depth * kCols, sums, p.width, depth,
+      product(Pixels{p.in}, scratch + i * padded_row(p), taps + i * depth * kCols, sums, p.width, depth,
               i > 0);
     watch.lap(kProducts);
     for (int64_t o = 0; o < kCols && column + o < p.out; o += kLanes) {
@@ -287,7 +290,7 @@ void gradient(const Problem& p, int64_t task, const float* x, const float* grad,
     for (int point = 0; point < 36; ++point)
       for (int64_t j = 0; j < ceil_div(out, kCols); ++j)
         for (int64_t c = 0; c < in; c += kDepth)
-          product(input.point(point) + c / kDepth * InputBlock::floats(tiles), 1, kDepth,
+          product(ByTiles(), input.point(point) + c / kDepth * InputBlock::floats(tiles),
                   panels + point * kGradientPoint + j * tiles * kCols,
                   sums + point * kSumsPoint + (j * kSide + c) * kCols, least(kDepth, in - c),
                   tiles, first > begin);

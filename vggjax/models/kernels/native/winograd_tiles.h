@@ -20,7 +20,12 @@ typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_al
 
 constexpr int kLanes = VECTOR_BYTES / 4;
 constexpr int kCols = 2 * kLanes;                   // of a product's block in registers
-constexpr int kRows = VECTOR_BYTES == 64 ? 12 : 6;  // 12 or 24 sums in 16 or 32 registers
+#if VECTOR_BYTES == 64 || defined(__aarch64__)
+#define MANY_REGISTERS 1  // 32, of which 24 hold sums
+#else
+#define MANY_REGISTERS 0  // 16, of which 12 hold sums
+#endif
+constexpr int kRows = MANY_REGISTERS ? 12 : 6;
 constexpr int64_t kDepth = 64;   // channels at a time
 constexpr int64_t kWidest = 128;  // channels that a transform of input reads
 constexpr int64_t kGap = 16;     // floats between points: strides of 4 kB share a cache set
@@ -55,29 +60,32 @@ Vec relu(Vec v) {
 }
 
 // The transforms of one column or row; applied to all columns, then to all rows. The interpolation
-// points are 0, 1, -1, 2, -2 and infinity, with the matrices of Lavin and Gray's F(4x4, 3x3).
+// points are 0, A, -A, B, -B and infinity. With the usual 1 and 2 the rounding errors are larger.
+constexpr float A = 0.75f, B = 1.5f, A2 = A * A, B2 = B * B;
+constexpr float kInverse0 = 1 / (A2 * B2);  // 1 over the product of a point's distances to the rest
+constexpr float kInverseA = 1 / (2 * A2 * (A2 - B2)), kInverseB = 1 / (2 * B2 * (B2 - A2));
 
 // B^T: 6 inputs -> 6
 inline void transform_input(const Vec* d, Vec* v) {
-  Vec even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
-  Vec even2 = d[4] - d[2], odd2 = 2 * (d[3] - d[1]);
-  v[0] = 4 * d[0] - 5 * d[2] + d[4];
+  Vec even = d[4] - B2 * d[2], odd = A * (d[3] - B2 * d[1]);
+  Vec even2 = d[4] - A2 * d[2], odd2 = B * (d[3] - A2 * d[1]);
+  v[0] = A2 * B2 * d[0] - (A2 + B2) * d[2] + d[4];
   v[1] = even + odd;
   v[2] = even - odd;
   v[3] = even2 + odd2;
   v[4] = even2 - odd2;
-  v[5] = 4 * d[1] - 5 * d[3] + d[5];
+  v[5] = A2 * B2 * d[1] - (A2 + B2) * d[3] + d[5];
 }
 
 // G: 3 taps -> 6
 inline void transform_kernel(const Vec* g, Vec* u) {
-  constexpr float sixth = 1.f / 6, twelfth = 1.f / 12, twentyfourth = 1.f / 24;
-  Vec even = -sixth * (g[0] + g[2]), even2 = twentyfourth * (g[0] + 4 * g[2]);
-  u[0] = 0.25f * g[0];
-  u[1] = even - sixth * g[1];
-  u[2] = even + sixth * g[1];
-  u[3] = even2 + twelfth * g[1];
-  u[4] = even2 - twelfth * g[1];
+  Vec even = kInverseA * g[0] + kInverseA * A2 * g[2];
+  Vec even2 = kInverseB * g[0] + kInverseB * B2 * g[2];
+  u[0] = kInverse0 * g[0];
+  u[1] = even + kInverseA * A * g[1];
+  u[2] = even - kInverseA * A * g[1];
+  u[3] = even2 + kInverseB * B * g[1];
+  u[4] = even2 - kInverseB * B * g[1];
   u[5] = g[2];
 }
 
@@ -86,15 +94,15 @@ inline void transform_output(const Vec* m, Vec* y) {
   Vec sum = m[1] + m[2], difference = m[1] - m[2];
   Vec sum2 = m[3] + m[4], difference2 = m[3] - m[4];
   y[0] = m[0] + sum + sum2;
-  y[1] = difference + 2 * difference2;
-  y[2] = sum + 4 * sum2;
-  y[3] = difference + 8 * difference2 + m[5];
+  y[1] = A * difference + B * difference2;
+  y[2] = A2 * sum + B2 * sum2;
+  y[3] = A * A2 * difference + B * B2 * difference2 + m[5];
 }
 
 // A: 4 gradients of outputs -> 6
 inline void transform_gradient(const Vec* g, Vec* p) {
-  Vec even = g[0] + g[2], odd = g[1] + g[3];
-  Vec even2 = g[0] + 4 * g[2], odd2 = 2 * g[1] + 8 * g[3];
+  Vec even = g[0] + A2 * g[2], odd = A * g[1] + A * A2 * g[3];
+  Vec even2 = g[0] + B2 * g[2], odd2 = B * g[1] + B * B2 * g[3];
   p[0] = g[0];
   p[1] = even + odd;
   p[2] = even - odd;
@@ -105,11 +113,10 @@ inline void transform_gradient(const Vec* g, Vec* p) {
 
 // G^T: 6 sums -> 3 taps' gradients
 inline void transform_taps(const Vec* u, Vec* w) {
-  constexpr float sixth = 1.f / 6, twelfth = 1.f / 12, twentyfourth = 1.f / 24;
-  Vec sum = sixth * (u[1] + u[2]), sum2 = u[3] + u[4];
-  w[0] = 0.25f * u[0] - sum + twentyfourth * sum2;
-  w[1] = sixth * (u[2] - u[1]) + twelfth * (u[3] - u[4]);
-  w[2] = u[5] - sum + sixth * sum2;
+  Vec sum = kInverseA * (u[1] + u[2]), sum2 = kInverseB * (u[3] + u[4]);
+  w[0] = kInverse0 * u[0] + sum + sum2;
+  w[1] = kInverseA * A * (u[1] - u[2]) + kInverseB * B * (u[3] - u[4]);
+  w[2] = A2 * sum + B2 * sum2 + u[5];
 }
 
 // One transform of the columns, then of the rows: maps the IN x IN values of `source(i, j)` to
@@ -134,55 +141,72 @@ inline __attribute__((always_inline)) void transform_both(Transform transform, S
   }
 }
 
-// sums (R, kCols) (+)= a (R, depth) @ b (depth, kCols); in `a`, rows are `row_stride` apart and the
-// entries of a row `step` apart.
-template <int R>
-void multiply(const float* __restrict a, int64_t row_stride, int64_t step,
-              const float* __restrict b, float* __restrict sums, int64_t depth, bool add) {
+// How the entries of the left matrix of a product lie: rows are `row` floats apart, the entries of a
+// row `step`; 0 if only known at run time.
+struct ByChannels {  // of an InputBlock, its channels side by side
+  static constexpr int64_t row = kDepth, step = 1;
+};
+struct ByTiles {  // the same, transposed
+  static constexpr int64_t row = 1, step = kDepth;
+};
+struct Pixels {  // of a map
+  int64_t row;
+  static constexpr int64_t step = 1;
+};
+
+// sums (R, kCols) (+)= a (R, depth) @ b (depth, kCols)
+template <int R, typename Layout>
+void multiply(Layout layout, const float* __restrict a, const float* __restrict b,
+              float* __restrict sums, int64_t depth, bool add) {
   Vec left[R], right[R];
   if (add) {
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       left[r] = load(sums + r * kCols);
       right[r] = load(sums + r * kCols + kLanes);
     }
   } else {
-    const Vec zero = {};
-    for (int r = 0; r < R; ++r) left[r] = zero;
-    for (int r = 0; r < R; ++r) right[r] = zero;
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) left[r] = right[r] = Vec{};
   }
-  // The hardware does not foresee the next rows, which may be in L3.
-  const char* ahead = reinterpret_cast<const char*>(a + R * row_stride);
-  for (int64_t k = 0; k < depth; ++k, a += step, b += kCols, ahead += 64) {
+  // The hardware does not foresee the next rows, which may be in L3, nor the next sums.
+  const char* ahead = reinterpret_cast<const char*>(a + R * layout.row);
+  const char* sums_ahead = reinterpret_cast<const char*>(sums + R * kCols);
+  for (int64_t k = 0; k < depth; ++k, a += layout.step, b += kCols, ahead += 64) {
     __builtin_prefetch(ahead);
+    if (64 * k < R * kCols * 4) __builtin_prefetch(sums_ahead + 64 * k);
     const Vec b_left = load(b), b_right = load(b + kLanes);
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const float factor = a[r * row_stride];
+      const float factor = a[r * layout.row];
       left[r] += factor * b_left;
       right[r] += factor * b_right;
     }
   }
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
     store(sums + r * kCols, left[r]);
     store(sums + r * kCols + kLanes, right[r]);
   }
 }
 
-using Multiply = void (*)(const float*, int64_t, int64_t, const float*, float*, int64_t, bool);
-constexpr Multiply kMultiply[] = {
-    nullptr,     multiply<1>, multiply<2>, multiply<3>, multiply<4>,  multiply<5>,  multiply<6>,
-#if VECTOR_BYTES == 64
-    multiply<7>, multiply<8>, multiply<9>, multiply<10>, multiply<11>, multiply<12>,
-#endif
-};
-
 // sums (rows, kCols) (+)= a (rows, depth) @ b (depth, kCols), in groups of nearly equal numbers of
 // rows: a group of one row would be bound by the latency of its additions.
-void product(const float* a, int64_t row_stride, int64_t step, const float* b, float* sums,
-             int64_t rows, int64_t depth, bool add) {
+template <typename Layout>
+void product(Layout layout, const float* a, const float* b, float* sums, int64_t rows,
+             int64_t depth, bool add) {
+  using Multiply = void (*)(Layout, const float*, const float*, float*, int64_t, bool);
+  static constexpr Multiply kMultiply[] = {
+      nullptr,
+      multiply<1>, multiply<2>, multiply<3>, multiply<4>,  multiply<5>,  multiply<6>,
+#if MANY_REGISTERS
+      multiply<7>, multiply<8>, multiply<9>, multiply<10>, multiply<11>, multiply<12>,
+#endif
+  };
   for (int64_t groups = ceil_div(rows, kRows); groups > 0; --groups) {
     const int64_t count = ceil_div(rows, groups);
-    kMultiply[count](a, row_stride, step, b, sums, depth, add);
-    a += count * row_stride;
+    kMultiply[count](layout, a, b, sums, depth, add);
+    a += count * layout.row;
     sums += count * kCols;
     rows -= count;
   }
