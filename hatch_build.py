@@ -35,6 +35,13 @@ OBJECTS = {
 X86_OBJECTS = {
     "avx2_winograd": ("winograd_kernels.cc", "-DVECTOR_BYTES=32", "-mavx2", "-mfma"),
     "avx512_winograd": ("winograd_kernels.cc", "-DVECTOR_BYTES=64", "-mavx512f", "-mfma"),
+    "avx512_bf16_winograd": (
+        "winograd_kernels.cc",
+        "-DVECTOR_BYTES=64",
+        "-mavx512bw",
+        "-mavx512bf16",
+        "-mfma",
+    ),  # fmt: skip
     "avx2_resize": ("resize_kernels.cc", "-mavx2"),
 }
 """The further objects on x86-64."""

@@ -1,6 +1,6 @@
 """Profile the forward pass of VGG16 by layer, for each instruction set of this machine.
 
-    python -m benchmarks.layers [--sets avx2 avx512] [--batch-size 8] [--rounds 5]
+    python -m benchmarks.layers [--sets avx2 avx512] [--dtype bfloat16] [--batch-size 8]
 
 A row is a convolution at 224 px with its bias, its ReLU and the pooling after it, if any: the CPU
 time of all threads for an image, and the shares of it that the stages of Winograd's algorithm take.
@@ -69,18 +69,18 @@ def layers_and_maps(model: VGG) -> Iterator[tuple[str, str | None, str, int]]:
             before, side = last, side // 2 if last != name else side
 
 
-def measure(kernels: str, *, batch_size: int, rounds: int) -> Iterator[list[str]]:
-    """Yield the cells of the rows of one instruction set."""
+def measure(kernels: str, *, dtype: str, batch_size: int, rounds: int) -> Iterator[list[str]]:
+    """Yield the cells of the rows of one instruction set, with maps of a dtype."""
     os.environ["VGGJAX_KERNELS"] = kernels
     jax.clear_caches()
     if library := load_library():
         library.vggjax_profile(1)
-    bound, model = measure_bound(rounds), VGG("vgg16")
+    bound, model = measure_bound(rounds), VGG("vgg16", dtype=jnp.dtype(dtype))
     graph, params = nnx.split(model)
     widths, totals = model.arch.conv_channels(), [0.0] * 6
     for name, before, last, side in layers_and_maps(model):
         channels, outputs = widths[name]
-        x = jax.random.normal(jax.random.key(0), (batch_size, side, side, channels))
+        x = jax.random.normal(jax.random.key(0), (batch_size, side, side, channels), dtype)
 
         def run(params, x, before=before, last=last):
             return nnx.merge(graph, params)(x, after=before, until=last)
@@ -108,13 +108,15 @@ def _cells(numbers: list[float], batch_size: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", choices=kernel_choices(), default=kernel_choices())
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     print(describe_machine(), f"Load {os.getloadavg()[0]:.1f}.", end="\n\n")
     print("| " + " | ".join(HEADINGS) + " |\n|" + "---|" * len(HEADINGS))
     for kernels in args.sets:
-        for cells in measure(kernels, batch_size=args.batch_size, rounds=args.rounds):
+        options = {"dtype": args.dtype, "batch_size": args.batch_size, "rounds": args.rounds}
+        for cells in measure(kernels, **options):
             print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,8 +1,8 @@
 """The convolution that the networks call, with the signature of `lax.conv_general_dilated`.
 
-On CPUs, a 3x3 kernel at stride 1 takes the fastest of four paths, in float32 even for bfloat16
-maps; every other convolution, and every other device, is lax's. `make_convolve` fixes the method of
-a whole network:
+On CPUs, a 3x3 kernel at stride 1 takes the fastest of four paths. bfloat16 maps are multiplied and
+summed in float32, on CPUs with AVX512_BF16 multiplied in bfloat16. Every other convolution, and
+every other device, is lax's. `make_convolve` fixes the method of a whole network:
 
 - `auto` uses `winograd`, except where measurements favor another path (see paths.py).
 - `winograd` uses Winograd's F(4x4, 3x3) wherever it is defined (see winograd.py).

@@ -2,8 +2,9 @@
 
 The convolution (winograd.py) and the resize (data/images/resize.py) share one library, built at
 installation (hatch_build.py). Without it, jax.numpy and Pillow do the work. The environment
-variable `VGGJAX_KERNELS` forces one of the choices: `numpy` (no compiled code), `baseline`, `avx2`
-or `avx512`; by default the best one of the machine is used. This file imports no jax.
+variable `VGGJAX_KERNELS` forces one of the choices: `numpy` (no compiled code), `baseline`, `avx2`,
+`avx512` or `avx512_bf16`, which also multiplies bfloat16 maps in bfloat16; by default the best one
+of the machine is used. This file imports no jax.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The ways to compute a 3x3 convolution and the gradient of its kernel on CPUs.
 
-Each takes maps (N, H, W, C) and kernels (3, 3, C, D) at stride 1 with zero padding, float32, and
-equals lax within rounding; `choose_path` takes the fastest. primitives.py makes them
+Each takes maps (N, H, W, C) and kernels (3, 3, C, D) at stride 1 with zero padding, and equals lax
+within rounding; `choose_path` takes the fastest. primitives.py makes them
 differentiable.
 """
 
@@ -42,12 +42,13 @@ def choose_path(
 
 
 def convolve_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Array:
-    """Convolve x with a kernel of the same dtype; bfloat16 in float32, rounded once.
+    """Convolve x with a kernel of the same dtype; bfloat16 with sums in float32, rounded once.
 
-    On CPUs without bfloat16 products (AVX2), lax's take 3 to 5 times as long as float32.
+    On CPUs, lax's products of bfloat16 take 3 to 5 times as long as float32.
     """
-    forward, _ = _PATHS[choose_path(x.shape, kernel.shape, method=method)]
-    return forward(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
+    path = choose_path(x.shape, kernel.shape, method=method)
+    forward, _ = _PATHS[path]
+    return forward(*_operands(path, x), kernel.astype(jnp.float32)).astype(x.dtype)
 
 
 def convolve_rotated_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Array:
@@ -55,8 +56,7 @@ def convolve_rotated_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> 
     path = choose_path(x.shape, (3, 3, kernel.shape[3], kernel.shape[2]), method=method)
     if path != "winograd" or not winograd.is_compiled():
         return convolve_on_cpu(x, winograd.rotate(kernel), method=method)
-    arrays = (array.astype(jnp.float32) for array in (x, kernel))
-    return winograd.convolve_rotated(*arrays).astype(x.dtype)
+    return winograd.convolve_rotated(x, kernel.astype(jnp.float32))
 
 
 def convolve_relu_on_cpu(
@@ -64,20 +64,32 @@ def convolve_relu_on_cpu(
 ) -> jax.Array:
     """Convolve x, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling."""
     path = choose_path(x.shape, kernel.shape, method=method)
-    few_channels = path == "few_channels" and x.shape[3] < _FEW_CHANNELS
-    if not winograd.is_compiled() or not (path == "winograd" or few_channels):
+    if not _is_compiled(path, x):
         y = jax.nn.relu(convolve_on_cpu(x, kernel, method=method) + bias.reshape(1, 1, 1, -1))
         return max_pool(y) if pool else y
-    arrays = (array.astype(jnp.float32) for array in (x, kernel, bias))
-    y = winograd.convolve_relu(*arrays, pool=pool and not few_channels).astype(x.dtype)
-    return max_pool(y) if pool and few_channels else y
+    arrays = (array.astype(jnp.float32) for array in (kernel, bias))
+    y = winograd.convolve_relu(x, *arrays, pool=pool and path == "winograd")
+    return max_pool(y) if pool and path != "winograd" else y
 
 
 def kernel_gradient_on_cpu(x: jax.Array, grad: jax.Array, *, method: str) -> jax.Array:
     """Return the gradient (3, 3, C, D) of the kernel from that of the output, (N, H, W, D)."""
-    kernel_shape = (3, 3, x.shape[3], grad.shape[3])
-    _, gradient = _PATHS[choose_path(x.shape, kernel_shape, method=method)]
-    return gradient(x.astype(jnp.float32), grad.astype(jnp.float32)).astype(x.dtype)
+    path = choose_path(x.shape, (3, 3, x.shape[3], grad.shape[3]), method=method)
+    _, gradient = _PATHS[path]
+    return gradient(*_operands(path, x, grad, gradient=True)).astype(x.dtype)
+
+
+def _operands(path: str, *maps: jax.Array, gradient: bool = False) -> tuple[jax.Array, ...]:
+    """Return the maps in float32, unless the compiled kernels take them as they are."""
+    if _is_compiled("winograd" if gradient and path == "few_channels" else path, maps[0]):
+        return maps
+    return tuple(array.astype(jnp.float32) for array in maps)
+
+
+def _is_compiled(path: str, x: jax.Array) -> bool:
+    """Return whether compiled kernels convolve x by a path."""
+    few_channels = path == "few_channels" and x.shape[3] < _FEW_CHANNELS
+    return winograd.is_compiled() and (path == "winograd" or few_channels)
 
 
 def lax_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -113,7 +125,7 @@ def _kernel_type(x: jax.Array, grad: jax.Array) -> Any:
 
 
 def _convolve_few_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    is_compiled = winograd.is_compiled() and x.shape[3] < _FEW_CHANNELS
+    is_compiled = _is_compiled("few_channels", x)
     return (winograd.convolve if is_compiled else lax_convolve)(x, kernel)
 
 

@@ -1,6 +1,7 @@
 """The 3x3 convolution at stride 1 and its kernel's gradient by Winograd's F(4x4, 3x3), for CPUs.
 
-In: float32 maps (N, H, W, C) of any size and kernels (3, 3, C, D). Out: (N, H, W, D) with zero
+In: float32 maps (N, H, W, C) of any size and kernels (3, 3, C, D); the compiled kernels also take
+bfloat16 maps, with float32 kernels, and sum in float32. Out: (N, H, W, D) with zero
 padding, equal to `lax.conv_general_dilated` within about 1e-5 of the largest value: a quarter of
 the multiplications, at the cost of a decimal digit (Lavin and Gray, arXiv:1509.09308; the
 interpolation points 3/4 and 3/2 instead of their 1 and 2 halve the rounding error).
@@ -27,15 +28,15 @@ Op = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve maps (N, H, W, C) with a kernel (3, 3, C, D), both float32."""
+    """Convolve maps (N, H, W, C) with a kernel (3, 3, C, D)."""
     if is_compiled():
-        return _compiled_convolve(x, kernel, jnp.zeros(0, x.dtype))
+        return _compiled_convolve(x, kernel, jnp.zeros(0, kernel.dtype))
     return _numpy_convolve(x, kernel)
 
 
 def convolve_rotated(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve maps (N, H, W, D) with `rotate(kernel)`: (N, H, W, C), by compiled code."""
-    return _compiled_rotated(x, kernel, jnp.zeros(0, x.dtype))
+    return _compiled_rotated(x, kernel, jnp.zeros(0, kernel.dtype))
 
 
 def rotate(kernel: jax.Array) -> jax.Array:
@@ -53,7 +54,7 @@ def convolve_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: boo
 
 
 def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
-    """Return the gradient (3, 3, C, D) of the kernel from that of the output, (N, H, W, D)."""
+    """Return the float32 gradient (3, 3, C, D) of the kernel from the output's, (N, H, W, D)."""
     return (_compiled_gradient if is_compiled() else _numpy_gradient)(x, grad)
 
 
@@ -139,7 +140,7 @@ def _compiled_pooled(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Ar
 @_split_batch("n h w c, n h w d -> i j c d", summed=True)
 def _compiled_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
     shape = (3, 3, x.shape[3], grad.shape[3])
-    call = jax.ffi.ffi_call("vggjax_conv3x3_gradient", jax.ShapeDtypeStruct(shape, x.dtype))
+    call = jax.ffi.ffi_call("vggjax_conv3x3_gradient", jax.ShapeDtypeStruct(shape, jnp.float32))
     return call(x, grad)
 
 

@@ -11,13 +11,14 @@
 namespace vggjax {
 namespace {
 
-const char* const kNames[] = {"baseline", "avx2", "avx512"};
+const char* const kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 int64_t num_supported() {
 #ifdef __x86_64__
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
-  return __builtin_cpu_supports("avx512f") ? 3 : 2;
+  if (!__builtin_cpu_supports("avx512f")) return 2;
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") ? 4 : 3;
 #else
   return 1;
 #endif

@@ -1,5 +1,6 @@
 // The instruction sets that the kernels are compiled for, from the least to the best: 0 baseline,
-// 1 AVX2 with FMA, 2 AVX-512. Machines other than x86-64 have the baseline alone.
+// 1 AVX2 with FMA, 2 AVX-512, 3 the same with AVX512_BF16. Machines other than x86-64 have the
+// baseline alone.
 #pragma once
 
 #include <cstdint>

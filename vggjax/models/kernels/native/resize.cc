@@ -23,7 +23,8 @@ const ResizeKernels& current_kernels() {
   static const ResizeKernels* const table[] = {
       &baseline_resize,
 #ifdef __x86_64__
-      &avx2_resize, &avx2_resize,  // AVX-512 would not help: the groups of rows fill AVX2's vectors
+      // AVX-512 would not help: the groups of rows fill AVX2's vectors
+      &avx2_resize, &avx2_resize, &avx2_resize,
 #endif
   };
   return *table[instruction_set()];

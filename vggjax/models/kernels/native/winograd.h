@@ -8,11 +8,13 @@
 namespace vggjax {
 
 // Stride 1, zero padding: x (batch, height, width, in), kernel (3, 3, in, out) and
-// y (batch, height, width, out), all dense float32. With a bias (out) a ReLU follows; with `pool`
-// then the largest of each 2x2 pixels, y (batch, height / 2, width / 2, out).
+// y (batch, height, width, out), all dense and float32, the maps x and y perhaps bfloat16. With a
+// bias (out) a ReLU follows; with `pool` then the largest of each 2x2 pixels, y (batch, height / 2,
+// width / 2, out).
 struct Problem {
   int64_t batch, height, width, in, out;
   int64_t threads;
+  bool bfloat16;      // the maps are
   const float* bias;  // or null
   bool pool;
 
@@ -32,21 +34,22 @@ struct WinogradKernels {
   int64_t (*blocks)(const Problem&);
   int64_t (*shared)(const Problem&);  // in floats
   Phase (*transform_phase)(const Problem&, int64_t block);
-  void (*transform)(const Problem&, int64_t block, int64_t task, const float* x, float* shared);
+  void (*transform)(const Problem&, int64_t block, int64_t task, const void* x, float* shared);
   Phase (*multiply_phase)(const Problem&, int64_t block);
   void (*multiply)(const Problem&, int64_t block, int64_t task, const float* shared,
-                   const float* kernel, float* y, float* scratch);
+                   const float* kernel, void* y, float* scratch);
   // The same directly, for few input channels; without `pool`
   Phase (*direct_phase)(const Problem&);
-  void (*direct)(const Problem&, int64_t task, const float* x, const float* kernel, float* y,
+  void (*direct)(const Problem&, int64_t task, const void* x, const float* kernel, void* y,
                  float* scratch);
   // The gradient of the kernel, summed over ranges of tiles: partial (parts, 3, 3, in, out)
   int64_t (*gradient_parts)(const Problem&);
   Phase (*gradient_phase)(const Problem&);
-  void (*gradient)(const Problem&, int64_t task, const float* x, const float* grad,
-                   float* partial, float* scratch);
+  void (*gradient)(const Problem&, int64_t task, const void* x, const void* grad, float* partial,
+                   float* scratch);
 };
 
 extern const WinogradKernels baseline_winograd, avx2_winograd, avx512_winograd;
+extern const WinogradKernels avx512_bf16_winograd;  // multiplies in bfloat16
 
 }  // namespace vggjax

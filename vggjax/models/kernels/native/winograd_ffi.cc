@@ -1,4 +1,5 @@
-// The 3x3 convolution as XLA custom calls, which run the tasks on XLA's thread pool.
+// The 3x3 convolution as XLA custom calls, which run the tasks on XLA's thread pool. Maps are
+// float32 or bfloat16, kernels float32.
 
 #include <algorithm>
 #include <atomic>
@@ -26,13 +27,16 @@ namespace {
 
 constexpr int64_t kFewChannels = 8;  // the transforms cost more than the products that they save
 
-const WinogradKernels& kernels() {
+const WinogradKernels& kernels(const Problem& p) {
   static const WinogradKernels* const table[] = {
       &baseline_winograd,
 #ifdef __x86_64__
-      &avx2_winograd, &avx512_winograd,
+      &avx2_winograd, &avx512_winograd, &avx512_winograd,
 #endif
   };
+#ifdef __x86_64__
+  if (p.bfloat16 && instruction_set() == 3) return avx512_bf16_winograd;
+#endif
   return *table[instruction_set()];
 }
 
@@ -130,7 +134,12 @@ bool run(ffi::ThreadPool& pool, int64_t threads, Phase phase, const Work& work) 
 }
 
 using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::Result<Array>;
+using Map = ffi::AnyBuffer;  // of float or bfloat16
+
+bool is_map(Map map, Map other) {
+  const ffi::DataType type = map.element_type();
+  return (type == ffi::F32 || type == ffi::BF16) && type == other.element_type();
+}
 
 ffi::Error status(bool done) {
   return done ? ffi::Error::Success()
@@ -164,17 +173,20 @@ bool rotate(ffi::ThreadPool& pool, int64_t threads, const float* kernel, int64_t
 // y (N, H, W, D) = x (N, H, W, C) * kernel (3, 3, C, D); with a bias (D) also a ReLU, and with
 // `pool` the largest of 2x2 pixels. Few input channels are convolved directly. With `rotated` the
 // kernel is (3, 3, D, C), to be rotated by 180 degrees.
-ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Result y, bool pooled,
-                   bool rotated) {
+ffi::Error forward(ffi::ThreadPool pool, Map x, Array kernel, Array bias, ffi::Result<Map> y,
+                   bool pooled, bool rotated) {
   const auto in = x.dimensions(), taps = kernel.dimensions(), out = y->dimensions();
   if (in.size() != 4 || taps.size() != 4 || out.size() != 4 || taps[rotated ? 3 : 2] != in[3])
     return wrong_shapes("x is (N, H, W, C), the kernel (3, 3, C, D), or rotated (3, 3, D, C)");
+  if (!is_map(x, *y)) return wrong_shapes("x and y are both float32 or both bfloat16");
   const int64_t biases = bias.element_count(), outputs = taps[rotated ? 2 : 3];
   if (biases != 0 && biases != outputs) return wrong_shapes("the bias is (D) or (0)");
   const float* offsets = biases ? bias.typed_data() : nullptr;
-  const Problem p{in[0], in[1], in[2], in[3], outputs, threads_of(pool), offsets, pooled};
-  const float *from = x.typed_data(), *weights = kernel.typed_data();
-  float* to = y->typed_data();
+  const bool bfloat16 = x.element_type() == ffi::BF16;
+  const Problem p{in[0], in[1], in[2], in[3], outputs, threads_of(pool), bfloat16, offsets, pooled};
+  const void* from = x.untyped_data();
+  const float* weights = kernel.typed_data();
+  void* to = y->untyped_data();
   if (y->element_count() == 0) return ffi::Error::Success();
   if (p.in == 0) return wrong_shapes("no channels");
   const Scratch turned(rotated ? kernel.element_count() : 0);
@@ -184,7 +196,7 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Resu
     weights = turned.at();
   }
   use_huge_pages(to, y->size_bytes());
-  const WinogradKernels& k = kernels();
+  const WinogradKernels& k = kernels(p);
   if (p.in < kFewChannels && !p.pool)
     return status(run(pool, p.threads, k.direct_phase(p), [&](int64_t task, float* scratch) {
       k.direct(p, task, from, weights, to, scratch);
@@ -201,19 +213,21 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array kernel, Array bias, Resu
 }
 
 // The gradient of the kernel (3, 3, C, D) from x (N, H, W, C) and the output's gradient (N, H, W, D)
-ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
+ffi::Error gradient(ffi::ThreadPool pool, Map x, Map grad, ffi::Result<Array> kernel) {
   const auto in = x.dimensions(), out = grad.dimensions();
   if (in.size() != 4 || out.size() != 4 || in[0] != out[0] || in[1] != out[1] || in[2] != out[2])
     return wrong_shapes("x is (N, H, W, C), the gradient (N, H, W, D)");
-  const Problem p{in[0], in[1], in[2], in[3], out[3], threads_of(pool), nullptr, false};
-  const float *from = x.typed_data(), *grads = grad.typed_data();
+  if (!is_map(x, grad)) return wrong_shapes("both maps are float32 or both bfloat16");
+  const bool bfloat16 = x.element_type() == ffi::BF16;
+  const Problem p{in[0], in[1], in[2], in[3], out[3], threads_of(pool), bfloat16, nullptr, false};
+  const void *from = x.untyped_data(), *grads = grad.untyped_data();
   float* to = kernel->typed_data();
   const int64_t size = kernel->element_count();
   if (p.tiles() * p.in * p.out == 0) {
     std::fill(to, to + size, 0.f);
     return ffi::Error::Success();
   }
-  const WinogradKernels& k = kernels();
+  const WinogradKernels& k = kernels(p);
   const int64_t parts = k.gradient_parts(p);
   std::unique_ptr<float[]> sums(parts > 1 ? new (std::nothrow) float[parts * size] : nullptr);
   if (parts > 1 && !sums) return status(false);
@@ -240,18 +254,18 @@ ffi::Error gradient(ffi::ThreadPool pool, Array x, Array grad, Result kernel) {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3, vggjax::forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
+                                  .Arg<vggjax::Map>()
                                   .Arg<vggjax::Array>()
                                   .Arg<vggjax::Array>()
-                                  .Arg<vggjax::Array>()
-                                  .Ret<vggjax::Array>()
+                                  .Ret<vggjax::Map>()
                                   .Attr<bool>("pool")
                                   .Attr<bool>("rotated"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3_gradient, vggjax::gradient,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<vggjax::Array>()
-                                  .Arg<vggjax::Array>()
+                                  .Arg<vggjax::Map>()
+                                  .Arg<vggjax::Map>()
                                   .Ret<vggjax::Array>());
 
 #pragma GCC visibility pop

@@ -12,11 +12,26 @@
 
 #include <cstring>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+// Indices into arrays of vectors must be constants, which GCC finds only after inlining.
+#define INLINE_LAMBDA __attribute__((always_inline))
+#define ALWAYS_INLINE inline INLINE_LAMBDA
+
 namespace vggjax {
 namespace {
 
 typedef float Vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef float Loose __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+
+// The upper half of a float.
+struct Bfloat16 {
+  uint16_t bits;
+};
 
 constexpr int kLanes = VECTOR_BYTES / 4;
 constexpr int kCols = 2 * kLanes;                   // of a product's block in registers
@@ -30,6 +45,14 @@ constexpr int64_t kDepth = 64;   // channels at a time
 constexpr int64_t kWidest = 128;  // channels that a transform of input reads
 constexpr int64_t kGap = 16;     // floats between points: strides of 4 kB share a cache set
 
+// The numbers that are multiplied. AVX512_BF16 multiplies pairs and adds both to a float.
+#ifdef __AVX512BF16__
+typedef Bfloat16 Factor;
+#else
+typedef float Factor;
+#endif
+constexpr int64_t kPack = 4 / sizeof(Factor);
+
 // Not std::min: of a template that two files instantiate, the linker keeps one, perhaps with the
 // instructions of the newer machine.
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -40,20 +63,55 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 Vec load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 void store(float* to, Vec v) { *reinterpret_cast<Loose*>(to) = v; }
 
-// The first `count` lanes: the number of channels need not be a multiple of kLanes.
-Vec load_some(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-  Vec v = {};
-  if (count > 0) std::memcpy(&v, from, count * sizeof(float));
-  return v;
+// Rounds to the nearest bfloat16, to even, in the upper halves; NaN stays NaN.
+Bits round_to_bfloat16(Vec v) {
+  const Bits bits = reinterpret_cast<Bits&>(v);
+  return v == v ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
 }
-void store_some(float* to, Vec v, int64_t count) {
+Vec load(const Bfloat16* from) {
+  const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16;
+  return reinterpret_cast<const Vec&>(bits);
+}
+void store(Bfloat16* to, Vec v) {
+#ifdef __AVX512BF16__
+  const __m256bh halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512&>(v));
+  std::memcpy(to, &halves, sizeof(halves));
+#else
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(round_to_bfloat16(v) >> 16, Halves);
+#endif
+}
+
+#ifdef __AVX512BF16__
+// Stores the lanes of two vectors in turn, as the pairs that are multiplied together.
+void store_pairs(float* to, Vec first, Vec second) {
+  typedef int16_t Order __attribute__((vector_size(64)));
+  constexpr Order in_turn = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512bh halves = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second),
+                                              reinterpret_cast<__m512>(first));
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(in_turn),
+                                                   reinterpret_cast<__m512i>(halves)));
+}
+#endif
+
+// The first `count` lanes: the number of channels need not be a multiple of kLanes.
+template <typename Number>
+Vec load_some(const Number* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  Number some[kLanes] = {};
+  if (count > 0) std::memcpy(some, from, count * sizeof(Number));
+  return load(some);
+}
+template <typename Number>
+void store_some(Number* to, Vec v, int64_t count) {
   if (count >= kLanes) return store(to, v);
-  if (count > 0) std::memcpy(to, &v, count * sizeof(float));
+  Number some[kLanes];
+  store(some, v);
+  if (count > 0) std::memcpy(to, some, count * sizeof(Number));
 }
 
 // The larger of each two lanes and of a lane and 0, as jax has them: NaN if one is.
-Vec largest(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
+Vec largest(Vec a, Vec b) { return ((a > b) | (a != a)) ? a : b; }
 Vec relu(Vec v) {
   const Vec zero = {};
   return v < zero ? zero : v;
@@ -122,7 +180,7 @@ inline void transform_taps(const Vec* u, Vec* w) {
 // One transform of the columns, then of the rows: maps the IN x IN values of `source(i, j)` to
 // OUT x OUT calls of `sink(i, j, value)`. Unrolled, so that every index is a constant.
 template <int IN, int OUT, typename Transform, typename Source, typename Sink>
-inline __attribute__((always_inline)) void transform_both(Transform transform, Source source,
+ALWAYS_INLINE void transform_both(Transform transform, Source source,
                                                           Sink sink) {
   Vec half[OUT][IN], from[IN], to[OUT];
 #pragma GCC unroll 6
@@ -141,22 +199,35 @@ inline __attribute__((always_inline)) void transform_both(Transform transform, S
   }
 }
 
-// How the entries of the left matrix of a product lie: rows are `row` floats apart, the entries of a
-// row `step`; 0 if only known at run time.
+// How the left matrix of a product lies: rows are `row` numbers apart, the numbers or pairs of a
+// row `step`.
 struct ByChannels {  // of an InputBlock, its channels side by side
-  static constexpr int64_t row = kDepth, step = 1;
+  static constexpr int64_t row = kDepth, step = kPack;
 };
-struct ByTiles {  // the same, transposed
-  static constexpr int64_t row = 1, step = kDepth;
+struct ByTiles {  // of an InputBlock of pairs of tiles, transposed
+  static constexpr int64_t row = kPack, step = kPack * kDepth;
 };
 struct Pixels {  // of a map
   int64_t row;
   static constexpr int64_t step = 1;
 };
 
-// sums (R, kCols) (+)= a (R, depth) @ b (depth, kCols)
-template <int R, typename Layout>
-void multiply(Layout layout, const float* __restrict a, const float* __restrict b,
+// sum += a * b
+inline void add_product(Vec& sum, const float* a, Vec b) { sum += *a * b; }
+#ifdef __AVX512BF16__
+inline void add_product(Vec& sum, const Bfloat16* a, Vec b) {
+  int pair;
+  std::memcpy(&pair, a, sizeof(pair));
+  const __m512i pairs = _mm512_set1_epi32(pair);
+  sum = reinterpret_cast<Vec>(_mm512_dpbf16_ps(
+      reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(b),
+      reinterpret_cast<__m512bh>(pairs)));
+}
+#endif
+
+// sums (R, kCols) (+)= a (R, depth) @ b (depth, kCols), where `depth` counts numbers or pairs
+template <int R, typename Layout, typename Number>
+void multiply(Layout layout, const Number* __restrict a, const float* __restrict b,
               float* __restrict sums, int64_t depth, bool add) {
   Vec left[R], right[R];
   if (add) {
@@ -178,9 +249,8 @@ void multiply(Layout layout, const float* __restrict a, const float* __restrict 
     const Vec b_left = load(b), b_right = load(b + kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      const float factor = a[r * layout.row];
-      left[r] += factor * b_left;
-      right[r] += factor * b_right;
+      add_product(left[r], a + r * layout.row, b_left);
+      add_product(right[r], a + r * layout.row, b_right);
     }
   }
 #pragma GCC unroll 12
@@ -192,10 +262,10 @@ void multiply(Layout layout, const float* __restrict a, const float* __restrict 
 
 // sums (rows, kCols) (+)= a (rows, depth) @ b (depth, kCols), in groups of nearly equal numbers of
 // rows: a group of one row would be bound by the latency of its additions.
-template <typename Layout>
-void product(Layout layout, const float* a, const float* b, float* sums, int64_t rows,
+template <typename Layout, typename Number>
+void product(Layout layout, const Number* a, const float* b, float* sums, int64_t rows,
              int64_t depth, bool add) {
-  using Multiply = void (*)(Layout, const float*, const float*, float*, int64_t, bool);
+  using Multiply = void (*)(Layout, const Number*, const float*, float*, int64_t, bool);
   static constexpr Multiply kMultiply[] = {
       nullptr,
       multiply<1>, multiply<2>, multiply<3>, multiply<4>,  multiply<5>,  multiply<6>,
@@ -224,47 +294,93 @@ alignas(64) const float kZeros[kWidest] = {};
 
 // Sets pointers to SIZE x SIZE pixels from (top, left) - margin on, to zeros outside of the map, of
 // which at most kWidest channels may be read.
-template <int SIZE>
-void pixels(const Problem& p, const float* map, int64_t channels, Tile tile, int64_t margin,
-            const float* (&pointers)[SIZE][SIZE]) {
-  const float* image = map + tile.image * p.height * p.width * channels;
+template <int SIZE, typename Number>
+void pixels(const Problem& p, const Number* map, int64_t channels, Tile tile, int64_t margin,
+            const Number* (&pointers)[SIZE][SIZE]) {
+  const Number* image = map + tile.image * p.height * p.width * channels;
   for (int i = 0; i < SIZE; ++i) {
     for (int j = 0; j < SIZE; ++j) {
       const int64_t row = tile.top + i - margin, column = tile.left + j - margin;
       const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
-      pointers[i][j] = inside ? image + (row * p.width + column) * channels : kZeros;
+      pointers[i][j] = inside ? image + (row * p.width + column) * channels
+                              : reinterpret_cast<const Number*>(kZeros);
     }
   }
 }
 
-// The transformed input of up to kDepth channels of some tiles: [36][tiles][kDepth].
+// Calls use(source) with the vectors `channel` of pixels, of which `count` lanes are there.
+template <int SIZE, typename Number, typename Use>
+ALWAYS_INLINE void use_pixels(const Number* (&from)[SIZE][SIZE],
+                                                      int64_t channel, int64_t count, Use use) {
+  if (count >= kLanes)
+    use([&](int i, int j) { return load(from[i][j] + channel); });
+  else
+    use([&](int i, int j) { return load_some(from[i][j] + channel, count); });
+}
+
+// Transforms what `with_source(k, use)` passes to `use`, for each k of the numbers that are
+// multiplied together, and stores it at 36 points `stride` floats apart.
+template <int IN, typename Transform, typename WithSource>
+ALWAYS_INLINE void transform_factors(Transform transform,
+                                                             WithSource with_source, float* to,
+                                                             int64_t stride) {
+#ifdef __AVX512BF16__
+  Vec first[36];
+  with_source(0, [&](auto source) INLINE_LAMBDA {
+    transform_both<IN, 6>(transform, source, [&](int i, int j, Vec v) { first[i * 6 + j] = v; });
+  });
+  with_source(1, [&](auto source) INLINE_LAMBDA {
+    transform_both<IN, 6>(transform, source, [&](int i, int j, Vec v) {
+      store_pairs(to + (i * 6 + j) * stride, first[i * 6 + j], v);
+    });
+  });
+#else
+  with_source(0, [&](auto source) INLINE_LAMBDA {
+    transform_both<IN, 6>(transform, source,
+                          [=](int i, int j, Vec v) { store(to + (i * 6 + j) * stride, v); });
+  });
+#endif
+}
+
+// The transformed input of up to kDepth channels of some tiles: [36][tiles][kDepth], or for
+// products of pairs of tiles [36][tiles / kPack][kDepth][kPack].
 struct InputBlock {
   float* at;
   int64_t tiles;
 
-  static int64_t floats(int64_t tiles) { return 36 * (tiles * kDepth + kGap); }
-  int64_t point_stride() const { return tiles * kDepth + kGap; }
-  float* point(int64_t point) const { return at + point * point_stride(); }
+  static int64_t point_floats(int64_t tiles) { return ceil_div(tiles, kPack) * kDepth + kGap; }
+  static int64_t floats(int64_t tiles) { return 36 * point_floats(tiles); }
+  float* chunk(int64_t index) const { return at + index * floats(tiles); }
+  const Factor* point(int64_t index, int64_t point) const {
+    return reinterpret_cast<const Factor*>(chunk(index) + point * point_floats(tiles));
+  }
 };
 
-// Fills block[0], block[1] ... from `channels` channels of x, at most kWidest.
-void fill_input(const Problem& p, const float* x, int64_t first_tile, int64_t first_channel,
+// Fills the chunks of kDepth channels of a block from `channels` channels of x, at most kWidest.
+template <typename Number>
+void fill_input(const Problem& p, const Number* x, int64_t first_tile, int64_t first_channel,
                 int64_t channels, InputBlock block) {
+  const int64_t stride = InputBlock::point_floats(block.tiles) * kPack;
   for (int64_t t = 0; t < block.tiles; ++t) {
-    const float* from[6][6];
+    const Number* from[6][6];
     pixels<6>(p, x + first_channel, p.in, tile_at(p, first_tile + t), 1, from);
     for (int64_t c = 0; c < channels; c += kLanes) {
-      float* to = block.at + c / kDepth * InputBlock::floats(block.tiles) + t * kDepth + c % kDepth;
-      const int64_t stride = block.point_stride(), count = channels - c;
-      auto sink = [=](int i, int j, Vec v) { store(to + (i * 6 + j) * stride, v); };
-      if (count >= kLanes)
-        transform_both<6, 6>(transform_input, [&](int i, int j) { return load(from[i][j] + c); },
-                             sink);
-      else
-        transform_both<6, 6>(
-            transform_input, [&](int i, int j) { return load_some(from[i][j] + c, count); }, sink);
+      Factor* to = reinterpret_cast<Factor*>(block.chunk(c / kDepth)) + t * kDepth + c % kDepth;
+      use_pixels(from, c, channels - c, [=](auto source) INLINE_LAMBDA {
+        transform_both<6, 6>(transform_input, source,
+                             [=](int i, int j, Vec v) { store(to + (i * 6 + j) * stride, v); });
+      });
     }
   }
+}
+
+// Calls use(number) with a number of the maps' type.
+template <typename Use>
+void use_number(const Problem& p, Use use) {
+  if (p.bfloat16)
+    use(Bfloat16());
+  else
+    use(float());
 }
 
 }  // namespace
