@@ -48,7 +48,7 @@ def convolve_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Arra
     """
     path = choose_path(x.shape, kernel.shape, method=method)
     forward, _ = _PATHS[path]
-    return forward(*_operands(path, x), kernel.astype(jnp.float32)).astype(x.dtype)
+    return forward(*_operands(path, x, kernel)).astype(x.dtype)
 
 
 def convolve_rotated_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Array:
@@ -56,7 +56,7 @@ def convolve_rotated_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> 
     path = choose_path(x.shape, (3, 3, kernel.shape[3], kernel.shape[2]), method=method)
     if path != "winograd" or not winograd.is_compiled():
         return convolve_on_cpu(x, winograd.rotate(kernel), method=method)
-    return winograd.convolve_rotated(x, kernel.astype(jnp.float32))
+    return winograd.convolve_rotated(x, kernel)
 
 
 def convolve_relu_on_cpu(
@@ -67,8 +67,8 @@ def convolve_relu_on_cpu(
     if not _is_compiled(path, x):
         y = jax.nn.relu(convolve_on_cpu(x, kernel, method=method) + bias.reshape(1, 1, 1, -1))
         return max_pool(y) if pool else y
-    arrays = (array.astype(jnp.float32) for array in (kernel, bias))
-    y = winograd.convolve_relu(x, *arrays, pool=pool and path == "winograd")
+    offset = bias.astype(jnp.float32)
+    y = winograd.convolve_relu(x, kernel, offset, pool=pool and path == "winograd")
     return max_pool(y) if pool and path != "winograd" else y
 
 
@@ -79,11 +79,11 @@ def kernel_gradient_on_cpu(x: jax.Array, grad: jax.Array, *, method: str) -> jax
     return gradient(*_operands(path, x, grad, gradient=True)).astype(x.dtype)
 
 
-def _operands(path: str, *maps: jax.Array, gradient: bool = False) -> tuple[jax.Array, ...]:
-    """Return the maps in float32, unless the compiled kernels take them as they are."""
-    if _is_compiled("winograd" if gradient and path == "few_channels" else path, maps[0]):
-        return maps
-    return tuple(array.astype(jnp.float32) for array in maps)
+def _operands(path: str, *arrays: jax.Array, gradient: bool = False) -> tuple[jax.Array, ...]:
+    """Return the arrays in float32, unless the compiled kernels take them as they are."""
+    if _is_compiled("winograd" if gradient and path == "few_channels" else path, arrays[0]):
+        return arrays
+    return tuple(array.astype(jnp.float32) for array in arrays)
 
 
 def _is_compiled(path: str, x: jax.Array) -> bool:

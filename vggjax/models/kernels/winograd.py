@@ -1,7 +1,7 @@
 """The 3x3 convolution at stride 1 and its kernel's gradient by Winograd's F(4x4, 3x3), for CPUs.
 
-In: float32 maps (N, H, W, C) of any size and kernels (3, 3, C, D); the compiled kernels also take
-bfloat16 maps, with float32 kernels, and sum in float32. Out: (N, H, W, D) with zero
+In: float32 maps (N, H, W, C) of any size and kernels (3, 3, C, D); the compiled code also takes
+both in bfloat16 and sums in float32. Out: (N, H, W, D) with zero
 padding, equal to `lax.conv_general_dilated` within about 1e-5 of the largest value: a quarter of
 the multiplications, at the cost of a decimal digit (Lavin and Gray, arXiv:1509.09308; the
 interpolation points 3/4 and 3/2 instead of their 1 and 2 halve the rounding error).
@@ -30,13 +30,13 @@ Op = Callable[[jax.Array, jax.Array], jax.Array]
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve maps (N, H, W, C) with a kernel (3, 3, C, D)."""
     if is_compiled():
-        return _compiled_convolve(x, kernel, jnp.zeros(0, kernel.dtype))
+        return _compiled_convolve(x, kernel, jnp.zeros(0, jnp.float32))
     return _numpy_convolve(x, kernel)
 
 
 def convolve_rotated(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve maps (N, H, W, D) with `rotate(kernel)`: (N, H, W, C), by compiled code."""
-    return _compiled_rotated(x, kernel, jnp.zeros(0, kernel.dtype))
+    return _compiled_rotated(x, kernel, jnp.zeros(0, jnp.float32))
 
 
 def rotate(kernel: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def rotate(kernel: jax.Array) -> jax.Array:
 
 
 def convolve_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool) -> jax.Array:
-    """Convolve, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling: by compiled code.
+    """Convolve, add a float32 bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling; compiled.
 
     Everything after the products happens while a tile is in registers, which saves up to three
     passes over the maps.

@@ -1,5 +1,5 @@
 // The 3x3 convolution as XLA custom calls, which run the tasks on XLA's thread pool. Maps are
-// float32 or bfloat16, kernels float32.
+// float32 or bfloat16, and so are the kernels.
 
 #include <algorithm>
 #include <atomic>
@@ -136,7 +136,7 @@ bool run(ffi::ThreadPool& pool, int64_t threads, Phase phase, const Work& work) 
 using Array = ffi::Buffer<ffi::F32>;
 using Map = ffi::AnyBuffer;  // of float or bfloat16
 
-bool is_map(Map map, Map other) {
+bool same_numbers(Map map, Map other) {
   const ffi::DataType type = map.element_type();
   return (type == ffi::F32 || type == ffi::BF16) && type == other.element_type();
 }
@@ -152,17 +152,18 @@ ffi::Error wrong_shapes(const char* what) {
 
 int64_t threads_of(ffi::ThreadPool& pool) { return pool.num_threads() > 1 ? pool.num_threads() : 1; }
 
-constexpr int64_t kSquare = 16;  // floats of a cache line
+constexpr int64_t kSquare = 32;  // floats of two cache lines
 
-// to (3, 3, D, C) = a kernel (3, 3, C, D), rotated by 180 degrees. Squares of cache lines: XLA's
-// transposition takes several times as long.
-bool rotate(ffi::ThreadPool& pool, int64_t threads, const float* kernel, int64_t in, int64_t out,
-            float* to) {
+// to (3, 3, D, C) = a kernel (3, 3, C, D), rotated by 180 degrees, in squares that use whole cache
+// lines: XLA's transposition takes several times as long.
+template <typename Number>
+bool rotate(ffi::ThreadPool& pool, int64_t threads, const Number* kernel, int64_t in, int64_t out,
+            Number* to) {
   const int64_t strips = (in + kSquare - 1) / kSquare;
   return run(pool, threads, {9 * strips, 0}, [&](int64_t task, float*) {
     const int64_t tap = task / strips, first = task % strips * kSquare;
-    const float* from = kernel + (8 - tap) * in * out;
-    float* rotated = to + tap * in * out;
+    const Number* from = kernel + (8 - tap) * in * out;
+    Number* rotated = to + tap * in * out;
     const int64_t last = std::min(in, first + kSquare);
     for (int64_t column = 0; column < out; column += kSquare)
       for (int64_t d = column; d < std::min(out, column + kSquare); ++d)
@@ -173,26 +174,32 @@ bool rotate(ffi::ThreadPool& pool, int64_t threads, const float* kernel, int64_t
 // y (N, H, W, D) = x (N, H, W, C) * kernel (3, 3, C, D); with a bias (D) also a ReLU, and with
 // `pool` the largest of 2x2 pixels. Few input channels are convolved directly. With `rotated` the
 // kernel is (3, 3, D, C), to be rotated by 180 degrees.
-ffi::Error forward(ffi::ThreadPool pool, Map x, Array kernel, Array bias, ffi::Result<Map> y,
+ffi::Error forward(ffi::ThreadPool pool, Map x, Map kernel, Array bias, ffi::Result<Map> y,
                    bool pooled, bool rotated) {
   const auto in = x.dimensions(), taps = kernel.dimensions(), out = y->dimensions();
   if (in.size() != 4 || taps.size() != 4 || out.size() != 4 || taps[rotated ? 3 : 2] != in[3])
     return wrong_shapes("x is (N, H, W, C), the kernel (3, 3, C, D), or rotated (3, 3, D, C)");
-  if (!is_map(x, *y)) return wrong_shapes("x and y are both float32 or both bfloat16");
+  if (!same_numbers(x, *y) || !same_numbers(x, kernel))
+    return wrong_shapes("x, y and the kernel are all float32 or all bfloat16");
   const int64_t biases = bias.element_count(), outputs = taps[rotated ? 2 : 3];
   if (biases != 0 && biases != outputs) return wrong_shapes("the bias is (D) or (0)");
   const float* offsets = biases ? bias.typed_data() : nullptr;
   const bool bfloat16 = x.element_type() == ffi::BF16;
   const Problem p{in[0], in[1], in[2], in[3], outputs, threads_of(pool), bfloat16, offsets, pooled};
   const void* from = x.untyped_data();
-  const float* weights = kernel.typed_data();
+  const void* weights = kernel.untyped_data();
   void* to = y->untyped_data();
   if (y->element_count() == 0) return ffi::Error::Success();
   if (p.in == 0) return wrong_shapes("no channels");
   const Scratch turned(rotated ? kernel.element_count() : 0);
   if (rotated) {
-    if (!turned.at() || !rotate(pool, p.threads, weights, p.out, p.in, turned.at()))
-      return status(false);
+    if (!turned.at()) return status(false);
+    const auto rotate_as = [&](auto number) {
+      using Number = decltype(number);
+      return rotate(pool, p.threads, static_cast<const Number*>(weights), p.out, p.in,
+                    reinterpret_cast<Number*>(turned.at()));
+    };
+    if (!(bfloat16 ? rotate_as(uint16_t()) : rotate_as(float()))) return status(false);
     weights = turned.at();
   }
   use_huge_pages(to, y->size_bytes());
@@ -217,7 +224,7 @@ ffi::Error gradient(ffi::ThreadPool pool, Map x, Map grad, ffi::Result<Array> ke
   const auto in = x.dimensions(), out = grad.dimensions();
   if (in.size() != 4 || out.size() != 4 || in[0] != out[0] || in[1] != out[1] || in[2] != out[2])
     return wrong_shapes("x is (N, H, W, C), the gradient (N, H, W, D)");
-  if (!is_map(x, grad)) return wrong_shapes("both maps are float32 or both bfloat16");
+  if (!same_numbers(x, grad)) return wrong_shapes("both maps are float32 or both bfloat16");
   const bool bfloat16 = x.element_type() == ffi::BF16;
   const Problem p{in[0], in[1], in[2], in[3], out[3], threads_of(pool), bfloat16, nullptr, false};
   const void *from = x.untyped_data(), *grads = grad.untyped_data();
@@ -255,7 +262,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3, vggjax::forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<vggjax::Map>()
-                                  .Arg<vggjax::Array>()
+                                  .Arg<vggjax::Map>()
                                   .Arg<vggjax::Array>()
                                   .Ret<vggjax::Map>()
                                   .Attr<bool>("pool")

@@ -87,18 +87,19 @@ Phase multiply_phase(const Problem& p, int64_t block) {
           36 * kKernelPoint + 36 * (d.most_tiles() * kCols + kGap)};
 }
 
-void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t depth,
+template <typename Number>
+void fill_kernel(const Problem& p, const Number* kernel, int64_t first, int64_t depth,
                  int64_t column, float* u) {
   const int64_t tap = p.in * p.out;
   for (int64_t c = 0; c < depth; c += kPack) {
-    const float* from = kernel + (first + c) * p.out + column;
+    const Number* from = kernel + (first + c) * p.out + column;
     // The rows of a kernel are up to 2 kB apart, too far for the hardware's prefetcher.
     for (int64_t i = 0; i < 9 * kPack; ++i)
       for (int64_t o = 0; o < kCols; o += 16)
         __builtin_prefetch(from + i % 9 * tap + (i / 9 + kKernelsAhead) * p.out + o);
     for (int64_t o = 0; o < kCols; o += kLanes) {
       auto with_taps = [&](int64_t k, auto use) INLINE_LAMBDA {
-        const float* at = from + k * p.out + o;
+        const Number* at = from + k * p.out + o;
         const int64_t count = first + c + k < p.in ? p.out - column - o : 0;
         if (count >= kLanes)
           use([=](int i, int j) { return load(at + (i * 3 + j) * tap); });
@@ -159,7 +160,7 @@ void write_output(const Problem& p, const float* m, int64_t point_stride, int64_
 }
 
 void multiply(const Problem& p, int64_t block, int64_t task, const float* shared,
-              const float* kernel, void* y, float* scratch) {
+              const void* kernel, void* y, float* scratch) {
   const Division d(p);
   const int64_t groups = d.groups_of(block), column = task / groups * kCols;
   const Group group(p, d, block, task % groups, const_cast<float*>(shared));
@@ -168,7 +169,9 @@ void multiply(const Problem& p, int64_t block, int64_t task, const float* shared
   StageWatch watch;
   for (int64_t chunk = 0; chunk < chunks_of(p); ++chunk) {
     const int64_t first = chunk * kDepth, depth = least(kDepth, p.in - first);
-    fill_kernel(p, kernel, first, depth, column, u);
+    use_number(p, [&](auto number) {
+      fill_kernel(p, static_cast<const decltype(number)*>(kernel), first, depth, column, u);
+    });
     watch.lap(kKernelTransform);
     for (int point = 0; point < 36; ++point)
       product(ByChannels(), group.input.point(chunk, point), u + point * kKernelPoint,
@@ -194,7 +197,7 @@ Phase direct_phase(const Problem& p) {
 }
 
 template <typename Number>
-void convolve_row(const Problem& p, int64_t task, const Number* x, const float* kernel, Number* y,
+void convolve_row(const Problem& p, int64_t task, const Number* x, const Number* kernel, Number* y,
                   float* scratch) {
   StageWatch watch;
   const int64_t row = task % p.height, length = p.width * p.in, depth = 3 * p.in;
@@ -226,11 +229,12 @@ void convolve_row(const Problem& p, int64_t task, const Number* x, const float* 
   }
 }
 
-void direct(const Problem& p, int64_t task, const void* x, const float* kernel, void* y,
+void direct(const Problem& p, int64_t task, const void* x, const void* kernel, void* y,
             float* scratch) {
   use_number(p, [&](auto number) {
     using Number = decltype(number);
-    convolve_row(p, task, static_cast<const Number*>(x), kernel, static_cast<Number*>(y), scratch);
+    convolve_row(p, task, static_cast<const Number*>(x), static_cast<const Number*>(kernel),
+                 static_cast<Number*>(y), scratch);
   });
 }
 
@@ -252,7 +256,6 @@ Blocks gradient_blocks(const Problem& p) {
 }
 int64_t gradient_parts(const Problem& p) { return gradient_blocks(p).parts; }
 
-constexpr int64_t kSidePanels = kSide / kCols;
 constexpr int64_t kGradientPoint =  // [36][panels][tiles / kPack][kCols][kPack]
     kSide * kGradientTiles / kPack + kGap;
 constexpr int64_t kSumsPoint = kSide * kSide + kGap;               // [36][panels][kSide][kCols]

@@ -63,21 +63,19 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 Vec load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 void store(float* to, Vec v) { *reinterpret_cast<Loose*>(to) = v; }
 
-// Rounds to the nearest bfloat16, to even, in the upper halves; NaN stays NaN.
-Bits round_to_bfloat16(Vec v) {
-  const Bits bits = reinterpret_cast<Bits&>(v);
-  return v == v ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
-}
 Vec load(const Bfloat16* from) {
   const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16;
   return reinterpret_cast<const Vec&>(bits);
 }
+// Rounds to the nearest, to even.
 void store(Bfloat16* to, Vec v) {
 #ifdef __AVX512BF16__
   const __m256bh halves = _mm512_cvtneps_pbh(reinterpret_cast<__m512&>(v));
   std::memcpy(to, &halves, sizeof(halves));
 #else
-  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(round_to_bfloat16(v) >> 16, Halves);
+  const Bits bits = reinterpret_cast<Bits&>(v);
+  const Bits rounded = v == v ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;  // NaN stays
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(rounded >> 16, Halves);
 #endif
 }
 
