@@ -230,7 +230,10 @@ def _convolve_relu_jvp(method: str, pool: bool, primals: Any, tangents: Any) -> 
         None if isinstance(tangent, SymbolicZero) else tangent for tangent in tangents
     )
     y = _convolve_relu(x, kernel, bias, method, False)
-    dy = jnp.zeros_like(y) if dbias is None else jnp.broadcast_to(dbias, y.shape)
+    dy = jnp.zeros_like(y)
+    if dbias is not None:
+        # Its transpose is a sum over the map. XLA sums bfloat16 by windows, several times slower.
+        dy = jnp.broadcast_to(dbias.astype(jnp.float32), y.shape).astype(y.dtype)
     if dx is not None:
         dy += _convolve(dx, kernel, method=method)
     if dkernel is not None:
