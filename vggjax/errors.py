@@ -78,17 +78,25 @@ def one_line_message(error: VggjaxError) -> str:
     return f"{message} [{error.code}]" if error.code else message
 
 
-def unknown_name(what: str, received: object, choices: Iterable[str], *, hint: str = "") -> str:
+def unknown_name(
+    what: str,
+    received: object,
+    choices: Iterable[str],
+    *,
+    aliases: Iterable[str] = (),
+    hint: str = "",
+) -> str:
     """Return the message for a name that is not in `choices`, with the nearest match.
 
     Args:
         what: the kind of name, as in "layer".
         received: the name given.
         choices: the valid names, in the order to list them.
+        aliases: further valid names, not listed, of which one may be the nearest match.
         hint: text appended to the message, with its leading space.
     """
     choices = [str(choice) for choice in choices]
-    near = nearest_name(str(received), choices)
+    near = nearest_name(str(received), [*choices, *aliases])
     suggestion = f" Did you mean {near!r}?" if near else ""
     return f"Unknown {what} {str(received)!r}.{suggestion} Choices: {', '.join(choices)}.{hint}"
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support.tiny_run import PASS_RTOL, make_images, make_run, random_model
+from support.tiny_run import PASS_RTOL, make_images, make_run, random_model, write_base
 
 from vggjax.cli.main import main
 from vggjax.data.images.preprocess import Preprocessing, preprocess, resize_image
@@ -31,9 +31,7 @@ FLAGS = "--weights base.safetensors --model tiny --image-size 40".split()
 def made(tmp_path_factory):
     """Return a folder with weights, 9 images of 40x48 px, a text, and the index of the images."""
     root = tmp_path_factory.mktemp("made")
-    write_weights(
-        root / "base.safetensors", extract(random_model("tiny")), metadata={"preprocess": "torch"}
-    )
+    write_base(root / "base.safetensors")
     make_images(root / "photos", ("a", "b", "c"), each=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.image_files import noise, smooth
-from support.tiny_run import random_model
+from support.tiny_run import random_model, write_base
 
 from vggjax.cli.main import main
 from vggjax.errors import ConfigError
 from vggjax.features import style_loss
 from vggjax.features.stylize import stylize
-from vggjax.models.params import extract
-from vggjax.weights.weight_file import write_weights
 
 CONTENT, STYLE = smooth(40, 48), noise(36, 36)
 
@@ -34,9 +32,9 @@ def test_the_style_comes_nearer_and_the_size_stays(model, optimizer):
     assert distance(image) < 0.95 * distance(CONTENT)
 
 
-def test_previews_are_written_and_the_last_image_remains(model, tmp_path, monkeypatch, capsys):
+def test_previews_are_written_and_the_last_image_remains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_weights("base.safetensors", extract(model), metadata={"preprocess": "torch"})
+    write_base("base.safetensors")
     Image.fromarray(CONTENT).save("content.png")
     Image.fromarray(STYLE).save("style.png")
     written = []

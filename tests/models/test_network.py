@@ -62,6 +62,7 @@ def test_until_and_taps_inside_a_slice_give_what_taps_of_the_whole_give(model, i
     ("arguments", "message"),
     [
         ({"until": "blok5_pool"}, "Did you mean 'block5_pool'"),
+        ({"until": "relu33"}, "Did you mean 'relu3_2'"),
         ({"taps": ("block9_conv1",)}, "block9_conv1"),
         ({"after": "block3_pool", "until": "block1_pool"}, "Nothing to run"),
         ({"until": "block1_pool", "taps": ("block2_conv1",)}, "Nothing to run"),

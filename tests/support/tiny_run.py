@@ -1,5 +1,6 @@
 """Make a finished run of the network "tiny", on images made here."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from vggjax.models.params import assign, extract, shapes
 from vggjax.training.config import Config
 from vggjax.training.run_dir.folder import make_workdir
 from vggjax.training.run_dir.run_result import ModelInfo, save_model
+from vggjax.weights.weight_file import write_weights
 
 PASS_RTOL = 1e-4
 """How far two float32 passes of "tiny" over the same image may differ, relative to a probability.
@@ -59,6 +61,11 @@ def make_run(workdir: Path, dataset: Path | str, *, head: str = "gap-classes", *
     spread(model, preprocess(np.stack(images), config.preprocessing.mode))
     save_model(workdir, model, info)
     return workdir
+
+
+def write_base(path: str | os.PathLike) -> None:
+    """Write the weights of `random_model("tiny")`, which expect the preprocessing `torch`."""
+    write_weights(path, extract(random_model("tiny")), metadata={"preprocess": "torch"})
 
 
 def random_model(name: str, **settings) -> VGG:

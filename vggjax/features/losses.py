@@ -145,15 +145,8 @@ def content_loss(
     """Return the content loss of Gatys et al. (CVPR 2016), equation 1, as a mean, float32 (N,).
 
     It is `perceptual_loss` on the layer of that paper, `block4_conv2` (with batch normalization its
-    `block4_bn2`). The paper has half the sum of squares where this is their mean.
-
-    Args:
-        model: any network.
-        images: RGB, (N, H, W, 3), uint8 or floats.
-        targets: images of the same shape, or their `layer_features`.
-        layers: {layer: weight}.
-        value_range: the values of black and white in floats, for images and targets.
-        mode: the preprocessing of the weights; None is what their file states.
+    `block4_bn2`), with the same arguments. The paper has half the sum of squares where this is
+    their mean.
 
     Raises:
         ConfigError: images that do not fit the targets or need a range, or an unknown layer.
@@ -177,16 +170,12 @@ def style_loss(
 
     The weighted sum over layers of the squared Frobenius norm of the difference: the style
     reconstruction loss of Johnson et al. (arXiv:1603.08155), equation 4, which is four times that
-    of Gatys et al. (CVPR 2016), equation 4.
+    of Gatys et al. (CVPR 2016), equation 4. Arguments not named here are as in `perceptual_loss`.
 
     Args:
-        model: any network.
-        images: RGB, (N, H, W, 3), uint8 or floats.
         targets: images of any size, N or 1 of them, or {layer: their `gram_matrix`}.
         layers: {layer: weight}; None is the first ReLU of each block, as in Gatys et al., each of
             weight 1.
-        value_range: the values of black and white in floats, for images and targets.
-        mode: the preprocessing of the weights; None is what their file states.
 
     Raises:
         ConfigError: images that need a range, targets of another number, or an unknown layer.

@@ -261,7 +261,8 @@ class Network(nnx.Module):
                 f"{self.arch.name} has no output {name!r}, before a ReLU: its layers include their "
                 f"ReLU. After it, {after_relu!r} is {aliases[after_relu]!r}."
             )
-        raise ConfigError(unknown_name(f"layer of {self.arch.name}", name, self.layers))
+        what = f"layer of {self.arch.name}"
+        raise ConfigError(unknown_name(what, name, self.layers, aliases=aliases))
 
     def to_pure(self) -> tuple[Callable[..., Any], dict[str, dict[str, jax.Array]]]:
         """Return a pure function `apply(params, x, **options)` and its `params`.

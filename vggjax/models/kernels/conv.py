@@ -57,7 +57,7 @@ def convolve_relu(layer: nnx.Conv, x: jax.Array, *, pool: bool = False) -> jax.A
     if isinstance(conv, functools.partial) and conv.func is convolve:
         method = conv.keywords["method"]
     kernel, bias = layer.kernel[...], layer.bias
-    fits = x.ndim == 4 and min(x.shape[1:3]) > (2 if padding == "VALID" else 0)
+    fits = x.ndim == 4 and _is_larger(x.shape, 2 if padding == "VALID" else 0)
     if jax.default_backend() != "cpu" or method is None or bias is None or not fits:
         y = nnx.relu(layer(x))
         return max_pool(y) if pool else y
@@ -92,8 +92,13 @@ def _is_3x3(
         and rhs.shape[:2] == (3, 3)
         and tuple(window_strides) == (1, 1)
         and padding in ("SAME", "VALID")
-        and (padding == "SAME" or min(lhs.shape[1:3]) > 2)
+        and (padding == "SAME" or _is_larger(lhs.shape, 2))
         and all(rates is None or set(rates) == {1} for rates in dilations)
         and options.get("feature_group_count", 1) == 1
         and options.get("batch_group_count", 1) == 1
     )
+
+
+def _is_larger(map_shape: tuple[int, ...], side: int) -> bool:
+    """Return whether both sides are above `side`; symbolic ones have no smallest to compare."""
+    return all(length > side for length in map_shape[1:3])
