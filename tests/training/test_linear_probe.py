@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from flax import nnx
 from sklearn.linear_model import LogisticRegression
 from support.networks import assert_same_weights
 from support.training_runs import make_config, make_three_classes, pretend_pretrained
@@ -11,6 +12,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from vggjax.errors import ConfigError
 from vggjax.models.arch import get_arch
+from vggjax.models.head import Head
+from vggjax.models.network import Network
 from vggjax.models.params import extract
 from vggjax.training.config import Config
 from vggjax.training.linear_probe.fit import (
@@ -19,6 +22,7 @@ from vggjax.training.linear_probe.fit import (
     minimize_penalized,
     penalized_loss,
 )
+from vggjax.training.linear_probe.solve import part_widths
 from vggjax.training.run_dir.log import read_log
 from vggjax.training.run_dir.run_result import load_model
 from vggjax.training.trainer import train
@@ -66,6 +70,27 @@ def test_features_of_another_scale_and_origin_give_the_same_probabilities():
     (rows, labels), (val_rows, val_labels) = make_data(0), make_data(2)
     moved = fit_linear(100 * rows + 7, labels, 100 * val_rows + 7, val_labels)
     np.testing.assert_allclose(moved.logits(100 * val_rows + 7), fit().logits(val_rows), atol=2e-2)
+
+
+def test_a_part_of_another_scale_gives_the_same_probabilities():
+    (rows, labels), (val_rows, val_labels) = make_data(0), make_data(2)
+    factors = np.repeat(np.float32([1, 30]), [5, 7])
+    same, moved = (
+        fit_linear(f * rows, labels, f * val_rows, val_labels, widths=(5, 7))
+        for f in (np.float32(1), factors)
+    )
+    np.testing.assert_allclose(moved.logits(factors * val_rows), same.logits(val_rows), atol=2e-2)
+
+
+def test_the_parts_of_a_pooled_head_are_its_vectors_of_unit_length():
+    for head, parts in (("convs2-3", 8), ("convs3-3", 12), ("gap-3", 0)):
+        model = Network("tiny_bn", head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
+        widths = part_widths(model)
+        assert len(widths) == parts
+        if parts:
+            rows = model(np.ones((1, 32, 32, 3), np.float32), until=head[:6])
+            for part in np.split(np.asarray(rows[0]), np.cumsum(widths)[:-1]):
+                assert np.linalg.norm(part) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_strength_is_the_one_with_the_lowest_validation_loss():

@@ -336,7 +336,9 @@ RECIPES: dict[str, Recipe] = {
         "blocks is averaged and its maximum taken. It takes seconds after the features, and is the "
         "figure that any fine-tuning has to beat.",
         _OWN,
-        settings=dict(unfreeze=("none",), head="convs3-classes", head_solver="lbfgs"),
+        settings=dict(
+            unfreeze=("none",), head="convs3-classes", head_solver="lbfgs", label_smoothing=0.1
+        ),
     ),
     "best": Recipe(
         "The recipe that did best on data like these",

@@ -2,9 +2,10 @@
 
 The loss is convex, so there is one solution, which no learning rate, number of epochs or order of
 the images changes (Liu and Nocedal, "On the limited memory BFGS method", 1989). How strong the
-penalty is, the validation images decide. Features are centered and scaled by one number for the
-fit, so that a strength means the same for features of any size; the weights that are returned are
-for the features as given.
+penalty is, the validation images decide. For the fit, features are centered and scaled, each part
+(the mean of one convolution, say) by one number: a strength means the same for features of any
+size, and no part has more to say because it differs more between images. The weights that are
+returned are for the features as given.
 """
 
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def fit_linear(
     class_weights: np.ndarray | None = None,
     label_smoothing: float = 0.0,
     strengths: Sequence[float] = STRENGTHS,
+    widths: Sequence[int] = (),
 ) -> LinearFit:
     """Fit a linear head to features (N, D), choosing the penalty by the loss on the others.
 
@@ -71,11 +73,12 @@ def fit_linear(
         class_weights: (C,), how much an image of each class counts.
         label_smoothing: the share of each label that is spread over all classes.
         strengths: penalties to try, the strongest first; each starts from the one before.
+        widths: of the parts of the features, of sum D; () is one part.
     """
     count = int(max(labels.max(), val_labels.max())) + 1 if num_classes is None else num_classes
     center = features.mean(0, dtype=np.float64).astype(np.float32)
     rows = features - center
-    scale = np.float32(1 / np.sqrt(max(np.square(rows).sum(1, dtype=np.float64).mean(), 1e-12)))
+    scale = _part_scales(rows, widths or (rows.shape[1],))
     rows *= scale
     held_out = (val_features - center) * scale
     targets = np.full((len(labels), count), label_smoothing / count, np.float32)
@@ -87,16 +90,27 @@ def fit_linear(
     start = np.zeros((rows.shape[1] + 1, count))
     for strength in strengths:
         start, steps = minimize_penalized(rows, targets, importance, strength, start)
-        kernel = (start[:-1] * scale).astype(np.float32)
-        bias = (start[-1] - center.astype(np.float64) @ (start[:-1] * scale)).astype(np.float32)
+        kernel = start[:-1] * scale[:, None]
+        bias = (start[-1] - center.astype(np.float64) @ kernel).astype(np.float32)
         logits = held_out @ start[:-1].astype(np.float32) + start[-1].astype(np.float32)
         loss, accuracy = score(logits, val_labels)
         if best is None or loss < best.val_loss:
-            best = LinearFit(kernel, bias, strength, loss, accuracy, steps)
+            best = LinearFit(kernel.astype(np.float32), bias, strength, loss, accuracy, steps)
         elif loss > WORSE * best.val_loss:
             break
     assert best is not None, "`strengths` is empty"
     return best
+
+
+def _part_scales(rows: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """Return a factor for each of D features, float32, which gives all parts the same length.
+
+    The mean squared lengths are 1 / number of parts then, and 1 of all together.
+    """
+    squares = np.square(rows).mean(0, dtype=np.float64)
+    lengths = np.add.reduceat(squares, np.cumsum((0, *widths))[:-1])
+    factors = 1 / np.sqrt(np.maximum(lengths * len(widths), 1e-12))
+    return np.repeat(factors, widths).astype(np.float32)
 
 
 def limit_threads(work: int) -> AbstractContextManager:

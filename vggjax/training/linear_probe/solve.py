@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from vggjax.models.network import Network
 from vggjax.training.linear_probe.fit import LinearFit, fit_linear, score
 from vggjax.training.prepare import RunContext
 
@@ -18,7 +19,15 @@ def fit_head(run: RunContext, train: Rows, val: Rows) -> LinearFit:
         num_classes=len(run.source.class_names),
         class_weights=run.class_weights,
         label_smoothing=run.config.label_smoothing,
+        widths=part_widths(run.model),
     )
+
+
+def part_widths(model: Network) -> tuple[int, ...]:
+    """Return the widths of the vectors that `convs2` and `convs3` join; () of other heads."""
+    channels = model.arch.conv_channels()
+    names = [name.replace("_bn", "_conv") for name in model.pooled_layers]
+    return tuple(channels[name][1] for name in names for _ in ("mean", "maximum"))
 
 
 def solve_head(run: RunContext) -> tuple[dict[str, float], str]:
