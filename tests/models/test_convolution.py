@@ -123,15 +123,18 @@ def test_other_convolutions_are_left_to_lax(options):
 
 @pytest.mark.parametrize("kernels", kernel_choices())
 @pytest.mark.parametrize(("shape", "outputs"), [((3, 13, 9, 17), 40), ((2, 6, 5, 3), 9)], ids=str)
-def test_bfloat16_maps_give_what_float32_gives_within_a_fiftieth(
+def test_bfloat16_maps_give_what_float32_gives_within_their_rounding(
     monkeypatch, kernels, shape, outputs
 ):
     monkeypatch.setenv("VGGJAX_KERNELS", kernels)
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in make_operands(shape, outputs))
     received = run(convolve, x, kernel, "SAME")
     expected = run(lax.conv_general_dilated, *(a.astype(jnp.float32) for a in (x, kernel)), "SAME")
-    # Rounding once gives 0.002; products in bfloat16 round their transformed factors too.
-    bound = 0.02 if kernels == "avx512_bf16" else 0.004
+    # Rounding a number to bfloat16 changes it by 2^-8 at most, by 0.0016 in the mean (RMS). Of
+    # products in bfloat16 two transformed factors are rounded, which Winograd's sums of random
+    # numbers amplify 4.8 times: 0.011 with the rounding of the result. A quarter more, because here
+    # are few numbers.
+    bound = 1.25 * 0.011 if kernels == "avx512_bf16" else 2**-8
     for array, exact in zip(received, expected, strict=True):
         assert array.dtype == jnp.bfloat16
         error = jnp.linalg.norm((array.astype(jnp.float32) - exact).ravel())

@@ -127,6 +127,13 @@ def test_a_model_is_printed_in_one_line():
         )
 
 
+def test_bfloat16_rounds_the_first_layer_once_and_its_images_not_at_all(images):
+    half, whole = (random_network("tiny", dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    received, expected = (model(images + 100, until="block1_conv1") for model in (half, whole))
+    assert received.dtype == jnp.bfloat16
+    np.testing.assert_allclose(received.astype(jnp.float32), expected, rtol=2**-8, atol=1e-4)
+
+
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters(images):
     model = random_network("tiny", head=HEAD, image_size=64, dtype=jnp.bfloat16)
     assert model(images, until="block5_pool").dtype == jnp.bfloat16

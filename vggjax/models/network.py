@@ -193,7 +193,7 @@ class Network(nnx.Module):
             self._check_images(x, layers[:stop])
 
         x, pooled = self._pooled_before(x, start, stop)
-        x = jnp.asarray(x, self.dtype) if start < stop else x
+        x = jnp.asarray(x, self._dtype_before(start)) if start < stop else x
         outputs: dict[str, jax.Array] = {}
         names, is_pooled = layers[start:stop], False
         wanted = {*tapped.values(), *map(layers.index, self.pooled_layers)}
@@ -211,6 +211,15 @@ class Network(nnx.Module):
                 x = self._drop(name, x, dropout_keys)
             outputs |= {tap: x for tap, index in tapped.items() if index == i}
         return outputs if taps else x
+
+    def _dtype_before(self, start: int) -> jax.typing.DTypeLike:
+        """Return the dtype of the input of layer `start`.
+
+        A convolution reads images unrounded: in bfloat16, their rounding would be the base's
+        largest error, because it is the same all over a plain area.
+        """
+        reads_images = start == 0 and self._ends_in_relu(self.layers[0])
+        return jnp.float32 if reads_images else self.dtype
 
     def _slice(
         self, after: str | None, until: str | None, taps: Sequence[str]

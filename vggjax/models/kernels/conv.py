@@ -50,7 +50,8 @@ def convolve(
 def convolve_relu(layer: nnx.Conv, x: jax.Array, *, pool: bool = False) -> jax.Array:
     """Apply a layer of 3x3 at stride 1, its ReLU and, with `pool`, 2x2 max pooling.
 
-    On CPUs in one pass, if the layer convolves by `convolve` or `make_convolve`.
+    On CPUs in one pass, if the layer convolves by `convolve` or `make_convolve`, which reads x, the
+    kernel and the bias as they are and rounds its result to the layer's dtype.
     """
     conv, padding = layer.conv_general_dilated, layer.padding
     method = "auto" if conv is convolve else None
@@ -58,13 +59,14 @@ def convolve_relu(layer: nnx.Conv, x: jax.Array, *, pool: bool = False) -> jax.A
         method = conv.keywords["method"]
     kernel, bias = layer.kernel[...], layer.bias
     fits = x.ndim == 4 and _is_larger(x.shape, 2 if padding == "VALID" else 0)
+    fits &= layer.dtype in (jnp.float32, jnp.bfloat16)
     if jax.default_backend() != "cpu" or method is None or bias is None or not fits:
         y = nnx.relu(layer(x))
         return max_pool(y) if pool else y
-    x, kernel, offset = (jnp.asarray(array, layer.dtype) for array in (x, kernel, bias[...]))
+    run = functools.partial(conv3x3_relu, x, kernel, bias[...], method=method, dtype=layer.dtype)
     if padding == "SAME":
-        return conv3x3_relu(x, kernel, offset, method=method, pool=pool)
-    y = conv3x3_relu(x, kernel, offset, method=method)[:, 1:-1, 1:-1]
+        return run(pool=pool)
+    y = run()[:, 1:-1, 1:-1]
     return max_pool(y) if pool else y
 
 

@@ -1,7 +1,7 @@
 """The ways to compute a 3x3 convolution and the gradient of its kernel on CPUs.
 
-Each takes maps (N, H, W, C) and kernels (3, 3, C, D) at stride 1 with zero padding, and equals lax
-within rounding; `choose_path` takes the fastest. primitives.py makes them
+Each takes maps (N, H, W, C) and float32 kernels (3, 3, C, D) at stride 1 with zero padding, and
+equals lax within rounding; `choose_path` takes the fastest. primitives.py makes them
 differentiable.
 """
 
@@ -42,13 +42,13 @@ def choose_path(
 
 
 def convolve_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Array:
-    """Convolve x with a kernel of the same dtype; bfloat16 with sums in float32, rounded once.
+    """Convolve x with a kernel: a map of the dtype of x, with sums in float32, rounded once.
 
     On CPUs, lax's products of bfloat16 take 3 to 5 times as long as float32.
     """
     path = choose_path(x.shape, kernel.shape, method=method)
     forward, _ = _PATHS[path]
-    return forward(*_operands(path, x, kernel)).astype(x.dtype)
+    return forward(_readable(path, x)[0], kernel).astype(x.dtype)
 
 
 def convolve_rotated_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> jax.Array:
@@ -60,15 +60,15 @@ def convolve_rotated_on_cpu(x: jax.Array, kernel: jax.Array, *, method: str) -> 
 
 
 def convolve_relu_on_cpu(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str, pool: bool
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str, pool: bool, dtype: Any
 ) -> jax.Array:
-    """Convolve x, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling."""
+    """Convolve x, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling: of a dtype."""
     path = choose_path(x.shape, kernel.shape, method=method)
     if not _is_compiled(path, x):
-        y = jax.nn.relu(convolve_on_cpu(x, kernel, method=method) + bias.reshape(1, 1, 1, -1))
+        y = convolve_on_cpu(x, kernel, method=method) + bias.reshape(1, 1, 1, -1)
+        y = jax.nn.relu(y).astype(dtype)
         return max_pool(y) if pool else y
-    offset = bias.astype(jnp.float32)
-    y = winograd.convolve_relu(x, kernel, offset, pool=pool and path == "winograd")
+    y = winograd.convolve_relu(x, kernel, bias, pool=pool and path == "winograd", dtype=dtype)
     return max_pool(y) if pool and path != "winograd" else y
 
 
@@ -76,14 +76,14 @@ def kernel_gradient_on_cpu(x: jax.Array, grad: jax.Array, *, method: str) -> jax
     """Return the gradient (3, 3, C, D) of the kernel from that of the output, (N, H, W, D)."""
     path = choose_path(x.shape, (3, 3, x.shape[3], grad.shape[3]), method=method)
     _, gradient = _PATHS[path]
-    return gradient(*_operands(path, x, grad, gradient=True)).astype(x.dtype)
+    return gradient(*_readable("winograd" if path == "few_channels" else path, x, grad))
 
 
-def _operands(path: str, *arrays: jax.Array, gradient: bool = False) -> tuple[jax.Array, ...]:
-    """Return the arrays in float32, unless the compiled kernels take them as they are."""
-    if _is_compiled("winograd" if gradient and path == "few_channels" else path, arrays[0]):
-        return arrays
-    return tuple(array.astype(jnp.float32) for array in arrays)
+def _readable(path: str, *maps: jax.Array) -> tuple[jax.Array, ...]:
+    """Return maps in float32, unless compiled kernels take them as they are."""
+    if _is_compiled(path, maps[0]):
+        return maps
+    return tuple(array.astype(jnp.float32) for array in maps)
 
 
 def _is_compiled(path: str, x: jax.Array) -> bool:
@@ -93,7 +93,8 @@ def _is_compiled(path: str, x: jax.Array) -> bool:
 
 
 def lax_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return lax's convolution, on any device."""
+    """Return lax's convolution with a kernel in the dtype of x, on any device."""
+    kernel = kernel.astype(x.dtype)
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
 
 
@@ -102,9 +103,12 @@ def lax_convolve_rotated(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax_convolve(x, winograd.rotate(kernel))
 
 
-def lax_convolve_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool) -> jax.Array:
-    """Return what `convolve_relu_on_cpu` does, by lax, on any device."""
-    y = jax.nn.relu(lax_convolve(x, kernel) + bias.reshape(1, 1, 1, -1))
+def lax_convolve_relu(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool, dtype: Any
+) -> jax.Array:
+    """Return what `convolve_relu_on_cpu` does, by lax in a dtype, on any device."""
+    y = lax_convolve(x.astype(dtype), kernel) + bias.astype(dtype).reshape(1, 1, 1, -1)
+    y = jax.nn.relu(y)
     return max_pool(y) if pool else y
 
 
@@ -118,6 +122,7 @@ def _kernel_type(x: jax.Array, grad: jax.Array) -> Any:
     """Return the type of the kernel's gradient, with its sharding, from two traced arrays."""
 
     def outer_product(x: jax.Array, grad: jax.Array) -> jax.Array:  # the shape of one tap
+        x, grad = x.astype(jnp.float32), grad.astype(jnp.float32)
         tap = x.sum((0, 1, 2))[:, None] * grad.sum((0, 1, 2))[None]
         return jnp.broadcast_to(tap, (3, 3, *tap.shape))
 

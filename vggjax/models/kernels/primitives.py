@@ -8,7 +8,9 @@ derivative, `custom_partitioning` by itself none and no mapping.
 
 `conv3x3_relu` adds the bias, the ReLU and the pooling after a layer to the same pass over its map.
 
-Maps are (N, H, W, C), kernels (3, 3, C, D), both float32 or both bfloat16.
+Maps are (N, H, W, C), float32 or bfloat16, kernels (3, 3, C, D). Kernels and their gradients are
+float32 inside: compiled kernels then round them once, after their transform, and no pass over the
+parameters casts them.
 """
 
 import functools
@@ -207,37 +209,39 @@ _kernel_gradient.set_transposes(  # here the gradient of the result is a kernel,
 
 
 _fused = {
-    pool: _Operation(
-        "conv3x3_relu_pool" if pool else "conv3x3_relu",
+    (pool, dtype): _Operation(
+        f"conv3x3_relu{'_pool' * pool}_{dtype}",
         on_cpu=paths.convolve_relu_on_cpu,
         plain=paths.lax_convolve_relu,
         pool=pool,
+        dtype=jnp.dtype(dtype),
     )
     for pool in (False, True)
+    for dtype in ("float32", "bfloat16")
 }
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _convolve_relu(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, method: str, pool: bool
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, method: str, pool: bool, dtype: str
 ) -> jax.Array:
-    return _fused[pool](x, kernel, bias, method=method)
+    return _fused[pool, dtype](x, kernel, bias, method=method)
 
 
-def _convolve_relu_jvp(method: str, pool: bool, primals: Any, tangents: Any) -> Any:
+def _convolve_relu_jvp(method: str, pool: bool, dtype: str, primals: Any, tangents: Any) -> Any:
     x, kernel, bias = primals
     dx, dkernel, dbias = (
         None if isinstance(tangent, SymbolicZero) else tangent for tangent in tangents
     )
-    y = _convolve_relu(x, kernel, bias, method, False)
+    y = _convolve_relu(x, kernel, bias, method, False, dtype)
     dy = jnp.zeros_like(y)
     if dbias is not None:
         # Its transpose is a sum over the map. XLA sums bfloat16 by windows, several times slower.
-        dy = jnp.broadcast_to(dbias.astype(jnp.float32), y.shape).astype(y.dtype)
+        dy = jnp.broadcast_to(dbias, y.shape).astype(y.dtype)
     if dx is not None:
-        dy += _convolve(dx, kernel, method=method)
+        dy += _convolve(dx, kernel, method=method).astype(y.dtype)
     if dkernel is not None:
-        dy += _convolve(x, dkernel, method=method)
+        dy += _convolve(x, dkernel, method=method).astype(y.dtype)
     dy = jnp.where(y > 0, dy, jnp.zeros_like(dy))
     return jax.jvp(max_pool, (y,), (dy,)) if pool else (y, dy)
 
@@ -246,19 +250,27 @@ _convolve_relu.defjvp(_convolve_relu_jvp, symbolic_zeros=True)
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array, *, method: str = "auto") -> jax.Array:
-    """Convolve x (N, H, W, C) with a kernel (3, 3, C, D) of the same dtype: (N, H, W, D)."""
-    return _convolve(*_vary_alike(x, kernel), method=method)
+    """Convolve x (N, H, W, C) with a kernel (3, 3, C, D): (N, H, W, D), of the dtype of x."""
+    return _convolve(*_vary_alike(x, kernel.astype(jnp.float32)), method=method)
 
 
 def conv3x3_relu(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, method: str = "auto", pool: bool = False
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    *,
+    method: str = "auto",
+    pool: bool = False,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> jax.Array:
     """Convolve as `conv3x3`, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling.
 
     One pass of the compiled kernels computes all of it. Differentiated, the pooling is a pass of
-    its own, because its gradient needs the map before it.
+    its own, because its gradient needs the map before it. The result has the dtype of x, or
+    `dtype`.
     """
-    return _convolve_relu(*_vary_alike(x, kernel, bias), method, pool)
+    arrays = _vary_alike(x, kernel.astype(jnp.float32), bias.astype(jnp.float32))
+    return _convolve_relu(*arrays, method, pool, jnp.dtype(dtype or x.dtype).name)
 
 
 def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:

@@ -1,10 +1,10 @@
 """The 3x3 convolution at stride 1 and its kernel's gradient by Winograd's F(4x4, 3x3), for CPUs.
 
-In: float32 maps (N, H, W, C) of any size and kernels (3, 3, C, D); the compiled code also takes
-both in bfloat16 and sums in float32. Out: (N, H, W, D) with zero
-padding, equal to `lax.conv_general_dilated` within about 1e-5 of the largest value: a quarter of
-the multiplications, at the cost of a decimal digit (Lavin and Gray, arXiv:1509.09308; the
-interpolation points 3/4 and 3/2 instead of their 1 and 2 halve the rounding error).
+In: maps (N, H, W, C) of any size and kernels (3, 3, C, D), both float32; the compiled code also
+reads and writes bfloat16 maps, with sums in float32. Out: (N, H, W, D) with zero padding, equal to
+`lax.conv_general_dilated` within about 1e-5 of the largest value: a quarter of the multiplications,
+at the cost of a decimal digit (Lavin and Gray, arXiv:1509.09308; the interpolation points 11/16 and
+3/2 instead of their 1 and 2 halve the rounding error).
 
 The compiled kernels compute it (native/, through `jax.ffi`) where they were built, and a Mesh can
 split the batch; jax.numpy elsewhere. paths.py decides when this is faster than lax, primitives.py
@@ -30,13 +30,13 @@ Op = Callable[[jax.Array, jax.Array], jax.Array]
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve maps (N, H, W, C) with a kernel (3, 3, C, D)."""
     if is_compiled():
-        return _compiled_convolve(x, kernel, jnp.zeros(0, jnp.float32))
+        return _compiled_convolve(x, kernel, jnp.zeros(0, jnp.float32), x.dtype)
     return _numpy_convolve(x, kernel)
 
 
 def convolve_rotated(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve maps (N, H, W, D) with `rotate(kernel)`: (N, H, W, C), by compiled code."""
-    return _compiled_rotated(x, kernel, jnp.zeros(0, jnp.float32))
+    return _compiled_rotated(x, kernel, jnp.zeros(0, jnp.float32), x.dtype)
 
 
 def rotate(kernel: jax.Array) -> jax.Array:
@@ -44,18 +44,22 @@ def rotate(kernel: jax.Array) -> jax.Array:
     return lax.rev(kernel, (0, 1)).swapaxes(2, 3)
 
 
-def convolve_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool) -> jax.Array:
-    """Convolve, add a float32 bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling; compiled.
+def convolve_relu(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, *, pool: bool, dtype: Any
+) -> jax.Array:
+    """Convolve, add a bias (D,), apply a ReLU and, with `pool`, 2x2 max pooling; by compiled code.
 
     Everything after the products happens while a tile is in registers, which saves up to three
-    passes over the maps.
+    passes over the maps. `dtype` is the result's.
     """
-    return (_compiled_pooled if pool else _compiled_convolve)(x, kernel, bias)
+    return (_compiled_pooled if pool else _compiled_convolve)(x, kernel, bias, dtype)
 
 
 def kernel_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
-    """Return the float32 gradient (3, 3, C, D) of the kernel from the output's, (N, H, W, D)."""
-    return (_compiled_gradient if is_compiled() else _numpy_gradient)(x, grad)
+    """Return the gradient (3, 3, C, D) of the kernel from that of the output, (N, H, W, D)."""
+    if is_compiled():
+        return _compiled_gradient(x, grad, jnp.float32)
+    return _numpy_gradient(x, grad)
 
 
 # Compiled kernels
@@ -81,32 +85,35 @@ def _register() -> bool:
 def _split_batch(rule: str, *, summed: bool) -> Callable[[Callable], Callable]:
     """Tell XLA that devices may compute an op of arrays on shares of the batch.
 
-    Otherwise a Mesh gathers the whole batch. All arrays have the batch and results are terms of a
-    sum if `summed`; else the first has it, and results are rows.
+    An op is a function of arrays and of the dtype of its result. Otherwise a Mesh gathers the whole
+    batch. All arrays have the batch and results are terms of a sum if `summed`; else the first has
+    it, and results are rows.
     """
 
     def decorate(op: Callable) -> Callable:
-        whole = custom_partitioning(op)
+        arity = len(rule.split("->")[0].split(","))
+        whole = custom_partitioning(op, static_argnums=(arity,))
 
         def batch_axis(args: Any) -> Any:
             spec = args[0].sharding.spec
             return spec[0] if spec else None
 
-        def infer(mesh: Any, args: Any, result: Any) -> NamedSharding:
+        def infer(dtype: Any, mesh: Any, args: Any, result: Any) -> NamedSharding:
             spec = PartitionSpec() if summed else PartitionSpec(batch_axis(args))
             return NamedSharding(mesh, spec)
 
-        def partition(mesh: Any, args: Any, result: Any) -> tuple:
+        def partition(dtype: Any, mesh: Any, args: Any, result: Any) -> tuple:
             axis = batch_axis(args)
             split = NamedSharding(mesh, PartitionSpec(axis))
             replicated = NamedSharding(mesh, PartitionSpec())
 
-            def summed_op(*arrays: jax.Array) -> jax.Array:
-                return lax.psum(op(*arrays), axis)
+            def part(*arrays: jax.Array) -> jax.Array:
+                result = op(*arrays, dtype)
+                return lax.psum(result, axis) if summed and axis is not None else result
 
             if not summed:
-                return mesh, op, split, (split, *[replicated] * (len(args) - 1))
-            return mesh, op if axis is None else summed_op, replicated, (split,) * len(args)
+                return mesh, part, split, (split, *[replicated] * (len(args) - 1))
+            return mesh, part, replicated, (split,) * len(args)
 
         whole.def_partition(
             partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule
@@ -117,30 +124,30 @@ def _split_batch(rule: str, *, summed: bool) -> Callable[[Callable], Callable]:
 
 
 @_split_batch("n h w c, i j c d, b -> n h w d", summed=False)
-def _compiled_convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def _compiled_convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
     shape = (*x.shape[:3], kernel.shape[3])
-    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, x.dtype))
+    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, dtype))
     return call(x, kernel, bias, pool=False, rotated=False)
 
 
 @_split_batch("n h w d, i j c d, b -> n h w c", summed=False)
-def _compiled_rotated(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def _compiled_rotated(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
     shape = (*x.shape[:3], kernel.shape[2])
-    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, x.dtype))
+    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, dtype))
     return call(x, kernel, bias, pool=False, rotated=True)
 
 
 @_split_batch("n h w c, i j c d, b -> n y z d", summed=False)
-def _compiled_pooled(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def _compiled_pooled(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: Any) -> jax.Array:
     shape = (x.shape[0], x.shape[1] // 2, x.shape[2] // 2, kernel.shape[3])
-    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, x.dtype))
+    call = jax.ffi.ffi_call("vggjax_conv3x3", jax.ShapeDtypeStruct(shape, dtype))
     return call(x, kernel, bias, pool=True, rotated=False)
 
 
 @_split_batch("n h w c, n h w d -> i j c d", summed=True)
-def _compiled_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
+def _compiled_gradient(x: jax.Array, grad: jax.Array, dtype: Any) -> jax.Array:
     shape = (3, 3, x.shape[3], grad.shape[3])
-    call = jax.ffi.ffi_call("vggjax_conv3x3_gradient", jax.ShapeDtypeStruct(shape, jnp.float32))
+    call = jax.ffi.ffi_call("vggjax_conv3x3_gradient", jax.ShapeDtypeStruct(shape, dtype))
     return call(x, grad)
 
 
@@ -183,7 +190,7 @@ def _transform(x: jax.Array, sums: Callable) -> jax.Array:
     return jnp.stack(sums(*jnp.stack(sums(*x)).swapaxes(0, 1)), 1)
 
 
-_A, _B = 0.75, 1.5  # the interpolation points are 0, A, -A, B, -B and infinity
+_A, _B = 0.6875, 1.5  # the interpolation points are 0, A, -A, B, -B and infinity
 _A2, _B2 = _A**2, _B**2
 _INVERSE_0, _INVERSE_A, _INVERSE_B = (  # 1 over the product of a point's distances to the others
     1 / (_A2 * _B2), 1 / (2 * _A2 * (_A2 - _B2)), 1 / (2 * _B2 * (_B2 - _A2))

@@ -7,14 +7,14 @@
 
 namespace vggjax {
 
-// Stride 1, zero padding: x (batch, height, width, in), kernel (3, 3, in, out) and
-// y (batch, height, width, out), all dense and float32, or all bfloat16. With a float32 bias (out)
-// a ReLU follows; with `pool` then the largest of each 2x2 pixels, y (batch, height / 2,
+// Stride 1, zero padding: x (batch, height, width, in), float32 or bfloat16, a float32 kernel
+// (3, 3, in, out) and y (batch, height, width, out), float32 or bfloat16, all dense. With a float32
+// bias (out) a ReLU follows; with `pool` then the largest of each 2x2 pixels, y (batch, height / 2,
 // width / 2, out).
 struct Problem {
   int64_t batch, height, width, in, out;
   int64_t threads;
-  bool bfloat16;      // x, y and the kernel are
+  bool from_bfloat16, to_bfloat16;  // x, and y or the gradient of y, are
   const float* bias;  // or null
   bool pool;
 
@@ -37,10 +37,10 @@ struct WinogradKernels {
   void (*transform)(const Problem&, int64_t block, int64_t task, const void* x, float* shared);
   Phase (*multiply_phase)(const Problem&, int64_t block);
   void (*multiply)(const Problem&, int64_t block, int64_t task, const float* shared,
-                   const void* kernel, void* y, float* scratch);
+                   const float* kernel, void* y, float* scratch);
   // The same directly, for few input channels; without `pool`
   Phase (*direct_phase)(const Problem&);
-  void (*direct)(const Problem&, int64_t task, const void* x, const void* kernel, void* y,
+  void (*direct)(const Problem&, int64_t task, const void* x, const float* kernel, void* y,
                  float* scratch);
   // The gradient of the kernel, summed over ranges of tiles: partial (parts, 3, 3, in, out)
   int64_t (*gradient_parts)(const Problem&);

@@ -1,5 +1,5 @@
 // The 3x3 convolution as XLA custom calls, which run the tasks on XLA's thread pool. Maps are
-// float32 or bfloat16, and so are the kernels.
+// float32 or bfloat16, kernels float32.
 
 #include <algorithm>
 #include <atomic>
@@ -26,6 +26,9 @@ namespace vggjax {
 namespace {
 
 constexpr int64_t kFewChannels = 8;  // the transforms cost more than the products that they save
+// Up to 8x8 px products stay in float32: they cost little, and those of the last block have the
+// largest part in the error of bfloat16 products.
+constexpr int64_t kFewTiles = 4;
 
 const WinogradKernels& kernels(const Problem& p) {
   static const WinogradKernels* const table[] = {
@@ -35,7 +38,8 @@ const WinogradKernels& kernels(const Problem& p) {
 #endif
   };
 #ifdef __x86_64__
-  if (p.bfloat16 && instruction_set() == 3) return avx512_bf16_winograd;
+  const bool small = p.tiles_y() * p.tiles_x() <= kFewTiles;
+  if (p.from_bfloat16 && !small && instruction_set() == 3) return avx512_bf16_winograd;
 #endif
   return *table[instruction_set()];
 }
@@ -136,10 +140,8 @@ bool run(ffi::ThreadPool& pool, int64_t threads, Phase phase, const Work& work) 
 using Array = ffi::Buffer<ffi::F32>;
 using Map = ffi::AnyBuffer;  // of float or bfloat16
 
-bool same_numbers(Map map, Map other) {
-  const ffi::DataType type = map.element_type();
-  return (type == ffi::F32 || type == ffi::BF16) && type == other.element_type();
-}
+bool is_bfloat16(Map map) { return map.element_type() == ffi::BF16; }
+bool is_map(Map map) { return is_bfloat16(map) || map.element_type() == ffi::F32; }
 
 ffi::Error status(bool done) {
   return done ? ffi::Error::Success()
@@ -156,14 +158,13 @@ constexpr int64_t kSquare = 32;  // floats of two cache lines
 
 // to (3, 3, D, C) = a kernel (3, 3, C, D), rotated by 180 degrees, in squares that use whole cache
 // lines: XLA's transposition takes several times as long.
-template <typename Number>
-bool rotate(ffi::ThreadPool& pool, int64_t threads, const Number* kernel, int64_t in, int64_t out,
-            Number* to) {
+bool rotate(ffi::ThreadPool& pool, int64_t threads, const float* kernel, int64_t in, int64_t out,
+            float* to) {
   const int64_t strips = (in + kSquare - 1) / kSquare;
   return run(pool, threads, {9 * strips, 0}, [&](int64_t task, float*) {
     const int64_t tap = task / strips, first = task % strips * kSquare;
-    const Number* from = kernel + (8 - tap) * in * out;
-    Number* rotated = to + tap * in * out;
+    const float* from = kernel + (8 - tap) * in * out;
+    float* rotated = to + tap * in * out;
     const int64_t last = std::min(in, first + kSquare);
     for (int64_t column = 0; column < out; column += kSquare)
       for (int64_t d = column; d < std::min(out, column + kSquare); ++d)
@@ -174,32 +175,26 @@ bool rotate(ffi::ThreadPool& pool, int64_t threads, const Number* kernel, int64_
 // y (N, H, W, D) = x (N, H, W, C) * kernel (3, 3, C, D); with a bias (D) also a ReLU, and with
 // `pool` the largest of 2x2 pixels. Few input channels are convolved directly. With `rotated` the
 // kernel is (3, 3, D, C), to be rotated by 180 degrees.
-ffi::Error forward(ffi::ThreadPool pool, Map x, Map kernel, Array bias, ffi::Result<Map> y,
+ffi::Error forward(ffi::ThreadPool pool, Map x, Array kernel, Array bias, ffi::Result<Map> y,
                    bool pooled, bool rotated) {
   const auto in = x.dimensions(), taps = kernel.dimensions(), out = y->dimensions();
   if (in.size() != 4 || taps.size() != 4 || out.size() != 4 || taps[rotated ? 3 : 2] != in[3])
     return wrong_shapes("x is (N, H, W, C), the kernel (3, 3, C, D), or rotated (3, 3, D, C)");
-  if (!same_numbers(x, *y) || !same_numbers(x, kernel))
-    return wrong_shapes("x, y and the kernel are all float32 or all bfloat16");
+  if (!is_map(x) || !is_map(*y)) return wrong_shapes("x and y are float32 or bfloat16");
   const int64_t biases = bias.element_count(), outputs = taps[rotated ? 2 : 3];
   if (biases != 0 && biases != outputs) return wrong_shapes("the bias is (D) or (0)");
   const float* offsets = biases ? bias.typed_data() : nullptr;
-  const bool bfloat16 = x.element_type() == ffi::BF16;
-  const Problem p{in[0], in[1], in[2], in[3], outputs, threads_of(pool), bfloat16, offsets, pooled};
+  const Problem p{in[0],          in[1],           in[2],   in[3], outputs, threads_of(pool),
+                  is_bfloat16(x), is_bfloat16(*y), offsets, pooled};
   const void* from = x.untyped_data();
-  const void* weights = kernel.untyped_data();
+  const float* weights = kernel.typed_data();
   void* to = y->untyped_data();
   if (y->element_count() == 0) return ffi::Error::Success();
   if (p.in == 0) return wrong_shapes("no channels");
   const Scratch turned(rotated ? kernel.element_count() : 0);
   if (rotated) {
-    if (!turned.at()) return status(false);
-    const auto rotate_as = [&](auto number) {
-      using Number = decltype(number);
-      return rotate(pool, p.threads, static_cast<const Number*>(weights), p.out, p.in,
-                    reinterpret_cast<Number*>(turned.at()));
-    };
-    if (!(bfloat16 ? rotate_as(uint16_t()) : rotate_as(float()))) return status(false);
+    if (!turned.at() || !rotate(pool, p.threads, weights, p.out, p.in, turned.at()))
+      return status(false);
     weights = turned.at();
   }
   use_huge_pages(to, y->size_bytes());
@@ -224,9 +219,10 @@ ffi::Error gradient(ffi::ThreadPool pool, Map x, Map grad, ffi::Result<Array> ke
   const auto in = x.dimensions(), out = grad.dimensions();
   if (in.size() != 4 || out.size() != 4 || in[0] != out[0] || in[1] != out[1] || in[2] != out[2])
     return wrong_shapes("x is (N, H, W, C), the gradient (N, H, W, D)");
-  if (!same_numbers(x, grad)) return wrong_shapes("both maps are float32 or both bfloat16");
-  const bool bfloat16 = x.element_type() == ffi::BF16;
-  const Problem p{in[0], in[1], in[2], in[3], out[3], threads_of(pool), bfloat16, nullptr, false};
+  if (!is_map(x) || x.element_type() != grad.element_type())
+    return wrong_shapes("both maps are float32 or both bfloat16");
+  const Problem p{in[0],          in[1],             in[2],   in[3], out[3], threads_of(pool),
+                  is_bfloat16(x), is_bfloat16(grad), nullptr, false};
   const void *from = x.untyped_data(), *grads = grad.untyped_data();
   float* to = kernel->typed_data();
   const int64_t size = kernel->element_count();
@@ -262,7 +258,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(vggjax_conv3x3, vggjax::forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<vggjax::Map>()
-                                  .Arg<vggjax::Map>()
+                                  .Arg<vggjax::Array>()
                                   .Arg<vggjax::Array>()
                                   .Ret<vggjax::Map>()
                                   .Attr<bool>("pool")

@@ -74,7 +74,7 @@ void transform(const Problem& p, int64_t block, int64_t task, const void* x, flo
   StageWatch watch;
   const int64_t chunk = task % chunks_of(p), first = chunk * kDepth;
   const Group group(p, Division(p), block, task / chunks_of(p), shared);
-  use_number(p, [&](auto number) {
+  use_number(p.from_bfloat16, [&](auto number) {
     fill_input(p, static_cast<const decltype(number)*>(x), group.first_tile, first,
                least(kDepth, p.in - first), {group.input.chunk(chunk), group.input.tiles});
   });
@@ -87,19 +87,18 @@ Phase multiply_phase(const Problem& p, int64_t block) {
           36 * kKernelPoint + 36 * (d.most_tiles() * kCols + kGap)};
 }
 
-template <typename Number>
-void fill_kernel(const Problem& p, const Number* kernel, int64_t first, int64_t depth,
+void fill_kernel(const Problem& p, const float* kernel, int64_t first, int64_t depth,
                  int64_t column, float* u) {
   const int64_t tap = p.in * p.out;
   for (int64_t c = 0; c < depth; c += kPack) {
-    const Number* from = kernel + (first + c) * p.out + column;
+    const float* from = kernel + (first + c) * p.out + column;
     // The rows of a kernel are up to 2 kB apart, too far for the hardware's prefetcher.
     for (int64_t i = 0; i < 9 * kPack; ++i)
       for (int64_t o = 0; o < kCols; o += 16)
         __builtin_prefetch(from + i % 9 * tap + (i / 9 + kKernelsAhead) * p.out + o);
     for (int64_t o = 0; o < kCols; o += kLanes) {
       auto with_taps = [&](int64_t k, auto use) INLINE_LAMBDA {
-        const Number* at = from + k * p.out + o;
+        const float* at = from + k * p.out + o;
         const int64_t count = first + c + k < p.in ? p.out - column - o : 0;
         if (count >= kLanes)
           use([=](int i, int j) { return load(at + (i * 3 + j) * tap); });
@@ -160,7 +159,7 @@ void write_output(const Problem& p, const float* m, int64_t point_stride, int64_
 }
 
 void multiply(const Problem& p, int64_t block, int64_t task, const float* shared,
-              const void* kernel, void* y, float* scratch) {
+              const float* kernel, void* y, float* scratch) {
   const Division d(p);
   const int64_t groups = d.groups_of(block), column = task / groups * kCols;
   const Group group(p, d, block, task % groups, const_cast<float*>(shared));
@@ -169,16 +168,14 @@ void multiply(const Problem& p, int64_t block, int64_t task, const float* shared
   StageWatch watch;
   for (int64_t chunk = 0; chunk < chunks_of(p); ++chunk) {
     const int64_t first = chunk * kDepth, depth = least(kDepth, p.in - first);
-    use_number(p, [&](auto number) {
-      fill_kernel(p, static_cast<const decltype(number)*>(kernel), first, depth, column, u);
-    });
+    fill_kernel(p, kernel, first, depth, column, u);
     watch.lap(kKernelTransform);
     for (int point = 0; point < 36; ++point)
       product(ByChannels(), group.input.point(chunk, point), u + point * kKernelPoint,
               m + point * m_stride, tiles, ceil_div(depth, kPack), first > 0);
     watch.lap(kProducts);
   }
-  use_number(p, [&](auto number) {
+  use_number(p.to_bfloat16, [&](auto number) {
     write_output(p, m, m_stride, group.first_tile, tiles, column,
                  static_cast<decltype(number)*>(y));
   });
@@ -196,8 +193,8 @@ Phase direct_phase(const Problem& p) {
   return {p.batch * p.height, 3 * padded_row(p) + (9 * p.in + p.width) * kCols};
 }
 
-template <typename Number>
-void convolve_row(const Problem& p, int64_t task, const Number* x, const Number* kernel, Number* y,
+template <typename From, typename To>
+void convolve_row(const Problem& p, int64_t task, const From* x, const float* kernel, To* y,
                   float* scratch) {
   StageWatch watch;
   const int64_t row = task % p.height, length = p.width * p.in, depth = 3 * p.in;
@@ -229,12 +226,13 @@ void convolve_row(const Problem& p, int64_t task, const Number* x, const Number*
   }
 }
 
-void direct(const Problem& p, int64_t task, const void* x, const void* kernel, void* y,
+void direct(const Problem& p, int64_t task, const void* x, const float* kernel, void* y,
             float* scratch) {
-  use_number(p, [&](auto number) {
-    using Number = decltype(number);
-    convolve_row(p, task, static_cast<const Number*>(x), static_cast<const Number*>(kernel),
-                 static_cast<Number*>(y), scratch);
+  use_number(p.from_bfloat16, [&](auto from) {
+    use_number(p.to_bfloat16, [&](auto to) {
+      convolve_row(p, task, static_cast<const decltype(from)*>(x), kernel,
+                   static_cast<decltype(to)*>(y), scratch);
+    });
   });
 }
 
@@ -318,7 +316,7 @@ void gradient(const Problem& p, int64_t task, const void* x, const void* grad, f
   for (int64_t first = begin; first < end; first += kGradientTiles) {
     const int64_t tiles = least(kGradientTiles, end - first), depth = ceil_div(tiles, kPack);
     const InputBlock input{input_at, tiles};
-    use_number(p, [&](auto number) {
+    use_number(p.from_bfloat16, [&](auto number) {
       using Number = decltype(number);
       fill_tiles(p, static_cast<const Number*>(x), first, first_in, in, input);
       watch.lap(kInputTransform);

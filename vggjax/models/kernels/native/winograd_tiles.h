@@ -117,7 +117,7 @@ Vec relu(Vec v) {
 
 // The transforms of one column or row; applied to all columns, then to all rows. The interpolation
 // points are 0, A, -A, B, -B and infinity. With the usual 1 and 2 the rounding errors are larger.
-constexpr float A = 0.75f, B = 1.5f, A2 = A * A, B2 = B * B;
+constexpr float A = 0.6875f, B = 1.5f, A2 = A * A, B2 = B * B;
 constexpr float kInverse0 = 1 / (A2 * B2);  // 1 over the product of a point's distances to the rest
 constexpr float kInverseA = 1 / (2 * A2 * (A2 - B2)), kInverseB = 1 / (2 * B2 * (B2 - A2));
 
@@ -372,10 +372,10 @@ void fill_input(const Problem& p, const Number* x, int64_t first_tile, int64_t f
   }
 }
 
-// Calls use(number) with a number of the maps' type.
+// Calls use(number) with a number of a map's type.
 template <typename Use>
-void use_number(const Problem& p, Use use) {
-  if (p.bfloat16)
+void use_number(bool bfloat16, Use use) {
+  if (bfloat16)
     use(Bfloat16());
   else
     use(float());
