@@ -60,6 +60,24 @@ class Step(NamedTuple):
         return self.run(state, self.placement.put_batch(batch, stack_batches=self.is_stacked))
 
 
+def losses_of(
+    kind: str, devices: int, shard_fc: int = 1, *, steps: int = 20, arch: Arch = PLAIN
+) -> list[float]:
+    """Return the losses of the first steps of a network with fc1, fc2 and fc3."""
+    placement = Placement(kind, num_devices=devices, shard_fc=shard_fc)
+    rates = {"learning_rate": 0.05, "backbone_learning_rate": 0.05}
+    step = make_step(
+        arch, "flatten-16-8-16-0.5-3", placement=placement, optimizer="sgd", clip_norm=1.0, **rates
+    )
+    state, losses = step.state, []
+    for seed in range(steps):
+        batch = make_batch(masked=3 * (seed % 2), seed=seed)
+        state, metrics = step(state, batch)
+        sums = placement.fetch(metrics)
+        losses.append(float(sums["loss"] / sums["count"]))
+    return losses
+
+
 def make_step(
     arch: Arch = PLAIN,
     head: str = "gap-16-0.5-3",

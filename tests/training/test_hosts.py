@@ -63,10 +63,13 @@ def alone(data, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "kind"), [(2, "jit"), (4, "jit"), (2, "pmap")])
-def test_several_processes_make_the_run_of_one(count, kind, data, alone, tmp_path):
+@pytest.mark.parametrize(
+    ("count", "settings"),
+    [(2, "--parallel jit"), (4, "--parallel jit"), (2, "--parallel pmap"), (2, "--shard-fc 2")],
+)
+def test_several_processes_make_the_run_of_one(count, settings, data, alone, tmp_path):
     together = tmp_path / "run"
-    arguments = words(data, together, "--parallel", kind)
+    arguments = words(data, together, *settings.split())
     ended = finish(start(count, arguments, devices=4 // count))
     assert [code for code, _, _ in ended] == [0] * count, ended
     assert "Report" in ended[0][1] and not any(out for _, out, _ in ended[1:])
@@ -78,12 +81,12 @@ def test_several_processes_make_the_run_of_one(count, kind, data, alone, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("how", ["--parallel jit", "--parallel pmap", "--shard-fc 2"])
 @pytest.mark.parametrize("memory", ["4096", "0"])
-def test_cached_features_are_shared_among_the_processes(kind, memory, data, tiny_arch, tmp_path):
+def test_cached_features_are_shared_among_the_processes(how, memory, data, tiny_arch, tmp_path):
     base = pretend_pretrained(tmp_path, tiny_arch)
     settings = f"--weights {base} --preprocess torch --unfreeze block5 --epochs 4 --head-epochs 2"
-    settings += f" --augment flip --parallel {kind} --feature-cache-mb {memory} --batch-size 5"
+    settings += f" --augment flip {how} --feature-cache-mb {memory} --batch-size 5"
     runs = [tmp_path / "alone", tmp_path / "together"]
     outputs = []
     for count, workdir in zip((1, 2), runs, strict=True):

@@ -147,8 +147,12 @@ def describe_step(
     unfreeze: tuple[str, ...],
     include_top: bool,
     head: Head | None,
+    devices: int = 1,
+    shard_fc: int = 1,
 ) -> str:
-    """Return what the compiled training step takes of this machine's device, with Adam.
+    """Return what the compiled training step takes of each device, with Adam.
+
+    Of several devices it also has what they send one another.
 
     Raises:
         ConfigError: a network without a head, which nothing can train.
@@ -158,7 +162,8 @@ def describe_step(
 
     from vggjax.models.network import Network
     from vggjax.training.config import Config
-    from vggjax.training.devices.memory import step_memory
+    from vggjax.training.devices.collectives import describe_collectives, parse_collectives
+    from vggjax.training.devices.memory import abstract_step, memory_of
     from vggjax.training.parallel import Placement, default_dtype
 
     if head is None and not include_top:
@@ -168,14 +173,24 @@ def describe_step(
     model = nnx.eval_shape(
         lambda: Network(arch, include_top=top, head=head, image_size=size, dtype=kind)
     )
-    config = Config(model=arch, weights="none", image_size=size, unfreeze=unfreeze)
-    placement = Placement(num_devices=1)
-    memory = step_memory(config, model, placement, batch_size)
-    return (
-        f"Compiled for {placement}, {dtype}: {_megabytes(memory.total)} for a step of "
+    config = Config(
+        model=arch, weights="none", image_size=size, unfreeze=unfreeze, head=str(model.head),
+        devices=devices, shard_fc=shard_fc,
+    )  # fmt: skip
+    placement = Placement(num_devices=devices, shard_fc=shard_fc)
+    train_step, *arguments = abstract_step(config, model, placement, batch_size)
+    compiled = train_step.lower(*arguments).compile()  # type: ignore[attr-defined]
+    memory = memory_of(compiled)
+    each = " on each" if devices > 1 else ""
+    text = (
+        f"Compiled for {placement}, {dtype}: {_megabytes(memory.total)}{each} for a step of "
         f"{batch_size} images ({_megabytes(memory.state)} for parameters, moments and the batch, "
         f"{_megabytes(memory.workspace)} of workspace)."
     )
+    if devices == 1:
+        return text
+    sent = describe_collectives(parse_collectives(compiled.as_text()))
+    return "\n".join([text, "Each device gets in a step:", *(f"  {line}" for line in sent)])
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -39,8 +39,8 @@ from vggjax.weights.digests import expected_sha256
 
 RESUME_MUTABLE_FIELDS = (
     "workdir", "expect_sha256", "data_dir", "cache_mb", "cache_features", "feature_cache_mb",
-    "num_threads", "max_unreadable", "devices", "remat", "log_every_steps", "checkpoint_minutes",
-    "tensorboard", "log_to", "lr_find", "on_collapse", "config",
+    "num_threads", "max_unreadable", "devices", "shard_fc", "remat", "log_every_steps",
+    "checkpoint_minutes", "tensorboard", "log_to", "lr_find", "on_collapse", "config",
     "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 """Fields that may differ when a run is resumed: they change how it runs and not its result.
@@ -115,6 +115,8 @@ class Config(
             check(self, "expect_sha256", self.pretrained, "left out if `weights` is none")
         fits = self.batch_size == "auto" or self.accumulate <= self.batch_size
         check(self, "accumulate", fits, f"at most `batch_size`, {self.batch_size}")
+        if self.shard_fc > 1:
+            self._check_shards()
         self._check_stages()
         self._check_start()
         self._check_features()
@@ -122,6 +124,16 @@ class Config(
         check(self, "baselines", is_single, "left out with several labels per image")
         if self.head_solver == "lbfgs":
             self._check_solver()
+
+    def _check_shards(self) -> None:
+        """Check that the head has layers that `shard_fc` can split."""
+        check(self, "shard_fc", self.parallel == "jit", "1 if `parallel` is pmap")
+        hidden = Head.parse(self.head).hidden
+        wanted = "one with hidden layers, as flatten-4096-4096-classes, if `shard_fc` splits them"
+        check(self, "head", bool(hidden), wanted)
+        for i, width in enumerate(hidden[::2]):  # the layers that are split by their columns
+            fits = width % self.shard_fc == 0
+            check(self, "shard_fc", fits, f"a divisor of the width of fc{2 * i + 1}, {width}")
 
     def _check_stages(self) -> None:
         """Check the settings that divide the epochs."""

@@ -117,7 +117,7 @@ def prepare_run(config: Config, *, progress: Progress | None = None) -> RunConte
     """
     weight_file = _open_given(config)
     config = resolve(config, weight_file)
-    placement = Placement(config.parallel, num_devices=config.devices, parts=config.accumulate)
+    placement = Placement.of(config)
     config, source = open_rendered(config)
     multilabel = source.targets is not None
     head = Head.parse(config.head).for_classes(len(source.class_names), multilabel=multilabel)

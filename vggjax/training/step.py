@@ -7,7 +7,6 @@ and four devices draw what one draws. Metrics are masked sums over examples, to 
 the end, so that padded rows and uneven batches are weighted correctly.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +24,8 @@ from vggjax.data.augment.settings import Augmentation
 from vggjax.data.images.preprocess import preprocess
 from vggjax.models.network import Network
 from vggjax.training.batches import multi_step
-from vggjax.training.freezing import Labels, block_of, set_training_mode, trainable
+from vggjax.training.devices.forward import run_pieces
+from vggjax.training.freezing import Labels, set_training_mode, trainable
 from vggjax.training.parallel import Placement
 
 Arrays = dict[str, jax.Array]
@@ -123,7 +123,7 @@ def make_train_step(
     set_training_mode(model, labels, axis_name=placement.axis_name)
     graphdef = nnx.graphdef(model)
     model.eval()
-    forward = partial(_run_blocks if remat else Network.__call__, after=after)
+    forward = partial(run_pieces, after=after, placement=placement, remat=remat)
     diff_state = nnx.DiffState(0, trainable(labels))
 
     def train_step(state: TrainState, batch: Arrays) -> tuple[TrainState, Metrics]:
@@ -210,19 +210,6 @@ def _in_parts(
     return lax.scan(body, (batch_stats, zeros), split_rows)[0]
 
 
-def _run_blocks(model: Network, x: jax.Array, *, after: str | None, **options: Any) -> jax.Array:
-    """Call the model so that of each block only the input is kept for the backward pass."""
-    layers = model.layers[model.layers.index(after) + 1 if after else 0 :]
-
-    def run(model: Network, x: jax.Array) -> jax.Array:
-        return model(x, after=after, until=last, **options)
-
-    for _, block in itertools.groupby(layers, key=block_of):
-        last = [*block][-1]
-        x, after = nnx.remat(run)(model, x), last
-    return x
-
-
 def make_eval_step(
     model: Network,
     *,
@@ -240,7 +227,8 @@ def make_eval_step(
     graphdef = nnx.graphdef(model)
 
     def eval_step(state: ModelState, batch: Arrays) -> Arrays:
-        logits = nnx.merge(graphdef, *state)(_inputs(batch, mode, after), after=after)
+        network = nnx.merge(graphdef, *state)
+        logits = run_pieces(network, _inputs(batch, mode, after), after=after, placement=placement)
         if multilabel:
             return {"probs": jax.nn.sigmoid(logits), "label": batch["label"], "mask": batch["mask"]}
         return placement.sum(metric_sums(logits, batch))
@@ -400,13 +388,22 @@ def metric_sums(
         others = {"top5": jnp.ones_like(mask)}
     else:
         prediction = logits.argmax(-1)
-        best = lax.top_k(logits, min(5, logits.shape[-1]))[1]
-        others = {"top5": (best == label[:, None]).any(-1)}
+        others = {"top5": _rank(logits, label) < 5}
     correct = prediction == label
     correct = correct.mean(-1) if label.ndim == 2 else correct
     values = {"loss": loss, "correct": correct, **others, "count": jnp.ones_like(mask)}
     # `where`, not a product: a padded row may hold NaN.
     return {name: jnp.where(mask > 0, value, 0.0).sum() for name, value in values.items()}
+
+
+def _rank(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Return the place (N,) of each label among its logits (N, C), from 0, of equals the first.
+
+    `lax.top_k` would gather the logits of all devices.
+    """
+    own = jnp.take_along_axis(logits, label[:, None], axis=-1)
+    is_earlier = jnp.arange(logits.shape[-1])[None] < label[:, None]
+    return ((logits > own) | ((logits == own) & is_earlier)).sum(-1)
 
 
 def _cross_entropy(

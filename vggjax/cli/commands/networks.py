@@ -64,6 +64,8 @@ def summary(
     unfreeze: tuple[str, ...] = ("none",),
     batch_size: int = 32,
     memory: bool = False,
+    devices: int | None = None,
+    shard_fc: int = 1,
 ) -> int:
     """Print a network's layers, parameters and memory.
 
@@ -75,7 +77,14 @@ def summary(
         unfreeze: What trains besides the head: none, all, blocks, layers.
         batch_size: Images in a training step, for the memory.
         memory: Compile the training step for this machine's device, and print what it takes.
+        devices: Compile it for this many devices, which a CPU simulates, and print also what they
+            send one another.
+        shard_fc: With --devices: split fc1 and fc2 over this many of them, as in training.
     """
+    from vggjax.training.parallel import simulate_devices
+
+    if devices:
+        simulate_devices(devices)
     from vggjax.cli.tables import describe_step, print_summary, summarize_model
     from vggjax.models.head import Head
 
@@ -88,8 +97,9 @@ def summary(
         batch_size=batch_size,
     )
     print_summary(model_summary, title=f"{model}, {model_summary.image_size} px")
-    if memory:
+    if memory or devices:
         custom = Head.parse(head) if head else None
         what: Any = {"unfreeze": unfreeze, "include_top": include_top, "head": custom}
+        what |= {"devices": devices or 1, "shard_fc": shard_fc}
         print(describe_step(model, image_size, batch_size, **what))
     return 0

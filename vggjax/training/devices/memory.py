@@ -42,7 +42,12 @@ class StepMemory(NamedTuple):
 
 def compiled_memory(step: Callable[..., Any], *arguments: Any) -> StepMemory:
     """Compile a step for arguments, which may be abstract, and return the memory that it takes."""
-    analysis = step.lower(*arguments).compile().memory_analysis()  # type: ignore[attr-defined]
+    return memory_of(step.lower(*arguments).compile())  # type: ignore[attr-defined]
+
+
+def memory_of(compiled: Any) -> StepMemory:
+    """Return the compiler's own account of the memory that a compiled step takes."""
+    analysis = compiled.memory_analysis()
     arrays = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     return StepMemory(arrays - analysis.alias_size_in_bytes, analysis.temp_size_in_bytes)
 
@@ -54,6 +59,13 @@ def step_memory(
 
     `model` may be abstract, of `nnx.eval_shape`. Augmentation is left out: it takes little.
     """
+    return compiled_memory(*abstract_step(config, model, placement, batch_size))
+
+
+def abstract_step(
+    config: Config, model: Network, placement: Placement, batch_size: int
+) -> tuple[Callable[..., Any], Any, Any]:
+    """Return the train step of a run's last stage, and an abstract state and batch for it."""
     stage = plan_stages(config)[-1]
     labels = label_layers(model, stage.unfreeze, by_block=config.layer_decay != 1)
     tx = make_optimizer(config, labels, make_schedules(config, stage, 100))
@@ -72,7 +84,7 @@ def step_memory(
     kinds |= {"mask": ((rows,), "float32"), "index": ((rows,), "int32")}
     batch = {name: jax.ShapeDtypeStruct(*kind) for name, kind in kinds.items()}
     state = jax.eval_shape(lambda: make_state(model, tx, labels, ema=config.ema))
-    return compiled_memory(step, *placement.abstract(state, batch))
+    return step, *placement.abstract(state, batch)
 
 
 def find_batch_size(

@@ -28,6 +28,9 @@ class DeviceSettings(ProcessSettings):
     """How to run a step on several devices."""
     devices: int | None = setting(None, above=0)
     """Number of devices to use; None is all of them."""
+    shard_fc: int = setting(1, above=0)
+    """Split fc1, fc2 ... and their moments over this many devices of each process, fc1 by its
+    columns and fc2 by its rows; every device still computes the convolutions of its own images."""
     accumulate: int = setting(1, above=0)
     """Compute a step in this many parts, one after the other, in less memory: the sum of their
     gradients is the whole batch's. Only batch normalization sees each part by itself."""
