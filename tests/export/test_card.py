@@ -26,6 +26,13 @@ def test_a_card_states_figures_data_and_license(run, tmp_path):
     assert str(tmp_path) not in text, "a folder of this machine"
 
 
+def test_a_card_names_the_temperature_only_where_it_helps(run):
+    for temperature, is_named in ((None, False), (1.0, False), (0.5, True)):
+        info = json.loads((run / "model.json").read_text("utf-8")) | {"temperature": temperature}
+        (run / "model.json").write_text(json.dumps(info))
+        assert ("Calibration: temperature 0.50" in write_card(run).read_text("utf-8")) == is_named
+
+
 def test_a_license_and_a_file_may_be_given(run, tmp_path):
     write_card(run, out=tmp_path / "card.md", license="mit")
     text = (tmp_path / "card.md").read_text("utf-8")

@@ -53,6 +53,7 @@ def test_the_screen_lists_each_case_and_prints_no_control_characters(messy, caps
     assert "a [red]b/bad\\x1b[31m" in text and "a [red]b/\\udcff.jpg: not an image" in text
     assert "a [red]b/1.png = a [red]b/<img src=x>.png" in text
     assert "kinds of problems found." in text
+    assert text.count("<b>&/conflict.png") == 1 and "above, among the label conflicts" in text
 
 
 def test_the_table_fits_80_columns_and_a_long_name_is_never_broken(tmp_path, capsys):

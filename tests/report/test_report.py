@@ -72,6 +72,16 @@ def test_the_page_shows_the_metrics_of_the_evaluation(written):
     assert list(map(int, cells)) == np.ravel(result["confusion"]).tolist()
 
 
+def test_the_navigation_has_the_headings_words_and_the_row_of_figures_six(written):
+    _, page = written
+    links = re.findall(r'<a href="#([\w-]+)">(.*?)</a>', page.html)
+    assert len(links) > 8
+    for anchor, text in links:
+        assert re.search(rf'id="{anchor}".*?<h2>{text}\b', page.html, re.DOTALL), text
+    tiles = re.search(r'<ul class="tiles">(.*?)</ul>', page.html, re.DOTALL)
+    assert tiles and 4 <= tiles[1].count("<li>") <= 6
+
+
 def test_class_and_file_names_are_shown_literally(written):
     _, page = written
     assert "i" not in {tag for tag, _ in page.tags}

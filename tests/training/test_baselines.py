@@ -49,7 +49,8 @@ def test_baselines_of_the_head_s_stage_stand_beside_the_fine_tuned_model(tmp_pat
     assert (knn["name"], linear["name"]) == ("k-NN", "linear")
     assert linear["accuracy"] == 1 > 1 / 3 < knn["accuracy"]  # the classes differ by color
     assert "100.0% by linear (penalty" in capsys.readouterr().out
-    assert "k-NN baseline" in write_report(result, evaluation=evaluation).read_text()
+    page = write_report(result, evaluation=evaluation).read_text()
+    assert "k-NN (" in page and "<dt>Baselines</dt><dd>k-NN, k = " in page
     (result.workdir / FILE).write_text("damaged")
     assert "baselines" not in evaluate(result)
 

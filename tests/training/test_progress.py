@@ -1,6 +1,7 @@
 """Where a run stands, what its epoch adds up to, and how fast it is."""
 
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from vggjax.training.console import ProgressConsole, draws_bars, progress_bar
 from vggjax.training.devices import memory
 from vggjax.training.parallel import Placement
 from vggjax.training.progress import CompiledStep, MetricAccumulator, Throughput, TrainProgress
+from vggjax.training.stage_loop import StageLoop
 from vggjax.training.step import make_eval_step
 
 
@@ -164,6 +166,28 @@ def test_long_work_prints_a_line_a_tenth_where_there_is_no_terminal(monkeypatch,
         assert len(lines(lambda done: move(done, 40), 3.0)) == 9
     with progress_bar(Console(force_terminal=True), "evaluating test") as move:
         assert not any("left" in line for line in lines(lambda done: move(done, 40), 3.0))
+
+
+def test_a_stage_s_time_counts_its_steps_and_its_evaluations(capsys):
+    loop = object.__new__(StageLoop)
+    loaders = {"train": range(30), "val": range(10)}
+    stages = [
+        SimpleNamespace(name=name, first_epoch=i * 2, epochs=2) for i, name in enumerate("ab")
+    ]
+    config = SimpleNamespace(patience=3)
+    loop.run = SimpleNamespace(
+        steps_per_epoch=4, batch_size=8, loaders=loaders, stages=stages, config=config
+    )
+    for stage, step, images in (
+        (stages[0], 1, 22 + 30 + 2 * 10 / 2),
+        (stages[1], 12, 30 + 10 / 2),
+    ):
+        loop.stage = stage
+        seconds = loop.seconds_left(step, images_per_s=0.5)
+        assert seconds == pytest.approx(images / 0.5)
+        ProgressConsole(Console(), epochs=4).print_estimate(loop.run, stage, seconds)
+    expected = ["a: about 2 min until epoch 2; then b", "b: at most 70 s until epoch 4"]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 @pytest.mark.parametrize("has_widgets", [True, False])

@@ -12,7 +12,7 @@ from typing import Any
 from vggjax.atomic import check_output_file, write_output
 from vggjax.data.quality.findings import Entry, Finding, Findings
 from vggjax.errors import ConfigError, printable
-from vggjax.report.doctor_screen import describe_entry, describe_finding, verdict
+from vggjax.report.doctor_screen import describe_entry, describe_finding, shown_entries, verdict
 from vggjax.report.page import render
 from vggjax.report.thumbnails import Thumbnails
 
@@ -96,17 +96,11 @@ def _tiles(findings: Findings) -> list[tuple[str, str]]:
 
 def _section(item: Finding, findings: Findings, thumbnails: Thumbnails) -> dict[str, Any]:
     has_images = findings.source is not None and item.kind in (*WITH_IMAGES, *GROUPED)
-    section = describe_finding(item, findings.source, most=MAX_CASES if has_images else MAX_LINES)
-    section |= {"cases": [], "above": 0, "is_grouped": item.kind in GROUPED}
+    section = describe_finding(item, findings, most=MAX_CASES if has_images else MAX_LINES)
+    section |= {"cases": [], "is_grouped": item.kind in GROUPED}
     if has_images:
-        entries, above = item.entries, 0
-        if item.kind in ("exact_duplicate", "near_duplicate"):  # a conflict is shown once
-            conflicts = {entry.images for entry in findings.of("label_conflict")}
-            entries = tuple(entry for entry in entries if entry.images not in conflicts)
-            above = len(item.entries) - len(entries)
-        cases = [_case(item.kind, entry, thumbnails) for entry in entries[:MAX_CASES]]
-        more = len(entries) - len(cases)
-        section |= {"lines": [], "cases": cases, "more": more, "above": above}
+        entries = shown_entries(item, findings)[:MAX_CASES]
+        section |= {"lines": [], "cases": [_case(item.kind, x, thumbnails) for x in entries]}
     return section
 
 

@@ -53,7 +53,7 @@ def print_findings(console: Console, findings: Findings) -> None:
         if items:
             console.print(f"\n{title}", style=style, highlight=False)
         for item in items:
-            _print_finding(console, describe_finding(item, source, most=MAX_ENTRIES))
+            _print_finding(console, describe_finding(item, findings, most=MAX_ENTRIES))
     console.print()
     _print(console, verdict(findings))
 
@@ -93,6 +93,14 @@ def verdict(findings: Findings) -> str:
     return f"{kinds} kind{'' if kinds == 1 else 's'} of problem{'' if kinds == 1 else 's'} found."
 
 
+def shown_entries(item: Finding, findings: Findings) -> tuple[Entry, ...]:
+    """Return the cases of a finding, without duplicates that its label conflicts show."""
+    if item.kind not in ("exact_duplicate", "near_duplicate"):
+        return item.entries
+    conflicts = {entry.images for entry in findings.of("label_conflict")}
+    return tuple(entry for entry in item.entries if entry.images not in conflicts)
+
+
 def describe_entry(kind: str, entry: Entry, source: Source | None) -> str:
     """Describe one case: its images, joined by `=` where they are duplicates, and its text."""
     text = with_flags(printable(entry.text), _FIELDS)
@@ -106,17 +114,21 @@ def describe_entry(kind: str, entry: Entry, source: Source | None) -> str:
     return " = ".join(names) + (f": {text}" if text else "")
 
 
-def describe_finding(item: Finding, source: Source | None, *, most: int) -> dict[str, Any]:
-    """Describe a finding for a page, with its first `most` entries as lines."""
-    kind, entries = KINDS[item.kind], item.entries[:most]
+def describe_finding(item: Finding, findings: Findings, *, most: int) -> dict[str, Any]:
+    """Describe a finding for a page, with its first `most` entries as lines.
+
+    Duplicates that are label conflicts too are only counted, `above`.
+    """
+    kind, entries = KINDS[item.kind], shown_entries(item, findings)
     return {
         "id": item.kind,
         "title": kind.title,
         "meaning": kind.meaning,
         "count": None if item.kind in UNCOUNTED else item.count,
         "is_problem": item.is_problem,
-        "lines": [describe_entry(item.kind, entry, source) for entry in entries],
-        "more": len(item.entries) - len(entries),
+        "lines": [describe_entry(item.kind, entry, findings.source) for entry in entries[:most]],
+        "more": max(len(entries) - most, 0),
+        "above": len(item.entries) - len(entries),
     }
 
 
@@ -127,6 +139,8 @@ def _print_finding(console: Console, finding: dict[str, Any]) -> None:
     for line in finding["lines"]:
         _print(console, f"      {line}")
     _print_more(console, finding["more"])
+    if finding["above"]:
+        _print(console, f"      and {finding['above']:,} above, among the label conflicts")
 
 
 def _class_table(findings: Findings) -> Table:

@@ -47,6 +47,12 @@ def describe_training(files: RunFiles) -> Facts:
     }
     if files.best_epoch is not None:
         facts["Kept weights"] = f"epoch {files.best_epoch:g}, best by {config.best_metric}"
+    if info.get("temperature") not in (None, 1):
+        facts["Calibration"] = f"temperature {info['temperature']:.2f}, fitted on validation images"
+    facts["Baselines"] = "; ".join(
+        f"{baseline['name']}, {baseline['setting']}: {baseline['accuracy']:.1%}"
+        for baseline in files.evaluation.get("baselines", [])
+    )
     facts["Duration"] = _describe_duration(files.rows) or "not logged"
     facts["Device"] = files.evaluation["device"]
     return {name: text for name, text in facts.items() if text}

@@ -29,13 +29,23 @@ def _environment() -> Any:
     filters: dict[str, Callable[[Any], str]] = {
         "count": lambda number: f"{number:,}",
         "jpeg_uri": jpeg_uri,
-        "loss": lambda loss: f"{loss:.3f}" if loss < 1000 else f"{loss:.2g}",
-        "percent": lambda share: f"{share:.1%}",
+        "loss": format_loss,
+        "percent": percent,
         "sentence": lambda text: f"{_upper_first(text.rstrip('. '))}.",
         "upper_first": _upper_first,
     }
     environment.filters |= filters
     return environment
+
+
+def format_loss(loss: float) -> str:
+    """Format a loss, which a diverged network makes large."""
+    return f"{loss:.3f}" if loss < 1000 else f"{loss:.2g}"
+
+
+def percent(share: float) -> str:
+    """Format a share of 1 in percent."""
+    return f"{share:.1%}"
 
 
 def _upper_first(text: str) -> str:

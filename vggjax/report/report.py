@@ -6,6 +6,7 @@ Where the dataset or the model is gone, the page is written without what needs t
 gathers what each section shows; the templates in pages/ lay it out.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vggjax.atomic import write_bytes, write_text
-from vggjax.errors import printable
+from vggjax.errors import printable, with_flags
 from vggjax.evaluation.evaluate import SplitPredictions
 from vggjax.report import figures, multilabel, sections
 from vggjax.report.augment_preview import augmented_examples
@@ -30,7 +31,7 @@ from vggjax.report.facts import (
     train_command,
     value_text,
 )
-from vggjax.report.page import render
+from vggjax.report.page import format_loss, percent, render
 from vggjax.report.plot_style import image_bytes, png, shorten
 from vggjax.report.run_files import RunFiles, read_run, split_predictions
 from vggjax.report.thumbnails import Cell, Thumbnails, image_grid
@@ -41,6 +42,9 @@ from vggjax.training.run_dir.run_result import RunResult, load_run_result
 
 MAX_CLASSES = 15
 """With more classes the page shows the hardest ones first, and all of them folded."""
+
+MAX_TILES = 6
+"""Figures below the headline; more would not fit a row."""
 
 
 def write_report(
@@ -190,30 +194,57 @@ def _evaluation_context(files: RunFiles) -> dict[str, Any]:
         "num_correct": round(correct * num_examples),
         "num_mistakes": len(files.mistakes),
         "majority": chance / num_examples,
+        "tiles": _tiles(files),
     }
 
 
+def _tiles(files: RunFiles) -> list[tuple[str, str]]:
+    """Return the figures of the row below the headline, the most important first."""
+    evaluation = files.evaluation
+    tiles = [(percent(evaluation["top5"]), "top-5 accuracy")] if "top5" in evaluation else []
+    for baseline in evaluation.get("baselines", []):
+        low, high = map(percent, baseline["accuracy_interval"])
+        tiles.append((percent(baseline["accuracy"]), f"{baseline['name']} ({low} to {high})"))
+    tiles.append((format_loss(evaluation["loss"]), "loss (cross-entropy)"))
+    f1, f1_interval = percent(evaluation["macro"]["f1"]), ""
+    if files.is_multilabel:
+        f1_interval = " ({} to {})".format(*map(percent, evaluation["macro_f1_interval"]))
+    tiles.append((f1, f"macro F1{f1_interval}"))
+    if files.is_multilabel:
+        tiles.append((percent(evaluation["micro"]["f1"]), "micro F1"))
+    tiles.append((percent(evaluation["macro"]["recall"]), "macro recall"))
+    tiles.append((f"{len(files.names):,}", "classes"))
+    if files.rows:
+        tiles.append((_duration(files), "of training"))
+    return tiles[:MAX_TILES]
+
+
+def _duration(files: RunFiles) -> str:
+    seconds, folds = sum(row["seconds"] for row in files.rows), files.config.cross_validate
+    return f"{f'{folds} x ' if folds else ''}{duration(seconds)}"
+
+
 def _training_context(files: RunFiles) -> dict[str, Any]:
-    rows, num_folds = files.rows, files.config.cross_validate
-    seconds = float(np.sum([row["seconds"] for row in rows]))
+    rows = files.rows
     return {
         "best": next((row for row in rows if row["epoch"] == files.best_epoch), None),
         "monitor": files.config.best_metric,
         "last": rows[-1] if rows else None,
         "stages": describe_stages(rows),
         "collapses": files.collapses,
-        "duration": f"{f'{num_folds} x ' if num_folds else ''}{duration(seconds)}" if rows else "",
     }
 
 
 def _run_context(files: RunFiles) -> dict[str, Any]:
-    config, info = files.config, files.info
+    config, info, lesson = files.config, files.info, lesson_of(files.config)
+    names = [field.name for field in dataclasses.fields(config)]
     left_out = info.get("left_out", {}) | files.evaluation["unreadable"]
     settings = json.loads(config.to_json())
     folder = shlex.quote(printable(files.model_folders[0]))
     return {
         "title": f"{info['arch']} on {short(config.dataset)}",
-        "recipe": lesson_of(config),
+        "recipe": lesson,
+        "lesson": with_flags(lesson.teaches, names) if lesson else "",
         "training": describe_training(files),
         "data": describe_data(files),
         "left_out": [(printable(id), printable(reason)) for id, reason in left_out.items()],

@@ -187,7 +187,7 @@ def data_quality(run: RunResult, *, examine_all: bool = False) -> dict[str, Any]
         )
     except VggjaxError:  # it was readable a moment ago
         return values
-    findings = [describe_finding(item, source, most=_MAX_ENTRIES) for item in result.items]
+    findings = [describe_finding(item, result, most=_MAX_ENTRIES) for item in result.items]
     return values | {"examined": True, "findings": findings}
 
 

@@ -46,10 +46,11 @@ def print_run_summary(console: Console, run: RunContext) -> None:
     config, lesson, preprocessing = run.config, lesson_of(run.config), run.config.preprocessing
     class_names, start = run.source.class_names, config.start_from
     weights = f"both from {start}" if start else f"weights {config.weights}"
+    fields = [field.name for field in dataclasses.fields(Config)]
     rows = [
         ("Run folder", printable(run.workdir)),
         ("Recipe", f"{config.recipe}: {lesson.title}" if lesson else _describe_defaults(run)),
-        ("Lesson", lesson.teaches if lesson else ""),
+        ("Lesson", with_flags(lesson.teaches, fields) if lesson else ""),
         ("Device", f"{run.placement}, {run.placement.precision(str(config.dtype))}"),
         ("Dataset", f"{printable(run.source.name)}: {len(run.source.labels):,} images"),
         ("Classes", f"{len(class_names)}: {join_names(class_names, most=12)}"),
@@ -66,7 +67,6 @@ def print_run_summary(console: Console, run: RunContext) -> None:
         ("Batch", _describe_batch(run)),
         ("Optimizer", _describe_optimizer(config)),
     ]  # fmt: skip
-    fields = [field.name for field in dataclasses.fields(Config)]
     for stage in run.stages:
         rows.append(("Stage", _describe_stage(run, stage)))
         features = str(run.feature_plans.get(stage.name, ""))
@@ -285,9 +285,15 @@ class ProgressLines:
         self._tenth, self._printed_s = tenth, now_s
         left_s = (now_s - self._begin_s) * (self._total - done) / max(done - self._first, 1)
         text = f"{self._title}: {10 * tenth} %, {done:,} of {self._total:,}"
-        left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
-        line = f"{text}, about {left} left"
+        line = f"{text}, about {_rounded(left_s)} left"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _rounded(seconds: float) -> str:
+    """Format an estimate of a duration: `47 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
@@ -369,6 +375,16 @@ class ProgressConsole:
         """Show the latest training loss and accuracy, or F1, beside the bar."""
         text = f"loss {values['train/loss']:.4f}, {_scores(values, 'train', digits=3)}"
         self._progress.update(self._task, metrics=f"{text}, {images_per_s:.0f} images/s")
+
+    def print_estimate(self, run: RunContext, stage: Stage, seconds: float) -> None:
+        """Print how long what is left of a stage takes, and which stages follow."""
+        following = [later.name for later in run.stages if later.first_epoch > stage.first_epoch]
+        if seconds < LINE_EVERY_S and not following:
+            return
+        most = "at most " if run.config.patience and not following else "about "
+        then = f"; then {' and '.join(following)}" if following else ""
+        until = f"until epoch {stage.first_epoch + stage.epochs}"
+        self.print(f"{stage.name}: {most}{_rounded(seconds)} {until}{then}")
 
     def print_epoch(
         self, epoch: int, stage: str, values: dict[str, float], *, is_best: bool

@@ -167,13 +167,13 @@ class Throughput:
         """Count images that were handed to the devices."""
         self._images += images
 
-    def seconds(self) -> float:
+    def seconds(self, *, without_compiling: bool = False) -> float:
         """Return the seconds since the epoch began."""
-        return round(time.monotonic() - self._start_s, 2)
+        seconds = time.monotonic() - self._start_s
+        if without_compiling and not self._was_compiled:
+            seconds -= self._step.compile_s or 0.0
+        return round(seconds, 2)
 
     def images_per_s(self) -> float:
         """Return the throughput so far; call it where the devices have just been waited for."""
-        seconds = time.monotonic() - self._start_s
-        if not self._was_compiled:
-            seconds -= self._step.compile_s or 0.0
-        return round(self._images / max(seconds, 1e-6), 1)
+        return round(self._images / max(self.seconds(without_compiling=True), 1e-6), 1)

@@ -36,6 +36,8 @@ class StageLoop:
     """
 
     state: TrainState
+    is_estimated = False
+    """Whether its time was printed."""
 
     def __init__(
         self,
@@ -110,6 +112,19 @@ class StageLoop:
 
         stacks = stack_batches(batches, self._stack_size, step=step, every=self.log_every_steps)
         return prefetch(stacks, put)
+
+    def seconds_left(self, step: int, images_per_s: float) -> float:
+        """Return about how long the rest of the stage takes after `step` of the run.
+
+        Evaluating an image counts as half of training on it: a third if all layers train, because
+        a backward pass takes as long as two forward ones, and more where layers are frozen.
+        """
+        stage, steps_per_epoch = self.stage, self.run.steps_per_epoch
+        last_epoch = stage.first_epoch + stage.epochs
+        evaluations = last_epoch - step // steps_per_epoch
+        images = self.num_images(step, last_epoch * steps_per_epoch)
+        images_evaluated = evaluations * len(self.run.loaders["val"])
+        return (images + images_evaluated / 2) / max(images_per_s, 1e-6)
 
     def num_images(self, step: int, until: int) -> int:
         """Return the number of images in the steps from `step` to before `until`."""

@@ -59,6 +59,9 @@ from vggjax.training.stage_loop import (
 )
 from vggjax.training.step import TrainState
 
+MEASURED_S = 2.0
+"""Seconds of training from which on a stage's time is estimated; the first steps are slow."""
+
 
 def train(
     config: Config, console: Console | None = None, *, callbacks: Callbacks | None = None
@@ -250,10 +253,19 @@ class Trainer:
                     rates = loop.rates(progress.step, progress.factor)
                     self._log.write("step", progress.step, **where, **values, **rates)
                     self._stop.agree()
-                    self._console.show_metrics(values, throughput.images_per_s())
+                    self._show(loop, values, throughput)
                 self._console.advance(progress.step % run.steps_per_epoch or run.steps_per_epoch)
                 self._save_within_epoch(loop, metrics)
         return False
+
+    def _show(self, loop: StageLoop, values: dict[str, float], throughput: Throughput) -> None:
+        """Show the metrics beside the bar and, once in a stage, how long it takes."""
+        images_per_s = throughput.images_per_s()
+        self._console.show_metrics(values, images_per_s)
+        if not loop.is_estimated and throughput.seconds(without_compiling=True) >= MEASURED_S:
+            loop.is_estimated = True
+            seconds = loop.seconds_left(self._progress.step, images_per_s)
+            self._console.print_estimate(self._context, loop.stage, seconds)
 
     def _solve_head(
         self, loop: StageLoop, metrics: MetricAccumulator, throughput: Throughput
