@@ -7,6 +7,7 @@ import inspect
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,22 +27,23 @@ class Row(NamedTuple):
     vggjax: float
     peers: dict[str, float]
     """Peer with its settings -> figure, without those that are not installed: `Keras-TF`,
-    `Keras-TF bfloat16`, `Keras-JAX`, `PyTorch`, `PyTorch compiled` ..."""
+    `Keras-TF bfloat16`, `Keras-JAX`, `PyTorch`, `PyTorch compiled` ..., and `vggjax bfloat16`."""
     aim: float | None
     """The largest share of the best peer's figure that was aimed at, if any."""
 
     def cells(self) -> list[str]:
         """Return the cells of the line as text."""
-        cells = [self.work, self.unit, _format(self.vggjax)]
-        for in_bfloat16 in (False, True):
+        cells = [self.work, self.unit]
+        for in_bfloat16, own in ((False, self.vggjax), (True, self.peers.get("vggjax bfloat16"))):
             peers = {
                 name: value
                 for name, value in self.peers.items()
-                if ("bfloat16" in name) is in_bfloat16
+                if ("bfloat16" in name) is in_bfloat16 and not name.startswith("vggjax")
             }
+            cells.append("-" if own is None else _format(own))
             cells += [_best_of(library, peers) for library in ("Keras", "PyTorch")]
             best = min(peers.values(), default=None)
-            cells.append("-" if best is None else f"{self.vggjax / best:.2g}")
+            cells.append("-" if best is None or own is None else f"{own / best:.2g}")
         return [*cells, "-" if self.aim is None else f"{self.aim:g}"]
 
 
@@ -60,8 +62,8 @@ def _format(value: float) -> str:
 
 
 HEADINGS = (
-    "work", "unit", "vggjax", "Keras", "PyTorch", "share of the best", "Keras bfloat16",
-    "PyTorch bfloat16", "share of the best", "aim",
+    "work", "unit", "vggjax", "Keras", "PyTorch", "share of the best", "vggjax bfloat16",
+    "Keras bfloat16", "PyTorch bfloat16", "share of the best", "aim",
 )  # fmt: skip
 
 
@@ -158,16 +160,37 @@ def run_process(arguments: list[str], *, output: Path | None = None) -> Usage:
 
 def time_in_turn(calls: Mapping[str, Call | None], *, rounds: int) -> dict[str, float]:
     """Return each call's median seconds over rounds in which all take turns; skip None."""
+    return time_by_both_clocks(calls, rounds=rounds)[""]
+
+
+def time_by_both_clocks(
+    calls: Mapping[str, Call | None], *, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return the medians of `time_in_turn` by the wall's clock, "", and of the processor's seconds.
+
+    "processor " counts all threads of this process; a call that another one computes is left out.
+    """
     present = {name: call for name, call in calls.items() if call is not None}
     for call in present.values():
         call()  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in present}
+    seconds: dict[str, dict[str, list[float]]] = {"": {}, "processor ": {}}
     for _ in range(rounds):
         for name, call in present.items():
-            begin_s = time.perf_counter()
+            begin_s, processor_begin_s = time.perf_counter(), _processor_s()
             call()
-            seconds[name].append(time.perf_counter() - begin_s)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            processor_s, wall_s = _processor_s() - processor_begin_s, time.perf_counter() - begin_s
+            seconds[""].setdefault(name, []).append(wall_s)
+            if not hasattr(call, "in_other_process"):
+                seconds["processor "].setdefault(name, []).append(processor_s)
+    return {
+        clock: {name: statistics.median(values) for name, values in by_name.items()}
+        for clock, by_name in seconds.items()
+    }
+
+
+def _processor_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def make_row(

@@ -143,6 +143,8 @@ def make_keras(
 class Worker:
     """A call of `make_keras` in a process of its own, because Keras has one backend a process."""
 
+    in_other_process = True
+
     def __init__(self, backend: str, **settings: Any):
         environment = os.environ | {
             "KERAS_BACKEND": backend,

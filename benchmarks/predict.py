@@ -5,9 +5,10 @@
 VGG16 at 224 px with a small head, on JPEG photographs of 500x375 px. Each contender is a new
 process that opens a folder, decodes and resizes, predicts in batches of 32 and writes a CSV; they
 take turns. vggjax is `vggjax predict FOLDER --workdir RUN --csv FILE`, which also loads its
-weights; Keras is `image_dataset_from_directory` and `predict`, PyTorch a `DataLoader` with one
-worker and channels_last, both on random weights, in float32 and in bfloat16. On a busy machine
-fewer photographs and the seconds of the processor, in the second row, are what to look at.
+weights, of a run in float32 or bfloat16; Keras is `image_dataset_from_directory` and `predict`,
+PyTorch a `DataLoader` with one worker and channels_last, both on random weights, in float32 and in
+bfloat16. On a busy machine fewer photographs and the seconds of the processor, in the second row,
+are what to look at.
 """
 
 import os
@@ -85,13 +86,13 @@ with open(out, "w") as file:
 """
 
 
-def make_run(folder: Path) -> Path:
-    """Save a finished run of VGG16 with a small head and random weights."""
+def make_run(folder: Path, dtype: str) -> Path:
+    """Save a finished run of VGG16 in a dtype with a small head and random weights."""
     head = Head.parse(f"gap-256-{CLASSES}")
     model = Network("vgg16", head=head, image_size=SIZE_PX, rngs=nnx.Rngs(0))
     names = tuple(f"class {i}" for i in range(CLASSES))
     preprocessing = Preprocessing(mode="caffe", image_size=SIZE_PX)
-    info = ModelInfo("vgg16", str(head), names, preprocessing, "float32", {})
+    info = ModelInfo("vgg16", str(head), names, preprocessing, dtype, {})
     folder.mkdir()
     save_model(folder, model, info)
     return folder
@@ -111,10 +112,10 @@ def make_photographs(folder: Path, count: int, photos: Path | None) -> Path:
     return folder
 
 
-def commands(folder: Path, run: Path, out: Path) -> dict[str, list[str]]:
-    """Return the command of each contender that is installed."""
-    own = [sys.executable, "-m", "vggjax", "predict", str(folder), "--workdir", str(run)]
-    found = {"vggjax": [*own, "--csv", str(out)]}
+def commands(folder: Path, runs: dict[str, Path], out: Path) -> dict[str, list[str]]:
+    """Return the command of each contender that is installed; `runs` are vggjax's."""
+    own = [sys.executable, "-m", "vggjax", "predict", str(folder), "--csv", str(out)]
+    found = {name: [*own, "--workdir", str(run)] for name, run in runs.items()}
     arguments = [str(folder), str(out)]
     if installed("keras", "tensorflow"):
         script = [sys.executable, "-c", KERAS + WRITE, *arguments]
@@ -135,13 +136,17 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="vggjax-predict-") as scratch:
         root = Path(scratch)
         out = root / "out.csv"
-        folder, run = make_photographs(root / "photos", photographs, photos), make_run(root / "run")
+        folder = make_photographs(root / "photos", photographs, photos)
+        runs = {
+            "vggjax": make_run(root / "run", "float32"),
+            "vggjax bfloat16": make_run(root / "run_bfloat16", "bfloat16"),
+        }
         few = make_photographs(root / "few", BATCH, photos)
-        for command in commands(few, run, out).values():  # fills the caches
+        for command in commands(few, runs, out).values():  # fills the caches
             run_process(command)
             out.unlink()
         for _ in range(rounds):
-            for name, command in commands(folder, run, out).items():
+            for name, command in commands(folder, runs, out).items():
                 usage = run_process(command)
                 if sum(1 for _ in islice(out.open(), photographs)) < photographs:
                     raise SystemExit(f"{name} wrote too few rows.")

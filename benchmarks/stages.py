@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import Call, Row, make_row, print_measure, time_in_turn
+from benchmarks.measure import Call, Row, make_row, print_measure, time_by_both_clocks
 from benchmarks.peers import installed, torch_base
 from vggjax.training.cache.features import FeatureCache
 from vggjax.training.config import Config
@@ -63,9 +63,12 @@ def make_photographs(root: Path, count: int) -> Path:
 
 
 class Stage:
-    """A stage of vggjax: `fill_s` is the time that the features took, `epoch()` trains on them."""
+    """A stage of vggjax: `fill_s` is the time of the features, `epoch()` trains on them.
 
-    def __init__(self, photographs: Path, *, unfreeze: str, batch_size: int):
+    `fill_s` has the seconds of the wall and of the processor.
+    """
+
+    def __init__(self, photographs: Path, *, unfreeze: str, batch_size: int, dtype: str):
         self._open = contextlib.ExitStack()
         scratch = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
         config = Config(
@@ -73,6 +76,7 @@ class Stage:
             unfreeze=(unfreeze,), head_epochs=None if unfreeze == "none" else 0, epochs=100,
             batch_size=batch_size, image_size=SIZE_PX, preprocess="caffe", augment="none",
             optimizer="nadam", duplicates="ignore", split="0.8,0.1,0.1", schedule="constant",
+            dtype=dtype,
         )  # fmt: skip
         run = prepare_run(config)
         for examples in run.loaders.values():
@@ -81,12 +85,15 @@ class Stage:
         stage = run.stages[-1]
         console = Quiet()
         features = FeatureCache(run, console, Stop()).of(stage)
-        begin_s = time.perf_counter()
+        begin_s, processor_begin_s = time.perf_counter(), time.process_time()
         self._run, cut = self._open.enter_context(features)
         images = sum(map(len, self._run.loaders.values()))
         self.images = len(self._run.loaders["train"])
-        computing_s = time.perf_counter() - begin_s - console.compile_s
-        self.fill_s = computing_s * self.images / images
+        share = self.images / images
+        self.fill_s = {
+            "": (time.perf_counter() - begin_s - console.compile_s) * share,
+            "processor ": (time.process_time() - processor_begin_s - console.compile_s) * share,
+        }
         self._loop = StageLoop(self._run, stage, cut, console.print)
         self._loop.state = run.placement.put_state(self._loop.initial_state())
         self._step = 0
@@ -201,21 +208,27 @@ def measure(
     """Return the rows of the first epoch, which computes the features, and of the later ones."""
     with tempfile.TemporaryDirectory(prefix="vggjax-stages-") as scratch:
         folder = make_photographs(Path(scratch), photographs)
-        stage = Stage(folder, unfreeze=unfreeze, batch_size=batch_size)
-        calls: dict[str, Call] = {"vggjax": stage.epoch}
+        stages = {
+            "vggjax": Stage(folder, unfreeze=unfreeze, batch_size=batch_size, dtype="float32"),
+            "vggjax bfloat16": Stage(
+                folder, unfreeze=unfreeze, batch_size=batch_size, dtype="bfloat16"
+            ),
+        }
+        calls: dict[str, Call] = {name: stage.epoch for name, stage in stages.items()}
         calls |= make_peers(unfreeze=unfreeze, batch_size=batch_size)
-        seconds = time_in_turn(calls, rounds=rounds)
-        stage.close()
-    later = seconds.pop("vggjax") / stage.images
-    first = later + stage.fill_s / stage.images
-    peers = {name: step_s / batch_size for name, step_s in seconds.items()}
+        times = time_by_both_clocks(calls, rounds=rounds)
+        for stage in stages.values():
+            stage.close()
     what = "the head" if unfreeze == "none" else f"{unfreeze} + head"
     first_aim, later_aim = AIMS.get(unfreeze, (None, None))
-    for epochs, image_s, aim in (
-        ("first epoch", first, first_aim), ("later epochs", later, later_aim)
-    ):  # fmt: skip
+    for epochs, aim in (("first epoch", first_aim), ("later epochs", later_aim)):
         work = f"train {what}, {SIZE_PX} px, batch {batch_size}, {epochs}"
-        yield make_row(work, "ms an image", {"vggjax": image_s, **peers}, factor=1e3, aim=aim)
+        for clock, seconds in times.items():
+            image_s = {name: step_s / batch_size for name, step_s in seconds.items()}
+            for name, stage in stages.items():
+                fill_s = stage.fill_s[clock] if epochs == "first epoch" else 0
+                image_s[name] = (seconds[name] + fill_s) / stage.images
+            yield make_row(work, f"{clock}ms an image", image_s, factor=1e3, aim=aim)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from support.tiny_run import make_images
 
 from vggjax.data.images.decode import DEFAULT_RENDERING
 from vggjax.data.images.preprocess import Preprocessing
+from vggjax.data.stream import progress
 from vggjax.data.stream.batches import stream_batches
 from vggjax.data.stream.images import Part, open_images
 from vggjax.data.stream.known import NameIndex
@@ -164,3 +165,18 @@ def test_items_that_need_no_model_do_not_pile_up():
         range(3000), lambda item: None, Preprocessing("torch", 16), batch_size=4
     )
     assert max(len(batch.items) for batch in batches) <= 512
+
+
+def test_without_a_terminal_a_stream_prints_its_rate_more_rarely_up_to_once_a_minute(
+    monkeypatch, capsys
+):
+    seconds = iter(range(10**6))  # each look at the clock takes a second
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    assert list(progress.show_progress(range(400), "Predicting")) == list(range(400))
+    lines = capsys.readouterr().err.splitlines()
+    counts = [int(line.split()[1]) for line in lines]
+    gaps = [after - before for before, after in zip(counts, counts[1:], strict=False)]
+    assert (
+        counts[0] < 45 and gaps[:2] == sorted(gaps[:2]) and gaps[2:] == [gaps[-1]] * len(gaps[2:])
+    )
+    assert all(line.startswith("vggjax: ") and line.endswith(" a second") for line in lines)
