@@ -46,6 +46,16 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
+def test_an_address_arrives_as_it_is_at_the_service_and_the_demo(monkeypatch):
+    received = []
+    for name in ("run_service", "run_demo"):
+        monkeypatch.setattr(
+            f"vggjax.serve.command.{name}", lambda run, **options: received.append(run) or 0
+        )
+    assert main(["serve", "hf://maria/flowers"]) == main(["demo", "hf://maria/flowers"]) == 0
+    assert received == ["hf://maria/flowers"] * 2
+
+
 def test_a_pushed_run_predicts_the_same_and_names_no_place(run, hub, tmp_path, capsys):
     assert main(["push", str(run), "maria/flowers"]) == 0
     out = capsys.readouterr().out
@@ -64,6 +74,7 @@ def test_a_pushed_run_predicts_the_same_and_names_no_place(run, hub, tmp_path, c
     assert received.class_names == expected.class_names
     assert main(["predict", "hf://maria/flowers", str(images[0])]) == 0
     assert main(["predict", str(images[0]), "--workdir", f"hf://maria/flowers@{hub.commit}"]) == 0
+    assert main(["export", "hf://maria/flowers", str(tmp_path / "flowers.stablehlo")]) == 0
     fetched = local_path("hf://maria/flowers")
     assert read_weights(fetched).keys() == read_weights(run / "model.safetensors").keys()
 

@@ -68,7 +68,7 @@ def export_run(
     """Write the classifier of a finished run to `out`, in the format of its ending.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or `hf://user/name` on a model hub.
         out: the file to write, which may exist, or for a SavedModel a new folder.
         license: the license of the weights, for the metadata; None states what the run records.
 

@@ -104,7 +104,7 @@ def serve_demo(
     """Show the page of a run until Ctrl-C or SIGTERM.
 
     Args:
-        run: the finished run's folder.
+        run: the finished run's folder, or `hf://user/name` on a model hub.
         host: the address to listen on; one that other machines reach needs a token.
         port: 0 takes a free one.
         token_file: a file with the token; None reads it from `VGGJAX_TOKEN`, if that is set.

@@ -31,7 +31,7 @@ def serve(
     """Answer requests with a run's model until SIGTERM or Ctrl-C; requests in flight are answered.
 
     Args:
-        run: the finished run's folder.
+        run: the finished run's folder, or `hf://user/name` on a model hub.
         host: the address to listen on; one that other machines reach needs a token.
         port: 0 takes a free one.
         token_file: a file with the token; None reads it from `VGGJAX_TOKEN`, if that is set.

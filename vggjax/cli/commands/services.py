@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 
 def export(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[str], arg(metavar="RUN")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
     /,
     *,
@@ -16,7 +16,7 @@ def export(
     """Export a run's classifier for another runtime: ONNX, StableHLO, Keras, LiteRT, torch.
 
     Args:
-        run: The finished run's folder.
+        run: The finished run's folder, or hf://user/name.
         out: The file to write, by its ending: .onnx (takes images of any size), .stablehlo, .keras,
             .tflite or .pt2 (take resized images); a new name without an ending is a SavedModel.
         license: The license of the weights, for the metadata; by default what the run records.
@@ -37,7 +37,8 @@ def push(
 ) -> int:
     """Push a run to the Hugging Face Hub: weights, model.json and model card.
 
-    `--weights hf://USER/NAME` trains on from it, `--workdir hf://USER/NAME` predicts with it.
+    `--weights hf://USER/NAME` trains on from it, `--workdir hf://USER/NAME` predicts with it, and
+    `vggjax serve`, `demo` and `export` take hf://USER/NAME in place of a folder.
 
     Args:
         run: The finished run's folder.
@@ -73,7 +74,7 @@ def card(
 
 
 def serve(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[str], arg(metavar="RUN")],
     /,
     *,
     host: str = "127.0.0.1",
@@ -88,7 +89,7 @@ def serve(
     """Serve a run's classifier over HTTP: POST /predict, /health, /metrics, and a page, /docs.
 
     Args:
-        run: The finished run's folder.
+        run: The finished run's folder, or hf://user/name.
         host: The address to listen on. One that other machines reach needs a token.
         port: The port; 0 takes a free one.
         token_file: A file with the token that requests must carry; by default the environment
@@ -107,7 +108,7 @@ def serve(
 
 
 def demo(
-    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    run: Annotated[Positional[str], arg(metavar="RUN")],
     /,
     *,
     host: str = "127.0.0.1",
@@ -117,7 +118,7 @@ def demo(
     """Show a page in the browser: drop an image, get its classes and a Grad-CAM map.
 
     Args:
-        run: The finished run's folder.
+        run: The finished run's folder, or hf://user/name.
         host: The address to listen on. One that other machines reach needs a token.
         port: The port; 0 takes a free one.
         token_file: A file with the token, the password to log in with; by default the environment
