@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from vggjax.__main__ import _memory_shortage as shortage
+
 SIGNALS = [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
 
 RUN = """
@@ -120,4 +122,16 @@ def test_too_little_memory_to_start_is_one_line(limit_kb):
     command = f"ulimit -v {limit_kb}; exec {sys.executable} -m vggjax evaluate --workdir run"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "the libraries need 1,500 MB to start" in done.stderr
+    assert "the libraries need" in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured on Linux")
+def test_the_memory_to_start_is_that_of_the_command_and_of_the_cores(monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (10**9, -1))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(2))
+    assert "limited to 1,000 MB (ulimit -v); the libraries need 1,170 MB" in shortage(["train"])
+    for command in ("evaluate", "predict", "doctor", "recipes"):
+        assert shortage([command]) is None
+    assert shortage(["train", "--help"]) is None and shortage([]) is None
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(32))
+    assert all(map(shortage, (["evaluate"], ["predict"], ["doctor"])))

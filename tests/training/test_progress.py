@@ -116,7 +116,8 @@ def test_a_new_stage_has_its_full_rates_except_for_a_recovery():
     ("limit_mb", "advice"),
     [(1e6, "`batch_size` 32 would"), (10, "`batch_size` (2|4|8|16) would"), (1e-6, "A smaller ")],
 )
-def test_out_of_memory_names_the_batch_size_that_fits(monkeypatch, limit_mb, advice):
+@pytest.mark.parametrize("is_async", [False, True])
+def test_out_of_memory_names_the_batch_size_that_fits(monkeypatch, limit_mb, advice, is_async):
     monkeypatch.setattr(memory, "memory_limit", lambda: int(1e6 * limit_mb))
     sizes = jax.jit(lambda state, batch: state + batch["images"].sum())
 
@@ -124,9 +125,13 @@ def test_out_of_memory_names_the_batch_size_that_fits(monkeypatch, limit_mb, adv
         lower = sizes.lower
 
         def __call__(self, state, batch):
+            return self if is_async else self.block_until_ready()
+
+        def block_until_ready(self):
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     state = jax.device_put(np.float32(0))
+    state.delete()  # as a step that takes over its memory does
     batch = jax.device_put({"images": np.ones((64, 500_000), np.uint8), "mask": np.ones(64)})
     with pytest.raises(VggjaxError, match=f"step of 64 images. .*{advice}"):
         CompiledStep(Full())(state, batch)

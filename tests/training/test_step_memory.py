@@ -1,5 +1,7 @@
 """The memory of a step: what it takes, the batch that fits, and the precision of what it holds."""
 
+import os
+
 import jax
 import pytest
 from flax import nnx
@@ -70,3 +72,15 @@ def test_auto_resumes_with_any_batch_size_and_the_precision_is_said():
     placement = Placement(num_devices=1)
     assert placement.precision("float32") == "float32"
     assert "loss" in placement.precision("bfloat16")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the memory in use is unknown")
+def test_the_memory_is_what_ulimit_leaves(monkeypatch):
+    limit = 2**50
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (limit, -1))
+    whole = memory.memory_limit()
+    limit = 2**42
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if "SIZE" in name else 2**40)
+    assert 0 < memory.memory_limit() < 2**42 // jax.local_device_count()
+    limit = 2**20
+    assert memory.memory_limit() == 0 < whole

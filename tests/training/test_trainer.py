@@ -34,6 +34,7 @@ from vggjax.models.convnets import find_arch
 from vggjax.training import prepare, trainer
 from vggjax.training.console import print_run_summary
 from vggjax.training.prepare import prepare_run
+from vggjax.training.progress import CompiledStep
 from vggjax.training.run_dir.checked_json import read_json
 from vggjax.training.run_dir.checkpoint import Checkpoints
 from vggjax.training.run_dir.log import read_log
@@ -269,6 +270,28 @@ def test_a_long_epoch_is_saved_inside(images, tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", record)
     train(make_config(images, tmp_path / "run", epochs=1, checkpoint_minutes=1e-9))
     assert steps == [1, 2, 3, 4, 5]
+
+
+def test_a_state_that_is_not_finite_is_not_saved_and_its_images_are_named(
+    images, tmp_path, monkeypatch, capsys
+):
+    batches, run_step = [], CompiledStep.__call__
+
+    def record(self, state, batch):
+        batches.append(np.asarray(batch["index"]))
+        return run_step(self, state, batch)
+
+    def stop(self, *args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CompiledStep, "__call__", record)
+    monkeypatch.setattr(trainer, "is_finite", lambda state: len(batches) != 3)
+    monkeypatch.setattr(trainer, "evaluate_split", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(images, tmp_path / "run", epochs=1, checkpoint_minutes=1e-9))
+    names = [open_source(str(images)).ids[i] for i in batches[2]]
+    line = f"Step 3 is not saved: its weights are not finite. Its images: {', '.join(names)}. Kept:"
+    assert f"{line} the checkpoint of step 2." in " ".join(capsys.readouterr().out.split())
 
 
 def test_ctrl_c_ends_the_command_with_its_code_and_how_to_resume(

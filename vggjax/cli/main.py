@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail("Another process of the run has ended. The same command resumes the run.")
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _fail("Out of memory. A smaller --batch-size or --image-size takes less.")
+        flags = flags_of(Config if argv[0] == "train" else COMMANDS[argv[0]])
+        sizes = [flag for flag in ("--batch-size", "--image-size") if flag in flags]
+        way_out = f" A smaller {' or '.join(sizes)} takes less." if sizes else ""
+        return _fail(f"Out of memory.{way_out}")
     except OSError as error:
         place = f": {printable(error.filename)}" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}")

@@ -145,14 +145,15 @@ class CompiledStep:
         try:
             with jax.transfer_guard("disallow"):
                 outputs = self._step(state, batch)
+            if self.compile_s is None:  # the call returns when compiled; computing continues
+                self.compile_s = time.monotonic() - start_s
+                if self._log is not None:
+                    self._log(f"compiled in {self.compile_s:.1f} s")
+                jax.block_until_ready(outputs)  # a CPU's lack of memory is an error only here
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise VggjaxError(describe_shortage(self._step, state, batch)) from error
             raise
-        if self.compile_s is None:  # the call returns when compiled; computing continues behind it
-            self.compile_s = time.monotonic() - start_s
-            if self._log is not None:
-                self._log(f"compiled in {self.compile_s:.1f} s")
         return outputs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vggjax.data.loader import Batch, prefetch
+from vggjax.data.loader import Batch, epoch_order, prefetch
 from vggjax.data.multilabel import choose_thresholds, epoch_metrics, f1_score
 from vggjax.errors import printable
 from vggjax.training.batches import epoch_batches, images_seen, stack_batches, stack_size
@@ -125,6 +125,14 @@ class StageLoop:
         images = self.num_images(step, last_epoch * steps_per_epoch)
         images_evaluated = evaluations * len(self.run.loaders["val"])
         return (images + images_evaluated / 2) / max(images_per_s, 1e-6)
+
+    def image_ids(self, step: int) -> list[str]:
+        """Return the ids of the images in the batch of a step, in the batch's order."""
+        loader, size, seed = self.run.loaders["train"], self.run.batch_size, self.run.config.seed
+        epoch, batch = divmod(step, -(-len(loader) // size))
+        order = epoch_order(len(loader), seed=seed, epoch=epoch, shuffle=True)
+        images = loader.indices[order[batch * size : (batch + 1) * size]]
+        return [self.run.source.ids[i] for i in images]
 
     def num_images(self, step: int, until: int) -> int:
         """Return the number of images in the steps from `step` to before `until`."""

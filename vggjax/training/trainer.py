@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from vggjax.errors import printable
+from vggjax.errors import join_names, printable
 from vggjax.models.params import Weights, extract
 from vggjax.training.cache.features import FeatureCache
 from vggjax.training.callbacks.callback import Callbacks
@@ -298,7 +298,7 @@ class Trainer:
             state = resume_from_eval_params(state)
         loop.state = run.placement.put_state(state)
         self._monitor = CollapseMonitor(run, stage, progress, self._checkpoints, self._log, console)
-        self._saved_s = time.monotonic()
+        self._saved_s, self._saved_step = time.monotonic(), progress.step
         return loop
 
     def _out_of_patience(self, stage: Stage) -> bool:
@@ -321,12 +321,14 @@ class Trainer:
                 self._progress.sums = dict(metrics.sums)
                 self._save(state)
             else:  # the next line of the log stops the run, or lets it recover
+                step, saved = self._progress.step, self._saved_step
+                kept = f"the checkpoint of step {saved:,}" if saved else "none: there is none yet"
                 self._console.print(
-                    f"Step {self._progress.step:,} is not saved: its weights are not finite. The "
-                    "checkpoint before it is kept."
+                    f"Step {step:,} is not saved: its weights are not finite. Its images: "
+                    f"{join_names(loop.image_ids(step - 1))}. Kept: {kept}."
                 )
             self._stop.check(run.workdir)
 
     def _save(self, state: TrainState) -> None:
         self._checkpoints.save(state, self._progress)
-        self._saved_s = time.monotonic()
+        self._saved_s, self._saved_step = time.monotonic(), self._progress.step

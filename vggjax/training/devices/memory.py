@@ -137,7 +137,7 @@ def describe_shortage(step: Any, state: Any, batch: dict[str, jax.Array]) -> str
     while limit and size % 2 == 0:
         size //= 2
         try:
-            needed = compiled_memory(step, state, _resized(batch, size)).total
+            needed = compiled_memory(step, _abstract(state), _resized(batch, size)).total
         except Exception:  # a backend without the account, or one that cannot compile it either
             break
         if needed <= SHARE * limit:
@@ -146,6 +146,13 @@ def describe_shortage(step: Any, state: Any, batch: dict[str, jax.Array]) -> str
                 f"{limit / 1e6:,.0f} MB."
             )
     return f"{text} A smaller `batch_size` or `image_size` takes less, and so does `remat`."
+
+
+def _abstract(state: Any) -> Any:
+    """Return the shapes of a state, whose memory the step may have taken over."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
 
 
 def _resized(batch: dict[str, jax.Array], rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -159,7 +166,10 @@ def _resized(batch: dict[str, jax.Array], rows: int) -> dict[str, jax.ShapeDtype
 
 
 def memory_limit() -> int | None:
-    """Return the bytes that a device may use, of a CPU those of the machine; None if unknown."""
+    """Return the bytes that a device may use; None if unknown.
+
+    Of a CPU these are the machine's, or what `ulimit -v` leaves to this process if that is less.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -167,4 +177,15 @@ def memory_limit() -> int | None:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         return None
-    return total // jax.local_device_count()
+    return min(total, _left_by_ulimit(total)) // jax.local_device_count()
+
+
+def _left_by_ulimit(total: int) -> int:
+    import resource  # not on Windows
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or not os.path.exists("/proc/self/statm"):
+        return total
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return max(0, limit - used)
