@@ -15,7 +15,7 @@ from vggjax.data.images.preprocess import preprocess, resize_image
 from vggjax.data.quality import doctor
 from vggjax.data.quality.duplicates import find_duplicates
 from vggjax.data.sources.open import open_source
-from vggjax.errors import printable
+from vggjax.errors import WeightsError, printable
 from vggjax.evaluation.evaluate import (
     SplitPredictions,
     evaluate,
@@ -101,7 +101,7 @@ def test_damaged_probabilities_are_computed_again(copy):
 
 
 def test_without_its_model_a_run_still_has_a_page(copy):
-    (copy / "model.safetensors").write_bytes(b"")
+    (copy / "model.safetensors").unlink()
     write_report(copy)
     assert page(copy).section("calibration") and not page(copy).section("grad-cam")
     assert not (copy / "plots" / "gradcam.png").exists()
@@ -226,3 +226,10 @@ def test_a_recipe_is_explained_before_the_training(copy):
     text, lesson = page(copy), RECIPES["fruits"]
     assert lesson.title in text.text and lesson.teaches in text.text
     assert text.html.index('id="recipe"') < text.html.index('id="training"')
+
+
+def test_the_report_of_weights_with_a_flipped_bit_is_refused(copy):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    with pytest.raises(WeightsError, match="is not the file that the training wrote"):
+        write_report(copy)

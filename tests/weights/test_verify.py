@@ -3,9 +3,10 @@
 import hashlib
 import importlib.util
 
+import h5py
 import numpy as np
 import pytest
-from support.networks import random_network
+from support.networks import assert_same_weights, random_network
 from support.torch_models import ENDINGS
 
 from vggjax.cli.main import main
@@ -13,7 +14,7 @@ from vggjax.errors import ConfigError, WeightsError
 from vggjax.models.head import Head
 from vggjax.models.params import extract
 from vggjax.weights.verify import forward, seeded_noise, verify_file
-from vggjax.weights.weight_file import write_weights
+from vggjax.weights.weight_file import read_weights, write_weights
 
 
 def make_model(name="tiny", head="flatten-6-6-3"):
@@ -92,6 +93,39 @@ def test_the_command_prints_every_fact_and_exits_with_0(tmp_path, capsys):
         '["a"]',
     ):
         assert fact in printed, fact
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ("rename", "named the layers by their order, from layer_0 (block1_conv1) to"),
+        ("add", "left out the top (conv2d_99): conv2d_99 is no dense layer"),
+    ],
+)
+def test_verify_and_convert_accept_a_whole_base_under_other_names_or_below_other_layers(
+    tmp_path, capsys, change, note
+):
+    weights = extract(make_model(head=None))
+    path = tmp_path / "w.h5"
+    write_weights(path, weights)
+    with h5py.File(path, "r+") as file:
+        names = list(weights)
+        if change == "rename":
+            for i, name in enumerate(weights):
+                file.move(name, f"layer_{i}")
+            names = [f"layer_{i}" for i in range(len(names))]
+        else:
+            arrays = {"kernel:0": np.zeros((3, 3, 4, 4), "f4"), "bias:0": np.zeros(4, "f4")}
+            group = file.create_group("conv2d_99")
+            for name, values in arrays.items():
+                group[name] = values
+            group.attrs["weight_names"] = list(arrays)
+            names.append("conv2d_99")
+        file.attrs["layer_names"] = names
+    for command in (["verify"], ["convert", str(tmp_path / "out.safetensors")]):
+        assert main([command[0], str(path), *command[1:]]) == 0
+        assert note in " ".join(capsys.readouterr().out.split())
+    assert_same_weights(read_weights(tmp_path / "out.safetensors"), weights)
 
 
 def test_non_finite_values_are_counted_and_exit_with_2(tmp_path, capsys):

@@ -157,9 +157,10 @@ def _with_flags(message: str) -> str:
 def _fail(message: str, *, code: int = 2, is_printed: bool = False) -> int:
     """Print the one line on stderr, unless it `is_printed` already; return the exit code."""
     message = " ".join(message.splitlines())
-    sys.stdout.flush()
-    if not is_printed:
-        print(f"vggjax: {'error' if code == 2 else 'stopped'}: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the disk to which both streams go is full
+        sys.stdout.flush()
+        if not is_printed:
+            print(f"vggjax: {'error' if code == 2 else 'stopped'}: {message}", file=sys.stderr)
     if "jax" in sys.modules:  # one of several processes must not wait for the others
         from vggjax.training.devices.processes import exit_process
 

@@ -18,7 +18,7 @@ from vggjax.data.sources.open import scan_source
 from vggjax.data.sources.options import DEFAULT_OPTIONS, DatasetOptions
 from vggjax.data.sources.source import Source
 from vggjax.errors import ConfigError, DataError, join_names, nearest_name, printable, unknown_name
-from vggjax.training.config import Config, read_config
+from vggjax.training.config import Config, place_of, read_config
 from vggjax.training.run_dir.folder import known_data_facts, read_image_splits
 from vggjax.training.run_dir.run_result import RunResult, load_model, load_run_result
 
@@ -52,7 +52,7 @@ def open_evaluation(
         ConfigError: it has no such split, or none of the model's classes.
     """
     workdir = Path(workdir)
-    config = dataclasses.replace(read_config(workdir), dataset=dataset)
+    config = dataclasses.replace(read_config(workdir), dataset=place_of(dataset) or dataset)
     if options == DEFAULT_OPTIONS and is_csv(dataset) == is_csv(read_config(workdir).dataset):
         options = config
     source = _open(dataset, config, options)

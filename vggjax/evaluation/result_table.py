@@ -186,12 +186,20 @@ class ResultTable:
         if self._threshold is not None:
             first.append(printable(prediction.name) if top else "")
         self._pending += csv_line([*first, *cells])
+        try:
+            self._write(is_begun=probs is not None or self.path.exists())
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
+
+    def _write(self, *, is_begun: bool) -> None:
+        """Write what is pending, to a file once it `is_begun`."""
         if self._stream is not None:  # one that is opened for each row would end after the first
             data = self._pending.encode("utf-8")
             while data:
                 data = data[os.write(self._stream, data) :]
             self._pending = ""
-        elif probs is not None or self.path.exists():
+        elif is_begun:
             with open(self.path, "a", encoding="utf-8", newline="") as file:
                 file.write(self._pending)
             self._pending = ""

@@ -7,6 +7,7 @@ field's docstring says; 0 turns a duration or a limit off.
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -304,6 +305,13 @@ class Config(
         names = [field.name for field in dataclasses.fields(self) if field.name not in ignored]
         values = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+
+
+def place_of(value: str) -> str | None:
+    """Return the absolute path of what `dataset` or `weights` names; None if that is no path."""
+    if value in ("digits", "imagenet", "none") or not Path(value).exists():
+        return None
+    return os.path.realpath(value)
 
 
 def read_config(workdir: str | Path) -> Config:

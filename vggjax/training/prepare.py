@@ -35,7 +35,7 @@ from vggjax.models.kernels.conv import make_convolve
 from vggjax.models.network import Network
 from vggjax.models.params import assign
 from vggjax.training.cache.plan import FeaturePlan, plan_features
-from vggjax.training.config import Config, read_config
+from vggjax.training.config import Config, place_of, read_config
 from vggjax.training.devices.memory import find_batch_size
 from vggjax.training.devices.processes import num_processes, on_first
 from vggjax.training.freezing import plan_stages
@@ -231,9 +231,9 @@ def resolve(config: Config, weight_file: WeightFile | None = None) -> Config:
         ConfigError: `preprocess` is auto, and what the file holds puts it in doubt.
     """
     changes: dict[str, Any] = {
-        name: os.path.realpath(value)
+        name: place
         for name, value in (("dataset", config.dataset), ("weights", config.weights))
-        if value not in ("digits", "imagenet", "none") and Path(value).exists()
+        if (place := place_of(value))
     }
     if config.data_dir:
         changes["data_dir"] = os.path.realpath(Path(config.data_dir).expanduser())

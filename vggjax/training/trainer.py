@@ -88,9 +88,10 @@ def _load_finished(config: Config, console: Console) -> RunResult:
     read: list[RunResult] = []
 
     def load() -> tuple[Config, ModelInfo, Weights]:
-        workdir = find_workdir(resolve(config))  # refuses other settings
-        result = load_run_result(workdir, strict=True, dataset=config.dataset)
-        update_dataset(workdir, config)
+        given = resolve(config)
+        workdir = find_workdir(given)  # refuses other settings
+        result = load_run_result(workdir, strict=True, dataset=given.dataset)
+        update_dataset(workdir, given)
         console.print(f"{printable(workdir)} is already trained.", markup=False, soft_wrap=True)
         read.append(result)
         assert result.model is not None and result.info is not None  # it is strict

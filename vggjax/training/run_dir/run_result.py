@@ -34,7 +34,7 @@ from vggjax.models.convnets import find_arch
 from vggjax.models.head import Head
 from vggjax.models.network import Network
 from vggjax.models.params import Weights, assign, extract
-from vggjax.training.config import Config, read_config
+from vggjax.training.config import Config, place_of, read_config
 from vggjax.training.run_dir.checked_json import check_form, read_json, write_json
 from vggjax.training.run_dir.contents import with_missing_images
 from vggjax.training.run_dir.folder import (
@@ -246,29 +246,30 @@ def load_run_result(
 
     Args:
         workdir: the run's folder.
-        strict: refuse a run whose model or data is missing, damaged or changed; else these are
-            None.
+        strict: refuse a run whose model or data is missing or changed; else these are None. A
+            model that is not the one that was trained is always refused.
         dataset: where the dataset lies now; None is where it was. It must be the same.
         source: that dataset, if it was opened already.
 
     Raises:
         ConfigError: there is no run, or a link is in its folder.
         DataError: `dataset` is given, and is not the run's.
-        WeightsError: with `strict`, the training has not finished, or the model is damaged.
+        WeightsError: the model was damaged or replaced; with `strict`, also that the training has
+            not finished.
         VggjaxError: with `strict`, the dataset is missing or was changed.
     """
     workdir, reasons = Path(workdir), [""]
     check_no_links(workdir)
     config = read_config(workdir)
     if dataset is not None:
-        config = replace(config, dataset=dataset)
+        config = replace(config, dataset=place_of(dataset) or dataset)
         source = open_training_data(workdir, config, source)
 
     def load(read: Callable[..., T], *arguments: Any) -> T | None:
         try:
             return read(workdir, *arguments)
         except VggjaxError as error:
-            if strict:
+            if strict or error.code == "E_DIGEST":
                 raise
             reasons.append(printable(error))
             return None
