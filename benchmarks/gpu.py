@@ -66,7 +66,7 @@ def make_vggjax(
         model=arch, weights="none", unfreeze=(unfreeze,), optimizer="sgd", schedule="constant",
         learning_rate=1e-5, epochs=1000,
     )  # fmt: skip
-    placement, stage = Placement(), plan_stages(config)[-1]
+    placement, stage = Placement(num_devices=1), plan_stages(config)[-1]
     names = label_layers(model, stage.unfreeze)
     tx = make_optimizer(config, names, make_schedules(config, stage, 1))
     step = make_train_step(model, tx, names, placement=placement, mode="caffe")
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    print(f"{Placement()}; {describe_machine()}", flush=True)
+    print(f"{Placement(num_devices=1)}; {describe_machine()}", flush=True)
     for row in measure(
         args.works, args.archs, args.precisions,
         batch_size=args.batch_size, size=args.size, rounds=args.rounds,

@@ -79,12 +79,33 @@ def test_the_first_of_the_top_classes_is_the_argmax_even_in_a_tie():
 
 def test_the_most_confused_pairs_come_by_count_without_the_diagonal():
     confusion = [[50, 3, 0], [12, 40, 1], [0, 0, 9]]
-    assert metrics.most_confused(confusion, ("daisy", "dandelion", "rose")) == [
+    result = {"confusion": confusion}
+    assert metrics.most_confused(result, ("daisy", "dandelion", "rose")) == [
         ("dandelion", "daisy", 12),
         ("daisy", "dandelion", 3),
         ("dandelion", "rose", 1),
     ]
     assert confusion[0][0] == 50
+
+
+def test_many_classes_have_the_cells_of_their_confusion_matrix_and_the_same_metrics(monkeypatch):
+    cases = [random_case(examples, 30, seed) for seed, examples in enumerate((40, 25))]
+    names, cells = class_names(30), "confusion confused".split()
+    whole = [metrics.summarize(*case, names) for case in cases]
+    monkeypatch.setattr(metrics, "MAX_MATRIX", 29)
+    sparse = [metrics.summarize(*case, names) for case in cases]
+    for a, b in zip(
+        [*whole, metrics.pool(whole, names)], [*sparse, metrics.pool(sparse, names)], strict=True
+    ):
+        assert b["confusion"] == [] and all(count for *_, count in b["confused"])
+        assert {k: v for k, v in a.items() if k not in cells} == {
+            k: v for k, v in b.items() if k not in cells
+        }
+        assert metrics.most_confused(a, names) == metrics.most_confused(b, names)
+    matrix = np.zeros((30, 30), int)
+    for truth, guess, count in sparse[0]["confused"]:
+        matrix[truth, guess] = count
+    assert matrix.tolist() == whole[0]["confusion"]
 
 
 def test_pooled_evaluations_are_one_evaluation_of_all_their_examples():

@@ -66,7 +66,7 @@ def test_the_page_shows_the_metrics_of_the_evaluation(written):
         figures = " ".join(f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
         assert f"{row['name']} {figures} {row['support']}" in page.words
     support = {row["name"]: row["support"] for row in result["per_class"]}
-    for truth, guess, count in metrics.most_confused(result["confusion"], result["class_names"]):
+    for truth, guess, count in metrics.most_confused(result, result["class_names"]):
         assert f"{count} of {support[truth]} {truth} predicted as {guess}" in page.words
     cells = re.findall(r"<td[^>]*>(\d+)(?:<small>\d+%</small>)?</td>", page.section("confusion"))
     assert list(map(int, cells)) == np.ravel(result["confusion"]).tolist()
@@ -119,6 +119,16 @@ def test_the_page_is_written_for_every_state_of_the_data(tmp_path, write, duplic
             "3 exact duplicates and 1 near-duplicate" if duplicates else "none known"
         ) in quality
     assert ("Folds" in page.words) == (write is cross_validated)
+
+
+def test_too_many_classes_have_no_matrix(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "MAX_MATRIX", 2)
+    images = make_images(tmp_path / "x", ("a", "b", "c"), each=3)
+    page = report(evaluated(tmp_path / "run", images))
+    section = page.section("confusion")
+    assert "3 classes are too many for a matrix" in section and "<table" not in section
+    assert "predicted as" in page.words
+    assert not (tmp_path / "run" / "plots" / "confusion.png").exists()
 
 
 @pytest.mark.parametrize(("classes", "epochs"), [(2, 0), (2, 1), (25, 2)])

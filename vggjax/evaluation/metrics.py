@@ -6,13 +6,16 @@ for JSON. A class without examples, or one that is never predicted, has precisio
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 TOP_K = 5
 """Top-5 accuracy is reported if there are more classes than this."""
+
+MAX_MATRIX = 1000
+"""Up to this many classes a result has the whole confusion matrix; of 21,000 it would be 1.3 GB."""
 
 Z_95 = 1.959963984540054
 """The normal distribution's 97.5 % quantile, for two-sided 95 % intervals."""
@@ -25,14 +28,16 @@ def summarize(probs: np.ndarray, labels: np.ndarray, class_names: Sequence[str])
         num_examples, loss (nats), accuracy, accuracy_interval [low, high] (95 %), top5 (only with
         more than five classes), per_class [{name, precision, recall, f1, support}], macro
         {precision, recall, f1} (means over the classes that have examples), and confusion (C lists
-        of C counts, rows are the true classes).
+        of C counts, rows are the true classes). With more than `MAX_MATRIX` classes confusion is
+        empty, and confused has its cells that are not 0: lists [true, predicted, count].
     """
     num_classes = len(class_names)
     result = {"num_examples": len(labels), "loss": log_loss(probs, labels)}
     if num_classes > TOP_K:
         result["top5"] = float((top_classes(probs) == labels[:, None]).any(1).mean())
-    confusion = confusion_matrix(labels, probs.argmax(1), num_classes)
-    return result | _confusion_metrics(confusion, class_names)
+    ones = np.ones_like(labels)
+    pairs = _count_pairs(np.stack([labels, probs.argmax(1), ones], axis=1), num_classes)
+    return result | _confusion_metrics(pairs, class_names)
 
 
 def pool(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
@@ -43,12 +48,20 @@ def pool(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> dict[
         if name in results[0]:
             values = [result[name] for result in results]
             pooled[name] = float(np.average(values, weights=counts))
-    confusion = np.sum([result["confusion"] for result in results], axis=0)
-    return pooled | _confusion_metrics(confusion, class_names)
+    pairs = np.concatenate([pairs_of(result) for result in results])
+    return pooled | _confusion_metrics(_count_pairs(pairs, len(class_names)), class_names)
 
 
-def _confusion_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    hits, support, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+def _confusion_metrics(pairs: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    num_classes, (truth, guess, counts) = len(class_names), pairs.T
+    hits, support, predicted = (
+        np.bincount(classes, weights, num_classes).astype(np.int64)
+        for classes, weights in (
+            (truth, counts * (truth == guess)),
+            (truth, counts),
+            (guess, counts),
+        )
+    )
     correct, total = int(hits.sum()), int(support.sum())
     scores = {
         "precision": _ratio(hits, predicted),
@@ -66,14 +79,34 @@ def _confusion_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dic
             for i, name in enumerate(class_names)
         ],
         "macro": {key: float(mean) for key, mean in means.items()},
-        "confusion": confusion.tolist(),
+        **_confusion_cells(pairs, num_classes),
     }
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count each (true, predicted) pair of classes: int64 (C, C), rows are the true classes."""
-    cells = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+def _confusion_cells(pairs: np.ndarray, num_classes: int) -> dict[str, list]:
+    if num_classes > MAX_MATRIX:
+        return {"confusion": [], "confused": pairs.tolist()}
+    truth, guess, counts = pairs.T
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    matrix[truth, guess] = counts
+    return {"confusion": matrix.tolist()}
+
+
+def _count_pairs(pairs: np.ndarray, num_classes: int) -> np.ndarray:
+    """Sum the counts of equal pairs of classes: int64 (K, 3) of true, predicted and count."""
+    truth, guess, counts = pairs.astype(np.int64).T
+    cells, places = np.unique(truth * num_classes + guess, return_inverse=True)
+    sums = np.bincount(places, counts, len(cells)).astype(np.int64)
+    return np.stack([*np.divmod(cells, num_classes), sums], axis=1)
+
+
+def pairs_of(result: Mapping[str, Any]) -> np.ndarray:
+    """Return the pairs of classes that a result of `summarize` counts: int64 (K, 3), in order."""
+    if not result["confusion"]:
+        return np.asarray(result["confused"], np.int64).reshape(-1, 3)
+    matrix = np.asarray(result["confusion"], np.int64)
+    truth, guess = np.nonzero(matrix)
+    return np.stack([truth, guess, matrix[truth, guess]], axis=1)
 
 
 def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -104,14 +137,16 @@ def wilson_interval(correct: float, total: float) -> tuple[float, float]:
 
 
 def most_confused(
-    confusion: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], *, top: int = 10
+    result: Mapping[str, Any], class_names: Sequence[str], *, top: int = 10
 ) -> list[tuple[str, str, int]]:
-    """Return the `top` most confused pairs (true class, predicted class, count), by count."""
-    wrong = np.array(confusion)
-    np.fill_diagonal(wrong, 0)
-    cells = np.argsort(-wrong, axis=None, kind="stable")[:top]
-    pairs = zip(*np.unravel_index(cells, wrong.shape), strict=True)
-    return [(class_names[t], class_names[p], int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+    """Return the `top` most confused pairs (true class, predicted class, count), by count.
+
+    `result` is one of `summarize`.
+    """
+    pairs = pairs_of(result)
+    wrong = pairs[pairs[:, 0] != pairs[:, 1]]
+    most = wrong[np.argsort(-wrong[:, 2], kind="stable")[:top]].tolist()
+    return [(class_names[truth], class_names[guess], count) for truth, guess, count in most]
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -102,7 +102,7 @@ class FitResult:
             link = html.escape(self.report.resolve().as_uri())
             lines.append(f'Report: <a href="{link}">{html.escape(printable(self.report))}</a>')
         text = "<br>".join(lines)
-        if self._files.is_multilabel:
+        if self._files.is_multilabel or not self.evaluation["confusion"]:
             return f"<p>{text}</p>"
         image = base64.b64encode(png(self.plots.drawing_of_confusion())).decode()
         picture = f'<img alt="Confusion matrix" width="480" src="data:image/png;base64,{image}">'
@@ -138,7 +138,7 @@ class Plots:
         """Draw the confusion matrix.
 
         Raises:
-            VggjaxError: images have several labels each.
+            VggjaxError: images have several labels each, or there are too many classes.
         """
         return self.drawing_of_confusion().figure
 
@@ -146,4 +146,7 @@ class Plots:
         """Draw the confusion matrix, with its text alternative."""
         if self._files.is_multilabel:
             raise VggjaxError("A run with several labels per image has no confusion matrix.")
+        if not self._files.evaluation["confusion"]:
+            count = len(self._files.names)
+            raise VggjaxError(f"{count:,} classes are too many for a confusion matrix.")
         return figures.draw_confusion(self._files.evaluation["confusion"], self._files.names)

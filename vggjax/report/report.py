@@ -130,7 +130,8 @@ def _multiclass_context(
     test, *others = predictions.values()
     calibration = sections.calibration(files, test, others[0] if others else None)
     mistakes = sections.misclassified(files, thumbnails)
-    confusion = figures.draw_confusion(files.evaluation["confusion"], files.names)
+    counts = files.evaluation["confusion"]
+    confusion = figures.draw_confusion(counts, files.names) if counts else None
     when = "before" if calibration["is_kept"] else "after"
     reliability = figures.draw_reliability(
         calibration["measured"],
@@ -138,14 +139,16 @@ def _multiclass_context(
         name=f"{when} temperature scaling",
     )
     context = {
-        "confusion_svg": confusion.svg() if len(files.names) > figures.MAX_NUMBERED else None,
+        "confusion_svg": confusion.svg()
+        if confusion and len(files.names) > figures.MAX_NUMBERED
+        else None,
         "reliability_svg": reliability.svg(),
         "pairs": sections.confused_pairs(files, thumbnails),
         "calibration": calibration,
         "mistakes": mistakes,
         "issues": sections.label_issues(files, thumbnails, predictions),
     }
-    drawings = {"confusion": [confusion], "reliability": [reliability]}
+    drawings = {"reliability": [reliability]} | ({"confusion": [confusion]} if confusion else {})
     return context, drawings, sections.misclassified_grid(files, mistakes)
 
 

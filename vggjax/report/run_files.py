@@ -247,7 +247,11 @@ def _read_evaluation(workdir: Path, *, is_multilabel: bool) -> dict[str, Any]:
     try:
         check_form(evaluation, form)
         square = evaluation["cooccurrence" if is_multilabel else "confusion"]
-        lengths = map(len, (evaluation["per_class"], square, *square))
+        if not square and "confused" in evaluation:  # too many classes for a matrix
+            check_form(evaluation, {"confused": [[int]]})
+            lengths = [len(evaluation["per_class"])]
+        else:
+            lengths = [*map(len, (evaluation["per_class"], square, *square))]
         interval = evaluation["mAP_interval" if is_multilabel else "accuracy_interval"]
         if {*lengths} != {len(evaluation["class_names"])} or len(interval) != 2:
             raise ValueError("its tables have other sizes")

@@ -52,7 +52,7 @@ def confused_pairs(files: RunFiles, thumbnails: Thumbnails) -> list[dict[str, An
         by_pair.setdefault((row["truth"], row["guess"]), []).append(row)
     support = {printable(row["name"]): row["support"] for row in files.evaluation["per_class"]}
     pairs = []
-    confused = most_confused(files.evaluation["confusion"], files.names)
+    confused = most_confused(files.evaluation, files.names)
     for number, (truth, predicted, count) in enumerate(confused):
         rows = by_pair.get((truth, predicted), [])[:MAX_PAIR_IMAGES] if number < MAX_PAIRS else []
         images = [thumbnails.image_of(row["id"]) for row in rows]
