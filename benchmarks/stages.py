@@ -110,14 +110,14 @@ class Stage:
         self._open.close()
 
 
-def make_keras(*, unfreeze: str):
+def make_keras(*, unfreeze: str, size: int = SIZE_PX):
     """Return the lesson's network compiled with Nadam, as (model, its base, its head alone)."""
     import keras
 
-    shape = (SIZE_PX, SIZE_PX, 3)
+    shape = (size, size, 3)
     base = keras.applications.VGG16(weights=None, include_top=False, input_shape=shape)
     for layer in base.layers:
-        layer.trainable = unfreeze != "none" and layer.name.startswith(unfreeze)
+        layer.trainable = unfreeze == "all" or layer.name.startswith(unfreeze)
     layers = keras.layers
     head = keras.Sequential(
         [
@@ -158,7 +158,9 @@ def keras_step(*, unfreeze: str, batch_size: int, precision: str = "float32") ->
     return lambda: model.train_on_batch(images, labels) is None
 
 
-def torch_step(*, unfreeze: str, batch_size: int, precision: str = "float32") -> Call:
+def torch_step(
+    *, unfreeze: str, batch_size: int, size: int = SIZE_PX, precision: str = "float32"
+) -> Call:
     """Return a step of the same network in PyTorch; the frozen layers run under no_grad.
 
     bfloat16 is `torch.autocast`.
@@ -167,16 +169,19 @@ def torch_step(*, unfreeze: str, batch_size: int, precision: str = "float32") ->
 
     base, width = torch_base("vgg16")
     pools = [i for i, layer in enumerate(base) if isinstance(layer, torch.nn.MaxPool2d)]
-    cut = len(base) if unfreeze == "none" else pools[int(unfreeze[-1]) - 2] + 1
+    if unfreeze in ("none", "all"):
+        cut = len(base) if unfreeze == "none" else 0
+    else:
+        cut = pools[int(unfreeze[-1]) - 2] + 1
     frozen, trained = base[:cut], base[cut:]
-    side = SIZE_PX // 64
+    side = size // 64
     model = torch.nn.Sequential(
         *trained, torch.nn.AvgPool2d(2), torch.nn.Flatten(),
         torch.nn.Linear(width * side * side, 128), torch.nn.ReLU(), torch.nn.Dropout(0.4),
         torch.nn.Linear(128, CLASSES),
     ).to(memory_format=torch.channels_last)  # fmt: skip
     tx = torch.optim.NAdam(model.parameters(), lr=1e-3)
-    images, labels = _batch(batch_size)
+    images, labels = _batch(batch_size, size)
     x = torch.from_numpy(images).permute(0, 3, 1, 2)  # (N, H, W, C) in memory: channels_last
     y = torch.from_numpy(labels)
 
@@ -192,9 +197,9 @@ def torch_step(*, unfreeze: str, batch_size: int, precision: str = "float32") ->
     return step
 
 
-def _batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _batch(batch_size: int, size: int = SIZE_PX) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    images = rng.normal(0, 60, (batch_size, SIZE_PX, SIZE_PX, 3)).astype(np.float32)
+    images = rng.normal(0, 60, (batch_size, size, size, 3)).astype(np.float32)
     return images, rng.integers(0, CLASSES, batch_size)
 
 
