@@ -2,35 +2,44 @@
 
     python -m benchmarks.gpu [--archs vgg16 vgg19] [--works forward head block5 full]
                              [--precisions bfloat16 tf32] [--batch-size 256] [--size 224]
-                             [--rounds 5] [--out gpu.jsonl]
+                             [--rounds 5] [--minutes 9] [--out gpu.jsonl]
 
 `forward` runs the published network and `full` trains all of it; `head` trains a small head alone,
 `block5` with block5, both with the frozen layers computed at every step. The uint8 images are on
 the device, their preprocessing is part of the step, the optimizer is SGD with momentum. PyTorch
 runs in channels_last with cuDNN's benchmark mode, in autocast (bfloat16) or TF32, once eagerly and
-once under `torch.compile`; its frozen layers run under no_grad. A round runs several steps of each
-in turn and waits for the last. The share of the peak is the work's floating-point operations per
-second over those of a product of two 8192x8192 matrices of that precision, measured first.
+once under `torch.compile`; its frozen layers run under no_grad. Keras, where it is installed, runs
+on JAX with `train_on_batch` and `predict_on_batch`, in mixed_bfloat16 or TF32. A round runs several
+steps of each in turn and waits for the last. The share of the peak is the work's floating-point
+operations per second over those of a product of two 8192x8192 matrices of that precision.
 
-Each row is printed, and appended to `--out`, when it is ready.
+The first row is the input path: images a second from JPEG files of 500x375 px through a step of
+the frozen network and its head, and of that step alone. Each row is printed, and appended to
+`--out`, when it is ready; after `--minutes` no further row begins, and those left are named.
 """
 
 import argparse
 import gc
 import json
+import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from benchmarks.measure import Call, describe_machine, time_in_turn
 from benchmarks.peers import installed
-from vggjax.data.images.preprocess import preprocess
+from vggjax.data.images.preprocess import Preprocessing, preprocess
+from vggjax.data.loader import SplitLoader, prefetch
+from vggjax.data.sources.open import open_source
 from vggjax.models.arch import get_arch
 from vggjax.models.head import PUBLISHED_TOP, Head
 from vggjax.models.network import Network
@@ -61,15 +70,7 @@ def make_vggjax(
         x = jnp.asarray(images)
         return lambda: [forward(state, x) for _ in range(steps)][-1].block_until_ready()
 
-    unfreeze = {"head": "none", "full": "all"}.get(work, work)
-    config = Config(
-        model=arch, weights="none", unfreeze=(unfreeze,), optimizer="sgd", schedule="constant",
-        learning_rate=1e-5, epochs=1000,
-    )  # fmt: skip
-    placement, stage = Placement(num_devices=1), plan_stages(config)[-1]
-    names = label_layers(model, stage.unfreeze)
-    tx = make_optimizer(config, names, make_schedules(config, stage, 1))
-    step = make_train_step(model, tx, names, placement=placement, mode="caffe")
+    step, state, placement = make_step(work, model)
     batch = placement.put_batch(
         {
             "images": images,
@@ -78,13 +79,94 @@ def make_vggjax(
             "index": np.arange(batch_size),
         }
     )
-    state = placement.put_state(make_state(model, tx, names))
 
     def call() -> None:
         nonlocal state
         for _ in range(steps):
             state, metrics = step(state, batch)
         metrics["loss"].block_until_ready()
+
+    return call
+
+
+def make_step(work: str, model: Network) -> tuple[Callable[..., Any], Any, Placement]:
+    """Return the train step of the work, its state on the device, and the placement."""
+    unfreeze = {"head": "none", "full": "all"}.get(work, work)
+    config = Config(
+        model=model.arch.name, weights="none", unfreeze=(unfreeze,), optimizer="sgd",
+        schedule="constant", learning_rate=1e-5, epochs=1000,
+    )  # fmt: skip
+    placement, stage = Placement(num_devices=1), plan_stages(config)[-1]
+    names = label_layers(model, stage.unfreeze)
+    tx = make_optimizer(config, names, make_schedules(config, stage, 1))
+    step = make_train_step(model, tx, names, placement=placement, mode="caffe")
+    return step, placement.put_state(make_state(model, tx, names)), placement
+
+
+def measure_input(
+    arch: str, precision: str, *, batch_size: int, size: int, batches: int = 8
+) -> dict[str, object]:
+    """Return the row of the input path, over so many batches of JPEG files."""
+    model = Network(arch, head=WORKS["head"], image_size=size, dtype=PRECISIONS[precision])
+    step, state, placement = make_step("head", model)
+    count = batches * batch_size
+    with tempfile.TemporaryDirectory(prefix="vggjax-gpu-") as root:
+        rng = np.random.default_rng(0)
+        for index in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
+            path = Path(root) / f"class_{index % 10}" / f"{index}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+        source = open_source(root)
+        loader = SplitLoader(source, np.arange(count), Preprocessing(image_size=size))
+        seconds, batch = [], None
+        for _ in range(2):  # the first pass compiles
+            begin_s = time.perf_counter()
+            for batch in prefetch(loader.batches(batch_size), placement.put_batch):
+                state, metrics = step(state, batch)
+            metrics["loss"].block_until_ready()
+            seconds.append(time.perf_counter() - begin_s)
+    begin_s = time.perf_counter()
+    for _ in range(batches):
+        state, metrics = step(state, batch)
+    metrics["loss"].block_until_ready()
+    return {
+        "work": f"{arch.upper()} head from {count} JPEG files, {size} px, {precision}",
+        "images_per_s": round(count / seconds[-1], 1),
+        "step_images_per_s": round(count / (time.perf_counter() - begin_s), 1),
+    }
+
+
+def make_keras(
+    work: str, arch: str, precision: str, batch_size: int, size: int, steps: int
+) -> Call:
+    """Return a call of Keras on JAX."""
+    import keras
+
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    build = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}[arch]
+    base = build(weights=None, include_top=False, input_shape=(size, size, 3))
+    for layer in base.layers:
+        layer.trainable = work == "full" or layer.name.startswith(work)
+    head = WORKS[work]
+    pool = (
+        keras.layers.Flatten if head.pooling == "flatten" else keras.layers.GlobalAveragePooling2D
+    )
+    x = pool()(base.output)
+    for width in head.hidden:
+        x = keras.layers.Dense(width, "relu")(x)
+    model = keras.Model(base.input, keras.layers.Dense(head.outputs, dtype="float32")(x))
+    keras.config.set_dtype_policy("float32")
+    model.compile(
+        keras.optimizers.SGD(1e-5, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    images, labels = make_batch(batch_size, size)
+    pixels, y = preprocess(jnp.asarray(images), "caffe"), jnp.asarray(labels)  # once, on the device
+
+    def call() -> None:
+        for _ in range(steps):
+            model.predict_on_batch(pixels) if work == "forward" else model.train_on_batch(pixels, y)
 
     return call
 
@@ -193,27 +275,38 @@ def measure_peak(precision: str, *, side: int = 8192, rounds: int = 10) -> float
 
 def measure(
     works: list[str], archs: list[str], precisions: list[str], *, batch_size: int, size: int,
-    rounds: int, steps: int = 5,
+    rounds: int, steps: int = 5, minutes: float = 9,
 ) -> Iterator[dict[str, object]]:  # fmt: skip
     """Return each row: milliseconds of a step for vggjax and its peers, and shares."""
+    start_s, longest_s = time.perf_counter(), 0.0
     peers = {"PyTorch": False, "PyTorch compiled": True} if installed("torch") else {}
+    with_keras = os.environ.get("KERAS_BACKEND") == "jax" and installed("keras")
+    yield measure_input(archs[0], precisions[0], batch_size=batch_size, size=size)
     for precision in precisions:
         peak = measure_peak(precision)
         for arch in archs:
             for work in works:
                 begin_s = time.perf_counter()
+                title = f"{arch.upper()} {work}, {size} px, batch {batch_size}, {precision}"
+                if begin_s - start_s + longest_s > 60 * minutes:
+                    yield {"work": title, "left_out": f"not within {minutes:g} minutes"}
+                    continue
                 settings = (work, arch, precision, batch_size, size, steps)
                 calls = {"vggjax": make_vggjax(*settings)}
                 for name, compiled in peers.items():
                     calls[name] = make_torch(*settings, compiled=compiled)
+                if with_keras and arch in ("vgg16", "vgg19"):
+                    calls["Keras-JAX"] = make_keras(*settings)
                 seconds = time_in_turn(calls, rounds=rounds)
                 del calls
                 gc.collect()
                 step_ms = {name: 1e3 * value / steps for name, value in seconds.items()}
-                best_peer_ms = min((step_ms[name] for name in peers), default=float("nan"))
+                others = [ms for name, ms in step_ms.items() if name != "vggjax"]
+                best_peer_ms = min(others, default=float("nan"))
+                longest_s = max(longest_s, time.perf_counter() - begin_s)
                 rate = operations(work, arch, size) * batch_size / step_ms["vggjax"] * 1e3
                 yield {
-                    "work": f"{arch.upper()} {work}, {size} px, batch {batch_size}, {precision}",
+                    "work": title,
                     **{f"{name}_ms": round(value, 2) for name, value in step_ms.items()},
                     "speed_over_best_peer": round(best_peer_ms / step_ms["vggjax"], 3),
                     "tflops": round(rate / 1e12, 1),
@@ -231,12 +324,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    os.environ["KERAS_BACKEND"] = "jax"
     print(f"{Placement(num_devices=1)}; {describe_machine()}", flush=True)
     for row in measure(
         args.works, args.archs, args.precisions,
-        batch_size=args.batch_size, size=args.size, rounds=args.rounds,
+        batch_size=args.batch_size, size=args.size, rounds=args.rounds, minutes=args.minutes,
     ):  # fmt: skip
         print(json.dumps(row), flush=True)
         if args.out:

@@ -1,11 +1,11 @@
-"""benchmarks/growth.py at a tiny size."""
+"""benchmarks/growth.py and gpu.py at a tiny size."""
 
 import json
 
 import pytest
 
 pytest.importorskip("benchmarks", reason="the tests are not run from the repository's folder")
-from benchmarks import growth
+from benchmarks import gpu, growth
 from vggjax.models.head import Head
 
 
@@ -38,3 +38,18 @@ def test_files_and_classes_have_a_line_for_each_number():
     lines = [*growth.grow_classes((30,), images=9, batch=4, rounds=1)]
     assert [line["classes"] for line in lines] == [30]
     assert "15,360 weights" in lines[0]["explained"]
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_gpu_come_one_by_one_until_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(gpu, "installed", lambda *names: False)
+    monkeypatch.setattr(gpu, "measure_peak", lambda precision: 1e12)
+    options = {"batch_size": 2, "size": 32, "rounds": 1, "steps": 1}
+    works = ["forward", "block5"]
+    rows = gpu.measure(works, ["tiny"], ["bfloat16", "tf32"], minutes=9, **options)
+    path, *first = [next(rows) for _ in range(3)]
+    assert path["images_per_s"] > 0 and path["step_images_per_s"] > 0
+    assert [row["work"].split(",")[0] for row in first] == ["TINY forward", "TINY block5"]
+    assert all(row["vggjax_ms"] > 0 and row["tflops"] >= 0 for row in first)
+    left = [*gpu.measure(works, ["tiny"], ["tf32"], minutes=0, **options)][1:]
+    assert [row["left_out"] for row in left] == ["not within 0 minutes"] * 2

@@ -88,11 +88,12 @@ def make_step(
     after: str | None = None,
     stack_batches: bool = False,
     remat: bool = False,
+    dtype: str = "float32",
     **settings,
 ) -> Step:
     """Return the step of a run's last stage, at a constant rate."""
     placement = placement or Placement(num_devices=1)
-    model = VGG(arch, head=Head.parse(head), image_size=32, rngs=nnx.Rngs(0))
+    model = VGG(arch, head=Head.parse(head), image_size=32, dtype=dtype, rngs=nnx.Rngs(0))
     settings = {"weights": "none", "unfreeze": "all", "warmup_epochs": 0} | settings
     config = Config(**{"schedule": "constant"} | settings)
     labels = label_layers(model, config.unfreeze, by_block=config.layer_decay != 1)

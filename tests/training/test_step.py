@@ -80,6 +80,9 @@ def test_rows_that_do_not_divide_over_the_devices_learn_the_same(kind, rows):
         pytest.param("jit", 2, {"parts": 2}, id="parts_of_devices", marks=pytest.mark.slow),
         pytest.param("pmap", 2, {"parts": 4}, id="parts_pmap", marks=pytest.mark.slow),
         pytest.param("jit", 1, {"remat": True}, id="remat"),
+        pytest.param(
+            "jit", 1, {"remat": True, "head": "convs2-3"}, id="convs2", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_step_in_parts_or_with_less_memory_learns_the_same(kind, devices, options):
@@ -92,7 +95,8 @@ def test_a_step_in_parts_or_with_less_memory_learns_the_same(kind, devices, opti
         (Placement(num_devices=1), False),
         (Placement(kind, num_devices=devices, parts=parts), remat),
     ):
-        step = make_step(arch, placement=placement, remat=again, **settings)
+        head = options.get("head", "gap-16-0.5-3")
+        step = make_step(arch, head, placement=placement, remat=again, **settings)
         state, metrics = step(step.state, make_batch(8, masked=3))
         states.append(placement.fetch((state, metrics)))
     for one, other in zip(*map(jax.tree.leaves, states), strict=True):

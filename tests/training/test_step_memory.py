@@ -1,11 +1,13 @@
 """The memory of a step: what it takes, the batch that fits, and the precision of what it holds."""
 
 import os
+import re
+from types import SimpleNamespace
 
 import jax
 import pytest
 from flax import nnx
-from support.steps import PLAIN
+from support.steps import BN, PLAIN, make_batch, make_step
 
 from vggjax.errors import ConfigError
 from vggjax.models.arch import register_arch
@@ -14,7 +16,7 @@ from vggjax.models.network import VGG
 from vggjax.training.config import Config
 from vggjax.training.devices import memory
 from vggjax.training.devices.memory import find_batch_size, step_memory
-from vggjax.training.parallel import Placement
+from vggjax.training.parallel import Placement, default_dtype
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,42 @@ def test_the_largest_batch_that_fits_is_found(model, monkeypatch, devices):
 def test_numbers_that_no_step_can_have_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         Config(**settings)
+
+
+def test_bfloat16_keeps_state_loss_and_statistics_in_float32():
+    step = make_step(BN, "flatten-8-3", dtype="bfloat16", ema=0.9)
+    batch = make_batch(masked=2)
+    jaxpr = str(jax.make_jaxpr(step.run)(step.state, step.placement.put_batch(batch)))
+    assert re.search(r":bf16\[[\d,]*\] = conv", jaxpr) and ":bf16[8,8] = dot_general" in jaxpr
+    # Roots and logarithms are of statistics, softmax and moments.
+    assert not re.search(r":bf16\[[\d,]*\] = (exp|log|rsqrt|sqrt|div)\b", jaxpr)
+    state, metrics = step(step.state, batch)
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state, metrics))}
+    assert kinds == {"float32", "int32"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
+def test_the_default_precision_is_that_of_the_matrix_units(monkeypatch, backend, dtype):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert default_dtype() == dtype
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "capability", "words"),
+    [
+        ("gpu", "NVIDIA H100", "9.0", "products in TF32"),
+        ("gpu", "NVIDIA V100", "7.0", ""),
+        ("tpu", "TPU v5e", "", "products in bfloat16"),
+    ],
+)
+def test_rounded_products_are_named(platform, kind, capability, words):
+    placement = Placement(num_devices=1)
+    device = SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
+    placement.devices = [device]
+    text = placement.precision("float32")
+    assert words in text and (text == "float32") == (not words)
 
 
 def test_auto_resumes_with_any_batch_size_and_the_precision_is_said():
