@@ -1,9 +1,10 @@
 """Compile the C++ kernels, the fast convolution and resize, when the package is installed.
 
 Any C++17 compiler with GCC's vector types works, on x86-64 from GCC 10 or Clang 9 on: `$CXX`,
-otherwise g++, clang++ or c++. Without a compiler, or if it fails, the package installs as pure Python, convolves with jax.numpy and resizes
-with Pillow. The kernels are compiled once per instruction set and selected at run time, so a wheel
-also works on other machines than the one that built it. `VGGJAX_NO_NATIVE=1` skips compilation.
+otherwise g++, clang++ or c++. Without a compiler, or if it fails, the package installs as pure
+Python, convolves with jax.numpy and resizes with Pillow. The kernels are compiled once per
+instruction set and selected at run time, so a wheel also works on other machines than the one that
+built it. `VGGJAX_NO_NATIVE=1` skips compilation.
 """
 
 import os
