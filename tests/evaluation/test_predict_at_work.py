@@ -63,6 +63,30 @@ def test_a_csv_is_continued_after_a_kill_and_no_row_is_written_twice(folder, cap
     assert "out.csv: 31 rows, 31 of them from before" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_parquet_has_the_rows_of_a_csv_after_a_kill_too(folder, probabilities, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    BAD.write_text("text")
+    for out in ("out.csv", "out.parquet"):
+        options = PredictOptions(workdir="a", csv=out, probabilities=probabilities)
+        assert predict_command(["flowers"], options) == 3
+        assert not Path("out.parquet.csv").exists()
+        if out == "out.csv":  # what a kill leaves
+            whole = Path(out).read_bytes()
+            Path("out.parquet.csv").write_bytes(whole[: len(whole) // 2])
+    assert "out.parquet: 31 rows, 1" in capsys.readouterr().out
+    columns, *rows = read_csv("out.csv")
+    table = parquet.read_table("out.parquet")
+    assert table.column_names == columns and table.num_rows == len(rows) == 31
+    for row, expected in zip(table.to_pylist(), rows, strict=True):
+        for name, text in zip(columns, expected, strict=True):
+            value = row[name]
+            if isinstance(value, float):
+                assert value == pytest.approx(float(text), abs=1e-6)
+            else:
+                assert (value or "") == text
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in files")
 def test_a_pipe_gets_every_row_before_its_end(folder):
     os.mkfifo("pipe.csv")

@@ -112,6 +112,8 @@ def predict_command(
             print(f"vggjax: left out: {line}", file=sys.stderr)
     if not summary.counts:
         raise nothing_usable(summary.num_left_out, *summary.first_left_out)
+    if table is not None:
+        table.finish()
     if not options.json and not (table and table.is_stdout):
         summary.print(table, sorter, explainer)
     return 3 if summary.num_left_out else 0

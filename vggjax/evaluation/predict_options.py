@@ -7,7 +7,7 @@ from typing import Literal
 from vggjax.data.augment.settings import check_settings, setting
 from vggjax.errors import ConfigError, printable
 
-_NOT_CSV = (".xlsx", ".xlsm", ".xls", ".ods", ".parquet", ".feather", ".json", ".jsonl", ".npz")
+_NOT_CSV = (".xlsx", ".xlsm", ".xls", ".ods", ".feather", ".json", ".jsonl", ".npz")
 """Endings of tables that are not text with commas."""
 
 UNKNOWN = "unknown"
@@ -37,7 +37,8 @@ class PredictOptions:
     tta: Tta = "none"
     """Test-time augmentation: `flip` takes the mean over each image and its mirror image."""
     csv: str | None = None
-    """A file to write a row per image to, as it comes; a file that is there is continued."""
+    """A file to write a row per image to, as it comes; a file that is there is continued. A
+    .parquet is written at the end, from the rows in FILE.parquet.csv."""
     probabilities: bool = False
     """A column per class in the CSV in place of the top classes, and in the JSON."""
     json: bool = False

@@ -8,6 +8,7 @@ again. Whether the same model wrote it is known by predicting a few of its image
 """
 
 import csv
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from vggjax.atomic import is_stream, open_stream
+from vggjax.atomic import atomic_write, is_stream, open_stream
 from vggjax.csv_text import csv_line, csv_rows
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.multilabel import SEPARATOR
@@ -56,7 +57,10 @@ class Prediction(NamedTuple):
 
 
 class ResultTable:
-    """A CSV of predictions, a row per image; `top` classes each, or with `probabilities` all."""
+    """A CSV of predictions, a row per image; `top` classes each, or with `probabilities` all.
+
+    For a path that ends in .parquet the CSV is beside it, until `finish` joins its rows.
+    """
 
     def __init__(
         self,
@@ -68,7 +72,8 @@ class ResultTable:
         multilabel: bool = False,
         threshold: float | None = None,
     ):
-        self.path = path
+        self.path = path.with_name(f"{path.name}.csv") if _is_parquet(path) else path
+        self._parquet = None if self.path == path else path
         self._threshold = threshold
         self.known = NameIndex()
         """Printable paths of the rows that an earlier call wrote."""
@@ -204,6 +209,13 @@ class ResultTable:
                 file.write(self._pending)
             self._pending = ""
 
+    def finish(self) -> None:
+        """Join the rows to the Parquet file, if they are for one, and delete their CSV."""
+        if self._parquet is not None:
+            _write_parquet(self.path, self._parquet)
+            self.path.unlink()
+            self.path = self._parquet
+
     def _shares(self, row: list[str]) -> dict[str, float]:
         """Return class name -> probability of a row; empty for an image that was left out."""
         cells = row[len(self._first) :]
@@ -242,6 +254,44 @@ class ResultTable:
             f"No rows can be added to {printable(self.path)}, which exists: {reason}. Give another "
             "`csv`, or delete that file."
         )
+
+
+def _is_parquet(path: Path) -> bool:
+    """Return whether the rows are joined to a Parquet file at the end.
+
+    Raises:
+        ConfigError: they are, and pyarrow is not installed.
+    """
+    if path.suffix.lower() != ".parquet":
+        return False
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"{printable(path.name)!r} in `csv` needs pyarrow: pip install 'vggjax[parquet]', or "
+            "give a name that ends in .csv."
+        )
+    return True
+
+
+def _write_parquet(rows: Path, path: Path) -> None:
+    """Write the rows of a `ResultTable` as Parquet, some megabytes at a time."""
+    from pyarrow import csv as reader
+    from pyarrow import float32, parquet, string
+
+    with open(rows, encoding="utf-8", newline="") as file:
+        columns = next(csv.reader(file))
+    is_ranked = "class1" in columns and columns[-1] == "error"
+    kinds = {
+        name: float32()
+        if name not in ("path", "labels", "prediction")
+        and (not is_ranked or name.startswith("probability"))
+        else string()
+        for name in columns
+    }
+    options = reader.ConvertOptions(column_types=kinds, strings_can_be_null=True, null_values=[""])
+    with atomic_write(path) as temporary, reader.open_csv(rows, convert_options=options) as batches:
+        with parquet.ParquetWriter(temporary, batches.schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
 
 
 class _Sample:
