@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import stat
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from support.tiny_run import PASS_RTOL, make_images, make_run
 
 import vggjax
+from vggjax.cli.main import main
 from vggjax.data.stream.images import Part, StreamedImage
 from vggjax.data.stream.options import StreamOptions
 from vggjax.errors import ConfigError, DataError
@@ -85,6 +87,20 @@ def test_parquet_has_the_rows_of_a_csv_after_a_kill_too(folder, probabilities, c
                 assert value == pytest.approx(float(text), abs=1e-6)
             else:
                 assert (value or "") == text
+
+
+def test_an_empty_csv_keeps_its_mode(folder):
+    path = Path("out.csv")
+    path.touch()
+    path.chmod(0o600)
+    assert predict_command(["flowers"], PredictOptions(workdir="a", csv="out.csv")) == 0
+    assert len(read_csv(path)) == 31 and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no such device")
+def test_a_csv_on_a_full_disk_is_named(folder, capsys):
+    assert main(["predict", "flowers", "--workdir", "a", "--csv", "/dev/full"]) == 2
+    assert capsys.readouterr().err == "vggjax: error: No space left on device: /dev/full\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes in files")

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +28,10 @@ import vggjax.cli.main, vggjax.report.report, vggjax.training.signals
 from vggjax.__main__ import main
 
 def become(request):
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    output = os.open(request["output"], os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(output, stream)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # the server's goes to a file, perhaps
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     signal.alarm(request["limit_s"])
     jax.config.update("jax_num_cpu_devices", request["devices"])
@@ -92,12 +94,31 @@ class Fault:
     times: int = 1
 
 
+class Output:
+    """What a command prints: through a pipe, which no limit on the size of files applies to."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        os.mkfifo(path)
+        self._text = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        self._text = self.path.read_text(encoding="utf-8", errors="replace")
+
+    def text(self) -> str:
+        """Return the whole text, once the command has ended."""
+        self._reader.join()
+        return self._text
+
+
 @dataclass
 class Command:
     """A started command."""
 
     process: int
-    output: Path
+    output: Output
 
     def wait_until_stopped(self) -> None:
         """Wait until a SIGSTOP has stopped it."""
@@ -177,20 +198,20 @@ class CommandServer:
     ) -> Command:
         """Start `vggjax ARGV`, which can write no file beyond `file_bytes` if they are given."""
         self._number += 1
-        output = self._folder / f"output-{self._number}.txt"
+        output = Output(self._folder / f"output-{self._number}")
         request = {
             "argv": argv,
             "fault": fault and vars(fault),
             "file_bytes": file_bytes,
             "devices": devices,
-            "output": str(output),
+            "output": str(output.path),
             "limit_s": limit_s,
         }
         return Command(self._ask(request), output)
 
     def wait(self, command: Command) -> Outcome:
         code = self._ask({"wait": command.process})
-        return Outcome(code, command.output.read_text(encoding="utf-8", errors="replace"))
+        return Outcome(code, command.output.text())
 
     def run(self, argv: list[str], **options: Any) -> Outcome:
         return self.wait(self.start(argv, **options))

@@ -108,7 +108,7 @@ class ResultTable:
             header = self._pending.encode()
             start = file.read(len(header))
             if header.startswith(start) and start != header:  # a kill in the first line, or empty
-                self.path.unlink()
+                os.truncate(self.path, 0)
                 return
             if start != header:
                 raise self._other_columns()
