@@ -216,6 +216,8 @@ def test_summary_prints_what_devices_send(capsys):
     words = "summary tiny --no-include-top --head flatten-8-8-3 --image-size 32 --unfreeze all"
     assert main([*words.split(), "--devices", "4", "--shard-fc", "2", "--batch-size", "8"]) == 0
     printed = capsys.readouterr().out
+    assert main([*words.split(), "--shard-fc", "2"]) == 2
+    assert "--shard-fc 2 needs --devices" in capsys.readouterr().err
     assert "mesh of 2 data x 2 model" in printed and " on each for a step of 8 images" in printed
     assert "  all-reduce over 4 devices: 24 arrays, " in printed
     assert "  all-gather over 2 devices: 2 arrays, 0.000 MB" in printed

@@ -51,9 +51,11 @@ def summarize_model(
 ) -> Summary:
     """Describe a network without allocating it; shapes come from `jax.eval_shape`.
 
-    The memory is a lower bound for Adam in float32: parameters, gradients and two moments of what
-    trains, and the activations that the backward pass needs, from the first layer that trains (or
-    the input and output of the widest layer, if that is more). The compiler's workspace is extra.
+    The memory is an estimate for Adam in float32: parameters, two moments of what trains, and its
+    gradients or the activations that the backward pass needs, whichever are more, because the
+    first gradients come where the last activations go. Activations are kept from the first layer
+    that trains (or the input and output of the widest layer, if that is more). What the compiler
+    needs beside them is left out.
 
     Args:
         arch: a name of the table, or a convnet.
@@ -130,11 +132,12 @@ def print_summary(summary: Summary, *, title: str, console: Console | None = Non
         f"Frozen: {summary.count('frozen'):,}",
     ]
     lines += [f"Running statistics: {statistics:,}"] if statistics else []
-    total = sum(summary.memory.values())
+    gradients, activations = list(summary.memory.values())[1::2]
+    total = sum(summary.memory.values()) - min(gradients, activations)
     parts = ", ".join(f"{name} {_megabytes(size)}" for name, size in summary.memory.items())
     lines.append(
-        f"Memory for training: at least {_megabytes(total)} ({parts}); the compiler's workspace "
-        "comes on top, on CPUs several times the activations."
+        f"Memory for training: about {_megabytes(total)} ({parts}; the first gradients take the "
+        "place of activations). --memory compiles the step and prints what it takes."
     )
     console.print("\n".join(lines), highlight=False)
 

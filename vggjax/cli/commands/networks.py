@@ -81,8 +81,11 @@ def summary(
             send one another.
         shard_fc: With --devices: split fc1 and fc2 over this many of them, as in training.
     """
+    from vggjax.errors import ConfigError
     from vggjax.training.parallel import simulate_devices
 
+    if shard_fc > 1 and not devices:
+        raise ConfigError(f"`shard_fc` {shard_fc} needs `devices`, the number of all devices.")
     if devices:
         simulate_devices(devices)
     from vggjax.cli.tables import describe_step, print_summary, summarize_model
