@@ -196,6 +196,16 @@ def test_best_is_chosen_by_the_number_and_the_size_of_the_images(images, side, c
     assert choose_for(images, side, is_multilabel=True).recipe == "finetune"
 
 
+def test_best_tunes_small_images_with_crops_where_layers_are_unfrozen(tmp_path):
+    images = str(make_images(tmp_path / "images", ("a", "b"), each=10))
+    config = make_config("best", dataset=images, unfreeze=("block4", "block5"))
+    assert (config.recipe, config.head, config.image_size) == ("finetune", "gap-classes", 64)
+    assert (config.crop_range, config.epochs, config.head_epochs) == ((0.5, 1.0), 10, 1)
+    staged = make_config("best", dataset=images, stages=("head:2", "block5:3"))
+    assert (staged.crop_range, staged.num_epochs) == ((0.5, 1.0), 5)
+    assert choose_for(2000, 49, unfreezes=True) == choose_for(2000, 49)
+
+
 def test_best_becomes_the_chosen_recipe_and_a_flag_wins(tmp_path, monkeypatch, capsys):
     """The run folder names the recipe itself: its command needs no choice."""
     images = str(make_images(tmp_path / "images", ("a", "b"), each=10))

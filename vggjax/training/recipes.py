@@ -344,8 +344,8 @@ RECIPES: dict[str, Recipe] = {
         "The recipe that did best on data like these",
         "The recipe, its head and the image size are chosen by the number of training images and "
         "by their size, from what was measured on flowers and on CIFAR-10: up to 50,000 images it "
-        "is linear, which tuning blocks 4 and 5 did not clearly exceed. The first line says what "
-        "was chosen and why.",
+        "is linear; where `unfreeze` names layers of small images, they are tuned with random "
+        "crops and a rate per block. The first line says what was chosen and why.",
         _OWN,
         chooses=True,
     ),

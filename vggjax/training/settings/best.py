@@ -1,5 +1,6 @@
 """What the recipe `best` stands for, by the number and the size of a dataset's images."""
 
+import dataclasses
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,12 @@ MANY_IMAGES = 50_000
 
 SMALL_PX, MEDIUM_PX = 48, 160
 """Images whose shorter sides are at most this long are small, or of medium size."""
+
+_TUNING = dict(
+    head="gap-classes", head_epochs=1, epochs=10, backbone_learning_rate=5e-5, layer_decay=0.8,
+    crop_range=(0.5, 1.0), horizontal_flip=True, label_smoothing=0.1, ema=0.995,
+)  # fmt: skip
+"""How layers of small images are tuned, where `unfreeze` or `stages` ask for it."""
 
 SAMPLED_IMAGES = 32
 """How many images are read to know their size."""
@@ -39,12 +46,29 @@ def choose_recipe(config: Config) -> Choice:
     train = make_splits(source, parse_split(config.split), config.seed)["train"]
     rows = train[:: -(-len(train) // SAMPLED_IMAGES)]
     sides = [min(source.read(int(row)).pixels.shape[:2]) for row in rows]
-    is_multilabel = source.targets is not None
-    return choose_for(len(train), int(statistics.median(sides)), is_multilabel=is_multilabel)
+    choice = choose_for(
+        len(train),
+        int(statistics.median(sides)),
+        is_multilabel=source.targets is not None,
+        unfreezes=config.unfrozen != ("none",),
+    )
+    if not config.stages:
+        return choice
+    settings = {k: v for k, v in choice.settings.items() if k not in ("head_epochs", "epochs")}
+    return dataclasses.replace(choice, settings=settings)
 
 
-def choose_for(num_images: int, side_px: int, *, is_multilabel: bool = False) -> Choice:
-    """Return what `best` stands for with so many training images of this shorter side."""
+def choose_for(
+    num_images: int, side_px: int, *, is_multilabel: bool = False, unfreezes: bool = False
+) -> Choice:
+    """Return what `best` stands for with so many training images of this shorter side.
+
+    Args:
+        num_images: of the training split.
+        side_px: the median.
+        is_multilabel: whether images have several labels.
+        unfreezes: whether pretrained layers are to be trained.
+    """
     size, head = 224, "convs3-classes"
     if side_px <= MEDIUM_PX:
         size = 128
@@ -55,6 +79,9 @@ def choose_for(num_images: int, side_px: int, *, is_multilabel: bool = False) ->
         reason = f"{images} with several labels each, whose head cannot be solved"
     elif num_images > MANY_IMAGES:
         reason = f"{images}, too many to solve the head on their features in memory"
+    elif unfreezes and side_px <= SMALL_PX:
+        reason = f"{images}, whose layers were tuned best with random crops and a rate per block"
+        return Choice("finetune", {"image_size": size} | _TUNING, reason)
     else:
         settings = {"image_size": size, "head": head}
         return Choice("linear", settings, f"{images}, and a solved head did best on such images")
