@@ -135,11 +135,20 @@ def test_where_the_best_weights_are_lost_the_next_epoch_is_the_best(tmp_path, st
     assert progress.update_best(-1.0)
 
 
-def test_a_checkpoint_without_a_manifest_is_used(tmp_path, state):
+def test_a_checkpoint_without_a_manifest_is_used_where_no_other_is_intact(tmp_path, state):
     """Killed just before it was written, or from a version that wrote none."""
     save(tmp_path, state, [1])
     os.remove(tmp_path / "checkpoints" / "1" / MANIFEST)
     assert latest(tmp_path) == (TrainProgress(step=1), [])
+
+
+def test_a_checkpoint_that_a_kill_left_without_its_manifest_yields_to_an_intact_one(
+    tmp_path, state
+):
+    save(tmp_path, state, [1, 2])
+    os.remove(tmp_path / "checkpoints" / "2" / MANIFEST)
+    assert latest(tmp_path, strict=True)[0].step == 1
+    assert kept(tmp_path) == [1]
 
 
 def test_a_manifest_names_every_file(tmp_path, state):

@@ -33,7 +33,7 @@ from vggjax.errors import VggjaxError, join_names, printable
 from vggjax.models.network import Network
 from vggjax.training.devices.processes import is_first, num_processes, on_first
 from vggjax.training.progress import TrainProgress
-from vggjax.training.run_dir.manifest import find_damage, write_manifest
+from vggjax.training.run_dir.manifest import MANIFEST, find_damage, write_manifest
 from vggjax.training.step import TrainState
 
 # A failed write is raised in `Checkpoints`; the thread that it happened in prints it, too.
@@ -102,7 +102,13 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             path.rename(aside / f"{path.name}-{time.time_ns()}")
             self.notes.append(f"Set aside the checkpoint of step {path.name}: {damage}.")
-        self._verified = {int(path.name) for path in steps if path not in damaged}
+        intact = [path for path in steps if path not in damaged]
+        newest = max(intact, key=lambda path: int(path.name), default=None)
+        if newest and not (newest / MANIFEST).exists():  # damage in it would not be noticed
+            if any((path / MANIFEST).exists() for path in intact):
+                shutil.rmtree(newest)
+                intact.remove(newest)
+        self._verified = {int(path.name) for path in intact}
 
     def _finish(self, step: int) -> None:
         """Wait until a checkpoint is complete and has its name, and write its manifest."""

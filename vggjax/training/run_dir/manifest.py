@@ -24,7 +24,7 @@ def write_manifest(folder: Path) -> None:
 def find_damage(folder: Path) -> str | None:
     """Return what differs from the folder's manifest; None if nothing does, or it has none.
 
-    A folder has no manifest if the process was killed just before it was written.
+    A checkpoint of version 0.1.0 has none, nor has one whose process was killed just before that.
     """
     path = folder / MANIFEST
     if not path.exists():
