@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vggjax.errors import ConfigError
-from vggjax.models.kernels import winograd
+from vggjax.models.kernels import library, winograd
 from vggjax.models.kernels.library import kernel_choices, kernels_in_use
 from vggjax.models.kernels.pooling import max_pool
 from vggjax.models.kernels.primitives import conv3x3, conv3x3_relu
@@ -214,3 +214,10 @@ def test_kernels_that_this_machine_lacks_are_refused_with_the_choices(monkeypatc
     monkeypatch.setenv("VGGJAX_KERNELS", "avx1024")
     with pytest.raises(ConfigError, match=f"Choices: {', '.join(kernel_choices())}"):
         winograd.convolve(np.ones((1, 4, 4, 8), np.float32), np.ones((3, 3, 8, 8), np.float32))
+
+
+@pytest.mark.skipif(not COMPILED, reason="nothing is compiled")
+def test_a_library_of_another_interface_is_not_called(monkeypatch):
+    assert library._open.__wrapped__() is not None
+    monkeypatch.setattr(library, "INTERFACE", library.INTERFACE + 1)
+    assert library._open.__wrapped__() is None

@@ -228,8 +228,8 @@ def _warnings(run: RunContext) -> list[str]:
     is_cpu = run.placement.devices[0].platform == "cpu"
     if is_cpu and config.convolution != "direct" and not winograd.is_compiled():
         warnings.append(
-            "The compiled convolution is not installed, so a step takes two to three times as "
-            "long. Run `pip install -e .` where a C++ compiler is available."
+            "The compiled convolution is not installed, or older than this code, so a step takes "
+            "two to three times as long. Run `pip install -e .` where a C++ compiler is available."
         )
     if not config.pretrained and config.unfrozen != ("all",):
         warnings.append(

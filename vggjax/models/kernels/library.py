@@ -17,6 +17,10 @@ from vggjax.errors import ConfigError
 
 LIBRARY = Path(__file__).parent / "native" / "kernels.so"
 
+INTERFACE = 2
+"""Of the calls into the library, in native/dispatch.cc too: another number where their arguments
+change, so that an editable install with new Python code never calls an older library."""
+
 
 def load_library() -> ctypes.CDLL | None:
     """Return the library, set to `VGGJAX_KERNELS`; None for `numpy`, or if it was not built.
@@ -62,6 +66,8 @@ def _select(name: str) -> ctypes.CDLL | None:
 def _open() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(LIBRARY))
+        if library.vggjax_interface() != INTERFACE:
+            return None
         name, use = library.vggjax_kernels_name, library.vggjax_use_kernels
         in_use = library.vggjax_kernels_in_use
     except (OSError, AttributeError):  # not built, or for another machine or version

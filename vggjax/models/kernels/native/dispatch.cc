@@ -54,6 +54,9 @@ int64_t cache_bytes(int level) {
 
 #pragma GCC visibility push(default)
 
+// Returns the number of the interface with Python, which library.py compares with its own.
+extern "C" int64_t vggjax_interface() { return 2; }
+
 // Returns the name of this machine's instruction set `index`, null after the last one.
 extern "C" const char* vggjax_kernels_name(int64_t index) {
   return index >= 0 && index < vggjax::num_supported() ? vggjax::kNames[index] : nullptr;
