@@ -143,6 +143,8 @@ def test_all_settings_of_train_are_in_its_whole_help(capsys, monkeypatch):
         ("train --resume", "The same command with the same --workdir resumes. See"),
         ("train --zzz 1", "Unrecognized options: --zzz 1. See"),
         ("export runs/first", "Missing: OUT. See vggjax export --help."),
+        ("export --zzz x.onnx", "Unrecognized option: --zzz. See vggjax export --help."),
+        ("export runs/first --zzz x.onnx", "Unrecognized option: --zzz. See"),
         ("export empty out.mlmodel", "must end in .onnx, .stablehlo"),
         ("test", "Unknown command 'test'. Did you mean 'evaluate'?"),
         ("evaluate runs/first", "Missing: --workdir. Did you mean --workdir runs/first? See"),

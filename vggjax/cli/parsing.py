@@ -107,7 +107,11 @@ def _refuse(event: Any, argv: list[str], flags: list[str], command: str) -> None
             listed = ", ".join(choices)
             message = f"{argument.display_name()} takes one of {listed}; got {event.value!r}."
         case "BadValue":
-            message = _wrong_value(argument, argv)
+            unknown = [w for w in argv if w.startswith("--") and w.partition("=")[0] not in flags]
+            if argument.is_positional() and unknown:  # which took its place
+                message = _unrecognized(unknown, flags)
+            else:
+                message = _wrong_value(argument, argv)
         case "UnrecognizedArgs":
             message = _unrecognized(event.tokens, flags)
             word, is_given = event.tokens[0], value_of(argv, "dataset") is not None
