@@ -122,6 +122,9 @@ def check_output_file(
             a run's own file.
     """
     path = Path(path).expanduser()
+    if str(path) == "-":
+        way_out = " The standard output is /dev/stdout." if stream else ""
+        raise ConfigError(f"`{field}` is the name of a file; got '-'.{way_out}")
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"`{field}` must be a file in an existing folder; got {printable(path)}.")
     if stream and is_stream(path):

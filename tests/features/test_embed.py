@@ -1,6 +1,7 @@
 """`vggjax embed` and `vggjax similar`, on a small network's weights."""
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -155,6 +156,36 @@ def test_a_new_image_finds_itself_first_and_an_indexed_one_only_others(here, cap
     assert main(["similar", "gone.png", "index.npz"]) == 2
 
 
+def test_an_index_is_searched_from_any_folder(here, capsys, monkeypatch):
+    shutil.copy("photos/b/01.png", "new.png")
+    Path("deep").mkdir()
+    monkeypatch.chdir("deep")
+    assert main(["similar", "../new.png", "../index.npz", "--top", "1"]) == 0
+    assert capsys.readouterr().out == " 1.0000  photos/b/01.png\n"
+    Path("../base.safetensors").rename("../gone")
+    for name in ("../photos/b/01.png", os.path.abspath("../photos/b/01.png")):
+        assert main(["similar", name, "../index.npz"]) == 0  # an image of the index, not itself
+        assert "photos/b/01.png" not in capsys.readouterr().out
+    assert main(["similar", "../new.png", "../index.npz"]) == 2
+    assert "A new image needs the model of the index, base.safetensors" in capsys.readouterr().err
+
+
+def test_an_index_that_moved_alone_still_knows_its_images(here, capsys):
+    Path("deep").mkdir()
+    Path("index.npz").rename("deep/index.npz")
+    Path("base.safetensors").unlink()
+    assert main(["similar", "photos/b/01.png", "deep/index.npz"]) == 0
+    assert "photos/b/01.png" not in capsys.readouterr().out
+
+
+def test_an_index_of_an_older_version_starts_from_the_current_folder(here):
+    index = read_embeddings("index.npz")
+    facts = {key: value for key, value in index.metadata.items() if key != "folder"}
+    Embeddings(index.names, index.vectors, facts).write(Path("old.npz"))
+    shutil.copy("photos/b/01.png", "new.png")
+    assert main(["similar", "new.png", "old.npz"]) == 0
+
+
 def test_an_index_of_other_weights_is_not_searched(here, capsys):
     weights = extract(random_model("tiny"))
     weights["block1_conv1"]["bias"] = weights["block1_conv1"]["bias"] + 1
@@ -198,6 +229,7 @@ def test_other_files_and_settings_are_refused_in_a_sentence(here, capsys):
         ("similar index.npz", "--duplicates or --outliers"),
         ("similar photos/a index.npz --duplicates", "Give the images to search with"),
         ("similar gone.npz --outliers", "There is no file gone.npz"),
+        ("similar photos/a/00.png --outliers", "embed` writes: not in NumPy's format .npz."),
         ("embed photos --out x.csv", "--out must end in .npz, .parquet"),
         ("embed photos --out x.npz --weights none", "random features say little"),
     ):

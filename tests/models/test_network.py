@@ -125,6 +125,7 @@ def test_a_model_is_printed_in_one_line():
             "VGG('vgg16', head='flatten-4096-4096-1000', image_size=224, dtype=float32, "
             "parameters=138,357,544)"
         )
+    assert "head=None," in repr(nnx.eval_shape(lambda: VGG("tiny")))
 
 
 def test_bfloat16_rounds_the_first_layer_once_and_its_images_not_at_all(images):

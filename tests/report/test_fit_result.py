@@ -40,7 +40,8 @@ def test_four_lines_say_how_good_the_run_is_and_what_to_do_next(result):
 
 def test_a_notebook_shows_the_confusion_matrix_and_has_no_script(result):
     page = result._repr_html_()
-    assert "accuracy" in page and re.search(r'<img alt="Confusion matrix" .*data:image/png', page)
+    assert "<b>Test accuracy " in page and "<br>Weights: those of epoch" in page
+    assert re.search(r'<img alt="Confusion matrix" .*data:image/png', page)
     assert "<script" not in page
 
 

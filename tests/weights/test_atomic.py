@@ -159,6 +159,8 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path):
             check_output_file(tmp_path / name, field="out")
     assert names(tmp_path) == before and (tmp_path / "file").read_text() == "old"
     assert check_output_file(tmp_path / "pipe", field="csv", stream=True).name == "pipe"
+    with pytest.raises(ConfigError, match="`csv` is the name of a file; got '-'.*/dev/stdout"):
+        check_output_file("-", field="csv", stream=True)
 
 
 def test_an_output_is_no_input_and_no_file_of_a_run(tmp_path):

@@ -108,7 +108,7 @@ def _training_memory(rows: list[Row], image_size: int, batch_size: int) -> dict[
         "parameters": 4 * sum(row.params + row.statistics for row in rows),
         "gradients": 4 * trained,
         "moments (Adam)": 8 * trained,
-        f"activations, batch of {batch_size}": 4 * max(kept, widest) * batch_size,
+        f"activations of {batch_size} images": 4 * max(kept, widest) * batch_size,
     }
 
 

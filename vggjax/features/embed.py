@@ -4,8 +4,10 @@
 """
 
 import dataclasses
+import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -16,13 +18,14 @@ from flax import nnx
 from vggjax.data.images.decode import DecodedImage
 from vggjax.data.images.preprocess import Preprocessing, preprocess
 from vggjax.data.stream.images import StreamedImage
-from vggjax.errors import ConfigError, DataError, printable
+from vggjax.errors import ConfigError, DataError, WeightsError, printable
 from vggjax.evaluation.imagenet import PUBLISHED_PREPROCESSING, TORCH_PREPROCESSING
 from vggjax.evaluation.predict import stream_outputs
 from vggjax.features.embed_options import DEFAULT_EMBED_OPTIONS, EmbedOptions, Pool
 from vggjax.models.network import Network
 from vggjax.training.run_dir.run_result import load_model
 from vggjax.training.step import map_microbatches
+from vggjax.weights.hub.fetch import is_hub_address
 from vggjax.weights.load import load_pretrained, open_weights
 
 
@@ -129,8 +132,8 @@ def open_embedder(options: EmbedOptions = DEFAULT_EMBED_OPTIONS) -> Embedder:
     return Embedder(network, preprocessing, facts=facts, **cut)
 
 
-def reopen_embedder(metadata: Mapping[str, Any]) -> Embedder:
-    """Open the model that made an index, from its metadata.
+def reopen_embedder(metadata: Mapping[str, Any], folder: Path) -> Embedder:
+    """Open the model that made an index, from its metadata and the folder where it was made.
 
     Raises:
         DataError: it is another model now, or the metadata do not name one.
@@ -139,10 +142,11 @@ def reopen_embedder(metadata: Mapping[str, Any]) -> Embedder:
     try:
         options: dict[str, Any] = {name: metadata[name] for name in ("layer", "pool")}
         if "workdir" in metadata:
-            options["workdir"] = metadata["workdir"]
+            options["workdir"] = _find(metadata["workdir"], folder)
         else:
             size = metadata["preprocessing"]["image_size"]
-            options |= {"weights": metadata["weights"], "model": metadata["model"]}
+            weights = _find(metadata["weights"], folder)
+            options |= {"weights": weights, "model": metadata["model"]}
             options["image_size"] = size
         sha256 = metadata["weights_sha256"]
     except (KeyError, TypeError) as error:
@@ -154,3 +158,23 @@ def reopen_embedder(metadata: Mapping[str, Any]) -> Embedder:
             "embed`."
         )
     return embedder
+
+
+def _find(name: str, folder: Path) -> str:
+    """Return a weight file or run of `folder` under its whole path; other names as they are.
+
+    Raises:
+        WeightsError: it is neither there nor in the current folder.
+    """
+    path = folder / name
+    if path.exists() and name != "imagenet":
+        return str(path)
+    is_path = len(Path(name).parts) > 1 or bool(Path(name).suffix)
+    if is_path and not is_hub_address(name) and not Path(name).expanduser().exists():
+        raise WeightsError(
+            f"A new image needs the model of the index, {printable(name)}, which is not in "
+            f"{printable(os.path.normpath(folder))} any more. Put it back, or make the index again "
+            "with `vggjax embed`.",
+            code="E_FILE",
+        )
+    return name

@@ -26,7 +26,7 @@ from vggjax.evaluation.ray_engine import Stream, ray_outputs
 from vggjax.features.embed import Embedder, open_embedder
 from vggjax.features.embed_options import DEFAULT_EMBED_OPTIONS, EmbedOptions
 from vggjax.features.embedding_store import EmbeddingStore
-from vggjax.features.embeddings import ENDINGS, Embeddings
+from vggjax.features.embeddings import ENDINGS, Embeddings, relative_path
 
 
 def embed_command(
@@ -49,7 +49,9 @@ def embed_command(
     path = check_output_file(out, field="out", endings=ENDINGS, inputs=inputs)
     first, images = peek(peek_usable(open_images(patterns, part=stream.part)), 2)
     embedder = open_embedder(options)
-    store = EmbeddingStore(path, embedder.metadata, embedder.width)
+    folder = relative_path(Path.cwd(), path.parent.resolve())
+    metadata = {**embedder.metadata, "folder": printable(folder)}
+    store = EmbeddingStore(path, metadata, embedder.width)
     if store.known:
         print(f"vggjax: {len(store.known):,} images are there from before", file=sys.stderr)
     if stream.engine == "ray":

@@ -9,6 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,7 +33,21 @@ class Embeddings:
     vectors: np.ndarray
     """float32 (N, D)."""
     metadata: Mapping[str, Any]
-    """`model`, `weights`, `layer`, `pool`, `preprocessing` ..."""
+    """`model`, `weights`, `layer`, `pool`, `preprocessing` ..., and the `folder` where it was
+    made, relative to the file."""
+    folder: Path = Path()
+    """What relative names start from: where the file was made, or the current folder."""
+
+    def name_of(self, path: Path) -> str | None:
+        """Return an image's name here, or None, from whichever folder its path is given."""
+        names = [relative_path(path, self.folder), os.path.abspath(path)]
+        if not (self.folder / path).exists():  # the file has moved without the images
+            names.append(str(path))
+        return next((name for name in map(printable, names) if name in self._name_set), None)
+
+    @cached_property
+    def _name_set(self) -> frozenset[str]:
+        return frozenset(self.names)
 
     def unit_vectors(self) -> np.ndarray:
         """Return the vectors divided by their norms; zeros stay zeros."""
@@ -52,6 +67,14 @@ class Embeddings:
             shape=self.vectors.shape,
             longest=max(map(len, self.names), default=1),
         )
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Return a path as seen from a folder, whole where that is on another drive of Windows."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def write_embeddings(
@@ -109,14 +132,18 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     except ConfigError:
         raise
     except Exception as error:  # of zip, numpy, JSON or pyarrow
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
             f"{printable(path)} is no file of embeddings, as `vggjax embed` writes: {reason}."
         ) from None
-    return Embeddings(tuple(names), vectors.astype(np.float32), metadata)
+    made_in = metadata.get("folder")  # an older version's file has none
+    folder = Path() if made_in is None else path.absolute().parent / str(made_in)
+    return Embeddings(tuple(names), vectors.astype(np.float32), metadata, folder)
 
 
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray, str]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not in NumPy's format .npz")
     with np.load(path, allow_pickle=False) as file:
         return file["names"].tolist(), file["vectors"], str(file["metadata"])
 

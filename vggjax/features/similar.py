@@ -128,11 +128,11 @@ def similar_command(
         _print_matches(_OUTLIERS(index, top))
         return 0
     found, left_out = _query_vectors(queries, index)
-    for name, vector in found.items():
+    for path, vector in found.items():
         if len(found) > 1:
-            print(f"\n{name}")
-        matches = most_similar(index, vector, top + 1)
-        _print_matches([match for match in matches if match.name != name][:top])
+            print(f"\n{printable(path)}")
+        itself, matches = index.name_of(path), most_similar(index, vector, top + 1)
+        _print_matches([match for match in matches if match.name != itself][:top])
     return 3 if left_out else 0
 
 
@@ -141,20 +141,22 @@ _OUTLIERS = outliers  # the flag has the same name
 
 def _query_vectors(
     queries: Sequence[str], index: Embeddings
-) -> tuple[dict[str, np.ndarray], dict[Path, str]]:
+) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
     """Return the vectors of images, of the index where it has them, and those left out."""
     known = dict(zip(index.names, index.vectors, strict=True))
     images = list(open_images(queries))
-    new = [image for image in images if printable(image.path) not in known]
+    found = {image.path: known[name] for image in images if (name := index.name_of(image.path))}
+    new = [image for image in images if image.path not in found]
     left_out = {image.path: image.reason for image in new if image.reason}
     if new and len(left_out) < len(images):
         print("vggjax: loading the model of the index", file=sys.stderr)
-        embedded, left_out = embed_images(reopen_embedder(index.metadata), new)
-        known |= dict(zip(embedded.names, embedded.vectors, strict=True))
+        embedded, left_out = embed_images(reopen_embedder(index.metadata, index.folder), new)
+        vectors = dict(zip(embedded.names, embedded.vectors, strict=True))
+        usable = (image.path for image in new if image.path not in left_out)
+        found |= {path: vectors[printable(path)] for path in usable}
     if len(left_out) == len(images):
         raise nothing_usable(len(left_out), *next(iter(left_out.items())))
-    wanted = [printable(image.path) for image in images if image.path not in left_out]
-    return {name: known[name] for name in wanted}, left_out
+    return {image.path: found[image.path] for image in images if image.path in found}, left_out
 
 
 def _print_matches(matches: Sequence[Match]) -> None:

@@ -176,11 +176,10 @@ def stylize_command(
     Raises:
         ConfigError, DataError, WeightsError: settings, images or weights that cannot be used.
     """
-    if size < 32 or preview_every < 1:
-        raise ConfigError(
-            f"`size` must be 32 or more and `preview_every` above 0; got {size} and "
-            f"{preview_every}."
-        )
+    if size < 32:
+        raise ConfigError(f"`size` must be 32 or more; got {size}.")
+    if preview_every < 1:
+        raise ConfigError(f"`preview_every` must be above 0; got {preview_every}.")
     if weights == "none":
         raise ConfigError("`weights` must be a file or imagenet; random ones know no style.")
     inputs = [Path(content), Path(style)]

@@ -291,7 +291,7 @@ class Network(nnx.Module):
         """Return the network, its head, image size, dtype and number of parameters in one line."""
         params = jax.tree.leaves(nnx.state(self, nnx.Param))
         return (
-            f"{type(self).__name__}({self.arch.name!r}, head={str(self.head)!r}, "
+            f"{type(self).__name__}({self.arch.name!r}, head={self.head and str(self.head)!r}, "
             f"image_size={self.image_size}, dtype={self.dtype}, "
             f"parameters={sum(math.prod(x.shape) for x in params):,})"
         )

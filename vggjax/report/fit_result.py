@@ -97,7 +97,10 @@ class FitResult:
         return "\n".join(f"{name:<8} {text}" for name, text in lines.items())
 
     def _repr_html_(self) -> str:
-        lines = [f"<b>{html.escape(self._headline)}</b>", html.escape(self._best)]
+        lines = [
+            f"<b>Test {html.escape(self._headline)}</b>",
+            f"Weights: {html.escape(self._best)}",
+        ]
         if self.report is not None:
             link = html.escape(self.report.resolve().as_uri())
             lines.append(f'Report: <a href="{link}">{html.escape(printable(self.report))}</a>')
