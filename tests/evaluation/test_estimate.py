@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_an_estimate_reads_no_test_image_and_writes_nothing(tmp_path, monkeypatc
     assert json.loads(json.dumps(result.to_json()))["more_images"] == 72
     text = str(result)
     assert "of the 6 test images after training on 18; always guessing" in text
+    assert re.search(r"frequent class gives \d+ %\.", text)
     assert "Four times the images, 72, would give about" in text
     flags = [
         "--images",

@@ -41,6 +41,7 @@ def test_the_suggestion_is_near_the_steepest_descent(steepest, seed):
 def test_the_suggestion_is_at_most_a_third_of_the_lowest_loss_s_rate():
     rate_test = read_curve("head", RATES, curve(1e-2, ruin=1.5e-2))
     assert rate_test.suggestion == float(f"{rate_test.least / 3:.1e}") < rate_test.steepest
+    assert len(repr(rate_test)) < 200  # without the curve
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -92,7 +92,7 @@ class Estimate:
         lines.append(
             f"Expect about {_percent(self.accuracy, self.interval)} of the {self.test_images:,} "
             f"test images after training on {self.train_images:,}; always guessing the most "
-            f"frequent class gives {self.majority:.0%}."
+            f"frequent class gives {100 * self.majority:.0f} %."
         )
         if self.most_images is not None:
             lines.append(

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,10 +39,10 @@ class RateTest:
     """The curve of a range test and the learning rates read from it; None if there is none."""
 
     stage: str
-    rates: tuple[float, ...]
-    losses: tuple[float, ...]
+    rates: tuple[float, ...] = field(repr=False)
+    losses: tuple[float, ...] = field(repr=False)
     """Loss of each step, before its update."""
-    smoothed: tuple[float, ...]
+    smoothed: tuple[float, ...] = field(repr=False)
     """Centered moving average of the losses."""
     steepest: float | None = None
     """Where the loss falls fastest."""
