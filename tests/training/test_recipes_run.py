@@ -4,6 +4,7 @@ tfds prepares the lessons' datasets from archives that tfds_archives.py writes; 
 the network "tiny" and cut what is large.
 """
 
+import dataclasses
 import html
 
 import pytest
@@ -12,7 +13,9 @@ from support.tiny_run import make_images
 from support.training_runs import pretend_pretrained
 
 from vggjax.cli.main import main
+from vggjax.errors import with_flags
 from vggjax.models.convnets import find_arch
+from vggjax.training.config import Config
 from vggjax.training.recipes import RECIPES
 from vggjax.weights.weight_file import read_weights
 
@@ -77,7 +80,8 @@ def run_recipe(name, folder, images, *flags):
 def assert_finished(workdir, name):
     page = html.unescape((workdir / "report.html").read_text(encoding="utf-8"))
     assert RECIPES[name].title in page
-    assert RECIPES[name].teaches in page
+    settings = [field.name for field in dataclasses.fields(Config)]
+    assert with_flags(RECIPES[name].teaches, settings) in page
     assert (workdir / "model.json").exists()
 
 

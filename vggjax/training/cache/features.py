@@ -297,12 +297,12 @@ class _Filling:
         masked = set(union_over_processes(dict.fromkeys(masked, True)))
         loader.unreadable.update(union_over_processes(dict(loader.unreadable)))
         num_images = len(numbers) * len(own)
-        rate = f" ({throughput.images_per_s():.0f} images/s)" if num_images > num_stored else ""
+        seconds, rate = throughput.seconds(), ""
+        if num_images > num_stored and seconds >= 0.5:  # less says nothing of the images to come
+            rate = f" ({throughput.images_per_s():.0f} images/s)"
         earlier = f", {num_stored:,} of them by an earlier process" if num_stored else ""
         size = megabytes(sum(view.nbytes for view in views.values()))
-        console.print(
-            f"{title}: {num_images:,} in {throughput.seconds():.0f} s{rate}{earlier}, {size}"
-        )
+        console.print(f"{title}: {num_images:,} in {seconds:.0f} s{rate}{earlier}, {size}")
         return CachedFeatures(images, views, masked, functools.partial(_choose, run))
 
     def _compute(self, store: Store, loader: Any, compute: Callable[..., Any]) -> None:
