@@ -147,8 +147,9 @@ def test_a_checkpoint_that_a_kill_left_without_its_manifest_yields_to_an_intact_
 ):
     save(tmp_path, state, [1, 2])
     os.remove(tmp_path / "checkpoints" / "2" / MANIFEST)
-    assert latest(tmp_path, strict=True)[0].step == 1
-    assert kept(tmp_path) == [1]
+    progress, notes = latest(tmp_path, strict=True)
+    assert progress.step == 1 and kept(tmp_path) == [1]
+    assert any("Deleted the checkpoint of step 2" in note for note in notes)
 
 
 def test_a_manifest_names_every_file(tmp_path, state):

@@ -327,3 +327,12 @@ def test_microbatches_give_what_the_whole_batch_gives(count):
     np.testing.assert_array_equal(rows, images[:, :2, 3])
     np.testing.assert_allclose(outputs, images.mean((1, 2)), rtol=1e-4)
     assert max(sizes) <= 8
+
+
+def test_top5_counts_a_label_among_the_five_largest_logits_of_equals_the_first():
+    logits = np.random.default_rng(0).integers(0, 4, (200, 9)).astype(np.float32)  # many are equal
+    label = np.arange(200) % 9
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    batch = {"label": jnp.asarray(label), "mask": jnp.ones(200)}
+    sums = metric_sums(jnp.asarray(logits), batch)
+    assert sums["top5"] == (best == label[:, None]).any(axis=1).sum()

@@ -108,6 +108,10 @@ class Checkpoints:
             if any((path / MANIFEST).exists() for path in intact):
                 shutil.rmtree(newest)
                 intact.remove(newest)
+                self.notes.append(
+                    f"Deleted the checkpoint of step {newest.name}, whose process was killed "
+                    "before its check sums were written: the one before it is used."
+                )
         self._verified = {int(path.name) for path in intact}
 
     def _finish(self, step: int) -> None:
