@@ -176,7 +176,7 @@ def keras_features(photos: Path, weights: Path, *, epochs: int) -> dict[str, Any
     return {"val": history, "accuracy": accuracy}
 
 
-def torch_head(photos: Path) -> dict[str, Any]:
+def torch_head(photos: Path, *, is_bfloat16: bool) -> dict[str, Any]:
     """Train a head for an epoch, the base frozen under `no_grad`; evaluate val and test.
 
     The base has random weights, so there is no accuracy: an epoch counts as if it were enough.
@@ -213,9 +213,10 @@ def torch_head(photos: Path) -> dict[str, Any]:
             data[split], BATCH, shuffle=split == "train", num_workers=2
         )
         for x, y in loader:
-            with torch.no_grad():
-                maps = base(x.contiguous(memory_format=torch.channels_last))
-            yield head(maps), y
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+                maps = base(x)
+            yield head(maps.float()), y
 
     for logits, y in logits_of("train"):
         tx.zero_grad(set_to_none=True)
@@ -228,7 +229,8 @@ def torch_head(photos: Path) -> dict[str, Any]:
     return {}
 
 
-SCRIPTS = ("keras-head", "keras-block5", "keras-features", "torch-head")
+FEATURES = ("keras-features", "keras-features-bfloat16", "torch-head", "torch-head-bfloat16")
+SCRIPTS = ("keras-head", "keras-block5", *FEATURES)
 
 
 def main() -> None:
@@ -239,9 +241,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--state", type=Path)
     args = parser.parse_args()
-    if args.work == "torch-head":
-        result = torch_head(args.photos)
-    elif args.work == "keras-features":
+    is_bfloat16 = args.work.endswith("bfloat16")
+    if args.work.startswith("torch-head"):
+        result = torch_head(args.photos, is_bfloat16=is_bfloat16)
+    elif args.work in FEATURES:
+        if is_bfloat16:
+            import keras
+
+            keras.config.set_dtype_policy("mixed_bfloat16")
         result = keras_features(args.photos, args.weights, epochs=args.epochs)
     else:
         result = keras_stage(

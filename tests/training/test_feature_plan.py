@@ -81,6 +81,19 @@ def test_the_size_counts_the_views_of_the_training_images(config_of, settings, v
     assert plan.size_bytes == (18 * len(views) + 12) * 4 * 2 * 2 * 8  # 2 x 2 px, 8 channels
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"unfreeze": "none", "head_epochs": None, "epochs": None},
+        {"unfreeze": "block5", "head_epochs": 1, "epochs": 2},
+    ],
+)
+def test_a_solved_head_has_every_cached_view(config_of, settings):
+    solved = {"head": "gap-classes", "head_solver": "lbfgs"}
+    plans = prepare_run(config_of("run", **AUGMENTED | settings | solved | {"cached_views": 5}))
+    assert {plan.views for plan in plans.feature_plans.values()} == {(0, 1, 2, 3, 4)}
+
+
 def test_the_stages_share_the_memory_and_a_cut_is_kept_once(config_of):
     def where(**settings):
         plans = prepare_run(config_of("run", image_size=512, **settings)).feature_plans

@@ -157,13 +157,16 @@ def plan_features(
         return {}
     plans: dict[str, FeaturePlan] = {}
     room = _Room(config, workdir)
+    # Steps draw one view of each image per pass; a solver has all of them at once.
+    is_any_solved = any(solves_head(config, stage) for stage in stages)
     source: FeaturePlan | None = None
     for stage in reversed(stages):
         cut = find_cut(model, label_layers(model, stage.unfreeze))
         steps = (stage.first_epoch + stage.epochs) * steps_per_epoch
         views = flips
         if requested:
-            views = tuple(range(min(requested, math.ceil(steps / steps_per_pass))))
+            drawn = requested if is_any_solved else math.ceil(steps / steps_per_pass)
+            views = tuple(range(min(requested, drawn)))
         is_solved = solves_head(config, stage)
         has_baselines = config.baselines and stage is stages[0]
         is_needed = requested or is_solved or has_baselines
