@@ -20,7 +20,7 @@ def test_a_card_states_figures_data_and_license(run, tmp_path):
     assert path == run / "README.md"
     text, evaluation = path.read_text("utf-8"), json.loads((run / "eval.json").read_text())
     low, high = evaluation["accuracy_interval"]
-    assert f"**{evaluation['accuracy']:.1%}** (95 % interval {low:.1%} to {high:.1%})" in text
+    assert f"**{evaluation['accuracy']:.1%}** (95% interval {low:.1%} to {high:.1%})" in text
     assert "On 12 test images" in text and "pipeline_tag" in text and "not recorded" in text
     assert "\\<i\\>rose & co" in text and "<i>" not in text and "薔薇" in text
     assert str(tmp_path) not in text, "a folder of this machine"

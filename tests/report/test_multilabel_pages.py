@@ -66,7 +66,7 @@ def test_predictions_have_the_labels_and_a_probability_for_each_class(run):
 
 def test_the_page_shows_map_thresholds_and_co_occurrence(run, page):
     result = json.loads((run / "eval.json").read_text())
-    assert f"{result['mAP']:.1%} mAP; 95 % interval" in page.words.replace("\xa0", " ")
+    assert f"{result['mAP']:.1%} mAP; 95% interval" in page.words.replace("\xa0", " ")
     for row in result["per_class"]:
         for key in ("average_precision", "f1", "threshold"):
             assert f"{row[key]:.1%}" in page.section("classes")

@@ -59,7 +59,7 @@ def test_the_page_shows_the_metrics_of_the_evaluation(written):
     run, page = written
     result = json.loads((run / "eval.json").read_text())
     low, high = result["accuracy_interval"]
-    assert f"{result['accuracy']:.1%} accuracy; 95 % interval {low:.1%} to {high:.1%}" in (
+    assert f"{result['accuracy']:.1%} accuracy; 95% interval {low:.1%} to {high:.1%}" in (
         page.words.replace("\xa0", " ")
     )
     for row in result["per_class"]:

@@ -321,7 +321,7 @@ def print_summary(result: dict[str, Any]) -> None:
         low, high = result["accuracy_interval"]
         print_line(
             f"[bold]{result['accuracy']:.1%}[/] of {result['num_examples']:,} {images} classified "
-            f"correctly (95 % interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
+            f"correctly (95% interval {low:.1%} to {high:.1%}), loss {result['loss']:.3f}"
             + (f", top-5 {result['top5']:.1%}" if "top5" in result else "")
         )
     for baseline in result.get("baselines", []):

@@ -135,7 +135,7 @@ def describe(result: dict[str, Any], images: str) -> str:
     low, high = result["mAP_interval"]
     f1_low, f1_high = result["macro_f1_interval"]
     return (
-        f"[bold]mAP {result['mAP']:.1%}[/] (95 % interval {low:.1%} to {high:.1%}) on "
+        f"[bold]mAP {result['mAP']:.1%}[/] (95% interval {low:.1%} to {high:.1%}) on "
         f"{result['num_examples']:,} {images}, macro F1 {result['macro']['f1']:.1%} ({f1_low:.1%} "
         f"to {f1_high:.1%}), micro F1 {result['micro']['f1']:.1%}, loss {result['loss']:.3f}; all "
         f"labels right on {result['exact_match']:.1%} of the images"

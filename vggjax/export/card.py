@@ -95,7 +95,7 @@ def _figures(files: RunFiles) -> str:
     evaluation, headline = files.evaluation, files.headline
     low, high = headline.interval
     text = f"On {evaluation['num_examples']:,} {evaluation['split']} images: {headline.name} "
-    text += f"**{headline.value:.1%}** (95 % interval {low:.1%} to {high:.1%}), "
+    text += f"**{headline.value:.1%}** (95% interval {low:.1%} to {high:.1%}), "
     text += f"macro F1 {evaluation['macro']['f1']:.1%}, loss {evaluation['loss']:.3f}."
     if evaluation["num_examples"] < 100:
         text += " So few images leave the true figure uncertain: see the interval."

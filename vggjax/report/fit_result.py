@@ -114,9 +114,9 @@ class FitResult:
     @property
     def _headline(self) -> str:
         name, value, (low, high) = self._files.headline
-        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        interval = f"95% interval {low:.1%} to {high:.1%}"
         count = self.evaluation["num_examples"]
-        return f"{name} {100 * value:.1f} % ({interval}) of {count:,} images"
+        return f"{name} {value:.1%} ({interval}) of {count:,} images"
 
     @property
     def _best(self) -> str:
