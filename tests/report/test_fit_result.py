@@ -34,7 +34,7 @@ def result(tmp_path_factory, flowers):
 def test_four_lines_say_how_good_the_run_is_and_what_to_do_next(result):
     lines = repr(result).splitlines()
     assert len(lines) == 4 and str(result) == repr(result)
-    assert f"accuracy {100 * result.evaluation['accuracy']:.1f} %" in lines[0]
+    assert f"accuracy {result.evaluation['accuracy']:.1%} (95% interval " in lines[0]
     assert "report.html" in lines[2] and f"--workdir {result.workdir}" in lines[3]
 
 
