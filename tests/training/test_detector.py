@@ -15,6 +15,7 @@ from vggjax.cli.parsing import flag_of, parse
 from vggjax.training.collapse.detector import Collapse, CollapseDetector, PriorBaseline, diagnose
 from vggjax.training.config import Config
 from vggjax.training.freezing import plan_stages
+from vggjax.training.recipes import RECIPES
 
 BALANCED = [100] * 10
 
@@ -286,6 +287,20 @@ def test_a_low_rate_is_raised_unless_the_loss_is_not_finite():
 
 def test_after_a_recovery_the_present_rate_counts():
     assert "`learning_rate` 0.0001" in advice_for(learning_rate=1e-2, factor=0.1)[1]
+
+
+def test_a_rate_per_block_counts_as_the_backbones_highest():
+    rates = dict(unfreeze=("block5",), head_epochs=2, backbone_learning_rate=1e-3)
+    assert advice_for(**rates, layer_decay=0.5) == advice_for(**rates)
+    assert "`backbone_learning_rate` 1e-06" in advice_for(**rates, layer_decay=0.5)[1]
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if RECIPES[name].trains])
+def test_the_stages_of_every_recipe_can_be_diagnosed(recipe):
+    config = Config(**RECIPES[recipe].settings)
+    for stage in plan_stages(config):
+        causes, advice = diagnose(config, stage)
+        assert causes and len(advice) >= len(causes)
 
 
 def test_nothing_is_advised_that_the_run_has_already():

@@ -330,8 +330,9 @@ def diagnose(
                 "destroy them",
                 f"`stages` {_gradual_stages(config)}",
             )
-        if rates["backbone"] > 0.1 * rate:
-            cause = f"pretrained layers learn at {rates['backbone']:.2g}, as fast as the head"
+        fastest = max(peak for label, peak in rates.items() if label != "head")
+        if fastest > 0.1 * rate:
+            cause = f"pretrained layers learn at {fastest:.2g}, as fast as the head"
             add(cause, f"`backbone_learning_rate` {rate / 1000:.2g}")
     if not config.warmup_epochs:
         add("the learning rate has no warmup", "`warmup_epochs` 1")
