@@ -372,14 +372,18 @@ def old_rows(table: str) -> dict[str, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="*", choices=[*LESSONS, []], default=[])
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("runs/lessons"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("name", nargs="*", help=f"of {', '.join(LESSONS)}; all by default")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="a folder per dataset")
+    parser.add_argument("--weights", type=Path, help="the base of VGG16 as Keras publishes it")
+    parser.add_argument("--work", type=Path, default=Path("runs/lessons"), help="of the runs")
+    parser.add_argument("--seeds", type=int, default=3, help="of a lesson that is not long")
     parser.add_argument("--longest", type=float, default=4, help="minutes; more get one seed")
     parser.add_argument("--tables", action="store_true", help="only write the tables")
     args = parser.parse_args(argv)
+    if unknown := [name for name in args.name if name not in LESSONS]:
+        parser.error(f"unknown lesson {unknown[0]!r}; choose of {', '.join(LESSONS)}")
+    if not args.tables and not args.data.is_dir():
+        parser.error(f"there is no folder {args.data}; give the one of the datasets by --data")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the seed's process as well
     failed = []
     if not args.tables:

@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.runs:
         rows = [row for run in args.runs for row in measure_batch_norm(run)]
         first = Row("none", rows[0].right, rows[0].right, [])
-        remark = f"Recipe of the run: `{args.runs[0].name}`; {describe_machine()}"
+        remark = f"Run: `{args.runs[0].name}`; {describe_machine()}"
         write_table(args.page, "batch-norm", [first, *rows], remark=remark)
 
 

@@ -8,10 +8,12 @@ import pytest
 from support.tiny_run import CLASSES, make_images, make_run
 
 from vggjax.cli.main import main
+from vggjax.data.sources.open import open_source
 from vggjax.data.sources.options import DatasetOptions
 from vggjax.errors import ConfigError, DataError
 from vggjax.evaluation.evaluate import evaluate
 from vggjax.training.config import read_config
+from vggjax.training.run_dir.contents import Contents, write_contents
 from vggjax.training.trainer import train
 
 
@@ -57,6 +59,18 @@ def test_a_finished_run_is_not_trained_again_and_remembers_where_its_data_lies(f
     train(type(config).from_json(json.dumps(json.loads(config.to_json()) | moved)))
     assert "run is already trained" in capsys.readouterr().out
     assert evaluate("run")["dataset"] == str(folder / "new" / "flowers")
+
+
+@pytest.mark.parametrize("command", [["report", "run"], ["evaluate", "--workdir", "run"]])
+def test_a_part_of_the_images_in_another_place_is_another_dataset(folder, capsys, command):
+    contents = Contents(open_source("new/flowers"))
+    contents.add_all(1, None)
+    write_contents(Path("run"), contents.states())
+    Path("new/flowers/daisy/00.png").unlink()
+    before = [Path("run", name).read_bytes() for name in ("eval.json", "config.json")]
+    assert main([*command, "--dataset", "new/flowers"]) == 2
+    assert "trained on: gone: daisy/00.png" in capsys.readouterr().err
+    assert [Path("run", name).read_bytes() for name in ("eval.json", "config.json")] == before
 
 
 @pytest.mark.parametrize("command", [["report", "run"], ["evaluate", "--workdir", "run"]])

@@ -90,7 +90,7 @@ def test_every_recipe_is_a_valid_config_and_its_command_gives_it(name, monkeypat
     configs = []
     monkeypatch.setattr("vggjax.api.fit", lambda config: configs.append(config) or 1 / 0)
     words = shlex.split(command_of(name))
-    assert words[:2] == ["python", "train.py"]
+    assert words[:2] == ["vggjax", "train"]
     with pytest.raises(ZeroDivisionError):
         main(["train", *words[2:]])
     field, example, _ = RECIPES[name].needs or ("recipe", name, "")
@@ -108,7 +108,7 @@ def test_a_recipe_wins_over_the_default_and_a_flag_over_the_recipe():
 def test_a_recipe_without_the_setting_that_it_needs_is_refused():
     with pytest.raises(ConfigError, match="unpacked folder of Fruits 360: give `dataset`"):
         make_config("fruits")
-    with pytest.raises(ConfigError, match="give `start_from`, as in runs/flowers"):
+    with pytest.raises(ConfigError, match="give `start_from`, as in runs/flowers-augmented"):
         make_config("flowers-finetune", dataset="photos")
     assert make_config("flowers-finetune", start_from="run").start_from == "run"
 
@@ -165,7 +165,7 @@ def test_the_recipes_command_lists_all_or_describes_one(capsys, monkeypatch):
     assert main(["recipes", "cifar10-collapse"]) == 0
     stdout = " ".join(capsys.readouterr().out.split())
     assert RECIPES["cifar10-collapse"].teaches in stdout
-    assert "python train.py --recipe cifar10-collapse" in stdout
+    assert "vggjax train --recipe cifar10-collapse" in stdout
     assert main(["recipes", "cifar10-colapse"]) == 2
     assert "Did you mean 'cifar10-collapse'" in capsys.readouterr().err
 
@@ -203,7 +203,15 @@ def test_best_tunes_small_images_with_crops_where_layers_are_unfrozen(tmp_path):
     assert (config.crop_range, config.epochs, config.head_epochs) == ((0.5, 1.0), 10, 1)
     staged = make_config("best", dataset=images, stages=("head:2", "block5:3"))
     assert (staged.crop_range, staged.num_epochs) == ((0.5, 1.0), 5)
-    assert choose_for(2000, 49, unfreezes=True) == choose_for(2000, 49)
+    medium, plain = choose_for(2000, 49, unfreezes=True), choose_for(2000, 49)
+    assert (medium.recipe, medium.settings) == (plain.recipe, plain.settings)
+    assert medium.reason.startswith(f"{plain.reason}; the layers of")
+
+
+def test_best_without_pretrained_weights_trains_every_layer(tmp_path):
+    images = str(make_images(tmp_path / "images", ("a", "b"), each=10))
+    config = make_config("best", dataset=images, weights="none")
+    assert (config.recipe, config.unfreeze, config.head_solver) == ("scratch", ("all",), "steps")
 
 
 def test_best_becomes_the_chosen_recipe_and_a_flag_wins(tmp_path, monkeypatch, capsys):

@@ -211,7 +211,7 @@ def print_recipes(console: Console) -> None:
     console.print(table)
     lines = (
         "",
-        "Run one:       python train.py --recipe NAME, and any flag; a flag wins over the recipe.",
+        "Run one:       vggjax train --recipe NAME, and any flag; a flag wins over the recipe.",
         "Describe one:  vggjax recipes NAME",
     )
     console.print("\n".join(lines), markup=False, highlight=False)

@@ -436,7 +436,7 @@ def _newest_run() -> Path:
     if not runs:
         raise ConfigError(
             "There is no finished run in runs/. Give `workdir`, or `weights` and `model`, or train "
-            "a model: python train.py."
+            "a model: vggjax train."
         )
     newest = max(runs, key=lambda run: (run / "model.json").stat().st_mtime)
     print(f"vggjax: using the newest run, {printable(newest)}", file=sys.stderr)

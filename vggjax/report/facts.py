@@ -90,6 +90,8 @@ def _describe_duration(rows: list[dict[str, Any]]) -> str:
 
 
 def _describe_optimizer(config: Config) -> str:
+    if config.takes_no_steps:
+        return f"L-BFGS, its penalty chosen on val, label smoothing {config.label_smoothing:g}"
     parts = [config.optimizer, f"learning rate {config.learning_rate:g}"]
     if config.backbone_learning_rate is not None:
         parts.append(f"{config.backbone_learning_rate:g} for the backbone")

@@ -242,9 +242,10 @@ def _draw_bins(axes: "Axes", histogram: "Axes", measured: Reliability) -> Toolti
     tooltips = {}
     for number, column in enumerate(columns):
         column.set_gid(f"bin-{number}")
+        unit = "prediction" if counts[number] == 1 else "predictions"
         tooltips[f"bin-{number}"] = [
             f"confidence {lefts[number]:.0%} to {rights[number]:.0%}: {counts[number]:,} "
-            f"predictions, accuracy {accuracies[number]:.1%}, mean confidence "
+            f"{unit}, accuracy {accuracies[number]:.1%}, mean confidence "
             f"{measured.confidence[number]:.1%}"
         ]
     return tooltips

@@ -217,8 +217,12 @@ class Config(
         """Epochs of the run."""
         if self.stages:
             return sum(stage.epochs for stage in self.planned_stages)
-        is_solved = self.head_solver == "lbfgs" and self.unfreeze == ("none",)
-        return self.epochs or (1 if is_solved else 6)
+        return self.epochs or (1 if self.takes_no_steps else 6)
+
+    @property
+    def takes_no_steps(self) -> bool:
+        """Whether the head is solved at once and nothing else trains."""
+        return self.head_solver == "lbfgs" and self.unfrozen == ("none",)
 
     @property
     def planned_stages(self) -> tuple[Stage, ...]:

@@ -162,6 +162,8 @@ def _describe_batch(run: RunContext) -> str:
 
 
 def _describe_optimizer(config: Config) -> str:
+    if config.takes_no_steps:
+        return f"L-BFGS, label smoothing {config.label_smoothing:g}"
     parts = [f"{config.optimizer}, {config.schedule} schedule"]
     if config.schedule == "plateau":
         parts[0] += f" (x {config.plateau_factor:g} after {config.plateau_patience} epochs)"

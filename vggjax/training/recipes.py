@@ -1,7 +1,7 @@
 """Recipes: named settings, each with what it teaches. Default < recipe < flag.
 
 `figure` is what the lesson's own author reports, on the real data; what this package measured is in
-the README, beside the command.
+docs/lessons.md, beside the command.
 """
 
 from collections.abc import Collection, Mapping
@@ -163,7 +163,7 @@ RECIPES: dict[str, Recipe] = {
         _FLOWERS_AUGMENTED | dict(
             unfreeze=("block5",), head_epochs=0, learning_rate=1e-6, backbone_learning_rate=1e-6,
         ),
-        needs=("start_from", "runs/flowers", "the folder of a flowers-augmented run"),
+        needs=("start_from", "runs/flowers-augmented", "the folder of a flowers-augmented run"),
     ),
     "cifar10-frozen": Recipe(
         "A frozen VGG16 on 32 px images",
@@ -350,10 +350,10 @@ RECIPES: dict[str, Recipe] = {
         chooses=True,
     ),
     "finetune": Recipe(
-        "The head first, then block5 with it",
+        "The head first, then pretrained layers with it",
         "A random head would send meaningless gradients into the pretrained layers, so it trains "
-        "alone first. Then the last block joins in, at a hundredth of the learning rate: adjusted, "
-        "not relearned.",
+        "alone first. Then the last block joins in, or what `unfreeze` names, at a small learning "
+        "rate: adjusted, not relearned.",
         _OWN,
         settings=dict(unfreeze=("block5",)),
     ),
@@ -473,4 +473,4 @@ def command_of(recipe: str) -> str:
         return "vggjax predict PHOTO.jpg --weights imagenet --model vgg16"
     name, example, _ = RECIPES[recipe].needs or ("", "", "")
     needed = f" --{name.replace('_', '-')} {example}" if name else ""
-    return f"python train.py --recipe {recipe}{needed}"
+    return f"vggjax train --recipe {recipe}{needed}"

@@ -262,8 +262,11 @@ def load_run_result(
     check_no_links(workdir)
     config = read_config(workdir)
     if dataset is not None:
-        config = replace(config, dataset=place_of(dataset) or dataset)
-        source = open_training_data(workdir, config, source)
+        was, dataset = config.dataset, place_of(dataset) or dataset
+        config = replace(config, dataset=dataset)
+        # A folder with a part of the images is another dataset, unless it is the run's own.
+        is_moved = dataset not in (was, place_of(was))
+        source = open_training_data(workdir, config, source, is_whole=is_moved)
 
     def load(read: Callable[..., T], *arguments: Any) -> T | None:
         try:
@@ -285,11 +288,13 @@ def load_run_result(
     return RunResult(workdir, config, model, info, source, splits, counts, None, missing_data)
 
 
-def open_training_data(workdir: Path, config: Config, source: Source | None = None) -> Source:
+def open_training_data(
+    workdir: Path, config: Config, source: Source | None = None, *, is_whole: bool = False
+) -> Source:
     """Open the dataset that a run was trained on; raise VggjaxError if it is missing or changed.
 
-    Images that vanished since are in it, as unreadable. `source` is the dataset, if it was opened
-    already.
+    Images that vanished since are in it, as unreadable, unless it is to be whole. `source` is the
+    dataset, if it was opened already.
     """
     facts = read_data_facts(workdir)
     if facts is None:
@@ -303,7 +308,8 @@ def open_training_data(workdir: Path, config: Config, source: Source | None = No
         if scan.source is None or len(scan.faults) > bool(scan.missing):
             raise DataError(scan.faults[0])
         source = scan.source
-    source = with_missing_images(workdir, source, facts)
+    if not is_whole:
+        source = with_missing_images(workdir, source, facts)
     check_data(workdir, source)
     return source
 

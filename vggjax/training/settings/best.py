@@ -42,6 +42,8 @@ def choose_recipe(config: Config) -> Choice:
     Raises:
         VggjaxError: the data cannot be used, or an image cannot be read.
     """
+    if not config.pretrained:
+        return Choice("scratch", {}, "`weights` is none, so every layer trains from random weights")
     source = open_source(config.dataset, data_dir=config.data_dir, options=config)
     train = make_splits(source, parse_split(config.split), config.seed)["train"]
     rows = train[:: -(-len(train) // SAMPLED_IMAGES)]
@@ -84,5 +86,8 @@ def choose_for(
         return Choice("finetune", {"image_size": size} | _TUNING, reason)
     else:
         settings = {"image_size": size, "head": head}
-        return Choice("linear", settings, f"{images}, and a solved head did best on such images")
+        reason = f"{images}, and a solved head did best on such images"
+        if unfreezes:
+            reason += "; the layers of `unfreeze` or `stages` are tuned from there"
+        return Choice("linear", settings, reason)
     return Choice("finetune", {"image_size": size}, reason)
