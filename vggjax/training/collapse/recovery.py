@@ -179,7 +179,9 @@ class CollapseMonitor:
 
 
 def _advice(collapse: Collapse) -> str:
-    return f"Try {', or '.join(collapse.advice)}"
+    replaced = " in place of `epochs`, `head_epochs` and `unfreeze`"
+    settings = [each + replaced * each.startswith("`stages`") for each in collapse.advice]
+    return f"Try {', or '.join(settings)}"
 
 
 def resume_from_eval_params(state: TrainState) -> TrainState:
