@@ -361,7 +361,7 @@ def processors_of(measured: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     for name, own in measured.items():
         names.setdefault(own[-1]["processor"], []).append(f"`{name}`")
     first, *others = sorted(names, key=lambda processor: -len(names[processor]))
-    return "; ".join([first, *(f"{' and '.join(names[each])} on {each}" for each in others)])
+    return "; ".join([first, *(f"{', '.join(names[each])} on {each}" for each in others)])
 
 
 def old_rows(table: str) -> dict[str, list[str]]:
